@@ -1,0 +1,5 @@
+"""Pretext tasks: one file each, holding arguments, head and loss."""
+
+from bissl_fast.pretext.simclr import SimCLR
+
+__all__ = ["SimCLR"]

@@ -1,0 +1,209 @@
+"""The step loop that every stage shares: logging, checkpoints, interruption, non-finite numbers."""
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from rich.console import Console
+
+from bissl_fast.errors import UserError
+from bissl_fast.training.files import load_checkpoint, save_checkpoint
+from bissl_fast.training.interruption import Interrupted, Interruption
+from bissl_fast.training.tracking import Metrics, ProgressBar
+
+Values = Mapping[str, "torch.Tensor | float"]
+
+
+class Task(Protocol):
+    """What a stage does in one step. All that a step changes is in ``state``; the rest follows from its index."""
+
+    steps: int
+    images_per_step: int
+    log_every: int
+
+    def step(self, index: int) -> Values:
+        """Step ``index`` (0-based); returns scalars and vectors to log, left on their device."""
+
+    def state(self) -> dict[str, Any]: ...
+
+    def restore(self, state: dict[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """How a run is watched and kept. None of it changes a result.
+
+    Attributes:
+        checkpoint_seconds: time between checkpoints; 0 writes one after each step.
+    """
+
+    checkpoint_seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        if not self.checkpoint_seconds >= 0:
+            raise UserError(f"--loop.checkpoint-seconds must not be negative, found {self.checkpoint_seconds}.")
+
+
+class NonFiniteError(UserError):
+    """A loss or a weight is no longer a number."""
+
+
+def run_loop(
+    task: Task, folder: Path, device: torch.device, seed: int, settings: LoopSettings, console: Console
+) -> None:
+    """Take a task from its checkpoint, or from the start, to its last step.
+
+    Broken off at any moment and called again, it ends with the same bits as if it had not been (on the same number of
+    threads).
+
+    Args:
+        task: the work.
+        folder: the stage's folder: ``metrics.jsonl``, ``checkpoint.pt``, TensorBoard events.
+        device: where checkpoints are loaded to.
+        seed: of torch's global generator, which layers such as dropout draw from.
+        settings: checkpoint interval.
+        console: terminal.
+
+    Raises:
+        Interrupted: after SIGINT or SIGTERM, with a checkpoint written.
+        NonFiniteError: names the term; the last good checkpoint stays.
+        UserError: if the checkpoint belongs to another model or the disk is full.
+    """
+    _Loop(task, folder, device, seed, settings, console).run()
+
+
+class _Loop:
+    def __init__(
+        self,
+        task: Task,
+        folder: Path,
+        device: torch.device,
+        seed: int,
+        settings: LoopSettings,
+        console: Console,
+    ) -> None:
+        self.task, self.folder, self.settings, self.console = task, folder, settings, console
+        self.checkpoint = folder / "checkpoint.pt"
+        self.done = 0
+        self.window: list[dict[str, Any]] = []
+        torch.manual_seed(seed)
+        offset = self._resume(device) if self.checkpoint.exists() else 0
+        self.metrics = Metrics(folder, offset, self.done)
+        self.saved = self.done
+
+    def run(self) -> None:
+        try:
+            with Interruption() as interruption, self._progress() as progress:
+                saved_at = time.monotonic()
+                self.window_start, self.window_first = saved_at, self.done
+                while self.done < self.task.steps:
+                    self.window.append(dict(self.task.step(self.done)))
+                    self.done += 1
+                    if self.done % self.task.log_every == 0 or self.done == self.task.steps:
+                        self._log(progress)
+                    due = time.monotonic() - saved_at >= self.settings.checkpoint_seconds
+                    if interruption.requested or (due and self.done < self.task.steps):
+                        self._save()
+                        saved_at = time.monotonic()
+                    if interruption.requested and self.done < self.task.steps:
+                        raise Interrupted(
+                            f"{self.folder.name} stopped on request after step {self.done} of {self.task.steps}; "
+                            "a checkpoint holds everything."
+                        )
+            self._check_finite()
+        finally:
+            self.metrics.close()
+
+    def _progress(self) -> ProgressBar:
+        return ProgressBar(self.console, self.folder.name, self.task.steps, self.done)
+
+    def _resume(self, device: torch.device) -> int:
+        saved = load_checkpoint(self.checkpoint, device)
+        try:
+            self.task.restore(saved["task"])
+            self.done, self.window = saved["done"], saved["window"]
+            torch.set_rng_state(saved["rng"].cpu())
+            if saved["cuda_rng"] is not None and torch.cuda.is_available():
+                torch.cuda.set_rng_state(saved["cuda_rng"].cpu())
+        except (KeyError, RuntimeError, ValueError, TypeError) as error:
+            raise UserError(
+                f"{self.checkpoint} is a checkpoint of another model ({str(error).splitlines()[0]}); "
+                f"repeat its run with --config {self.folder.parent / 'config.yaml'}, or delete it to start the stage over."
+            ) from None
+        self.console.print(f"[dim]{self.folder.name}: goes on after step {self.done} of {self.task.steps}[/dim]")
+        return int(saved["offset"])
+
+    def _save(self) -> None:
+        state = self.task.state()
+        self._settle()
+        self._check_finite(state)
+        save_checkpoint(
+            self.checkpoint,
+            {
+                "task": state,
+                "done": self.done,
+                "window": self.window,
+                "offset": self.metrics.offset,
+                "rng": torch.get_rng_state(),
+                "cuda_rng": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+            },
+        )
+        self.saved = self.done
+
+    def _settle(self) -> None:
+        """Bring the window's values from the device as plain numbers, and stop at the first that is not finite."""
+        first = self.done - len(self.window)
+        for index, values in enumerate(self.window):
+            for name, value in values.items():
+                if isinstance(value, torch.Tensor):
+                    values[name] = value = value.tolist()
+                if not all(math.isfinite(v) for v in (value if isinstance(value, list) else [value])):
+                    raise self._non_finite(f"{name} became {value}", first + index + 1)
+
+    def _check_finite(self, state: dict[str, Any] | None = None) -> None:
+        name = _first_non_finite(self.task.state() if state is None else state)
+        if name is not None:
+            raise self._non_finite(f"the weights {name} hold a number that is not finite", self.done)
+
+    def _non_finite(self, what: str, step: int) -> NonFiniteError:
+        kept = f"the checkpoint of step {self.saved} is kept" if self.saved else "no checkpoint had been written yet"
+        return NonFiniteError(
+            f"{self.folder.name} stopped: {what} at step {step} of {self.task.steps}; {kept}. "
+            "A lower learning rate or --precision fp32 usually mends this."
+        )
+
+    def _log(self, progress: ProgressBar) -> None:
+        self._settle()
+        now = time.monotonic()
+        rate = (self.done - self.window_first) * self.task.images_per_step / max(1e-9, now - self.window_start)
+        means = {name: _mean([v[name] for v in self.window if name in v]) for name in _names(self.window)}
+        self.metrics.write(self.done, {**means, "images_per_second": round(rate, 1)})
+        note = next((f"{name} {value:.4f}" for name, value in means.items() if isinstance(value, float)), "")
+        progress.update(self.done, rate, note)
+        self.window, self.window_start, self.window_first = [], now, self.done
+
+
+def _names(window: list[dict[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(name for values in window for name in values))
+
+
+def _mean(values: list[Any]) -> Any:
+    """Mean of numbers, or entry by entry of lists."""
+    if isinstance(values[0], list):
+        return [math.fsum(column) / len(values) for column in zip(*values, strict=True)]
+    return math.fsum(values) / len(values)
+
+
+def _first_non_finite(value: Any, path: str = "") -> str | None:
+    """Path of the first floating tensor in nested containers that holds something else than numbers."""
+    if isinstance(value, torch.Tensor):
+        return path if value.is_floating_point() and not bool(torch.isfinite(value).all()) else None
+    if isinstance(value, list | tuple):
+        value = dict(enumerate(value))
+    children = value.items() if isinstance(value, Mapping) else ()
+    names = (_first_non_finite(child, f"{path}.{key}".strip(".")) for key, child in children)
+    return next((name for name in names if name is not None), None)

@@ -1,0 +1,121 @@
+"""Stages: work that is keyed by what determines it, done once and never twice."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from bissl_fast.training.files import digest, make_folder, write_json
+
+FORMAT = 1
+"""Raised when a stage computes something else from the same settings."""
+
+TRANSIENT = {"checkpoint.pt"}
+"""Files that a finished stage no longer needs."""
+
+
+@dataclass(frozen=True)
+class StageOutput:
+    """A finished stage.
+
+    Attributes:
+        folder: where its files lie.
+        hash: of the files that later stages read; their input hash.
+    """
+
+    folder: Path
+    hash: str
+
+
+def run_stage(
+    folder: Path,
+    settings: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    body: Callable[[Path], None],
+    outputs: tuple[str, ...] = ("weights.safetensors",),
+    console: Console | None = None,
+) -> StageOutput:
+    """Run ``body(folder)`` unless the folder already holds its result for the same settings and inputs.
+
+    A stage that was broken off goes on in its folder. A folder that belongs to other settings is renamed, not deleted.
+    A finished stage with the same key in a sibling run is copied.
+
+    Args:
+        folder: ``runs/<name>/<stage>``.
+        settings: everything but the inputs that determines the result: dataclasses and plain values.
+        inputs: content hashes of data sets and earlier stages.
+        body: writes the files named in ``outputs``.
+        outputs: what later stages read.
+        console: where a skipped stage is told.
+
+    Raises:
+        UserError: if the folder cannot be written.
+    """
+    console = console or Console()
+    fields = {"stage": folder.name, "format": FORMAT, "settings": _plain(settings), "inputs": dict(inputs)}
+    key = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+    found = _finished(folder, key)
+    if found is None:
+        sibling = next((s for s in sorted(folder.parent.parent.glob(f"*/{folder.name}")) if _finished(s, key)), None)
+        _set_aside(folder, key, console)
+        if sibling is not None:
+            console.print(f"[dim]{folder.name}: copied from {sibling}, which has the same settings and inputs[/dim]")
+            shutil.copytree(sibling, folder, dirs_exist_ok=True)
+        else:
+            make_folder(folder)
+            write_json(folder / "key.json", {"key": key, **fields})
+            body(folder)
+            hashes = {name: digest(folder / name) for name in outputs}
+            write_json(folder / "DONE", {"key": key, "outputs": hashes})
+            for name in TRANSIENT:
+                (folder / name).unlink(missing_ok=True)
+        found = _finished(folder, key)
+        assert found is not None, f"{folder} did not write {outputs}"
+    else:
+        console.print(f"[dim]{folder.name}: done before, skipped[/dim]")
+    return StageOutput(folder, found)
+
+
+def _plain(value: Any) -> Any:
+    """Settings as JSON values: dataclasses become objects, paths text."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {"type": type(value).__name__, **_plain(asdict(value))}
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def _finished(folder: Path, key: str) -> str | None:
+    """Hash of the outputs if the folder holds them whole for this key."""
+    try:
+        done = json.loads((folder / "DONE").read_text())
+        whole = done["key"] == key and all((folder / name).exists() for name in done["outputs"])
+    except (OSError, ValueError, KeyError):
+        return None
+    return hashlib.sha256(json.dumps(done["outputs"], sort_keys=True).encode()).hexdigest() if whole else None
+
+
+def _set_aside(folder: Path, key: str, console: Console) -> None:
+    """Rename a folder that was begun with another key."""
+    if not folder.exists():
+        return
+    try:
+        other = json.loads((folder / "key.json").read_text())["key"]
+    except (OSError, ValueError, KeyError):
+        other = "unknown"
+    if other == key:
+        return
+    kept = folder.with_name(f"{folder.name}.{other[:8]}")
+    if kept.exists():
+        shutil.rmtree(kept)
+    folder.rename(kept)
+    console.print(
+        f"[yellow]{folder.name}: settings or inputs changed; the earlier result is kept as {kept.name}[/yellow]"
+    )

@@ -1,0 +1,101 @@
+"""Metrics as JSON lines and TensorBoard events; progress on the terminal."""
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from bissl_fast.training.files import unwritable
+
+LINE_SECONDS = 15.0
+"""Time between two progress lines where the output is not a terminal."""
+
+
+class Metrics:
+    """``metrics.jsonl`` and TensorBoard events of one stage, continued from a checkpoint without gap or repetition.
+
+    Args:
+        folder: the stage's folder.
+        offset: length of ``metrics.jsonl`` at the checkpoint, bytes; what was written after it is cut off.
+        step: step of the checkpoint.
+    """
+
+    def __init__(self, folder: Path, offset: int = 0, step: int = 0) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._path = folder / "metrics.jsonl"
+        try:
+            self._file = open(self._path, "ab")  # noqa: SIM115
+            self._file.truncate(offset)
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+        except OSError as error:
+            raise unwritable(self._path, error) from None
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Add one line; numbers also go to TensorBoard."""
+        try:
+            self._file.write((json.dumps({"step": step, **values}) + "\n").encode())
+            self._file.flush()
+        except OSError as error:
+            raise unwritable(self._path, error) from None
+        for name, value in values.items():
+            if isinstance(value, int | float):
+                self._board.add_scalar(name, value, step)
+
+    @property
+    def offset(self) -> int:
+        """Bytes written so far."""
+        return self._file.tell()
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()
+
+
+class ProgressBar:
+    """Step, images per second, time left and loss of one stage: a bar on a terminal, else a line now and then."""
+
+    def __init__(self, console: Console, title: str, total: int, done: int) -> None:
+        self._console, self._title, self._total = console, title, total
+        self._bar = Progress(
+            TextColumn("{task.description:<22}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task(title, total=total, completed=done, rate="", note="")
+        self._first, self._started = done, time.monotonic()
+        self._line_due = self._started + LINE_SECONDS
+
+    def __enter__(self) -> "ProgressBar":
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def update(self, done: int, images_per_second: float, note: str) -> None:
+        """Tell that ``done`` steps are behind us."""
+        rate = f"{images_per_second:,.0f} images/s"
+        self._bar.update(self._task, completed=done, rate=rate, note=note)
+        now = time.monotonic()
+        if not self._console.is_terminal and (now >= self._line_due or done == self._total):
+            self._line_due = now + LINE_SECONDS
+            left = (now - self._started) / max(1, done - self._first) * (self._total - done)
+            print(
+                f"{self._title}  {done}/{self._total}  {rate}  {left:.0f} s left  {note}",
+                file=sys.stdout,
+                flush=True,
+            )
