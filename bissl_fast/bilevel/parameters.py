@@ -58,15 +58,21 @@ class ParameterVector:
 
 @contextmanager
 def frozen_buffers(*modules: nn.Module) -> Iterator[None]:
-    """Give every buffer (batch-norm running statistics, counters) its value back on leaving.
+    """Let forward passes move copies of all buffers (batch-norm running statistics, counters) instead of the buffers.
 
-    The output of a batch norm in train mode does not depend on its running statistics, so products are unchanged.
+    The output of a batch norm in train mode does not depend on its running statistics, so products are unchanged. The
+    buffers themselves are put back on leaving; autograd, which remembers the copies, sees neither change.
     """
-    buffers = [buffer for module in modules for buffer in module.buffers()]
-    kept = [buffer.clone() for buffer in buffers]
+    kept = [
+        (owner, name, buffer)
+        for module in modules
+        for owner in module.modules()
+        for name, buffer in owner.named_buffers(recurse=False)
+    ]
+    for owner, name, buffer in kept:
+        setattr(owner, name, buffer.clone())
     try:
         yield
     finally:
-        with torch.no_grad():
-            for buffer, value in zip(buffers, kept, strict=True):
-                buffer.copy_(value)
+        for owner, name, buffer in kept:
+            setattr(owner, name, buffer)

@@ -1,0 +1,59 @@
+"""The command `bissl-fast`: parse, call, print."""
+
+import sys
+from collections.abc import Sequence
+
+from bissl_fast.errors import UserError
+from bissl_fast.version import __version__
+
+USAGE = f"""bissl-fast {__version__}: bilevel self-supervised learning, exact and fast
+
+usage: bissl-fast COMMAND [OPTIONS]     (bissl-fast COMMAND --help tells more)
+
+  train    run BiSSL and its baseline from pretext training to test, e.g. `bissl-fast train --dataset textures`
+  data     list, download, prepare and verify data sets
+  report   write report.html of a run anew
+  doctor   versions, device, active backends, and what would make it faster
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point. Returns the exit status: 0, 2 for input that cannot be used, 130 if stopped on request."""
+    command, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    try:
+        return _run(command, rest)
+    except UserError as error:
+        from bissl_fast.training.interruption import Interrupted
+
+        print(f"bissl-fast: {error}", file=sys.stderr)
+        return 130 if isinstance(error, Interrupted) else 2
+    except KeyboardInterrupt:
+        print("bissl-fast: stopped; run the same command again to go on from the last checkpoint.", file=sys.stderr)
+        return 130
+
+
+def _run(command: str, rest: list[str]) -> int:
+    """Import only what the command needs, so that help is quick."""
+    if command in ("--help", "-h", "help"):
+        print(USAGE, end="")
+    elif command in ("--version", "-V"):
+        print(__version__)
+    elif command == "train":
+        from bissl_fast.cli.train import train_command
+
+        train_command(rest)
+    elif command == "data":
+        from bissl_fast.cli.data import data_command
+
+        data_command(rest)
+    elif command == "report":
+        from bissl_fast.cli.report import report_command
+
+        report_command(rest)
+    elif command == "doctor":
+        from bissl_fast.cli.doctor import doctor_command
+
+        doctor_command(rest)
+    else:
+        raise UserError(f"there is no command {command!r}; `bissl-fast --help` lists them.")
+    return 0

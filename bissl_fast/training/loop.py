@@ -132,7 +132,7 @@ class _Loop:
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             raise UserError(
                 f"{self.checkpoint} is a checkpoint of another model ({str(error).splitlines()[0]}); "
-                f"repeat its run with --config {self.folder.parent / 'config.yaml'}, or delete it to start the stage over."
+                f"repeat its run with --config {self.folder.parent / 'config.yaml'}, or delete it to start over."
             ) from None
         self.console.print(f"[dim]{self.folder.name}: goes on after step {self.done} of {self.task.steps}[/dim]")
         return int(saved["offset"])

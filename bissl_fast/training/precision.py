@@ -1,13 +1,16 @@
 """Device and number format of a run."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from bissl_fast.errors import UserError
 
 Precision = Literal["fp32", "tf32", "bf16"]
+Forward = Callable[[], AbstractContextManager[Any]]
+"""Makes the context that a forward pass runs in."""
 
 
 def find_device(name: str = "auto") -> torch.device:
@@ -27,13 +30,13 @@ def find_device(name: str = "auto") -> torch.device:
     return device
 
 
-def apply_precision(precision: Precision, device: torch.device) -> AbstractContextManager[None]:
-    """Set how float32 products are computed, and return the autocast context for forward passes.
+def apply_precision(precision: Precision, device: torch.device) -> Forward:
+    """Set how float32 products are computed, and return the context of a forward pass.
 
     ``fp32``: exact products. ``tf32``: 10-bit mantissas in float32 products where the device has them. ``bf16``:
     autocast to bfloat16, parameters and optimisers staying float32.
     """
     torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
     torch.backends.cudnn.allow_tf32 = precision != "fp32"
-    # Without the cache a weight is cast anew in each call, which keeps its graph alive for second-order products.
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
+    # A cached cast of a weight belongs to the graph of its first use, which second-order products must not share.
+    return lambda: torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)

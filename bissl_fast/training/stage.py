@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from bissl_fast.training.files import digest, make_folder, write_json
+from bissl_fast.training.files import digest, make_folder, unwritable, write_json
 
 FORMAT = 1
 """Raised when a stage computes something else from the same settings."""
@@ -42,8 +42,8 @@ def run_stage(
 ) -> StageOutput:
     """Run ``body(folder)`` unless the folder already holds its result for the same settings and inputs.
 
-    A stage that was broken off goes on in its folder. A folder that belongs to other settings is renamed, not deleted.
-    A finished stage with the same key in a sibling run is copied.
+    A stage that was broken off goes on in its folder. A folder that belongs to other settings is moved to
+    ``superseded``, not deleted. A finished stage with the same key in a sibling run is copied.
 
     Args:
         folder: ``runs/<name>/<stage>``.
@@ -65,7 +65,7 @@ def run_stage(
         _set_aside(folder, key, console)
         if sibling is not None:
             console.print(f"[dim]{folder.name}: copied from {sibling}, which has the same settings and inputs[/dim]")
-            shutil.copytree(sibling, folder, dirs_exist_ok=True)
+            _copy(sibling, folder)
         else:
             make_folder(folder)
             write_json(folder / "key.json", {"key": key, **fields})
@@ -96,14 +96,14 @@ def _finished(folder: Path, key: str) -> str | None:
     """Hash of the outputs if the folder holds them whole for this key."""
     try:
         done = json.loads((folder / "DONE").read_text())
-        whole = done["key"] == key and all((folder / name).exists() for name in done["outputs"])
-    except (OSError, ValueError, KeyError):
+        whole = done["key"] == key and all(digest(folder / name) == sha for name, sha in done["outputs"].items())
+    except (OSError, ValueError, KeyError, AttributeError):
         return None
     return hashlib.sha256(json.dumps(done["outputs"], sort_keys=True).encode()).hexdigest() if whole else None
 
 
 def _set_aside(folder: Path, key: str, console: Console) -> None:
-    """Rename a folder that was begun with another key."""
+    """Move a folder that was begun with another key out of the way."""
     if not folder.exists():
         return
     try:
@@ -112,10 +112,22 @@ def _set_aside(folder: Path, key: str, console: Console) -> None:
         other = "unknown"
     if other == key:
         return
-    kept = folder.with_name(f"{folder.name}.{other[:8]}")
+    kept = folder.parent / "superseded" / f"{folder.name}-{other[:8]}"
+    make_folder(kept.parent)
     if kept.exists():
         shutil.rmtree(kept)
     folder.rename(kept)
-    console.print(
-        f"[yellow]{folder.name}: settings or inputs changed; the earlier result is kept as {kept.name}[/yellow]"
-    )
+    console.print(f"[yellow]{folder.name}: settings or inputs changed; the earlier result is kept in {kept}[/yellow]")
+
+
+def _copy(source: Path, folder: Path) -> None:
+    """Copy a finished stage in one step, over whatever had been begun here."""
+    partial = folder.with_name(f"{folder.name}.partial")
+    for old in (partial, folder):
+        if old.exists():
+            shutil.rmtree(old)
+    try:
+        shutil.copytree(source, partial)
+        partial.rename(folder)
+    except OSError as error:
+        raise unwritable(folder, error) from None

@@ -1,0 +1,34 @@
+"""`bissl-fast report`, and the end of `bissl-fast train`."""
+
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+
+from bissl_fast.evaluation.report import write_report
+from bissl_fast.evaluation.run_folder import RunFolder
+from bissl_fast.evaluation.table import Results, results_table, verdict
+
+
+def report_command(arguments: list[str]) -> None:
+    """Write the report of a run folder anew."""
+
+    def report(run: tyro.conf.Positional[Path]) -> None:
+        """Write report.html and figures of a run, finished or not, and print its table.
+
+        Args:
+            run: the run's folder, e.g. runs/textures-quick-0.
+        """
+        print_results(run, Console())
+
+    tyro.cli(report, prog="bissl-fast report", args=arguments)
+
+
+def print_results(folder: Path, console: Console) -> None:
+    """Print the closing table and write the report."""
+    run = RunFolder(folder)
+    if (folder / "results.json").exists():
+        results = Results.from_json(run.json("results.json"))
+        console.print(results_table(results).to_rich())
+        console.print(verdict(results), markup=False)
+    console.print(f"Report: {write_report(folder)}")

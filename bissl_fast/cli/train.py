@@ -1,0 +1,67 @@
+"""`bissl-fast train`."""
+
+import argparse
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+
+from bissl_fast.cli.report import print_results
+from bissl_fast.errors import UserError
+from bissl_fast.methods.config import TrainConfig, load_config
+from bissl_fast.methods.presets import preset_config
+from bissl_fast.training.interruption import Interrupted
+
+DESCRIPTION = """Run BiSSL beside its baseline, from pretext training to test.
+
+Stages: pretext-warmup, head-warmup, bissl, finetune-bissl-*, pretext-baseline, finetune-baseline-*, test. Each is kept
+in the run's folder: a finished one is skipped, a broken one goes on. Defaults below are those of --preset for --dataset;
+--config FILE takes them from an earlier run's config.yaml instead.
+"""
+
+
+def train_command(arguments: list[str]) -> None:
+    """Parse the settings, run the stages, print the table and write the report."""
+    config = parse_config(arguments)
+    console = Console()
+    console.print(f"[bold]bissl-fast train[/bold]  {config.dataset}, preset {config.preset} → {config.run_folder}")
+    from bissl_fast.methods.train import train
+
+    try:
+        folder = train(config, console)
+    except Interrupted as error:
+        command = shlex.join(["bissl-fast", "train", "--config", str(config.run_folder / "config.yaml")])
+        raise Interrupted(f"{error} Go on with: {command}") from None
+    print_results(folder, console)
+
+
+def parse_config(arguments: list[str]) -> TrainConfig:
+    """The preset or config file named on the command line, with all other options laid over it.
+
+    Raises:
+        UserError: for a config file that cannot be used or settings that cannot be meant.
+        SystemExit: for help and for options that do not exist.
+    """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config", type=Path)
+    first.add_argument("--preset", choices=("paper", "official", "quick"), default="quick")
+    first.add_argument("--dataset", default="textures")
+    found, rest = first.parse_known_args(arguments)
+    if found.config is not None:
+        default = load_config(found.config)
+        if "--preset" in " ".join(arguments):
+            raise UserError("--config and --preset exclude each other: the config names its preset.")
+        named = "--dataset" in " ".join(arguments)
+        default = replace(default, dataset=found.dataset) if named else default
+    else:
+        default = preset_config(found.preset, found.dataset)
+    return tyro.cli(
+        TrainConfig,
+        prog="bissl-fast train",
+        description=DESCRIPTION,
+        default=default,
+        args=rest,
+        config=(tyro.conf.AvoidSubcommands,),
+    )

@@ -1,0 +1,249 @@
+"""Decode once: a source of images becomes a memory-mapped uint8 array on disk.
+
+An entry is a folder `<set-split>-<key>` with `images.npy`, `labels.npy` (if labelled) and `entry.json`. Its key hashes
+all that determines the content. It is written under another name, flushed to the disk and renamed, so a folder of the
+final name is complete; what happened to it since is told by its content hash, which is checked whenever it is opened.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from bissl_fast.data.dataset import Images, ImageSet, Labels
+from bissl_fast.data.readers.decode import UnreadableImageError
+from bissl_fast.data.readers.source import Source, digest, listed
+from bissl_fast.errors import UserError
+
+FORMAT = 1
+FOLDER_VARIABLE = "BISSL_FAST_CACHE"
+_STALE_SECONDS = 600.0  # a build that wrote nothing for so long was killed
+_WINDOW = 256  # images in flight between the decoding threads and the file
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """One image of a source, or the reason why there is none."""
+
+    index: int
+    image: Images | None
+    reason: str = ""
+
+
+def default_folder() -> Path:
+    """The folder that `BISSL_FAST_CACHE` names, else `~/.cache/bissl-fast`."""
+    chosen = os.environ.get(FOLDER_VARIABLE)
+    return Path(chosen) if chosen else Path.home() / ".cache" / "bissl-fast"
+
+
+def load(source: Source, size: int, folder: Path | None = None, progress: bool = True) -> ImageSet:
+    """Open a source's decoded images, decoding them first if no intact entry is there.
+
+    Args:
+        source: Images to decode.
+        size: Wanted side in pixels; sets of smaller native size keep theirs.
+        folder: Cache folder; `default_folder()` if `None`.
+        progress: Show a progress bar while decoding.
+
+    Returns:
+        The images that could be decoded; the others are named in `skipped`.
+
+    Raises:
+        UserError: Nothing could be decoded, the disk is full, or the cache folder cannot be written.
+    """
+    folder = default_folder() if folder is None else folder
+    entry = folder / entry_name(source, size)
+    found = _open(entry, source.name)
+    if found is not None:
+        return found
+    try:
+        _build(source, size, entry, progress)
+    except OSError as error:
+        raise _explain(error, folder, source, size) from error
+    built = _open(entry, source.name)
+    if built is None:
+        raise UserError(f"{entry} was written and reads back differently: check the disk, or set {FOLDER_VARIABLE}.")
+    return built
+
+
+def entry_name(source: Source, size: int) -> str:
+    """Folder name of a source's entry: readable, and different whenever the content may be."""
+    side = source.side(size)
+    slug = "".join(c if c.isalnum() else "-" for c in source.name)[:60]
+    return f"{slug}-{side}px-{digest(str(FORMAT), source.name, str(side), source.identity)[:16]}"
+
+
+def decode(source: Source, size: int, progress: bool, title: str = "Decoding") -> Iterator[Decoded]:
+    """Decode every image with all cores, in order, under a progress bar with images/s and time left."""
+    workers = min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+    def one(index: int) -> Decoded:
+        try:
+            return Decoded(index, source.read(index, size))
+        except UnreadableImageError as error:
+            return Decoded(index, None, str(error))
+
+    with ThreadPoolExecutor(workers) as pool, _progress_bar(progress) as bar:
+        task = bar.add_task(f"{title} {source.name}", total=source.count)
+        for start in range(0, source.count, _WINDOW):
+            for decoded in pool.map(one, range(start, min(start + _WINDOW, source.count))):
+                yield decoded
+                bar.advance(task)
+
+
+def _build(source: Source, size: int, entry: Path, progress: bool) -> None:
+    folder = entry.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    _remove_stale(entry)
+    scratch = Path(tempfile.mkdtemp(prefix=f"{entry.name}.building-", dir=folder))
+    try:
+        kept, skipped = _write_images(source, size, scratch / "images.npy", progress)
+        if not kept:
+            raise UserError(
+                f"None of the {source.count} images of {source.name} could be read: {listed(skipped, 3)}. "
+                f"Check that they are images and complete."
+            )
+        if source.labels is not None:
+            with (scratch / "labels.npy").open("wb") as file:
+                np.save(file, source.labels[kept])
+                _flush(file)
+        _write_description(source, skipped, scratch)
+        if entry.exists():  # damaged, or written by another process meanwhile: either way ours is good
+            entry.rename(scratch / "replaced")
+        scratch.rename(entry)
+        shutil.rmtree(entry / "replaced", ignore_errors=True)
+        _flush_folder(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _write_images(source: Source, size: int, path: Path, progress: bool) -> tuple[list[int], list[str]]:
+    """Stream the images into a `.npy` file; a full disk is then an error, where it would kill a memory map.
+
+    Returns:
+        Positions of the images that were written, and the others with their reasons.
+    """
+    side = source.side(size)
+    kept: list[int] = []
+    skipped: list[str] = []
+    with path.open("wb") as file:
+        _write_header(file, source.count, side)
+        start = file.tell()
+        for decoded in decode(source, size, progress):
+            if decoded.image is None:
+                skipped.append(f"{source.describe(decoded.index)}: {decoded.reason}")
+                continue
+            file.write(np.ascontiguousarray(decoded.image).data)
+            kept.append(decoded.index)
+        file.seek(0)
+        _write_header(file, len(kept), side)  # NumPy pads the header, so any number of images fits
+        assert file.tell() == start
+        _flush(file)
+    return kept, skipped
+
+
+def _write_header(file: IO[bytes], count: int, side: int) -> None:
+    header = {"descr": "|u1", "fortran_order": False, "shape": (count, side, side, 3)}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+def _write_description(source: Source, skipped: list[str], scratch: Path) -> None:
+    images, labels = _read_arrays(scratch, source.labels is not None)
+    description = {
+        "format": FORMAT,
+        "name": source.name,
+        "classes": source.classes,
+        "labelled": labels is not None,
+        "skipped": skipped,
+        "content_hash": content_hash(images, labels, source.classes),
+    }
+    with (scratch / "entry.json").open("wb") as file:
+        file.write(json.dumps(description, indent=1).encode())
+        _flush(file)
+
+
+def _open(entry: Path, name: str) -> ImageSet | None:
+    """The images of an intact entry; `None` if there is none, or it is damaged in any way."""
+    try:
+        description: dict[str, Any] = json.loads((entry / "entry.json").read_text())
+        classes = tuple(description["classes"])
+        images, labels = _read_arrays(entry, description["labelled"])
+        if content_hash(images, labels, classes) != description["content_hash"]:
+            return None
+        return ImageSet(name, images, labels, classes, description["content_hash"], tuple(description["skipped"]))
+    except (OSError, ValueError, KeyError, TypeError, EOFError):
+        return None
+
+
+def _read_arrays(folder: Path, labelled: bool) -> tuple[Images, Labels | None]:
+    images: Images = np.load(folder / "images.npy", mmap_mode="r")
+    labels: Labels | None = np.load(folder / "labels.npy") if labelled else None
+    return images, labels
+
+
+def content_hash(images: Images, labels: Labels | None, classes: tuple[str, ...]) -> str:
+    """SHA-256, shortened to 32 digits, of pixels, labels and class names."""
+    total = hashlib.sha256(repr((images.shape, classes)).encode())
+    for start in range(0, len(images), _WINDOW):
+        total.update(np.ascontiguousarray(images[start : start + _WINDOW]).data)
+    total.update(b"" if labels is None else labels.tobytes())
+    return total.hexdigest()[:32]
+
+
+def _explain(error: OSError, folder: Path, source: Source, size: int) -> UserError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        megabytes = source.count * source.side(size) ** 2 * 3 / 1e6
+        return UserError(
+            f"The disk is full: {source.name} needs {megabytes:,.0f} MB in {folder}; free some space, or set "
+            f"{FOLDER_VARIABLE} to a folder on another disk."
+        )
+    return UserError(
+        f"The cache folder {folder} cannot be written ({error.strerror or error}): set {FOLDER_VARIABLE} to a folder "
+        f"that can."
+    )
+
+
+def _remove_stale(entry: Path) -> None:
+    """Remove what killed builds of this entry left behind."""
+    for left in entry.parent.glob(f"{entry.name}.building-*"):
+        newest = max((path.stat().st_mtime for path in [left, *left.iterdir()]), default=0.0)
+        if time.time() - newest > _STALE_SECONDS:
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _flush(file: IO[bytes]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _flush_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _progress_bar(visible: bool) -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.speed:,.0f} images/s" if task.speed else "")
+
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True), disable=not visible, transient=True)

@@ -1,0 +1,92 @@
+"""What every stage receives: decoded, square uint8 images with labels and a content hash."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Images = npt.NDArray[np.uint8]  # (N, S, S, 3)
+Labels = npt.NDArray[np.int64]  # (N,)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Square RGB images of one size, decoded once and shared by every stage.
+
+    Args:
+        name: Set and split, e.g. `"dtd/train"`.
+        images: `(N, S, S, 3)` uint8, usually a read-only memory map of the cache.
+        labels: `(N,)` int64 in `[0, len(classes))`, or `None` for an unlabelled set.
+        classes: Class names by label; empty for an unlabelled set.
+        content_hash: Hexadecimal digest of pixels, labels and class names: the input hash of a stage.
+        skipped: Files that could not be decoded, each with its reason.
+
+    Raises:
+        ValueError: Shapes, dtypes or labels contradict each other.
+    """
+
+    name: str
+    images: Images
+    labels: Labels | None
+    classes: tuple[str, ...]
+    content_hash: str
+    skipped: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        n, *square = self.images.shape
+        if self.images.dtype != np.uint8 or len(square) != 3 or square[0] != square[1] or square[2] != 3:
+            raise ValueError(
+                f"{self.name}: images must be (N, S, S, 3) uint8, not {self.images.shape} {self.images.dtype}"
+            )
+        if self.labels is None:
+            return
+        if self.labels.shape != (n,) or self.labels.dtype != np.int64:
+            raise ValueError(f"{self.name}: labels must be ({n},) int64, not {self.labels.shape} {self.labels.dtype}")
+        if n and not (self.labels.min() >= 0 and self.labels.max() < len(self.classes)):
+            raise ValueError(f"{self.name}: labels leave the range of the {len(self.classes)} classes")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def size(self) -> int:
+        """Side of the images in pixels."""
+        return int(self.images.shape[1])
+
+    def subset(self, indices: Sequence[int] | npt.NDArray[np.int64], name: str) -> ImageSet:
+        """The images at `indices`, copied into memory.
+
+        Args:
+            indices: `(M,)` positions in this set, in the order wanted.
+            name: Name of the new set.
+
+        Returns:
+            A set of M images with all class names kept; its hash follows from this set's hash and the indices.
+        """
+        chosen = np.asarray(indices, dtype=np.int64)
+        images = self.images[chosen]
+        images.setflags(write=False)
+        digest = hashlib.blake2b(self.content_hash.encode() + chosen.tobytes(), digest_size=16)
+        labels = None if self.labels is None else self.labels[chosen]
+        return ImageSet(name, images, labels, self.classes, digest.hexdigest())
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The three labelled parts of a downstream set.
+
+    Args:
+        train: Images to train on.
+        val: Images to choose hyperparameters and epochs by.
+        test: Images that are looked at once, at the end.
+        notes: Sentences that a user should read, e.g. that only some classes of the set are on disk.
+    """
+
+    train: ImageSet
+    val: ImageSet
+    test: ImageSet
+    notes: tuple[str, ...] = ()

@@ -1,0 +1,187 @@
+"""From a memory-mapped image set to batches of rendered views, one batch ahead of the training step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from bissl_fast.data.dataset import ImageSet
+from bissl_fast.data.order import BatchOrder
+from bissl_fast.data.torch_pipeline import render
+from bissl_fast.data.views import ViewParameters, ViewSettings, draw_views
+from bissl_fast.errors import UserError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rendered views of B samples, on the device.
+
+    Args:
+        views: One (B, 3, S, S) float32 channels_last tensor per view.
+        labels: (B,) int64, or None for an unlabelled set.
+        samples: (B,) int64 indices into the set, on the host.
+        epoch: Which shuffling of the set they come from.
+    """
+
+    views: tuple[torch.Tensor, ...]
+    labels: torch.Tensor | None
+    samples: npt.NDArray[np.int64]
+    epoch: int
+
+    @property
+    def target(self) -> torch.Tensor:
+        """(B,) int64, the labels of a set that is known to have them."""
+        assert self.labels is not None, "an unlabelled set has no target"
+        return self.labels
+
+
+@dataclass(frozen=True)
+class _Staged:
+    """What rendering needs, on the host: (B, H, W, 3) uint8 images, pinned for CUDA, and one table per view."""
+
+    images: torch.Tensor
+    tables: tuple[ViewParameters, ...]
+    labels: torch.Tensor | None
+    samples: npt.NDArray[np.int64]
+    epoch: int
+
+
+class ViewLoader:
+    """Any batch by its number; the next one is made meanwhile by a background thread.
+
+    Every batch, asked for or guessed, is made by that one thread, so that prefetching cannot change a bit of it. On
+    CUDA the thread only gathers into pinned memory; copy and rendering run on the caller's current stream.
+
+    Args:
+        images: The set to draw from.
+        views: Settings of each view.
+        order: Which samples each draw holds.
+        seed: Of the view parameters.
+        device: Where the batches are wanted.
+
+    Raises:
+        UserError: if the order is for a set of another size.
+
+    Example:
+        >>> with ViewLoader(images, vicreg_views(96), BatchOrder(len(images), 256, seed=0), 0, device) as loader:
+        ...     first, second = loader.load(0).views
+    """
+
+    def __init__(
+        self,
+        images: ImageSet,
+        views: tuple[ViewSettings, ...],
+        order: BatchOrder,
+        seed: int,
+        device: torch.device | str,
+    ) -> None:
+        if order.n_samples != len(images):
+            raise UserError(
+                f"The batch order is for {order.n_samples} samples, but {images.name} holds {len(images)} images: "
+                "build it with n_samples=len(images)."
+            )
+        self._images = images
+        self._views = views
+        self._order = order
+        self._seed = seed
+        self._device = torch.device(device)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="bissl-fast-views")
+        self._ahead: tuple[int, Future[Batch | _Staged] | None] = (0, None)  # the draw in the making
+
+    @property
+    def batch_size(self) -> int:
+        """Images per batch."""
+        return self._order.batch_size
+
+    def load(self, draw: int) -> Batch:
+        """The batch of a draw: the same bits whenever and in whatever order it is asked for.
+
+        Args:
+            draw: 0 or more; any draw at any time, but the one after the last call's is ready soonest.
+
+        Raises:
+            Exception: whatever went wrong while the batch was made, in the call that asks for it.
+        """
+        guess, wanted = self._ahead
+        if wanted is None or guess != draw:
+            if wanted is not None:
+                wanted.cancel()
+            wanted = self._thread.submit(self._make, draw)
+        self._ahead = (draw + 1, self._thread.submit(self._make, draw + 1))
+        made = wanted.result()
+        return made if isinstance(made, Batch) else _rendered(made, self._views, self._device)
+
+    def close(self) -> None:
+        """Stops the thread; the batch in progress is finished and thrown away."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def __enter__(self) -> ViewLoader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _make(self, draw: int) -> Batch | _Staged:
+        epoch, samples = self._order.indices(draw)
+        staged = _stage(self._images, samples, self._views, self._seed, epoch, self._device)
+        return staged if self._device.type == "cuda" else _rendered(staged, self._views, self._device)
+
+
+def sequential_batches(
+    images: ImageSet, view: ViewSettings, batch_size: int, device: torch.device | str
+) -> Iterator[Batch]:
+    """Every image once, in the order of the set, for evaluation; the last batch may be smaller.
+
+    Args:
+        images: The set.
+        view: Usually `eval_view`; a random one is drawn with seed 0, epoch 0.
+        batch_size: Images per batch.
+        device: Where the batches are wanted.
+
+    Yields:
+        Batches with one view.
+    """
+    device = torch.device(device)
+    for start in range(0, len(images), batch_size):
+        samples = np.arange(start, min(start + batch_size, len(images)))
+        staged = _stage(images, samples, (view,), seed=0, epoch=0, device=device)
+        yield _rendered(staged, (view,), device)
+
+
+def _stage(
+    images: ImageSet,
+    samples: npt.NDArray[np.int64],
+    views: tuple[ViewSettings, ...],
+    seed: int,
+    epoch: int,
+    device: torch.device,
+) -> _Staged:
+    pin = device.type == "cuda"
+    height, width = images.images.shape[1:3]
+    pixels = torch.empty((len(samples), height, width, 3), dtype=torch.uint8, pin_memory=pin)
+    np.take(images.images, samples, axis=0, out=pixels.numpy(), mode="clip")  # "raise" would copy twice
+    tables = tuple(
+        draw_views(settings, seed, epoch, samples, view, (height, width))
+        for view, settings in enumerate(views)
+    )
+    labels = None if images.labels is None else torch.from_numpy(images.labels[samples])
+    if labels is not None and pin:
+        labels = labels.pin_memory()
+    return _Staged(pixels, tables, labels, samples, epoch)
+
+
+def _rendered(staged: _Staged, views: tuple[ViewSettings, ...], device: torch.device) -> Batch:
+    pixels = staged.images.to(device, non_blocking=True)
+    labels = None if staged.labels is None else staged.labels.to(device, non_blocking=True)
+    rendered = tuple(
+        render(pixels, table, settings) for table, settings in zip(staged.tables, views, strict=True)
+    )
+    return Batch(rendered, labels, staged.samples, staged.epoch)

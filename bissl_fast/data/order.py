@@ -1,0 +1,73 @@
+"""Which samples the g-th batch holds: a pure function of g, so that any step resumes from its number alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from bissl_fast.data.philox import permutation
+from bissl_fast.errors import UserError
+
+
+class BatchOrder:
+    """Shuffled batches without replacement, incomplete ones dropped, as the stacks of BiSSL (Appendix B.4).
+
+    A stack of M = n_samples // batch_size batches serves phases of n draws. It is reshuffled at the start of a phase
+    that it could not serve whole: an epoch gives M // n phases, and its last M mod n batches are left out. Where even
+    a full stack cannot serve a phase (M < n), it is reshuffled whenever it runs out, in the middle of a phase too.
+    With ``phase_length=1`` this is the usual epoch.
+
+    Args:
+        n_samples: size of the data set.
+        batch_size: samples per batch.
+        seed: of the shuffling.
+        phase_length: draws n between two alternations of the levels (N_L or N_U).
+
+    Raises:
+        UserError: if the batch is larger than the data set, or a size is smaller than 1.
+
+    Example:
+        >>> order = BatchOrder(n_samples=10, batch_size=3, seed=0, phase_length=2)  # M = 3, one phase per epoch
+        >>> [order.locate(draw) for draw in range(4)]
+        [(0, 0), (0, 1), (1, 0), (1, 1)]
+    """
+
+    def __init__(self, n_samples: int, batch_size: int, seed: int, phase_length: int = 1) -> None:
+        if batch_size < 1 or phase_length < 1:
+            raise UserError(
+                f"batch_size is {batch_size} and phase_length is {phase_length}: both must be at least 1."
+            )
+        if batch_size > n_samples:
+            raise UserError(
+                f"A batch of {batch_size} images cannot be drawn from a data set of {n_samples}: "
+                f"lower the batch size to at most {n_samples}, or add images."
+            )
+        self.n_samples = n_samples
+        self.batch_size = batch_size
+        self.seed = seed
+        self.phase_length = phase_length
+        in_stack = n_samples // batch_size  # M
+        left_out = in_stack % phase_length if in_stack >= phase_length else 0
+        self.batches_per_epoch = in_stack - left_out
+        self._shuffled: tuple[int, npt.NDArray[np.int64]] | None = None  # the last epoch asked for
+
+    def locate(self, draw: int) -> tuple[int, int]:
+        """Epoch (which shuffling) and position within it of a draw; draws count from 0."""
+        return divmod(draw, self.batches_per_epoch)
+
+    def indices(self, draw: int) -> tuple[int, npt.NDArray[np.int64]]:
+        """The samples of a draw.
+
+        Returns:
+            The epoch, and (batch_size,) int64 indices into the data set.
+        """
+        epoch, position = self.locate(draw)
+        start = position * self.batch_size
+        return epoch, self._permutation(epoch)[start : start + self.batch_size].copy()
+
+    def _permutation(self, epoch: int) -> npt.NDArray[np.int64]:
+        shuffled = self._shuffled  # read once: two threads may ask for different epochs
+        if shuffled is None or shuffled[0] != epoch:
+            shuffled = (epoch, permutation(self.n_samples, self.seed, epoch))
+            self._shuffled = shuffled
+        return shuffled[1]

@@ -1,0 +1,106 @@
+"""Any folder of images: one sub-folder per class, or loose images for pretext training."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from bissl_fast.data.readers.decode import EXTENSIONS, is_image
+from bissl_fast.data.readers.source import Listing, Source, carve, from_files, listed
+from bissl_fast.data.splits import TEST_SEED
+from bissl_fast.errors import UserError
+
+_VALIDATION_NAMES = ("val", "valid", "validation")
+
+
+def image_folder(root: Path) -> Listing:
+    """Read a labelled folder.
+
+    With `train/` inside, its class folders are the training set, `val/` and `test/` are what they say. A missing `val/`
+    is held out of `train/`; with `val/` but no `test/`, as in ImageNet, `val/` is the test split. Without `train/`, the
+    class folders are split: a fifth for the test, then a fifth of the rest for validation, stratified and always alike.
+
+    Raises:
+        UserError: There is no folder, no class, only one class, or a split that cannot be made up is missing.
+    """
+    _check_folder(root)
+    train_root = root / "train"
+    if not train_root.is_dir():
+        return _split_flat(root)
+    test_root = root / "test"
+    val_root = next((root / name for name in _VALIDATION_NAMES if (root / name).is_dir()), None)
+    classes = _classes(train_root)
+    train = _labelled(train_root, f"{root.name}/train", classes)
+    if not test_root.is_dir():
+        if val_root is None:
+            raise UserError(
+                f"{root} has train/ but neither val/ nor test/: add test/, "
+                f"or give {train_root} itself to have it split into three."
+            )
+        test_root, val_root = val_root, None
+    test = _labelled(test_root, f"{root.name}/test", classes)
+    if val_root is not None:
+        return Listing(train, _labelled(val_root, f"{root.name}/val", classes), test)
+    train, val, notes = carve(train, f"{root.name}/val")
+    origin = "" if test_root.name == "test" else f", and {test_root.name}/ serves as the test split"
+    notes = (f"{root} lacks a split: a fifth of train/ is held out for validation{origin}.", *notes)
+    return Listing(train, val, test, notes)
+
+
+def loose_images(root: Path) -> Source:
+    """Every image below a folder, at any depth, in sorted order, unlabelled.
+
+    Raises:
+        UserError: There is no folder, or no image in it.
+    """
+    _check_folder(root)
+    return from_files(f"{root.name}/unlabelled", _images_below(root), root)
+
+
+def _split_flat(root: Path) -> Listing:
+    whole = _labelled(root, root.name, _classes(root))
+    rest, test, notes = carve(whole, f"{root.name}/test", TEST_SEED)
+    train, val, more = carve(rest, f"{root.name}/val", kept_name=f"{root.name}/train")
+    split = f"{root} has no splits of its own: {train.count} images train"
+    return Listing(
+        train, val, test, (f"{split}, {val.count} validate, {test.count} test.", *dict.fromkeys(notes + more))
+    )
+
+
+def _check_folder(root: Path) -> None:
+    if not root.is_dir():
+        raise UserError(f"There is no folder {root}: give the path of a folder of images after 'folder:'.")
+
+
+def _classes(root: Path) -> tuple[str, ...]:
+    classes = tuple(sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")))
+    if len(classes) < 2:
+        found = f"only the class folder {classes[0]}/" if classes else "no class folder"
+        raise UserError(f"{root} holds {found}: expected one sub-folder of images for each of two or more classes.")
+    return classes
+
+
+def _labelled(root: Path, name: str, classes: tuple[str, ...]) -> Source:
+    strange = sorted({p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")} - set(classes))
+    if strange:
+        raise UserError(f"{root} holds classes that train/ lacks: {listed(strange)}.")
+    paths: list[Path] = []
+    labels: list[int] = []
+    for label, name_of_class in enumerate(classes):
+        found = _images_below(root / name_of_class) if (root / name_of_class).is_dir() else []
+        paths += found
+        labels += [label] * len(found)
+    return from_files(name, paths, root, np.asarray(labels, dtype=np.int64), classes)
+
+
+def _images_below(root: Path) -> list[Path]:
+    """Images at any depth; links to folders are followed, hidden files and folders are not."""
+    found: list[Path] = []
+    for folder, children, files in os.walk(root, followlinks=True):
+        children[:] = [child for child in children if not child.startswith(".")]
+        found += [Path(folder, file) for file in files if is_image(Path(file))]
+    if not found:
+        raise UserError(f"No image is in {root}: expected files ending in {' '.join(sorted(EXTENSIONS))}.")
+    return sorted(found)

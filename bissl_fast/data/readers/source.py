@@ -1,0 +1,204 @@
+"""What a reader hands over: splits that are listed and labelled, but not yet decoded."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bissl_fast.data.dataset import Images, Labels
+from bissl_fast.data.readers.decode import decode_file, square_array
+from bissl_fast.data.splits import VALIDATION_FRACTION, VALIDATION_SEED, stratified_holdout
+from bissl_fast.errors import UserError
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """One split before it is decoded.
+
+    Args:
+        name: Set and split, e.g. `"dtd/train"`.
+        count: Number of images.
+        read: `read(index, size)` gives `(side(size), side(size), 3)` uint8, or raises `UnreadableImageError`.
+        describe: `describe(index)` names an image in messages.
+        identity: Digest of all that determines pixels and labels, without reading the pixels: files, sizes, times.
+        labels: `(count,)` int64, or `None` for an unlabelled split.
+        classes: Class names by label.
+        native: Side of the stored images, if all are equal: these are not enlarged.
+    """
+
+    name: str
+    count: int
+    read: Callable[[int, int], Images]
+    describe: Callable[[int], str]
+    identity: str
+    labels: Labels | None = None
+    classes: tuple[str, ...] = ()
+    native: int | None = None
+
+    def side(self, size: int) -> int:
+        """Side of the images that `read(..., size)` gives."""
+        return size if self.native is None else min(size, self.native)
+
+    def take(self, indices: npt.NDArray[np.int64], name: str) -> Source:
+        """The part of this split at `indices`."""
+        return replace(
+            self,
+            name=name,
+            count=len(indices),
+            read=lambda index, size: self.read(int(indices[index]), size),
+            describe=lambda index: self.describe(int(indices[index])),
+            identity=digest(self.identity, indices),
+            labels=None if self.labels is None else self.labels[indices],
+        )
+
+    def unlabelled(self) -> Source:
+        """The same images without their labels."""
+        return replace(self, labels=None, classes=(), identity=digest(self.identity, "unlabelled"))
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The labelled splits of a set, and sentences that a user should read."""
+
+    train: Source
+    val: Source
+    test: Source
+    notes: tuple[str, ...] = ()
+
+
+def digest(*parts: str | npt.NDArray[Any]) -> str:
+    """Hash strings and arrays; the parts' lengths are hashed too, so that they cannot run into each other."""
+    total = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else np.ascontiguousarray(part).tobytes()
+        total.update(f"{len(data)}:".encode() + data)
+    return total.hexdigest()
+
+
+def file_states(paths: Iterable[Path], root: Path) -> str:
+    """One line per file: its path below `root`, size and time of last change. A broken link counts as an empty file."""
+    lines = []
+    for path in paths:
+        state = path.stat() if path.exists() else None
+        size, time = (state.st_size, state.st_mtime_ns) if state else (0, 0)
+        lines.append(f"{path.relative_to(root).as_posix()} {size} {time}")
+    return "\n".join(lines)
+
+
+def from_files(
+    name: str,
+    paths: Sequence[Path],
+    root: Path,
+    labels: Sequence[int] | npt.NDArray[np.int64] | None = None,
+    classes: tuple[str, ...] = (),
+) -> Source:
+    """A source of image files below `root`."""
+    targets = None if labels is None else np.asarray(labels, dtype=np.int64)
+    return Source(
+        name,
+        len(paths),
+        read=lambda index, size: decode_file(paths[index], size),
+        describe=lambda index: paths[index].relative_to(root).as_posix(),
+        identity=digest(file_states(paths, root), np.zeros(0) if targets is None else targets, "\n".join(classes)),
+        labels=targets,
+        classes=classes if targets is not None else (),
+    )
+
+
+def from_array(
+    name: str,
+    load: Callable[[], npt.NDArray[np.uint8]],
+    native: int,
+    files: Sequence[Path],
+    labels: npt.NDArray[np.int64] | None,
+    classes: tuple[str, ...],
+    count: int | None = None,
+) -> Source:
+    """A source whose images lie in one array.
+
+    Args:
+        name: Set and split.
+        load: Gives `(N, H, W)` or `(N, H, W, 3)` uint8; called once, when the first image is read.
+        native: Side of the images in pixels.
+        files: The files behind the array.
+        labels: `(N,)` int64 or `None`.
+        classes: Class names by label.
+        count: N, where there are no labels to count.
+
+    Raises:
+        UserError: A label lies outside the range of the classes.
+    """
+    if labels is not None and len(labels) and not (labels.min() >= 0 and labels.max() < len(classes)):
+        raise UserError(
+            f"{name} holds labels from {labels.min()} to {labels.max()} where {len(classes)} classes are expected: "
+            f"the files in {files[0].parent} are damaged; download them again."
+        )
+    images = once(load)
+    return Source(
+        name,
+        len(labels) if labels is not None else count or 0,
+        read=lambda index, size: square_array(images()[index], size),
+        describe=lambda index: f"image {index} of {files[0].name}",
+        identity=digest(file_states(files, files[0].parent), np.zeros(0) if labels is None else labels),
+        labels=labels,
+        classes=classes if labels is not None else (),
+        native=native,
+    )
+
+
+def once(load: Callable[[], npt.NDArray[np.uint8]]) -> Callable[[], npt.NDArray[np.uint8]]:
+    """The same function, called at most once, whichever of several threads comes first."""
+    lock, results = threading.Lock(), list[npt.NDArray[np.uint8]]()
+
+    def get() -> npt.NDArray[np.uint8]:
+        with lock:
+            if not results:
+                results.append(load())
+        return results[0]
+
+    return get
+
+
+def carve(
+    source: Source, name: str, seed: int = VALIDATION_SEED, kept_name: str | None = None
+) -> tuple[Source, Source, tuple[str, ...]]:
+    """Hold out a stratified fifth of a labelled split.
+
+    Returns:
+        The rest, the held-out part called `name`, and a note if a class is too small to give an image.
+    """
+    assert source.labels is not None
+    kept, held = stratified_holdout(source.labels, VALIDATION_FRACTION, seed)
+    if len(held) == 0:
+        raise UserError(
+            f"No class of {source.name} has two images, so none can be held out as {name}: "
+            f"add images, or give {name.split('/')[-1]}/ as a folder of its own."
+        )
+    counts = np.bincount(source.labels, minlength=len(source.classes))
+    single = [c for c, n in zip(source.classes, counts, strict=True) if n == 1]
+    notes = (f"{listed(single)} of {source.name} has one image only: it stays in training.",) if single else ()
+    return source.take(kept, kept_name or source.name), source.take(held, name), notes
+
+
+def listed(names: Sequence[str], limit: int = 5) -> str:
+    """Names for a sentence: the first few, and how many more there are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+def require(path: Path, what: str) -> Path:
+    """The path, if it is there.
+
+    Raises:
+        UserError: It is not.
+    """
+    if not path.exists():
+        raise UserError(f"{what} is incomplete: {path} is missing; download or unpack the set again.")
+    return path

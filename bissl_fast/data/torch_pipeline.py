@@ -1,0 +1,127 @@
+"""The `torch` pipeline: renders a table of view parameters, the whole batch at once, on any device.
+
+Values are float32 in 0..1 and are clamped where torchvision clamps; nothing is rounded to 8 bits on the way. Crop,
+antialiased resize and flip are two matrix products per image, and so is the blur. Each step touches only the samples
+that it changes, and no result depends on which other samples are in the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from bissl_fast.data.colour import ADJUSTMENTS, solarize_, to_gray_
+from bissl_fast.data.filters import blur_matrices, resize_matrices
+from bissl_fast.data.views import NEUTRAL_FACTORS, ViewParameters, ViewSettings
+from bissl_fast.errors import UserError
+
+_CPU_CHUNK_PIXELS = 300_000  # of the views: few enough for the intermediate values to stay in a core's cache
+
+
+@torch.no_grad()
+def render(images: torch.Tensor, parameters: ViewParameters, settings: ViewSettings) -> torch.Tensor:
+    """Renders one view of each image.
+
+    Args:
+        images: (N, H, W, 3) uint8, on any device.
+        parameters: the table of the N views, drawn for images of this size.
+        settings: what the table was drawn from.
+
+    Returns:
+        (N, 3, S, S) float32 in channels_last memory, normalised by the settings' mean and std.
+
+    Raises:
+        UserError: if the images are not uint8 RGB, or the table does not fit them.
+
+    Example:
+        >>> table = draw_views(settings, seed=0, epoch=0, samples=np.arange(8), view=0, image_size=(112, 112))
+        >>> view = render(images, table, settings)
+    """
+    _check(images, parameters)
+    n, size = len(images), settings.size
+    views = torch.empty(
+        (n, 3, size, size), dtype=torch.float32, device=images.device, memory_format=torch.channels_last
+    )
+    step = max(1, _CPU_CHUNK_PIXELS // size**2 if images.device.type == "cpu" else n)
+    for start in range(0, n, step):
+        rows = slice(start, start + step)
+        views[rows] = _render_planar(images[rows], parameters[rows], settings)
+    return views
+
+
+def _check(images: torch.Tensor, parameters: ViewParameters) -> None:
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+        raise UserError(f"Images must be (N, H, W, 3) uint8, not {tuple(images.shape)} {images.dtype}.")
+    if len(parameters) != len(images):
+        raise UserError(f"{len(images)} images came with view parameters for {len(parameters)}.")
+    height, width = images.shape[1:3]
+    top, left, rows, columns = parameters.box.T
+    if ((top + rows > height) | (left + columns > width)).any():
+        raise UserError(
+            f"A crop leaves the images of {height} x {width} pixels: "
+            f"draw the views with image_size=({height}, {width})."
+        )
+
+
+def _render_planar(images: torch.Tensor, parameters: ViewParameters, settings: ViewSettings) -> torch.Tensor:
+    """(n, H, W, 3) uint8 to (n, 3, S, S) float32, contiguous: each channel a plane."""
+    x = _crop_resize_flip(images, parameters, settings)
+    for place in range(4):
+        for operation, adjust_ in ADJUSTMENTS.items():
+            factors = parameters.factors[:, operation]
+            chosen = (parameters.order[:, place] == operation) & (factors != NEUTRAL_FACTORS[operation])
+            _change(x, chosen, adjust_, factors)
+    _change(x, parameters.gray, to_gray_)
+    _change(x, parameters.sigma > 0, lambda part, sigma: _blur_(part, sigma, settings), parameters.sigma)
+    # Half a level lower: where 8-bit pixels would have been rounded up to the threshold.
+    _change(x, parameters.solarize, lambda part: solarize_(part, (settings.solarize_threshold - 0.5) / 255))
+    mean, std = (x.new_tensor(channel)[:, None, None] for channel in (settings.mean, settings.std))
+    return x.mul_(settings.pixel_range / std).sub_(mean / std)
+
+
+def _change(
+    x: torch.Tensor,
+    chosen: npt.NDArray[np.bool_],
+    operation_: Callable[..., None],
+    *columns: npt.NDArray[np.float32],
+) -> None:
+    """Applies an in-place operation to the chosen images, with their rows of the columns."""
+    rows = np.flatnonzero(chosen)
+    if not len(rows):
+        return
+    arguments = [torch.from_numpy(column[rows]).to(x.device) for column in columns]
+    if len(rows) == len(x):
+        operation_(x, *arguments)
+        return
+    where = torch.from_numpy(rows).to(x.device)
+    part = x.index_select(0, where)
+    operation_(part, *arguments)
+    if x.device.type == "cpu":
+        x.numpy()[rows] = part.numpy()  # copies whole images; index_copy_ would go value by value
+    else:
+        x.index_copy_(0, where, part)
+
+
+def _crop_resize_flip(
+    images: torch.Tensor, parameters: ViewParameters, settings: ViewSettings
+) -> torch.Tensor:
+    n, height, width, _ = images.shape
+    size = settings.size
+    top, left, rows, columns = torch.from_numpy(parameters.box).to(images.device).unbind(1)
+    flip = torch.from_numpy(parameters.flip).to(images.device)
+    vertical = resize_matrices(top, rows, torch.zeros_like(flip), height, size, settings.interpolation)
+    horizontal = resize_matrices(left, columns, flip, width, size, settings.interpolation)
+    x = torch.bmm(vertical, images.reshape(n, height, width * 3).float())  # (n, S, W * 3)
+    x = x.view(n, size, width, 3).permute(0, 3, 1, 2).reshape(n, 3 * size, width)
+    x = torch.bmm(x, horizontal.mT).view(n, 3, size, size)
+    return x.mul_(1 / 255).clamp_(0.0, 1.0)  # the cubic overshoots
+
+
+def _blur_(x: torch.Tensor, sigma: torch.Tensor, settings: ViewSettings) -> None:
+    n, _, size, _ = x.shape
+    matrices = blur_matrices(sigma, size, settings.blur_sigma[1])
+    rows_blurred = torch.bmm(x.view(n, 3 * size, size), matrices.mT).view_as(x)
+    torch.matmul(matrices[:, None], rows_blurred, out=x)

@@ -1,0 +1,224 @@
+"""View parameters: one table per (seed, epoch, sample, view), which every pipeline renders.
+
+The distributions are torchvision's (`RandomResizedCrop`, `ColorJitter`, `RandomGrayscale`, `GaussianBlur`,
+`RandomSolarize`), sample by sample; the numbers are Philox words, laid out as `_DECISIONS` and `_draw_boxes` say.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import permutations
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from bissl_fast.data.philox import Stream, random_words, uniforms
+from bissl_fast.errors import UserError
+
+Floats = npt.NDArray[np.float64]
+Range = tuple[float, float]
+
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # columns of `factors`, values of `order`
+NEUTRAL_FACTORS = (1.0, 1.0, 1.0, 0.0)  # that change no pixel
+
+_ORDERS = np.array(list(permutations(range(4))))  # (24, 4), lexicographic
+_CROP_ATTEMPTS = 10  # torchvision's; each takes one block: area, ratio, top, left
+_DECISIONS = (
+    3  # blocks before the attempts: flip, jitter, order, gray | four factors | blur, sigma, solarise, unused
+)
+
+
+@dataclass(frozen=True)
+class ViewSettings:
+    """How one view is drawn; the fields stand in the order in which they are applied.
+
+    Probabilities are per image. The pipeline works on pixels in 0..1.
+
+    Args:
+        size: Side of the square view in pixels.
+        crop_scale: Range of the crop's area, as a fraction of the image's.
+        crop_ratio: Range of the crop's aspect ratio, width / height. ``(1, 1)`` for scale and ratio is the whole
+            square image, every time.
+        interpolation: Filter of the resize, always antialiased.
+        flip: Probability of a horizontal flip.
+        jitter: Probability of the four colour changes, done in a random order.
+        brightness: Factor in U(max(0, 1 - x), 1 + x).
+        contrast: As brightness.
+        saturation: As brightness.
+        hue: Shift in U(-x, x) turns of the colour wheel, at most 0.5.
+        gray: Probability of grayscale.
+        blur: Probability of a Gaussian blur.
+        blur_sigma: Range of its standard deviation in pixels of the view.
+        solarize: Probability of inverting all values at or above the threshold.
+        solarize_threshold: In levels of 0..255.
+        pixel_range: Pixels are multiplied by this before mean and std. 1, or 255 for the released BiSSL code's
+            pretext views, which are normalised without having been divided by 255.
+        mean: Per channel, subtracted.
+        std: Per channel, divided by.
+
+    Raises:
+        UserError: if a value is out of its range.
+    """
+
+    size: int = 96
+    crop_scale: Range = (0.08, 1.0)
+    crop_ratio: Range = (3 / 4, 4 / 3)
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    flip: float = 0.0
+    jitter: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+    gray: float = 0.0
+    blur: float = 0.0
+    blur_sigma: Range = (0.1, 2.0)
+    solarize: float = 0.0
+    solarize_threshold: float = 128.0
+    pixel_range: float = 1.0
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    def __post_init__(self) -> None:
+        low, high = self.crop_scale
+        _require(self.size >= 1, "size", self.size, "at least 1 pixel")
+        _require(
+            0 < low <= high <= 1, "crop_scale", self.crop_scale, "fractions of the area: 0 < low <= high <= 1"
+        )
+        for name in ("crop_ratio", "blur_sigma"):
+            low, high = getattr(self, name)
+            _require(0 < low <= high, name, (low, high), "a range with 0 < low <= high")
+        _require(
+            self.interpolation in ("bilinear", "bicubic"),
+            "interpolation",
+            self.interpolation,
+            "bilinear or bicubic",
+        )
+        for name in ("flip", "jitter", "gray", "blur", "solarize"):
+            _require(
+                0 <= getattr(self, name) <= 1, name, getattr(self, name), "a probability between 0 and 1"
+            )
+        for name in ("brightness", "contrast", "saturation"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        _require(0 <= self.hue <= 0.5, "hue", self.hue, "between 0 and 0.5 turns")
+        _require(self.pixel_range > 0, "pixel_range", self.pixel_range, "positive: 1 or 255")
+        _require(min(self.std) > 0, "std", self.std, "positive for every channel")
+
+
+def _require(holds: bool, name: str, found: object, expected: str) -> None:
+    if not holds:
+        raise UserError(f"The view setting {name} is {found}; it must be {expected}.")
+
+
+@dataclass(frozen=True)
+class ViewParameters:
+    """The table of N views; one row says all that was drawn for a sample.
+
+    Args:
+        box: (N, 4) int64 top, left, height, width of the crop, in pixels of the image.
+        flip: (N,) bool.
+        order: (N, 4) int64, the colour operation done first, second, ...: `BRIGHTNESS` ... `HUE`.
+        factors: (N, 4) float32, by operation; `NEUTRAL_FACTORS` where the sample has no jitter.
+        gray: (N,) bool.
+        sigma: (N,) float32 standard deviation of the blur in pixels of the view; 0 is no blur.
+        solarize: (N,) bool.
+    """
+
+    box: npt.NDArray[np.int64]
+    flip: npt.NDArray[np.bool_]
+    order: npt.NDArray[np.int64]
+    factors: npt.NDArray[np.float32]
+    gray: npt.NDArray[np.bool_]
+    sigma: npt.NDArray[np.float32]
+    solarize: npt.NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.box)
+
+    def __getitem__(self, rows: slice | npt.NDArray[np.int64]) -> ViewParameters:
+        """The rows of some of the samples."""
+        return ViewParameters(**{name: column[rows] for name, column in vars(self).items()})
+
+
+def draw_views(
+    settings: ViewSettings,
+    seed: int,
+    epoch: int,
+    samples: npt.NDArray[np.int64],
+    view: int,
+    image_size: tuple[int, int],
+) -> ViewParameters:
+    """Draws one view of each sample: a pure function of its arguments, row by row.
+
+    Args:
+        settings: The distributions.
+        seed: Of the run.
+        epoch: How often the set has been shuffled before.
+        samples: (N,) indices into the data set, below 2**32.
+        view: Which of a sample's views: 0, 1, ...
+        image_size: Height and width of the images in pixels.
+
+    Returns:
+        The table of N rows.
+
+    Example:
+        >>> draw_views(ViewSettings(flip=0.5), 0, 0, np.arange(4), 0, (112, 112)).flip.shape
+        (4,)
+    """
+    u = uniforms(random_words(seed, Stream.VIEW, epoch, samples, _DECISIONS + _CROP_ATTEMPTS, view))
+    choices, factors, last = u[:, 0], u[:, 1], u[:, 2]  # (N, 4) each
+    strengths = np.array([settings.brightness, settings.contrast, settings.saturation, settings.hue])
+    low, high = np.maximum(0.0, 1.0 - strengths), 1.0 + strengths
+    low[HUE], high[HUE] = -settings.hue, settings.hue
+    jittered = choices[:, 1] < settings.jitter
+    drawn = low + factors * (high - low)
+    sigma = _between(settings.blur_sigma, last[:, 1])
+    return ViewParameters(
+        box=_draw_boxes(settings, u[:, _DECISIONS:], image_size),
+        flip=choices[:, 0] < settings.flip,
+        order=_ORDERS[(choices[:, 2] * len(_ORDERS)).astype(np.int64)],
+        factors=np.where(jittered[:, None], drawn, NEUTRAL_FACTORS).astype(np.float32),
+        gray=choices[:, 3] < settings.gray,
+        sigma=np.where(last[:, 0] < settings.blur, sigma, 0.0).astype(np.float32),
+        solarize=last[:, 2] < settings.solarize,
+    )
+
+
+def _between(bounds: Range, u: Floats) -> Floats:
+    return bounds[0] + u * (bounds[1] - bounds[0])
+
+
+def _draw_boxes(settings: ViewSettings, u: Floats, image_size: tuple[int, int]) -> npt.NDArray[np.int64]:
+    """RandomResizedCrop: the first attempt that fits, or else a central crop.
+
+    Args:
+        u: (N, attempts, 4) uniforms for area, log ratio, top, left.
+
+    Returns:
+        (N, 4) int64 top, left, height, width.
+    """
+    rows, columns = image_size
+    area = rows * columns * _between(settings.crop_scale, u[..., 0])  # (N, attempts)
+    log_low, log_high = np.log(settings.crop_ratio)
+    ratio = np.exp(_between((log_low, log_high), u[..., 1]))
+    width = np.rint(np.sqrt(area * ratio)).astype(np.int64)
+    height = np.rint(np.sqrt(area / ratio)).astype(np.int64)
+    fits = (width > 0) & (width <= columns) & (height > 0) & (height <= rows)
+    top = np.floor(u[..., 2] * (rows - height + 1)).astype(np.int64)
+    left = np.floor(u[..., 3] * (columns - width + 1)).astype(np.int64)
+    attempts = np.stack((top, left, height, width), axis=-1)  # (N, attempts, 4)
+    first = attempts[np.arange(len(u)), fits.argmax(axis=1)]
+    found = np.any(fits, axis=1, keepdims=True)  # (N, 1)
+    return np.where(found, first, _central_box(settings.crop_ratio, image_size))
+
+
+def _central_box(crop_ratio: Range, image_size: tuple[int, int]) -> npt.NDArray[np.int64]:
+    """The largest central crop whose ratio is allowed: torchvision's fallback. (4,) int64."""
+    rows, columns = image_size
+    height, width = rows, columns
+    if columns / rows < crop_ratio[0]:
+        height = round(columns / crop_ratio[0])
+    elif columns / rows > crop_ratio[1]:
+        width = round(rows * crop_ratio[1])
+    return np.array([(rows - height) // 2, (columns - width) // 2, height, width])

@@ -1,0 +1,131 @@
+"""Backbone features before fine-tuning, and their t-SNE map (BiSSL, Section 4.4 and Appendix C.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from bissl_fast.errors import UserError
+from bissl_fast.evaluation.metrics import evaluation_mode
+
+if TYPE_CHECKING:
+    from bissl_fast.data.loader import Batch
+
+
+def reestimate_batch_norm(backbone: nn.Module, batches: Iterable[Batch], max_batches: int = 100) -> None:
+    """Replace the running statistics of batch normalisation by those of the downstream training images.
+
+    Appendix C.1: a backbone that has only seen pretext images is compared fairly after about 100 batches of
+    256 downstream images have passed through it. Here the running mean and variance become the average of
+    the batches' means and (unbiased) variances, each batch weighing as many images as it has: neither the
+    order of the batches nor the layers' momentum nor the old statistics enter.
+
+    The backbone's **buffers change in place**: pass a copy to keep the old ones. Weights, momentum and
+    train/eval modes are as before. Only batch normalisation runs in train mode, so dropout stays off. A
+    batch of one image has no variance and is passed over.
+
+    Args:
+        backbone: a network with or without batch normalisation.
+        batches: downstream training batches; `views[0]` is used.
+        max_batches: stop after this many.
+
+    Raises:
+        UserError: if no batch has two images or more.
+
+    Example:
+        >>> reestimate_batch_norm(backbone, sequential_batches(splits.train, view, 256, "cpu"))
+    """
+    layers = [layer for layer in backbone.modules() if isinstance(layer, _BatchNorm)]
+    momenta = [layer.momentum for layer in layers]
+    device = next(backbone.parameters()).device
+    seen = 0
+    with evaluation_mode(backbone), torch.no_grad():
+        for layer in layers:
+            layer.train()
+        try:
+            for batch in islice((b for b in batches if len(b.views[0]) > 1), max_batches):
+                if seen == 0:
+                    for layer in layers:
+                        layer.reset_running_stats()  # a NaN would survive a weight of zero
+                seen += len(batch.views[0])
+                for layer in layers:
+                    layer.momentum = len(batch.views[0]) / seen  # running += share · (batch − running)
+                backbone(batch.views[0].to(device))
+        finally:
+            for layer, momentum in zip(layers, momenta, strict=True):
+                layer.momentum = momentum
+    if seen == 0:
+        raise UserError(
+            "Batch normalisation cannot be re-estimated without a batch of at least two training images: "
+            "use a larger training split or batch size."
+        )
+
+
+def extract_features(backbone: nn.Module, batches: Iterable[Batch]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Backbone features of every image, in eval mode and without gradients.
+
+    Args:
+        backbone: maps images (B, 3, H, W) to features (B, F).
+        batches: labelled batches; `views[0]` is used.
+
+    Returns:
+        Features (N, F) float32 and labels (N,) int64, in the order of the batches.
+
+    Raises:
+        UserError: if there is no batch, or a batch has no labels.
+
+    Example:
+        >>> features, labels = extract_features(backbone, sequential_batches(splits.test, view, 256, "cpu"))
+    """
+    device = next(backbone.parameters()).device
+    features, labels = [], []
+    with evaluation_mode(backbone), torch.inference_mode():
+        for batch in batches:
+            if batch.labels is None:
+                raise UserError("Features are coloured by label, and this split has none: use a labelled one.")
+            features.append(backbone(batch.views[0].to(device)).float().cpu().numpy())  # (B, F)
+            labels.append(batch.labels.cpu().numpy())
+    if not features:
+        raise UserError("There is no image to extract features from: the split is empty.")
+    return np.concatenate(features), np.concatenate(labels).astype(np.int64)
+
+
+def embed(features: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
+    """Map features to the plane by t-SNE, with PCA initialisation and perplexity min(30, (N − 1)/3).
+
+    Args:
+        features: (N, F).
+        seed: the same seed and features give the same map.
+
+    Returns:
+        Coordinates (N, 2) float32.
+
+    Raises:
+        UserError: if there are fewer than 5 images or 2 features, if a feature is not finite, or if all
+            images have the same features.
+
+    Example:
+        >>> points = embed(features, seed=0)
+    """
+    if features.ndim != 2 or len(features) < 5 or features.shape[1] < 2:
+        raise UserError(
+            f"t-SNE needs at least 5 images with 2 features each, found an array of shape {features.shape}: "
+            "use a larger test split."
+        )
+    if not np.isfinite(features).all():
+        raise UserError("t-SNE needs finite features, found NaN or infinity: the backbone's training diverged.")
+    if (features == features[0]).all():
+        raise UserError("t-SNE cannot map features that are all the same: the backbone has collapsed.")
+    from sklearn.manifold import TSNE
+
+    perplexity = min(30.0, (len(features) - 1) / 3)
+    tsne = TSNE(n_components=2, init="pca", perplexity=perplexity, random_state=seed)
+    points: NDArray[np.float32] = tsne.fit_transform(features).astype(np.float32)
+    return points

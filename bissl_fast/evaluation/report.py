@@ -1,0 +1,187 @@
+"""The report of a run: `report.html`, complete in itself, and `figures/*.png`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import yaml
+
+from bissl_fast.errors import UserError
+from bissl_fast.evaluation import figures
+from bissl_fast.evaluation.features import embed
+from bissl_fast.evaluation.page import Section, page
+from bissl_fast.evaluation.run_folder import RunFolder
+from bissl_fast.training.files import make_folder, write_atomic
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MOST_POINTS = 2000  # of a t-SNE map: more take minutes and hide each other
+
+
+@dataclass(frozen=True)
+class Plate:
+    """A figure of the report: how it is drawn from the run, and the words under it."""
+
+    name: str
+    title: str
+    caption: str
+    draw: Callable[[RunFolder], Figure]
+
+
+def write_report(run: Path) -> Path:
+    """Write `report.html` and `figures/*.png` from what a run folder holds.
+
+    The report needs nothing but itself: figures and style are in the file, and there is no script. The same
+    folder gives the same bytes. What the run has not produced yet is left out, and a line says so.
+
+    Args:
+        run: a run folder of `bissl-fast train`, finished or not.
+
+    Returns:
+        The path of `report.html`.
+
+    Raises:
+        UserError: if `run` is not a run folder or cannot be written to.
+
+    Example:
+        >>> write_report(Path("runs/dtd"))
+        PosixPath('runs/dtd/report.html')
+    """
+    folder = RunFolder(run)
+    sections = [_section(folder, plate) for plate in PLATES]
+    make_folder(run / "figures")
+    for section in sections:
+        path = run / "figures" / f"{section.name}.png"
+        if section.image is not None:
+            write_atomic(path, section.image)
+        elif path.exists():  # from an earlier state of the run
+            path.unlink()
+    report = run / "report.html"
+    write_atomic(report, page(folder, sections).encode())
+    return report
+
+
+def _pretext_losses(run: RunFolder) -> Figure:
+    warmup, bissl, baseline = map(run.metrics, ("pretext-warmup", "bissl", "pretext-baseline"))
+    return figures.pretext_losses(warmup, bissl, baseline, _lower_steps(run))
+
+
+def _upper_level(run: RunFolder) -> Figure:
+    return figures.upper_level(run.metrics("bissl"))
+
+
+def _solver_residuals(run: RunFolder) -> Figure:
+    return figures.solver_residuals(run.metrics("bissl"))
+
+
+def _finetuning_curves(run: RunFolder) -> Figure:
+    return figures.finetuning_curves(run.seeds("finetune-bissl"), run.seeds("finetune-baseline"))
+
+
+def _feature_maps(run: RunFolder) -> Figure:
+    arrays = run.arrays("test/features.npz", ("baseline", "bissl", "labels"))
+    count = len(arrays[2])
+    kept = np.linspace(0, count - 1, min(count, MOST_POINTS)).round().astype(int)  # evenly over the split
+    baseline, bissl, labels = (array[kept] for array in arrays)
+    return figures.feature_maps(embed(baseline, seed=0), embed(bissl, seed=0), labels)
+
+
+def _sample_views(run: RunFolder) -> Figure:
+    (images,) = run.arrays("test/views.npz", ("images",))
+    return figures.sample_views(images)
+
+
+PLATES = (
+    Plate(
+        "finetuning",
+        "Fine-tuning",
+        "Validation accuracy after each epoch of fine-tuning: the mean over the seeds, in a band of one standard "
+        "deviation. A gap at the left end comes from the backbone, one at the right end is what remains of "
+        "it after training. The table above is about the test split, at the best validation epoch of each seed. "
+        "The paper shows no such curve; Table 1 is where it ends.",
+        _finetuning_curves,
+    ),
+    Plate(
+        "features",
+        "Features before fine-tuning",
+        "Test images in the feature space of each backbone, mapped to the plane by t-SNE; one colour and marker "
+        "per class. Images of a class lying together mean that the backbone already tells it apart. The axes, "
+        "the size of a cluster and the distance between two have no meaning. Batch-norm statistics were "
+        "re-estimated on the downstream training images first. Figure 3 and Appendix C.1 of the paper.",
+        _feature_maps,
+    ),
+    Plate(
+        "pretext",
+        "Pretext loss",
+        "Contrastive loss on the pretext images, lower is better; long curves are a running mean of faint raw values. "
+        "Both arms take the same number of pretext steps. The BiSSL curve may rise where its stage begins, "
+        "because a new learning-rate schedule starts and the backbone is pulled towards the downstream task. "
+        "Stages of Figure 1 of the paper; no figure there shows the losses.",
+        _pretext_losses,
+    ),
+    Plate(
+        "upper-level",
+        "Upper level of BiSSL",
+        "Top: downstream training loss of one shared head on each of the two backbones. The lower backbone’s "
+        "curve falling means that what the pretext task learns serves the downstream task better. Bottom: the "
+        "distance between the two, which the lower-level regulariser holds down; it should stay bounded. "
+        "Equations 2 and 3 and Algorithm 1 of the paper; not plotted there.",
+        _upper_level,
+    ),
+    Plate(
+        "solver",
+        "Accuracy of the upper-level gradient",
+        "Residual of the linear system behind each upper-level gradient after every Hessian-vector product, "
+        "relative to the right-hand side. The lower, the closer the gradient is to the exact one; "
+        "lines that drift upwards mean that the system gets harder, and more products or more damping would help. "
+        "Above the dotted line at 1 the solver is further off than where it started. "
+        "Section B.3 of the paper; not plotted there.",
+        _solver_residuals,
+    ),
+    Plate(
+        "views",
+        "Sample views",
+        "Pretext images and the augmented views of them that the contrastive loss compares. The views should "
+        "still show what the image shows. Augmentation as in Section 4.2.1 of the paper.",
+        _sample_views,
+    ),
+)
+
+
+def _section(run: RunFolder, plate: Plate) -> Section:
+    try:
+        image, missing = figures.png(plate.draw(run)), ""
+    except UserError as error:
+        image, missing = None, str(error)
+    return Section(plate.name, plate.title, plate.caption, image, missing)
+
+
+def _lower_steps(run: RunFolder) -> float:
+    """Lower-level steps per alternation.
+
+    Both arms take the same number of pretext steps, so a finished run tells by itself; an unfinished one is
+    drawn with the number in its configuration, where there is one.
+    """
+    warmup, bissl, baseline = map(run.metrics, ("pretext-warmup", "bissl", "pretext-baseline"))
+    finished = all((run.path / stage / "DONE").exists() for stage in ("bissl", "pretext-baseline"))
+    if finished and warmup and bissl and baseline:
+        pretext_steps: int = baseline[-1]["step"] - warmup[-1]["step"]
+        return max(1.0, pretext_steps / int(bissl[-1]["step"]))
+    try:
+        return float(_find(yaml.safe_load(run.text("config.yaml")), "lower_steps") or 1)
+    except (UserError, yaml.YAMLError):
+        return 1.0
+
+
+def _find(settings: Any, key: str) -> Any:
+    """The first value under `key` at any depth of nested mappings."""
+    if not isinstance(settings, dict):
+        return None
+    if key in settings:
+        return settings[key]
+    return next((found for value in settings.values() if (found := _find(value, key)) is not None), None)

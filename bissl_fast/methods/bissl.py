@@ -1,0 +1,288 @@
+"""BiSSL (Zakarias et al., 2025): pretext and downstream training as one bilevel problem, Algorithms 1 and 2."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch.nn.utils import clip_grad_norm_
+
+from bissl_fast.bilevel import (
+    HessianOperator,
+    ParameterVector,
+    Solution,
+    conjugate_gradient,
+    frozen_buffers,
+    identity,
+    implicit_gradient,
+    neumann,
+)
+from bissl_fast.data.loader import Batch, ViewLoader
+from bissl_fast.methods.checks import require
+from bissl_fast.methods.finetune import SGDSettings
+from bissl_fast.methods.pretrain import LARSSettings, pretext_loss
+from bissl_fast.models import Network
+from bissl_fast.pretext import SimCLR
+from bissl_fast.training.loop import Values
+from bissl_fast.training.precision import Forward
+from bissl_fast.training.schedules import set_learning_rate, warmup_cosine
+
+Views = Sequence[torch.Tensor]
+
+
+@dataclass(frozen=True)
+class BiSSLSettings:
+    """Algorithm 1's inputs, with the paper's symbols in brackets.
+
+    Attributes:
+        alternations: between the levels [T].
+        lower_steps: per alternation [N_L].
+        upper_steps: per alternation [N_U].
+        proximity: weight of ½‖θ_D − θ_P‖² in the lower level [λ].
+        damping: added to λ in the operator only [λ_damp].
+        downstream_weight: of the plain downstream loss at θ_D in the upper level [γ].
+        solver: of the implicit gradient's system. `layerwise-cg` is the paper's: conjugate gradients with one step
+            length per parameter tensor.
+        solver_iterations: products per upper step and stored batch [N_c].
+        stored_batches: for the Hessian [K].
+        stored_from: `lower`: the first K batches of the lower phase, as the paper; `fresh`: drawn anew, as the code.
+        adaptation_every: θ_D moves towards θ_P every so many alternations, 0 is never [N_a].
+        adaptation: by this share of the way [α].
+        clip: largest norm of a gradient, once per step over backbone and head together.
+        learning_rate: peak of the lower level, scaled as the pretext stages' rate.
+        warmup_steps: of the lower level's rate, linear from 0.
+        final_share: of the lower level's rate, last over peak.
+        leak_statistics: let downstream images and products move the batch-norm statistics of θ_P, as the released code.
+    """
+
+    alternations: int = 500
+    lower_steps: int = 20
+    upper_steps: int = 8
+    proximity: float = 1e-3
+    damping: float = 10.0
+    downstream_weight: float = 0.01
+    solver: Literal["layerwise-cg", "cg", "neumann", "identity"] = "layerwise-cg"
+    solver_iterations: int = 5
+    stored_batches: int = 5
+    stored_from: Literal["lower", "fresh"] = "lower"
+    adaptation_every: int = 100
+    adaptation: float = 0.1
+    clip: float = 10.0
+    learning_rate: float = 4.8
+    warmup_steps: int = 970
+    final_share: float = 1e-3
+    leak_statistics: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("alternations", "lower_steps", "upper_steps", "solver_iterations", "stored_batches"):
+            require(getattr(self, name) >= 1, f"bissl.{name.replace('_', '-')}", getattr(self, name), "at least 1")
+        require(self.proximity > 0, "bissl.proximity (λ)", self.proximity, "positive")
+        require(self.damping >= 0, "bissl.damping (λ_damp)", self.damping, "0 or more")
+        require(self.downstream_weight >= 0, "bissl.downstream-weight (γ)", self.downstream_weight, "0 or more")
+        require(self.adaptation_every >= 0, "bissl.adaptation-every (N_a)", self.adaptation_every, "0 or more")
+        require(0 <= self.adaptation <= 1, "bissl.adaptation (α)", self.adaptation, "between 0 and 1")
+        require(self.clip > 0, "bissl.clip", self.clip, "positive")
+        require(self.learning_rate > 0, "bissl.learning-rate", self.learning_rate, "positive")
+        require(
+            self.stored_from == "fresh" or self.stored_batches <= self.lower_steps,
+            "bissl.stored-batches (K)",
+            self.stored_batches,
+            f"at most the {self.lower_steps} lower steps that the batches are taken from",
+        )
+
+
+class BiSSLTask:
+    """Algorithm 1. One step is one alternation: N_L lower steps, then N_U upper steps.
+
+    Args:
+        pretext: θ_P and φ_P.
+        downstream: θ_D and φ_D; θ_D starts as a copy of θ_P.
+        task: the pretext task, L^P.
+        pretext_loader: batches of the lower level, N_L per alternation.
+        downstream_loader: batches of the upper level, N_U per alternation.
+        fresh_loader: K batches per alternation for the Hessian; used with ``stored_from="fresh"``.
+        settings: of the algorithm.
+        lars: optimiser of the lower level.
+        sgd: optimiser of the upper level (Table 3).
+        forward: precision context of a forward pass.
+    """
+
+    def __init__(
+        self,
+        pretext: Network,
+        downstream: Network,
+        task: SimCLR,
+        pretext_loader: ViewLoader,
+        downstream_loader: ViewLoader,
+        fresh_loader: ViewLoader | None,
+        settings: BiSSLSettings,
+        lars: LARSSettings,
+        sgd: SGDSettings,
+        forward: Forward,
+    ) -> None:
+        self.pretext, self.downstream, self.settings = pretext, downstream, settings
+        self.pretext_loader, self.downstream_loader = pretext_loader, downstream_loader
+        self.fresh_loader = fresh_loader
+        self.lars, self.sgd, self.forward = lars, sgd, forward
+        self.steps, self.log_every = settings.alternations, 1
+        self.images_per_step = (
+            settings.lower_steps * pretext_loader.batch_size + settings.upper_steps * downstream_loader.batch_size
+        )
+        self.theta_p = ParameterVector(pretext, "backbone.")  # θ_P
+        self.theta_d = ParameterVector(downstream, "backbone.")  # θ_D
+        self.phi_d = list(downstream.head.parameters())  # φ_D
+        self.pretext_loss = pretext_loss(task, forward)  # L^P
+        self.lower_optimizer = lars.build(list(pretext.parameters()))
+        self.upper_optimizer = sgd.build(list(downstream.parameters()))
+
+    def step(self, index: int) -> Values:
+        """Algorithm 1, lines 4 to 15, for t = index + 1."""
+        settings = self.settings
+        self.pretext.train()
+        self.downstream.train()
+        stored, lower = self._lower_level(index)
+        if settings.adaptation_every and (index + 1) % settings.adaptation_every == 0:  # line 8
+            self._adapt()
+        if self.fresh_loader is not None and settings.stored_from == "fresh":
+            first = index * settings.stored_batches
+            stored = [self.fresh_loader.load(first + k).views for k in range(settings.stored_batches)]
+        upper = self._upper_level(index, stored)
+        distance = torch.linalg.vector_norm(self.theta_d.values() - self.theta_p.values())
+        return {**lower, **upper, "backbone_distance": distance}
+
+    def _lower_level(self, alternation: int) -> tuple[list[Views], dict[str, torch.Tensor | float]]:
+        """Lines 4 to 7. Returns the stored batches and what to log."""
+        settings = self.settings
+        stored: list[Views] = []
+        losses, regularisers = [], []
+        peak = self.lars.peak(settings.learning_rate, self.pretext_loader.batch_size)
+        total = settings.alternations * settings.lower_steps
+        for index in range(alternation * settings.lower_steps, (alternation + 1) * settings.lower_steps):
+            rate = warmup_cosine(index, total, peak, settings.warmup_steps, settings.final_share)
+            set_learning_rate(self.lower_optimizer, rate)
+            views = self.pretext_loader.load(index).views
+            if len(stored) < settings.stored_batches:
+                stored.append(views)
+            self.lower_optimizer.zero_grad(set_to_none=True)
+            loss = self.pretext_loss(self.pretext, views)
+            loss.backward()  # type: ignore[no-untyped-call]  # lines 5 and 6, first term
+            regularisers.append(self._add_regulariser())
+            clip_grad_norm_(self.pretext.parameters(), settings.clip)
+            self.lower_optimizer.step()  # line 7
+            losses.append(loss.detach())
+        return stored, {"lower_loss": _mean(losses), "lower_regulariser": _mean(regularisers), "lr_lower": rate}
+
+    @torch.no_grad()
+    def _add_regulariser(self) -> torch.Tensor:
+        """Line 6, second term: add λ∇r = λ(θ_P − θ_D) to the gradient; returns λ·r."""
+        value = torch.zeros((), device=self.theta_p.tensors[0].device)
+        for p, d in zip(self.theta_p.tensors, self.theta_d.tensors, strict=True):
+            difference = p - d
+            value += difference.square().sum()
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+            p.grad.add_(difference, alpha=self.settings.proximity)
+        return 0.5 * self.settings.proximity * value
+
+    @torch.no_grad()
+    def _adapt(self) -> None:
+        """Line 9: θ_D ← (1 − α)θ_D + αθ_P."""
+        for d, p in zip(self.theta_d.tensors, self.theta_p.tensors, strict=True):
+            d.lerp_(p, self.settings.adaptation)
+
+    def _upper_level(self, alternation: int, stored: list[Views]) -> dict[str, torch.Tensor | float]:
+        """Lines 10 to 15. θ_P, φ_P and the stored batches stay as they are, so one Hessian serves the whole phase."""
+        settings = self.settings
+        hessian = HessianOperator(self.pretext_loss, self.theta_p, stored)
+        total = settings.alternations * settings.upper_steps
+        losses, plain_losses, residuals = [], [], []
+        for index in range(alternation * settings.upper_steps, (alternation + 1) * settings.upper_steps):
+            rate = warmup_cosine(index, total, self.sgd.learning_rate)
+            set_learning_rate(self.upper_optimizer, rate)
+            batch = self.downstream_loader.load(index)
+            loss, v, head_gradients = self._gradient_at_theta_p(batch)  # lines 11 and 12, L^D(θ_P, φ_D)
+            solution = self._solve(hessian, v)  # line 13
+            if settings.leak_statistics:
+                self._leak_statistics(stored, solution.products)
+            plain = self._gradient_at_theta_d(batch)  # lines 11 and 14, γ L^D(θ_D, φ_D)
+            self._add(self.theta_d.tensors, self.theta_d.unflatten(solution.x))
+            self._add(self.phi_d, head_gradients)
+            clip_grad_norm_(self.downstream.parameters(), settings.clip)
+            self.upper_optimizer.step()  # line 15
+            losses.append(loss)
+            plain_losses.append(plain)
+            residuals.append(solution.residual_norms / solution.residual_norms[0])
+        values: dict[str, torch.Tensor | float] = {
+            "upper_loss": _mean(losses),
+            "upper_loss_downstream": _mean(plain_losses),
+            "lr_upper": rate,
+        }
+        if settings.solver != "identity":  # which measures no residual
+            values["cg_residuals"] = torch.stack(residuals).mean(0)
+        return values
+
+    def _gradient_at_theta_p(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, Sequence[torch.Tensor]]:
+        """L^D(θ_P, φ_D), its gradient with respect to θ_P as a vector, and with respect to φ_D."""
+        protected = [] if self.settings.leak_statistics else [self.pretext.backbone]
+        with frozen_buffers(*protected), self.forward():
+            features = self.pretext.backbone(batch.views[0])
+        loss = self._downstream_loss(features, batch)
+        gradients = torch.autograd.grad(loss, [*self.theta_p.tensors, *self.phi_d])
+        backbone = len(self.theta_p.tensors)
+        return loss.detach(), self.theta_p.flatten(gradients[:backbone]), gradients[backbone:]
+
+    def _gradient_at_theta_d(self, batch: Batch) -> torch.Tensor:
+        """Leave γ∇L^D(θ_D, φ_D) in ``.grad`` of θ_D and φ_D; returns L^D(θ_D, φ_D)."""
+        self.upper_optimizer.zero_grad(set_to_none=True)
+        with self.forward():
+            features = self.downstream.backbone(batch.views[0])
+        loss = self._downstream_loss(features, batch)
+        (self.settings.downstream_weight * loss).backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    def _downstream_loss(self, features: torch.Tensor, batch: Batch) -> torch.Tensor:
+        return F.cross_entropy(self.downstream.head(features.float()), batch.target)
+
+    def _solve(self, hessian: HessianOperator, v: torch.Tensor) -> Solution:
+        """v_IG ≈ [I + ∇²L^P / (λ + λ_damp)]⁻¹ v."""
+        settings = self.settings
+        weight, damping, iterations = settings.proximity, settings.damping, settings.solver_iterations
+        if settings.solver == "identity":
+            return implicit_gradient(hessian, v, weight, damping, identity)
+        if settings.solver == "neumann":
+            return implicit_gradient(hessian, v, weight, damping, neumann, iterations=iterations)
+        layerwise = settings.solver == "layerwise-cg"
+        return implicit_gradient(
+            hessian, v, weight, damping, conjugate_gradient, iterations=iterations, layerwise=layerwise
+        )
+
+    @torch.no_grad()
+    def _leak_statistics(self, stored: list[Views], products: int) -> None:
+        """What the forward passes of rebuilt products do to the batch-norm statistics of θ_P and φ_P."""
+        for _ in range(products):
+            for views in stored:
+                self.pretext_loss(self.pretext, views)
+
+    @staticmethod
+    def _add(parameters: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor]) -> None:
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient.clone() if parameter.grad is None else parameter.grad.add_(gradient)
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "pretext": self.pretext.state_dict(),
+            "downstream": self.downstream.state_dict(),
+            "lower_optimizer": self.lower_optimizer.state_dict(),
+            "upper_optimizer": self.upper_optimizer.state_dict(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.pretext.load_state_dict(state["pretext"])
+        self.downstream.load_state_dict(state["downstream"])
+        self.lower_optimizer.load_state_dict(state["lower_optimizer"])
+        self.upper_optimizer.load_state_dict(state["upper_optimizer"])
+
+
+def _mean(values: list[torch.Tensor]) -> torch.Tensor:
+    return torch.stack(values).mean()

@@ -1,0 +1,9 @@
+"""Settings that cannot be meant."""
+
+from bissl_fast.errors import UserError
+
+
+def require(holds: bool, setting: str, found: object, expected: str) -> None:
+    """Raise the sentence for a setting outside its range unless ``holds``."""
+    if not holds:
+        raise UserError(f"--{setting} must be {expected}, found {found}.")

@@ -1,0 +1,202 @@
+"""The settings of one run of `bissl-fast train`, and their file."""
+
+import types
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from bissl_fast.data.presets import ViewPair, eval_view, finetune_view, vicreg_views
+from bissl_fast.data.views import ViewSettings
+from bissl_fast.errors import UserError
+from bissl_fast.methods.bissl import BiSSLSettings
+from bissl_fast.methods.checks import require
+from bissl_fast.methods.finetune import FineTuneSettings, HeadSettings, SGDSettings
+from bissl_fast.methods.pretrain import PretrainSettings
+from bissl_fast.pretext import SimCLR
+from bissl_fast.training.loop import LoopSettings
+from bissl_fast.training.precision import Precision
+
+CONFIG_VERSION = 1
+"""Raised when a config.yaml of before would mean something else."""
+
+
+@dataclass(frozen=True)
+class ImageSettings:
+    """Sizes, and the views that are drawn: VICReg's two recipes for the pretext task, crop and flip for fine-tuning.
+
+    Attributes:
+        size: side of a view in pixels.
+        cache_size: short side of the decoded images that views are cut from; smaller sets stay as they are.
+        pretext_crop_area: smallest and largest share of the image's area.
+        pretext_crop_ratio: smallest and largest width / height.
+        pretext_pixel_range: value of a white pixel before mean and std: 1, or 255 as in the released code.
+        finetune_crop_area: as above, for the downstream task.
+    """
+
+    size: int = 96
+    cache_size: int = 112
+    pretext_crop_area: tuple[float, float] = (0.5, 1.0)
+    pretext_crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    pretext_pixel_range: float = 1.0
+    finetune_crop_area: tuple[float, float] = (0.5, 1.0)
+
+    def __post_init__(self) -> None:
+        require(self.size >= 8, "images.size", self.size, "at least 8 pixels")
+        require(self.cache_size >= 8, "images.cache-size", self.cache_size, "at least 8 pixels")
+        self.pretext()  # which checks the ranges
+        self.finetune()
+
+    def pretext(self) -> ViewPair:
+        """The two views of the pretext task."""
+        first, second = vicreg_views(self.size)
+        changed = {
+            "crop_scale": self.pretext_crop_area,
+            "crop_ratio": self.pretext_crop_ratio,
+            "pixel_range": self.pretext_pixel_range,
+        }
+        return replace(first, **changed), replace(second, **changed)  # type: ignore[arg-type]
+
+    def finetune(self) -> ViewSettings:
+        """The view of downstream training."""
+        return replace(finetune_view(self.size), crop_scale=self.finetune_crop_area)
+
+    def evaluate(self) -> ViewSettings:
+        """The view of validation and test."""
+        return eval_view(self.size)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that `bissl-fast train` does is determined by this.
+
+    Attributes:
+        dataset: downstream set: `textures`, `dtd`, `stl10`, `fashionmnist`, `cifar10`, `cifar100` or `folder:PATH`.
+        data_root: folder that holds the data sets.
+        pretext_dataset: unlabelled set, named likewise; left out: the downstream set's own unlabelled images, or
+            STL10's.
+        preset: which defaults were taken: `paper`, `official` (the released code) or `quick` (2 CPU cores).
+        seed: of everything that is drawn.
+        output: folder of all runs.
+        name: of this run; left out: dataset-preset-seed.
+        cache_dir: of decoded images; left out: `$BISSL_FAST_CACHE` or ~/.cache/bissl-fast.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, ….
+        precision: of forward and backward passes.
+        threads: CPU threads; 0 leaves the choice to torch.
+        backbone: any timm CNN.
+        images: sizes and views.
+        pretext: SimCLR.
+        pretrain: pretext stages.
+        head: warm-up of the downstream head.
+        bissl: Algorithm 1.
+        upper: SGD of the head's warm-up and of BiSSL's upper level (Table 3).
+        finetune: both arms' fine-tuning.
+        finetune_bissl: SGD of fine-tuning after BiSSL (Table 4).
+        finetune_baseline: SGD of fine-tuning after pretext training alone (Table 2).
+        loop: how the run is kept.
+    """
+
+    dataset: str = "textures"
+    data_root: Path | None = None
+    pretext_dataset: str | None = None
+    preset: Literal["paper", "official", "quick"] = "quick"
+    seed: int = 0
+    output: Path = Path("runs")
+    name: str | None = None
+    cache_dir: Path | None = None
+    device: str = "auto"
+    precision: Precision = "fp32"
+    threads: int = 0
+    backbone: str = "resnet18"
+    images: ImageSettings = ImageSettings()
+    pretext: SimCLR = SimCLR()
+    pretrain: PretrainSettings = PretrainSettings()
+    head: HeadSettings = HeadSettings()
+    bissl: BiSSLSettings = BiSSLSettings()
+    upper: SGDSettings = field(default_factory=lambda: SGDSettings(0.015, 0.0075))
+    finetune: FineTuneSettings = FineTuneSettings()
+    finetune_bissl: SGDSettings = field(default_factory=lambda: SGDSettings(0.005, 0.00003))
+    finetune_baseline: SGDSettings = field(default_factory=lambda: SGDSettings(0.0262, 0.00332))
+    loop: LoopSettings = LoopSettings()
+
+    def __post_init__(self) -> None:
+        require(self.seed >= 0, "seed", self.seed, "0 or more")
+        require(self.threads >= 0, "threads", self.threads, "0 or more")
+
+    @property
+    def run_folder(self) -> Path:
+        """``<output>/<name>``."""
+        dataset = self.dataset.split(":")[0] + ("-" + Path(self.dataset).name if ":" in self.dataset else "")
+        return self.output / (self.name or f"{dataset}-{self.preset}-{self.seed}")
+
+
+def save_config(config: TrainConfig) -> str:
+    """The config as YAML."""
+    return yaml.safe_dump({"version": CONFIG_VERSION, **_plain(asdict(config))}, sort_keys=False, allow_unicode=True)
+
+
+def load_config(path: Path) -> TrainConfig:
+    """Read what :func:`save_config` wrote.
+
+    Raises:
+        UserError: for a missing file, another version, an unknown or ill-typed setting.
+    """
+    try:
+        values = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); a run keeps its settings in config.yaml.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not YAML: {str(error).splitlines()[0]}.") from None
+    if not isinstance(values, dict) or "version" not in values:
+        raise UserError(f"{path} is not a config of bissl-fast: it names no version.")
+    version = values.pop("version")
+    if version != CONFIG_VERSION:
+        raise UserError(
+            f"{path} has config version {version}, this bissl-fast reads version {CONFIG_VERSION}; "
+            f"write its settings anew with `bissl-fast train --help` at hand."
+        )
+    config: TrainConfig = _build(TrainConfig, values, path, "")
+    return config
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _plain(child) for name, child in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(child) for child in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _build(kind: Any, value: Any, path: Path, name: str) -> Any:
+    """A value of a type hint from plain YAML."""
+    if is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise UserError(f"{path}: {name} must be a group of settings, found {value!r}.")
+        hints = get_type_hints(kind)
+        known = {f.name for f in fields(kind)}
+        if unknown := sorted(set(value) - known):
+            raise UserError(f"{path}: {name or 'the config'} has no setting {unknown[0]!r}; it has {sorted(known)}.")
+        return kind(
+            **{key: _build(hints[key], child, path, f"{name}.{key}".strip(".")) for key, child in value.items()}
+        )  # type: ignore[operator]
+    origin = get_origin(kind)
+    if origin in (Union, types.UnionType):
+        if value is None:
+            return None
+        return _build(next(a for a in get_args(kind) if a is not type(None)), value, path, name)
+    if origin is tuple and isinstance(value, list):
+        inner = get_args(kind)
+        kinds = [inner[0]] * len(value) if inner[-1] is Ellipsis else inner
+        if len(kinds) == len(value):
+            return tuple(_build(k, v, path, name) for k, v in zip(kinds, value, strict=True))
+    if origin is Literal and value in get_args(kind):
+        return value
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if kind in (int, str, bool) and type(value) is kind:
+        return value
+    raise UserError(f"{path}: {name} must be {getattr(kind, '__name__', kind)}, found {value!r}.")

@@ -1,0 +1,179 @@
+"""Supervised training on the downstream task: the head's warm-up and fine-tuning (BiSSL, section 4.2)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from bissl_fast.bilevel import frozen_buffers
+from bissl_fast.data.loader import ViewLoader
+from bissl_fast.evaluation.metrics import Evaluation
+from bissl_fast.methods.checks import require
+from bissl_fast.models import Network
+from bissl_fast.training.loop import Values
+from bissl_fast.training.precision import Forward
+from bissl_fast.training.schedules import set_learning_rate, warmup_cosine
+
+
+@dataclass(frozen=True)
+class SGDSettings:
+    """Stochastic gradient descent on the downstream task.
+
+    Attributes:
+        learning_rate: the peak.
+        weight_decay: added to the gradient.
+        momentum: μ.
+    """
+
+    learning_rate: float
+    weight_decay: float
+    momentum: float = 0.9
+
+    def __post_init__(self) -> None:
+        require(self.learning_rate > 0, "…learning-rate", self.learning_rate, "positive")
+        require(self.weight_decay >= 0, "…weight-decay", self.weight_decay, "0 or more")
+        require(0 <= self.momentum < 1, "…momentum", self.momentum, "in [0, 1)")
+
+    def build(self, parameters: list[torch.nn.Parameter]) -> torch.optim.SGD:
+        return torch.optim.SGD(parameters, self.learning_rate, self.momentum, weight_decay=self.weight_decay)
+
+
+@dataclass(frozen=True)
+class HeadSettings:
+    """Warm-up of the downstream head on the frozen backbone, at a constant rate.
+
+    Its rate and decay are those of the upper level (Table 3).
+
+    Attributes:
+        epochs: length.
+    """
+
+    epochs: int = 20
+
+    def __post_init__(self) -> None:
+        require(self.epochs >= 1, "head.epochs", self.epochs, "at least 1")
+
+
+@dataclass(frozen=True)
+class FineTuneSettings:
+    """Fine-tuning of backbone and a new linear head; the epoch of highest validation accuracy is kept.
+
+    Attributes:
+        epochs: length; the rate falls to 0 by a half cosine.
+        batch_size: images per step; also of the head's warm-up and the upper level.
+        seeds: how many models are trained from each backbone.
+    """
+
+    epochs: int = 400
+    batch_size: int = 256
+    seeds: int = 10
+
+    def __post_init__(self) -> None:
+        require(self.epochs >= 1, "finetune.epochs", self.epochs, "at least 1")
+        require(self.batch_size >= 2, "finetune.batch-size", self.batch_size, "at least 2")
+        require(self.seeds >= 1, "finetune.seeds", self.seeds, "at least 1")
+
+
+class HeadWarmupTask:
+    """Fit the linear head on features of the frozen backbone: batch norms in train mode, their buffers left alone.
+
+    Args:
+        network: backbone and linear head; the head is trained in place.
+        loader: labelled batches.
+        sgd: optimiser settings.
+        steps: length.
+        forward: precision context of a forward pass.
+    """
+
+    def __init__(self, network: Network, loader: ViewLoader, sgd: SGDSettings, steps: int, forward: Forward) -> None:
+        self.network, self.loader, self.sgd, self.forward = network, loader, sgd, forward
+        self.steps, self.log_every = steps, max(1, min(50, steps // 20))
+        self.images_per_step = loader.batch_size
+        self._optimizer = sgd.build(list(network.head.parameters()))
+
+    def step(self, index: int) -> Values:
+        batch = self.loader.load(index)
+        self.network.train()
+        with torch.no_grad(), frozen_buffers(self.network.backbone), self.forward():
+            features = self.network.backbone(batch.views[0])
+        self._optimizer.zero_grad(set_to_none=True)
+        loss = F.cross_entropy(self.network.head(features.float()), batch.target)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step()
+        return {"loss": loss.detach(), "lr": self.sgd.learning_rate}
+
+    def state(self) -> dict[str, Any]:
+        return {"network": self.network.state_dict(), "optimizer": self._optimizer.state_dict()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        self._optimizer.load_state_dict(state["optimizer"])
+
+
+class FineTuneTask:
+    """One step of cross-entropy and SGD; after each epoch the validation set, keeping the best weights so far.
+
+    Args:
+        network: backbone and linear head, trained in place.
+        loader: labelled training batches.
+        validate: evaluates a network on the validation set.
+        sgd: optimiser settings.
+        epochs: length.
+        steps_per_epoch: batches between two validations.
+        forward: precision context of a forward pass.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        loader: ViewLoader,
+        validate: Callable[[Network], Evaluation],
+        sgd: SGDSettings,
+        epochs: int,
+        steps_per_epoch: int,
+        forward: Forward,
+    ) -> None:
+        self.network, self.loader, self.sgd, self.forward = network, loader, sgd, forward
+        self.steps, self.log_every, self.images_per_step = epochs * steps_per_epoch, steps_per_epoch, loader.batch_size
+        self.best: dict[str, torch.Tensor] = {}
+        self.best_top1 = -1.0
+        self._validate = validate
+        self._optimizer = sgd.build(list(network.parameters()))
+
+    def step(self, index: int) -> Values:
+        rate = warmup_cosine(index, self.steps, self.sgd.learning_rate)
+        set_learning_rate(self._optimizer, rate)
+        batch = self.loader.load(index)
+        self.network.train()
+        self._optimizer.zero_grad(set_to_none=True)
+        with self.forward():
+            outputs = self.network(batch.views[0])
+        loss = F.cross_entropy(outputs.float(), batch.target)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step()
+        values: dict[str, torch.Tensor | float] = {"loss": loss.detach(), "lr": rate}
+        if (index + 1) % self.log_every == 0:
+            values |= self._end_epoch((index + 1) // self.log_every)
+        return values
+
+    def _end_epoch(self, epoch: int) -> dict[str, float]:
+        result = self._validate(self.network)
+        if result.top1 > self.best_top1:
+            self.best_top1 = result.top1
+            self.best = {name: value.clone() for name, value in self.network.state_dict().items()}
+        return {"epoch": epoch, "val_top1": result.top1, "val_loss": result.loss}
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "best": self.best,
+            "best_top1": self.best_top1,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self.best, self.best_top1 = state["best"], state["best_top1"]

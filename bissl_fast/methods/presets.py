@@ -1,0 +1,132 @@
+"""Named defaults: what the paper says, what its released code does, and what 2 CPU cores can do."""
+
+from dataclasses import replace
+from typing import Literal
+
+from bissl_fast.methods.bissl import BiSSLSettings
+from bissl_fast.methods.config import ImageSettings, TrainConfig
+from bissl_fast.methods.finetune import FineTuneSettings, HeadSettings, SGDSettings
+from bissl_fast.methods.pretrain import LARSSettings, PretrainSettings
+
+Preset = Literal["paper", "official", "quick"]
+
+# (learning rate, weight decay) by data set. Other sets take the row "dtd".
+TABLE_2_BASELINE = {
+    "stl10": (0.0136, 0.001),
+    "flowers": (0.113, 0.00226),
+    "cars": (0.035, 0.00658),
+    "aircraft": (0.0167, 0.00996),
+    "dtd": (0.0262, 0.00332),
+    "pets": (0.0235, 0.00472),
+    "fashionmnist": (0.0009, 0.00829),
+    "cifar10": (0.0067, 0.00128),
+    "cifar100": (0.005, 0.00127),
+    "caltech101": (0.0096, 0.00902),
+    "food101": (0.015, 0.00699),
+    "sun397": (0.0097, 0.00121),
+    "cub200": (0.0722, 0.00568),
+    "voc2007": (0.0108, 0.00894),
+}
+TABLE_3_UPPER_LEVEL = {
+    "stl10": (0.015, 0.01),
+    "flowers": (0.05, 0.01),
+    "cars": (0.035, 0.007),
+    "aircraft": (0.015, 0.01),
+    "dtd": (0.015, 0.0075),
+    "pets": (0.03, 0.005),
+    "fashionmnist": (0.05, 0.005),
+    "cifar10": (0.03, 0.006),
+    "cifar100": (0.03, 0.001),
+    "caltech101": (0.03, 0.007),
+    "food101": (0.006, 0.01),
+    "sun397": (0.03, 0.002),
+    "cub200": (0.05, 0.005),
+    "voc2007": (0.03, 0.006),
+}
+TABLE_4_AFTER_BISSL = {
+    "stl10": (0.0008, 0.00641),
+    "flowers": (0.0007, 0.00078),
+    "cars": (0.028, 0.00453),
+    "aircraft": (0.0126, 0.00459),
+    "dtd": (0.005, 0.00003),
+    "pets": (0.0011, 0.00852),
+    "fashionmnist": (0.0031, 0.00983),
+    "cifar10": (0.0007, 0.00611),
+    "cifar100": (0.0013, 0.00322),
+    "caltech101": (0.0004, 0.00013),
+    "food101": (0.0202, 0.00697),
+    "sun397": (0.0015, 0.00298),
+    "cub200": (0.0003, 0.00495),
+    "voc2007": (0.0004, 0.00003),
+}
+
+
+def preset_config(preset: Preset, dataset: str) -> TrainConfig:
+    """All settings of a preset for a data set."""
+    return {"paper": _paper, "official": _official, "quick": _quick}[preset](dataset)
+
+
+def _paper(dataset: str) -> TrainConfig:
+    """Sections 4.1, 4.2, B.2 to B.5."""
+
+    def row(table: dict[str, tuple[float, float]]) -> SGDSettings:
+        return SGDSettings(*table.get(dataset, table["dtd"]))
+
+    return TrainConfig(
+        dataset=dataset,
+        preset="paper",
+        upper=row(TABLE_3_UPPER_LEVEL),
+        finetune_bissl=row(TABLE_4_AFTER_BISSL),
+        finetune_baseline=row(TABLE_2_BASELINE),
+    )
+
+
+def _official(dataset: str) -> TrainConfig:
+    """The released code where it departs from the paper."""
+    paper = _paper(dataset)
+    return replace(
+        paper,
+        preset="official",
+        images=replace(
+            paper.images,
+            pretext_crop_area=(0.08, 1.0),
+            pretext_crop_ratio=(0.5, 1.0),
+            pretext_pixel_range=255.0,
+        ),
+        pretrain=replace(paper.pretrain, lars=LARSSettings(exclude_1d=False, scale_learning_rate=False)),
+        bissl=replace(
+            paper.bissl,
+            stored_batches=1,
+            stored_from="fresh",
+            learning_rate=1.0,
+            warmup_steps=980,
+            adaptation_every=0,
+            leak_statistics=True,
+        ),
+    )
+
+
+def _quick(dataset: str) -> TrainConfig:
+    """Everything small. Both arms fine-tune with the same rate and decay, since no search stands behind either."""
+    sgd = SGDSettings(learning_rate=0.03, weight_decay=0.001)
+    return TrainConfig(
+        dataset=dataset,
+        preset="quick",
+        images=ImageSettings(size=48, cache_size=64),
+        pretrain=PretrainSettings(epochs=6, batch_size=128, learning_rate=1.2, warmup_epochs=1),
+        head=HeadSettings(epochs=10),
+        bissl=BiSSLSettings(
+            alternations=12,
+            lower_steps=8,
+            upper_steps=4,
+            solver_iterations=3,
+            stored_batches=1,
+            adaptation_every=4,
+            learning_rate=1.2,
+            warmup_steps=8,
+        ),
+        upper=sgd,
+        finetune=FineTuneSettings(epochs=20, batch_size=64, seeds=3),
+        finetune_bissl=sgd,
+        finetune_baseline=sgd,
+    )

@@ -1,0 +1,325 @@
+"""The main job: BiSSL and, beside it, the baseline of the paper (Figure 1), stage by stage."""
+
+import copy
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import nn
+
+from bissl_fast.data.catalogue import load_downstream, load_pretext
+from bissl_fast.data.dataset import ImageSet
+from bissl_fast.data.loader import Batch, ViewLoader, sequential_batches
+from bissl_fast.data.order import BatchOrder
+from bissl_fast.data.views import ViewSettings
+from bissl_fast.evaluation.features import extract_features, reestimate_batch_norm
+from bissl_fast.evaluation.metrics import Evaluation, evaluate
+from bissl_fast.methods.bissl import BiSSLTask
+from bissl_fast.methods.config import TrainConfig, save_config
+from bissl_fast.methods.finetune import FineTuneTask, HeadWarmupTask, SGDSettings
+from bissl_fast.methods.pretrain import PretrainTask, steps_per_epoch
+from bissl_fast.methods.samples import sample_views
+from bissl_fast.models import Network, build_backbone, build_classifier, feature_size
+from bissl_fast.training.environment import describe_environment
+from bissl_fast.training.files import load_weights, make_folder, save_weights, write_atomic, write_json
+from bissl_fast.training.loop import Task, run_loop
+from bissl_fast.training.precision import apply_precision, find_device
+from bissl_fast.training.stage import StageOutput, run_stage
+
+EVALUATION_BATCH = 256
+STATISTICS_BATCHES = 100  # Appendix C.1
+WITH_UNLABELLED_IMAGES = ("textures", "stl10")
+
+
+def derive_seed(seed: int, purpose: str) -> int:
+    """An independent 63-bit seed for one purpose of a run."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{purpose}".encode()).digest()[:8], "big") >> 1
+
+
+class Training:
+    """One run. Every method named after a stage does that stage or finds it done.
+
+    Args:
+        config: the run's settings.
+        console: terminal.
+
+    Raises:
+        UserError: for settings, data or folders that cannot be used.
+    """
+
+    def __init__(self, config: TrainConfig, console: Console) -> None:
+        self.config, self.console, self.folder = config, console, config.run_folder
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        self.device = find_device(config.device)
+        self.forward = apply_precision(config.precision, self.device)
+        self._check_backbone()
+        make_folder(self.folder)
+        self._load_data()
+        self._count_steps()
+        write_atomic(self.folder / "config.yaml", save_config(config).encode())
+        write_json(self.folder / "environment.json", describe_environment(self.device))
+
+    def run(self) -> Path:
+        """All stages; returns the run's folder, which then holds ``results.json``."""
+        warmup = self.pretext("pretext-warmup", self.warmup_steps)
+        head = self.head_warmup(warmup)
+        bissl = self.bissl(warmup, head)
+        baseline = self.pretext("pretext-baseline", self.warmup_steps + self.lower_steps)
+        seeds = range(self.config.finetune.seeds)
+        arms = {
+            "bissl": [self.finetune(f"finetune-bissl-{k}", bissl, self.config.finetune_bissl, k) for k in seeds],
+            "baseline": [
+                self.finetune(f"finetune-baseline-{k}", baseline, self.config.finetune_baseline, k) for k in seeds
+            ],
+        }
+        test = self.test(arms, {"bissl": bissl, "baseline": baseline})
+        write_atomic(self.folder / "results.json", (test.folder / "results.json").read_bytes())
+        return self.folder
+
+    def _check_backbone(self) -> None:
+        with torch.device("meta"):
+            build_backbone(self.config.backbone, 0)
+
+    def _load_data(self) -> None:
+        config = self.config
+        pretext = config.pretext_dataset or (config.dataset if config.dataset in WITH_UNLABELLED_IMAGES else "stl10")
+        size, root, cache = config.images.cache_size, config.data_root, config.cache_dir
+        self.splits = load_downstream(config.dataset, root, size, cache)
+        self.unlabelled = load_pretext(pretext, root, size, cache)
+        for note in self.splits.notes:
+            self.console.print(f"[yellow]{note}[/yellow]")
+        for images in (self.unlabelled, self.splits.train, self.splits.val, self.splits.test):
+            skipped = f", {len(images.skipped)} unreadable and left out" if images.skipped else ""
+            self.console.print(f"{images.name}: {len(images):,} images of {images.size} px{skipped}")
+
+    def _count_steps(self) -> None:
+        config = self.config
+        epoch = steps_per_epoch(len(self.unlabelled), config.pretrain.batch_size, "--pretrain.batch-size")
+        self.warmup_steps = max(1, round(config.pretrain.epochs * epoch))
+        self.rate_warmup_steps = round(config.pretrain.warmup_epochs * epoch)
+        self.lower_steps = config.bissl.alternations * config.bissl.lower_steps
+        self.epoch_steps = steps_per_epoch(len(self.splits.train), config.finetune.batch_size, "--finetune.batch-size")
+
+    def pretext(self, name: str, steps: int) -> StageOutput:
+        """Minimise the pretext loss alone."""
+        config = self.config
+
+        def body(folder: Path) -> None:
+            network = self._pretext_network()
+            with self._loader(
+                self.unlabelled, config.images.pretext(), config.pretrain.batch_size, "pretext"
+            ) as loader:
+                task = PretrainTask(
+                    network,
+                    config.pretext,
+                    loader,
+                    config.pretrain,
+                    steps,
+                    min(self.rate_warmup_steps, steps),
+                    self.forward,
+                )
+                self._loop(task, folder)
+            save_weights(folder / "weights.safetensors", network.state_dict())
+
+        settings = {"pretext": config.pretext, "pretrain": config.pretrain, "steps": steps}
+        return self._stage(name, settings, {"images": self.unlabelled.content_hash}, body)
+
+    def head_warmup(self, warmup: StageOutput) -> StageOutput:
+        """Fit the linear head on the frozen backbone."""
+        config = self.config
+
+        def body(folder: Path) -> None:
+            network = self._downstream_network(warmup, "head")
+            view = (config.images.finetune(),)
+            with self._loader(self.splits.train, view, config.finetune.batch_size, "head") as loader:
+                steps = config.head.epochs * self.epoch_steps
+                self._loop(HeadWarmupTask(network, loader, config.upper, steps, self.forward), folder)
+            save_weights(folder / "weights.safetensors", network.head.state_dict())
+
+        settings = {"head": config.head, "sgd": config.upper, "batch_size": config.finetune.batch_size}
+        inputs = {"images": self.splits.train.content_hash, "backbone": warmup.hash}
+        return self._stage("head-warmup", settings, inputs, body)
+
+    def bissl(self, warmup: StageOutput, head: StageOutput) -> StageOutput:
+        """Algorithm 1."""
+        config, bissl = self.config, self.config.bissl
+
+        def body(folder: Path) -> None:
+            pretext = self._pretext_network()
+            pretext.load_state_dict(load_weights(warmup.folder / "weights.safetensors"))
+            downstream = Network(copy.deepcopy(pretext.backbone), self._classifier("head"))
+            downstream.head.load_state_dict(load_weights(head.folder / "weights.safetensors"))
+            views, batch = config.images.pretext(), config.pretrain.batch_size
+            view, downstream_batch = (config.images.finetune(),), config.finetune.batch_size
+            with (
+                self._loader(self.unlabelled, views, batch, "lower", bissl.lower_steps) as lower,
+                self._loader(self.splits.train, view, downstream_batch, "upper", bissl.upper_steps) as upper,
+                self._loader(self.unlabelled, views, batch, "fresh", bissl.stored_batches) as fresh,
+            ):
+                task = BiSSLTask(
+                    pretext,
+                    downstream.to(self.device),
+                    config.pretext,
+                    lower,
+                    upper,
+                    fresh,
+                    bissl,
+                    config.pretrain.lars,
+                    config.upper,
+                    self.forward,
+                )
+                self._loop(task, folder)
+            named = {f"downstream.{name}": value for name, value in downstream.state_dict().items()}
+            save_weights(folder / "weights.safetensors", pretext.state_dict() | named)
+
+        settings = {
+            "bissl": bissl,
+            "pretext": config.pretext,
+            "lars": config.pretrain.lars,
+            "sgd": config.upper,
+            "batch_sizes": (config.pretrain.batch_size, config.finetune.batch_size),
+        }
+        inputs = {
+            "unlabelled": self.unlabelled.content_hash,
+            "images": self.splits.train.content_hash,
+            "backbone": warmup.hash,
+            "head": head.hash,
+        }
+        return self._stage("bissl", settings, inputs, body)
+
+    def finetune(self, name: str, backbone: StageOutput, sgd: SGDSettings, k: int) -> StageOutput:
+        """Fine-tune backbone and a new head with the k-th seed, the same for both arms."""
+        config, purpose = self.config, f"finetune-{k}"
+
+        def validate(network: Network) -> Evaluation:
+            return self._evaluate(network, self.splits.val)
+
+        def body(folder: Path) -> None:
+            network = self._downstream_network(backbone, purpose)
+            view = (config.images.finetune(),)
+            with self._loader(self.splits.train, view, config.finetune.batch_size, purpose) as loader:
+                task = FineTuneTask(
+                    network, loader, validate, sgd, config.finetune.epochs, self.epoch_steps, self.forward
+                )
+                self._loop(task, folder)
+            save_weights(folder / "weights.safetensors", task.best)
+
+        settings = {
+            "sgd": sgd,
+            "epochs": config.finetune.epochs,
+            "batch_size": config.finetune.batch_size,
+            "seed_number": k,
+        }
+        inputs = {
+            "images": self.splits.train.content_hash,
+            "validation": self.splits.val.content_hash,
+            "backbone": backbone.hash,
+        }
+        return self._stage(name, settings, inputs, body)
+
+    def test(self, arms: dict[str, list[StageOutput]], backbones: dict[str, StageOutput]) -> StageOutput:
+        """Test every fine-tuned model once; keep features of both backbones before fine-tuning, and some views."""
+
+        def body(folder: Path) -> None:
+            classes = self.splits.train.classes
+            results: dict[str, Any] = {"dataset": self.config.dataset, "classes": len(classes)}
+            for arm, stages in arms.items():
+                scores = [self._evaluate(self._finetuned(stage), self.splits.test) for stage in stages]
+                results[arm] = {"top1": [s.top1 for s in scores], "top5": [s.top5 for s in scores]}
+            features, labels = self._features(backbones)
+            np.savez(folder / "features.npz", **features, labels=labels)
+            images = sample_views(
+                self.unlabelled, self.config.images.pretext(), derive_seed(self.config.seed, "pretext")
+            )
+            np.savez(folder / "views.npz", images=images)
+            write_json(folder / "results.json", results)
+
+        inputs = {stage.folder.name: stage.hash for stages in arms.values() for stage in stages}
+        inputs |= {f"backbone-{arm}": stage.hash for arm, stage in backbones.items()}
+        inputs |= {"images": self.splits.test.content_hash, "train": self.splits.train.content_hash}
+        inputs |= {"unlabelled": self.unlabelled.content_hash}
+        return self._stage("test", {}, inputs, body, ("results.json", "features.npz", "views.npz"))
+
+    def _stage(
+        self,
+        name: str,
+        settings: dict[str, Any],
+        inputs: dict[str, str],
+        body: Any,
+        outputs: tuple[str, ...] = ("weights.safetensors",),
+    ) -> StageOutput:
+        config = self.config
+        shared = {
+            "seed": config.seed,
+            "backbone": config.backbone,
+            "images": config.images,
+            "precision": config.precision,
+        }
+        return run_stage(self.folder / name, {**shared, **settings}, inputs, body, outputs, self.console)
+
+    def _loop(self, task: Task, folder: Path) -> None:
+        seed = derive_seed(self.config.seed, folder.name)
+        run_loop(task, folder, self.device, seed, self.config.loop, self.console)
+
+    def _loader(
+        self, images: ImageSet, views: tuple[ViewSettings, ...], batch_size: int, purpose: str, phase_length: int = 1
+    ) -> ViewLoader:
+        seed = derive_seed(self.config.seed, purpose)
+        return ViewLoader(images, views, BatchOrder(len(images), batch_size, seed, phase_length), seed, self.device)
+
+    def _backbone(self) -> nn.Module:
+        return build_backbone(self.config.backbone, derive_seed(self.config.seed, "backbone"))
+
+    def _classifier(self, purpose: str) -> nn.Module:
+        seed = derive_seed(self.config.seed, purpose)
+        return build_classifier(feature_size(self._backbone()), len(self.splits.train.classes), seed)
+
+    def _pretext_network(self) -> Network:
+        backbone = self._backbone()
+        head = self.config.pretext.head(feature_size(backbone), derive_seed(self.config.seed, "projector"))
+        return self._placed(Network(backbone, head))
+
+    def _downstream_network(self, backbone: StageOutput, purpose: str) -> Network:
+        network = Network(self._backbone(), self._classifier(purpose))
+        network.backbone.load_state_dict(load_weights(backbone.folder / "weights.safetensors", "backbone."))
+        return self._placed(network)
+
+    def _finetuned(self, stage: StageOutput) -> Network:
+        network = Network(self._backbone(), self._classifier("head"))
+        network.load_state_dict(load_weights(stage.folder / "weights.safetensors"))
+        return self._placed(network)
+
+    def _placed(self, network: Network) -> Network:
+        return network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+    def _evaluate(self, network: nn.Module, images: ImageSet) -> Evaluation:
+        batches = sequential_batches(images, self.config.images.evaluate(), EVALUATION_BATCH, self.device)
+        return evaluate(network, batches, self.device)
+
+    def _features(self, backbones: dict[str, StageOutput]) -> tuple[dict[str, Any], Any]:
+        """Test features of each arm's backbone before fine-tuning, batch-norm statistics re-estimated (C.1)."""
+        features = {}
+        for arm, stage in backbones.items():
+            backbone = self._downstream_network(stage, "head").backbone
+            reestimate_batch_norm(backbone, self._training_batches(), STATISTICS_BATCHES)
+            batches = sequential_batches(self.splits.test, self.config.images.evaluate(), EVALUATION_BATCH, self.device)
+            features[arm], labels = extract_features(backbone, batches)
+        return features, labels
+
+    def _training_batches(self) -> Iterator[Batch]:
+        size = min(EVALUATION_BATCH, len(self.splits.train))
+        with self._loader(self.splits.train, (self.config.images.evaluate(),), size, "statistics") as loader:
+            for draw in range(STATISTICS_BATCHES):
+                yield loader.load(draw)
+
+
+def train(config: TrainConfig, console: Console) -> Path:
+    """Run or resume everything that a config stands for; returns the run's folder."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorBoard's writer may pull in a talkative TensorFlow
+    return Training(config, console).run()

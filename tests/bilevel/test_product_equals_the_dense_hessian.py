@@ -1,0 +1,101 @@
+"""A product through batch norm and NT-Xent against a Hessian written out."""
+
+import pytest
+import torch
+from torch import nn
+
+from bissl_fast.bilevel import HessianOperator, ParameterVector
+from bissl_fast.models import Network
+from bissl_fast.ops.nt_xent import nt_xent_loss
+
+Views = tuple[torch.Tensor, torch.Tensor]
+
+
+def tiny_network() -> Network:
+    """Two convolutions with batch norms and a projector with another: 89 backbone parameters."""
+    torch.manual_seed(0)
+    backbone = nn.Sequential(
+        nn.Conv2d(1, 3, 3, bias=False),
+        nn.BatchNorm2d(3),
+        nn.Tanh(),
+        nn.Conv2d(3, 2, 3, bias=False),
+        nn.BatchNorm2d(2),
+        nn.ReLU(),
+        nn.Flatten(),
+    )
+    projector = nn.Sequential(nn.Linear(8, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 4, bias=False))
+    return Network(backbone, projector).double()
+
+
+def contrastive(network: Network, views: Views) -> torch.Tensor:
+    return nt_xent_loss(network(views[0]), network(views[1]), 0.5)
+
+
+def batches(count: int) -> list[Views]:
+    generator = torch.Generator().manual_seed(1)
+    shape = (6, 1, 6, 6)
+    return [
+        (
+            torch.randn(shape, generator=generator, dtype=torch.float64),
+            torch.randn(shape, generator=generator, dtype=torch.float64),
+        )
+        for _ in range(count)
+    ]
+
+
+def dense_hessian(network: Network, stored: list[Views]) -> torch.Tensor:
+    """∂²/∂θ² of the mean loss by functional calls on copied buffers, through torch.autograd.functional."""
+    theta = ParameterVector(network, "backbone.")
+
+    def mean_loss(flat: torch.Tensor) -> torch.Tensor:
+        values = dict(zip(theta.names, theta.unflatten(flat), strict=True))
+        losses = []
+        for views in stored:
+            state = values | {name: buffer.clone() for name, buffer in network.named_buffers()}
+            outputs = [torch.func.functional_call(network, state, (view,)) for view in views]
+            losses.append(nt_xent_loss(outputs[0], outputs[1], 0.5))
+        return torch.stack(losses).mean()
+
+    return torch.autograd.functional.hessian(mean_loss, theta.values())
+
+
+@pytest.mark.parametrize("retain", [None, 0, 1], ids=["graphs kept", "graphs rebuilt", "one kept"])
+def test_product_equals_dense_hessian_of_a_batch_norm_network(retain: int | None) -> None:
+    network, stored = tiny_network(), batches(3)
+    dense = dense_hessian(network, stored)
+    assert dense.abs().max() > 0.01
+    operator = HessianOperator(contrastive, ParameterVector(network, "backbone."), stored, retain=retain)
+    for index in range(len(dense)):
+        unit = torch.zeros(len(dense), dtype=torch.float64)
+        unit[index] = 1
+        torch.testing.assert_close(operator.matvec(unit), dense[index], rtol=1e-9, atol=1e-9)
+
+
+def test_products_leave_every_buffer_and_gradient_as_it_was() -> None:
+    network = tiny_network()
+    network(batches(1)[0][0])  # so that the statistics are not those of a new network
+    before = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    operator = HessianOperator(contrastive, ParameterVector(network, "backbone."), batches(2), retain=1)
+    operator.matvec(torch.ones(len(ParameterVector(network, "backbone.")), dtype=torch.float64))
+    assert len(before) == 9
+    for name, buffer in network.named_buffers():
+        assert torch.equal(buffer, before[name]), name
+    assert all(p.grad is None for p in network.parameters())
+
+
+def test_a_parameter_that_the_loss_does_not_use_or_uses_linearly_has_a_zero_product() -> None:
+    module = nn.ParameterDict({n: nn.Parameter(torch.ones(2, dtype=torch.float64)) for n in ("used", "linear", "no")})
+    operator = HessianOperator(lambda m, b: m["used"].pow(3).sum() + m["linear"].sum(), ParameterVector(module), [0])
+    product = operator.matvec(torch.ones(6, dtype=torch.float64))
+    by_name = dict(zip(ParameterVector(module).names, ParameterVector(module).unflatten(product), strict=True))
+    assert by_name["used"].tolist() == [6.0, 6.0]
+    assert by_name["linear"].tolist() == by_name["no"].tolist() == [0.0, 0.0]
+
+
+def test_what_cannot_be_meant_is_refused() -> None:
+    with pytest.raises(ValueError, match="no trainable parameter"):
+        ParameterVector(tiny_network(), "nothing.")
+    with pytest.raises(ValueError, match="at least one stored batch"):
+        HessianOperator(contrastive, ParameterVector(tiny_network()), [])
+    with pytest.raises(ValueError, match="does not exist"):
+        HessianOperator(contrastive, ParameterVector(tiny_network()), batches(1), mode="guess")  # type: ignore[arg-type]

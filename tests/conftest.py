@@ -1,0 +1,15 @@
+"""Fixtures that several rooms share."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder of real images, or a skip that says where they were looked for."""
+    folder = Path(os.environ.get("BISSL_FAST_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real images at {folder}; set BISSL_FAST_TEST_DATA to a folder that holds them")
+    return folder

@@ -1,0 +1,82 @@
+"""`BatchOrder` against a stateful transcription of BiSSL's Appendix B.4."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from bissl_fast.data.order import BatchOrder
+from bissl_fast.data.philox import permutation
+from bissl_fast.errors import UserError
+
+
+def literal_stacks(
+    n_samples: int, batch_size: int, seed: int, phase_length: int
+) -> Iterator[tuple[int, np.ndarray]]:
+    """A stack of batches, popped from the front, and reset as the paper says."""
+    epoch = -1
+    stack: list[np.ndarray] = []
+
+    def reshuffle() -> list[np.ndarray]:
+        shuffled = permutation(n_samples, seed, epoch)
+        return [
+            shuffled[i : i + batch_size] for i in range(0, n_samples - batch_size + 1, batch_size)
+        ]
+
+    enough_for_a_phase = n_samples // batch_size >= phase_length
+    while True:
+        if enough_for_a_phase and len(stack) < phase_length:
+            epoch += 1
+            stack = reshuffle()
+        for _ in range(phase_length):
+            if not stack:
+                epoch += 1
+                stack = reshuffle()
+            yield epoch, stack.pop(0)
+
+
+@pytest.mark.parametrize(
+    ("n_samples", "batch_size", "phase_length"),
+    [(83, 1, 20), (100, 7, 4), (100, 10, 10), (47, 5, 8), (1880, 256, 8), (9, 9, 3), (64, 16, 1), (10, 3, 3)],
+)
+def test_draws_equal_the_literal_stacks(n_samples: int, batch_size: int, phase_length: int) -> None:
+    order = BatchOrder(n_samples, batch_size, seed=3, phase_length=phase_length)
+    draws = zip(range(15 * phase_length), literal_stacks(n_samples, batch_size, 3, phase_length), strict=False)
+    for draw, (epoch, batch) in draws:
+        found_epoch, found = order.indices(draw)
+        assert found_epoch == epoch
+        assert found.tolist() == batch.tolist()
+
+
+def test_a_draw_does_not_depend_on_the_draws_before_it() -> None:
+    in_order = BatchOrder(50, 8, seed=1, phase_length=4)
+    first = [in_order.indices(draw)[1].tolist() for draw in range(20)]
+    fresh = BatchOrder(50, 8, seed=1, phase_length=4)
+    assert [fresh.indices(draw)[1].tolist() for draw in reversed(range(20))] == first[::-1]
+
+
+def test_an_epoch_repeats_no_sample_and_drops_only_the_incomplete_batch() -> None:
+    order = BatchOrder(50, 8, seed=0)
+    assert order.batches_per_epoch == 6
+    seen = np.concatenate([order.indices(draw)[1] for draw in range(6)])
+    assert len(np.unique(seen)) == 48
+    assert order.locate(6) == (1, 0)
+
+
+def test_changing_a_returned_batch_changes_no_later_one() -> None:
+    order = BatchOrder(20, 5, seed=0)
+    _, batch = order.indices(0)
+    kept = batch.copy()
+    batch[:] = -1
+    assert order.indices(0)[1].tolist() == kept.tolist()
+
+
+def test_a_batch_larger_than_the_set_says_both_numbers_and_what_to_lower() -> None:
+    with pytest.raises(UserError, match=r"batch of 64 .* data set of 40: lower the batch size to at most 40"):
+        BatchOrder(40, 64, seed=0)
+
+
+@pytest.mark.parametrize(("batch_size", "phase_length"), [(0, 1), (-4, 1), (4, 0)])
+def test_sizes_below_one_are_refused(batch_size: int, phase_length: int) -> None:
+    with pytest.raises(UserError, match="at least 1"):
+        BatchOrder(40, batch_size, seed=0, phase_length=phase_length)

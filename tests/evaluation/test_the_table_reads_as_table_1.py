@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from bissl_fast.errors import UserError
+from bissl_fast.evaluation.table import Results, results_table, verdict
+
+HOSTILE = "<script>alert('x')</script>[red]"
+
+
+def results(**changes: Any) -> Results:
+    content = {
+        "dataset": "dtd",
+        "classes": 10,
+        "bissl": {"top1": [52.0, 52.6, 51.7], "top5": [79.0, 79.5, 80.0]},
+        "baseline": {"top1": [49.3, 49.9, 48.9], "top5": [79.54, 79.0, 80.0]},
+    }
+    return Results.from_json(content | changes)
+
+
+def test_markdown_of_a_known_input() -> None:
+    assert results_table(results()).to_markdown() == (
+        "| Test accuracy (%) | BiSSL | Only FT | Avg diff | Welch's p |\n"
+        "| --- | ---: | ---: | ---: | ---: |\n"
+        "| Top-1 | **52.1 ± 0.5** | 49.4 ± 0.5 | +2.7 | 0.002 |\n"
+        "| Top-5 | 79.5 ± 0.5 | 79.5 ± 0.5 | 0.0 | 0.976 |\n"
+        "\n"
+        "dtd, 10 classes, fine-tuning seeds per arm: 3. Mean ± sample standard deviation over the seeds. "
+        "Avg diff is BiSSL minus Only FT, in percentage points. Bold: significantly better by Welch's t-test at 5 %.\n"
+    )
+
+
+def test_terminal_and_html_carry_the_same_cells() -> None:
+    table = results_table(results())
+    console = Console(width=100)
+    with console.capture() as capture:
+        console.print(table.to_rich())
+    terminal, html = capture.get(), table.to_html()
+    for cell in ("52.1 ± 0.5", "49.4 ± 0.5", "+2.7", "0.002", "0.976"):
+        assert cell in terminal
+        assert cell in html
+    assert html.count("<b>") == 1
+    assert "<b>52.1 ± 0.5</b>" in html
+
+
+def test_the_baseline_is_bold_where_it_wins() -> None:
+    worse = results(
+        bissl={"top1": [40.0, 40.1, 40.2], "top5": [80.0, 80.0]},
+        baseline={"top1": [45.0, 45.1, 45.2], "top5": [80.0, 80.0]},
+    )
+    markdown = results_table(worse).to_markdown()
+    assert "| Top-1 | 40.1 ± 0.1 | **45.1 ± 0.1** | −5.0 | < 0.001 |" in markdown
+    assert "| Top-5 | 80.0 ± 0.0 | 80.0 ± 0.0 | 0.0 | 1.000 |" in markdown
+
+
+def test_one_seed_is_shown_without_spread_and_the_caption_says_why() -> None:
+    markdown = results_table(
+        results(bissl={"top1": [52.0], "top5": [79.0]}, baseline={"top1": [49.0], "top5": [79.0]}, classes=4)
+    ).to_markdown()
+    assert "| Top-1 | 52.0 | 49.0 | +3.0 | — |" in markdown
+    assert "one seed has no spread" in markdown
+    assert "top-5 is 100 % by definition" in markdown
+
+
+@pytest.mark.parametrize(
+    ("ours", "sentence"),
+    [
+        ([60.0, 60.1, 60.2], "BiSSL is significantly better than fine-tuning only on dtd: 60.1 ± 0.1"),
+        ([40.0, 40.1, 40.2], "BiSSL is significantly worse than fine-tuning only on dtd: 40.1 ± 0.1"),
+        ([49.0, 50.0, 49.5], "BiSSL is not significantly different from fine-tuning only on dtd: 49.5 ± 0.5"),
+        ([60.0], "BiSSL is ahead of fine-tuning only on dtd: 60.0"),
+        ([40.0], "BiSSL is behind fine-tuning only on dtd: 40.0"),
+    ],
+)
+def test_the_verdict_says_in_words_who_won(ours: list[float], sentence: str) -> None:
+    text = verdict(results(bissl={"top1": ours, "top5": ours}))
+    assert text.startswith(sentence)
+    assert ("one seed" in text) == (len(ours) == 1)
+
+
+def test_a_hostile_name_stays_a_name() -> None:
+    table = results_table(results(dataset=HOSTILE))
+    console = Console(width=200)
+    with console.capture() as capture:
+        console.print(table.to_rich())
+    assert "[red]" in capture.get()
+    assert "<script>" not in table.to_html() + table.to_markdown()
+
+
+@pytest.mark.parametrize("content", [{}, {"dataset": "dtd", "classes": 3, "bissl": [], "baseline": []}])
+def test_a_results_file_of_another_shape_is_refused(content: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"results\.json"):
+        Results.from_json(content)

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from bissl_fast.errors import UserError
+from bissl_fast.evaluation.statistics import compare
+
+
+def test_equals_scipy_on_unequal_seeds_and_variances() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        ours = rng.normal(50, 2, rng.integers(2, 12))
+        theirs = rng.normal(49, 0.3, rng.integers(2, 12))
+        comparison = compare(ours, theirs)
+        assert comparison.p == pytest.approx(stats.ttest_ind(ours, theirs, equal_var=False).pvalue, rel=1e-9)
+        assert comparison.difference == pytest.approx(ours.mean() - theirs.mean())
+
+
+def test_equals_an_example_computed_by_hand() -> None:
+    # Means 2 and 5, variances 1 and 4, n = 3: t = −3/√(1/3 + 4/3) = −2.32379, and by Welch–Satterthwaite
+    # ν = (5/3)² / ((1/3)²/2 + (4/3)²/2) = 2.94118.
+    comparison = compare([1, 2, 3], [3, 5, 7])
+    assert (comparison.candidate.mean, comparison.baseline.mean) == (2, 5)
+    assert (comparison.candidate.std, comparison.baseline.std) == (1, 2)
+    assert comparison.p == pytest.approx(2 * stats.t.sf(3 / (5 / 3) ** 0.5, 50 / 17), rel=1e-9)
+    assert comparison.p == pytest.approx(0.1044, abs=1e-4)
+    assert not comparison.significant()
+    assert comparison.significant(alpha=0.2)
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [([50.0], [40.0]), ([50.0], [40.0, 41.0]), ([50.0, 51.0], [40.0])])
+def test_one_seed_has_no_p_and_says_so(ours: list[float], theirs: list[float]) -> None:
+    comparison = compare(ours, theirs)
+    assert comparison.p is None
+    assert "one seed" in comparison.untested
+    assert not comparison.significant(alpha=1.0)
+
+
+def test_arms_without_spread_are_handled_without_a_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        same, different = compare([0.1] * 3, [0.1] * 3), compare([0.1] * 3, [0.7] * 3)
+        one_constant = compare([33.3] * 3, [30.0, 31.0, 29.0])
+    assert (same.p, same.candidate.std) == (1.0, 0.0)
+    assert different.p is None
+    assert "undefined" in different.untested
+    assert one_constant.p is not None
+    assert 0 < one_constant.p < 0.05
+
+
+@pytest.mark.parametrize("scores", [[], [1.0, float("nan")], [float("inf")]])
+def test_absent_or_infinite_scores_are_refused(scores: list[float]) -> None:
+    with pytest.raises(UserError):
+        compare([50.0, 51.0], scores)

@@ -1,0 +1,163 @@
+"""Checkpoint, interruption, non-finite numbers and full disks in the loop that every stage shares."""
+
+import errno
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from bissl_fast.errors import UserError
+from bissl_fast.training import files
+from bissl_fast.training.interruption import Interrupted
+from bissl_fast.training.loop import LoopSettings, NonFiniteError, run_loop
+
+CPU = torch.device("cpu")
+EVERY_STEP = LoopSettings(checkpoint_seconds=0)
+
+
+class Wanderer:
+    """A weight that moves by noise from torch's global generator."""
+
+    steps = 7
+    images_per_step = 1
+    log_every = 3
+
+    def __init__(self, size: int = 4) -> None:
+        self.weight = torch.zeros(size)
+        self.at: dict[int, Any] = {}
+
+    def step(self, index: int) -> dict[str, Any]:
+        self.weight = self.weight + torch.randn(len(self.weight))
+        values: dict[str, Any] = {"loss": self.weight.sum(), "residuals": self.weight[:2].abs()}
+        if action := self.at.pop(index, None):
+            values |= action() or {}
+        return values
+
+    def state(self) -> dict[str, Any]:
+        return {"weight": self.weight}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        if state["weight"].shape != self.weight.shape:
+            raise RuntimeError("size mismatch for weight")
+        self.weight = state["weight"]
+
+
+def loop(task: Wanderer, folder: Path, settings: LoopSettings = EVERY_STEP) -> Wanderer:
+    folder.mkdir(exist_ok=True)
+    run_loop(task, folder, CPU, 5, settings, Console(quiet=True))
+    return task
+
+
+def logged(folder: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "images_per_second"} for line in lines]
+
+
+def stop_at(step: int, number: int) -> Wanderer:
+    task = Wanderer()
+    task.at[step] = lambda: os.kill(os.getpid(), number)
+    return task
+
+
+@pytest.mark.parametrize("step", range(6))
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stopped_by_a_signal_at_any_step_it_ends_with_the_same_bits_and_log(
+    tmp_path: Path, step: int, number: signal.Signals
+) -> None:
+    whole = loop(Wanderer(), tmp_path / "whole")
+    long = LoopSettings(checkpoint_seconds=1000)  # so that the signal alone writes the checkpoint
+    with pytest.raises(Interrupted, match=f"after step {step + 1} of 7"):
+        loop(stop_at(step, number), tmp_path / "broken", long)
+    torch.randn(100)  # another program state
+    resumed = loop(Wanderer(), tmp_path / "broken", long)
+    assert torch.equal(resumed.weight, whole.weight)
+    assert logged(tmp_path / "broken") == logged(tmp_path / "whole")
+    assert [line["step"] for line in logged(tmp_path / "whole")] == [3, 6, 7]
+
+
+def test_lines_written_after_the_last_checkpoint_are_not_repeated(tmp_path: Path) -> None:
+    loop(Wanderer(), tmp_path / "whole")
+    task = Wanderer()
+    task.at[4] = lambda: (_ for _ in ()).throw(KeyboardInterrupt)  # as a second Ctrl-C, or a crash
+    with pytest.raises(KeyboardInterrupt):
+        loop(task, tmp_path / "broken")
+    with open(tmp_path / "broken" / "metrics.jsonl", "a") as file:
+        file.write('{"step": 5, "half a li')
+    loop(Wanderer(), tmp_path / "broken")
+    assert logged(tmp_path / "broken") == logged(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_a_number_stops_the_stage_names_the_term_and_keeps_the_last_good_checkpoint(
+    tmp_path: Path, bad: float
+) -> None:
+    task = Wanderer()
+    task.at[4] = lambda: {"regulariser": torch.tensor(bad)}
+    with pytest.raises(NonFiniteError, match=r"regulariser became (nan|inf) at step 5 of 7; the checkpoint of step 4"):
+        loop(task, tmp_path / "run")
+    assert files.load_checkpoint(tmp_path / "run" / "checkpoint.pt", CPU)["done"] == 4
+
+
+def test_a_weight_that_is_not_a_number_never_reaches_a_checkpoint(tmp_path: Path) -> None:
+    task = Wanderer()
+
+    def spoil() -> None:
+        task.weight = task.weight * float("nan")
+
+    task.at[4] = spoil
+    with pytest.raises(NonFiniteError, match="the weights weight hold a number that is not finite at step 5"):
+        loop(task, tmp_path / "run")
+    assert files.load_checkpoint(tmp_path / "run" / "checkpoint.pt", CPU)["done"] == 4
+
+
+def test_a_checkpoint_of_another_model_is_refused_with_a_way_out(tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        loop(stop_at(2, signal.SIGTERM), tmp_path / "run")
+    with pytest.raises(UserError, match="checkpoint of another model .size mismatch for weight.; repeat its run"):
+        loop(Wanderer(size=9), tmp_path / "run")
+
+
+def test_a_file_that_is_not_a_checkpoint_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint.pt").write_bytes(b"not a checkpoint")
+    with pytest.raises(UserError, match="not a readable checkpoint"):
+        loop(Wanderer(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("number", "sentence"), [(errno.ENOSPC, "the disk is full"), (errno.EROFS, "the file system is read-only")]
+)
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before_it_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, sentence: str
+) -> None:
+    task = Wanderer()
+
+    def fill() -> None:
+        def refuse(descriptor: int) -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(os, "fsync", refuse)
+
+    task.at[3] = fill
+    with pytest.raises(UserError, match=sentence):
+        loop(task, tmp_path / "run")
+    monkeypatch.undo()
+    assert files.load_checkpoint(tmp_path / "run" / "checkpoint.pt", CPU)["done"] == 3
+    assert not list((tmp_path / "run").glob("*.partial"))
+    whole = loop(Wanderer(), tmp_path / "whole")
+    assert torch.equal(loop(Wanderer(), tmp_path / "run").weight, whole.weight)
+
+
+def test_a_checkpoint_executes_nothing(tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (os.mkdir, (str(tmp_path / "executed"),))
+
+    torch.save({"task": Trap()}, tmp_path / "checkpoint.pt")
+    with pytest.raises(UserError, match="not a readable checkpoint"):
+        loop(Wanderer(), tmp_path)
+    assert not (tmp_path / "executed").exists()

@@ -1,0 +1,100 @@
+"""Stages are keyed by settings and inputs."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from bissl_fast.errors import UserError
+from bissl_fast.training.stage import StageOutput, run_stage
+
+QUIET = Console(quiet=True)
+
+
+def writer(calls: list[Path], content: str = "w") -> Callable[[Path], None]:
+    def body(folder: Path) -> None:
+        calls.append(folder)
+        (folder / "weights.safetensors").write_text(content)
+        (folder / "checkpoint.pt").write_text("no longer needed")
+
+    return body
+
+
+def stage(folder: Path, calls: list[Path], rate: float = 1.0, data: str = "abc", content: str = "w") -> StageOutput:
+    return run_stage(folder, {"rate": rate}, {"images": data}, writer(calls, content), console=QUIET)
+
+
+def test_a_finished_stage_is_skipped_and_its_checkpoint_removed(tmp_path: Path) -> None:
+    calls: list[Path] = []
+    folder = tmp_path / "run" / "pretext"
+    first = stage(folder, calls)
+    assert stage(folder, calls) == first
+    assert calls == [folder]
+    assert not (folder / "checkpoint.pt").exists()
+    assert (folder / "DONE").exists()
+
+
+@pytest.mark.parametrize("change", [{"rate": 2.0}, {"data": "def"}], ids=["a setting", "an input"])
+def test_a_changed_setting_or_input_repeats_the_stage_and_keeps_the_old_result(
+    tmp_path: Path, change: dict[str, float | str]
+) -> None:
+    calls: list[Path] = []
+    folder = tmp_path / "run" / "pretext"
+    stage(folder, calls, content="old")
+    stage(folder, calls, content="new", **change)  # type: ignore[arg-type]
+    assert len(calls) == 2
+    assert (folder / "weights.safetensors").read_text() == "new"
+    (kept,) = (tmp_path / "run" / "superseded").iterdir()
+    assert (kept / "weights.safetensors").read_text() == "old"
+
+
+def test_the_output_hash_follows_the_content_of_the_outputs(tmp_path: Path) -> None:
+    one = stage(tmp_path / "a" / "pretext", [], rate=1.0, content="same")
+    two = stage(tmp_path / "a" / "other", [], rate=2.0, content="same")
+    three = stage(tmp_path / "a" / "third", [], rate=3.0, content="different")
+    assert one.hash == two.hash != three.hash
+
+
+def test_a_stage_finished_in_a_sibling_run_is_copied(tmp_path: Path) -> None:
+    calls: list[Path] = []
+    first = stage(tmp_path / "run-1" / "pretext", calls)
+    second = stage(tmp_path / "run-2" / "pretext", calls)
+    assert len(calls) == 1
+    assert second.hash == first.hash
+    assert (second.folder / "weights.safetensors").read_text() == "w"
+
+
+def test_a_stage_broken_off_goes_on_in_its_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "pretext"
+
+    def broken(folder: Path) -> None:
+        (folder / "checkpoint.pt").write_text("half way")
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        run_stage(folder, {"rate": 1.0}, {"images": "abc"}, broken, console=QUIET)
+    assert not (folder / "DONE").exists()
+    found: list[str] = []
+
+    def resumed(folder: Path) -> None:
+        found.append((folder / "checkpoint.pt").read_text())
+        (folder / "weights.safetensors").write_text("w")
+
+    run_stage(folder, {"rate": 1.0}, {"images": "abc"}, resumed, console=QUIET)
+    assert found == ["half way"]
+
+
+def test_a_folder_that_cannot_be_made_ends_in_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("a file where a folder is wanted")
+    with pytest.raises(UserError, match="could not be written"):
+        stage(tmp_path / "run" / "pretext", [])
+
+
+def test_a_result_that_was_damaged_is_made_again(tmp_path: Path) -> None:
+    calls: list[Path] = []
+    folder = tmp_path / "run" / "pretext"
+    stage(folder, calls)
+    (folder / "weights.safetensors").write_text("cut of")
+    stage(folder, calls)
+    assert len(calls) == 2
