@@ -43,9 +43,12 @@ def _run(command: str, rest: list[str]) -> int:
 
         train_command(rest)
     elif command == "data":
-        from bissl_fast.cli.data import data_command
+        import tyro
 
-        data_command(rest)
+        from bissl_fast.cli.data import list_command, prepare_command, verify_command
+
+        commands = {"list": list_command, "prepare": prepare_command, "verify": verify_command}
+        tyro.extras.subcommand_cli_from_dict(commands, prog="bissl-fast data", args=rest)
     elif command == "report":
         from bissl_fast.cli.report import report_command
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Sequence
 from http.client import HTTPException
 from pathlib import Path
+from tarfile import TarError
+from zipfile import BadZipFile
 
 import numpy as np
+import numpy.typing as npt
+import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from bissl_fast.data import cache
@@ -20,14 +25,14 @@ from bissl_fast.data.catalogue import (
     list_unlabelled,
     load_downstream,
     load_pretext,
-    locate,
     skipped_notes,
 )
 from bissl_fast.data.dataset import ImageSet
-from bissl_fast.data.readers.source import Source, listed
+from bissl_fast.data.readers.source import Source
 from bissl_fast.errors import UserError
 
-_CLASSES_SHOWN = 60  # a table of more rows is a range instead
+_CLASSES_SHOWN = 60  # with more classes their table is left out
+_VERIFY_SIZE = 32  # small, since only readability matters
 
 
 def list_command(*, data_root: Path | None = None) -> None:
@@ -36,49 +41,128 @@ def list_command(*, data_root: Path | None = None) -> None:
     Args:
         data_root: Folder that holds the data sets.
     """
-    table = Table("name", "set", "classes", "images", "folder", "there?", "page")
     for entry in ENTRIES:
-        folder = "embedded" if entry.embedded else f"{data_root or 'DIR'}/{entry.folders[0]}"
-        table.add_row(
-            entry.name, entry.title, str(entry.classes), entry.contents, folder, _presence(entry, data_root), entry.page
-        )
-    table.add_row(f"{FOLDER_PREFIX}PATH", "any folder of images", "", "one sub-folder per class, or loose images", "PATH")
-    console = Console()
-    console.print(table)
-    console.print("`bissl-fast data prepare NAME --data-root DIR` downloads a set and decodes it.", markup=False)
+        _print(f"{entry.name:14}{entry.title}: {entry.classes} classes; {entry.contents}")
+        if not entry.embedded:
+            found = entry.find(data_root) if data_root is not None else None
+            place = f"{data_root or 'DIR'}/{entry.folders[0]}"
+            state = "" if data_root is None else f" (there: {found})" if found else " (not there)"
+            _print(f"{'':14}in {place}{state}, from {entry.page}")
+    _print(f"{FOLDER_PREFIX + 'PATH':14}any image folder: a sub-folder per class, or loose images for pretext training")
+    _print("\n`bissl-fast data prepare NAME --data-root DIR` downloads a set and decodes it into the cache.")
 
 
 def prepare_command(
-    name: str, /, *, data_root: Path | None = None, size: int = 112, cache_dir: Path | None = None
+    name: tyro.conf.Positional[str],
+    *,
+    data_root: Path | None = None,
+    unlabelled: bool = False,
+    size: int = 112,
+    cache_dir: Path | None = None,
 ) -> None:
     """Download a data set if it is not there, then decode it into the cache.
 
     Args:
         name: Name of the set, or folder:PATH.
         data_root: Folder that holds the data sets; the download goes there.
+        unlabelled: Prepare the unlabelled images only, as for pretext training.
         size: Side of the cached images in pixels.
         cache_dir: Cache folder; BISSL_FAST_CACHE or ~/.cache/bissl-fast if not given.
     """
-    console = Console()
-    if not name.startswith(FOLDER_PREFIX):
-        entry = entry_of(name)
-        if not entry.embedded and data_root is None:
+    entry = None if name.startswith(FOLDER_PREFIX) else entry_of(name)
+    if entry is not None and not entry.embedded:
+        if data_root is None:
             raise UserError(f"{entry.title} needs a folder to be downloaded to: add --data-root DIR.")
-        if not entry.embedded and data_root is not None and entry.find(data_root) is None:
+        if entry.find(data_root) is None:
             download(entry, data_root)
-    pretext = load_pretext(name, data_root, size, cache_dir)
-    splits = load_downstream(name, data_root, size, cache_dir)
-    for part in (splits.train, splits.val, splits.test, pretext):
-        console.print(f"{part.name}: {len(part):,} images, {part.size} px", markup=False)
-    for note in (*splits.notes, *skipped_notes(pretext)):
-        console.print(f"note: {note}", markup=False)
-    console.print(f"Ready in {cache_dir or cache.default_folder()}.", markup=False)
+    parts: list[ImageSet] = []
+    notes: tuple[str, ...] = ()
+    if not unlabelled:
+        splits = load_downstream(name, data_root, size, cache_dir)
+        parts += [splits.train, splits.val, splits.test]
+        notes = splits.notes
+    if unlabelled or (entry is not None and entry.unlabelled is not None):
+        parts.append(load_pretext(name, data_root, size, cache_dir))
+        notes += skipped_notes(parts[-1])
+    for part in parts:
+        _print(f"{part.name}: {len(part):,} images of {part.size} px")
+    _print_notes(notes)
+    _print(f"Ready in {cache_dir or cache.default_folder()}.")
 
 
-def verify_command(name: str, /, *, data_root: Path | None = None) -> None:
-    """Decode every image of a data set; show what is there, per split and class, and what is missing or unreadable.
+def download(entry: Entry, root: Path) -> None:
+    """Let torchvision download and unpack a set below `root`.
+
+    Raises:
+        UserError: The download failed, or the folder cannot be written.
+    """
+    from torchvision import datasets
+
+    _print(f"Downloading {entry.title} from {entry.page} to {root}.")
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        getattr(datasets, entry.torchvision)(root, download=True)
+    except (OSError, RuntimeError, HTTPException, EOFError, TarError, BadZipFile) as error:
+        raise UserError(
+            f"Downloading {entry.title} failed ({error}): check the network and the disk and run the command again, or "
+            f"fetch the files from {entry.page} and unpack them to {root / entry.folders[0]}."
+        ) from error
+
+
+def verify_command(name: tyro.conf.Positional[str], *, data_root: Path | None = None) -> None:
+    """Decode every image of a data set; show what is there per split and class, and what is missing or unreadable.
 
     Args:
         name: Name of the set, or folder:PATH.
         data_root: Folder that holds the data sets.
     """
+    listing = list_labelled(name, data_root)
+    sources = [listing.train, listing.val, listing.test]
+    if not name.startswith(FOLDER_PREFIX) and entry_of(name).unlabelled is not None:
+        sources.append(list_unlabelled(name, data_root))
+    counts, unreadable = [], []
+    for source in sources:
+        readable = np.zeros(source.count, dtype=bool)
+        for decoded in cache.decode(source, _VERIFY_SIZE, progress=True, title="Reading"):
+            readable[decoded.index] = decoded.image is not None
+            if decoded.image is None:
+                unreadable.append(f"{source.name}: {source.describe(decoded.index)}: {decoded.reason}")
+        counts.append(readable)
+    Console().print(_split_table(sources, counts))
+    if len(listing.train.classes) <= _CLASSES_SHOWN:
+        Console().print(_class_table(sources[:3], counts[:3]))
+    _print_notes((*listing.notes, *(f"unreadable: {line}" for line in unreadable)))
+    _print("Some images cannot be read: training leaves them out." if unreadable else "Every image can be read.")
+
+
+def _split_table(sources: list[Source], readable: list[npt.NDArray[np.bool_]]) -> Table:
+    table = Table("split", "listed", "readable", "classes", "images per class")
+    for source, good in zip(sources, readable, strict=True):
+        classes, spread = "unlabelled", ""
+        if source.labels is not None:
+            per_class = np.bincount(source.labels[good], minlength=len(source.classes))
+            classes, spread = str(len(source.classes)), f"{per_class.min()} to {per_class.max()}"
+        table.add_row(source.name, f"{source.count:,}", f"{good.sum():,}", classes, spread)
+    return table
+
+
+def _class_table(sources: list[Source], readable: list[npt.NDArray[np.bool_]]) -> Table:
+    table = Table("class", *(source.name for source in sources))
+    columns = [
+        np.bincount(source.labels[good], minlength=len(source.classes))
+        for source, good in zip(sources, readable, strict=True)
+        if source.labels is not None
+    ]
+    for label, name in enumerate(sources[0].classes):
+        table.add_row(escape(name), *(f"{column[label]:,}" for column in columns))
+    return table
+
+
+def _print_notes(notes: Sequence[str]) -> None:
+    for note in notes:
+        _print(f"note: {note}")
+
+
+def _print(line: str) -> None:
+    """Print without reading brackets in file names as markup."""
+    Console().print(line, markup=False, highlight=False, soft_wrap=True)

@@ -68,11 +68,14 @@ def load(source: Source, size: int, folder: Path | None = None, progress: bool =
     found = _open(entry, source.name)
     if found is not None:
         return found
+    failure = None
     try:
         _build(source, size, entry, progress)
     except OSError as error:
-        raise _explain(error, folder, source, size) from error
-    built = _open(entry, source.name)
+        failure = error
+    built = _open(entry, source.name)  # also after a failure: another process may have finished the same entry
+    if built is None and failure is not None:
+        raise _explain(failure, folder, source, size) from failure
     if built is None:
         raise UserError(f"{entry} was written and reads back differently: check the disk, or set {FOLDER_VARIABLE}.")
     return built

@@ -169,8 +169,7 @@ def _stage(
     pixels = torch.empty((len(samples), height, width, 3), dtype=torch.uint8, pin_memory=pin)
     np.take(images.images, samples, axis=0, out=pixels.numpy(), mode="clip")  # "raise" would copy twice
     tables = tuple(
-        draw_views(settings, seed, epoch, samples, view, (height, width))
-        for view, settings in enumerate(views)
+        draw_views(settings, seed, epoch, samples, view, (height, width)) for view, settings in enumerate(views)
     )
     labels = None if images.labels is None else torch.from_numpy(images.labels[samples])
     if labels is not None and pin:
@@ -181,7 +180,5 @@ def _stage(
 def _rendered(staged: _Staged, views: tuple[ViewSettings, ...], device: torch.device) -> Batch:
     pixels = staged.images.to(device, non_blocking=True)
     labels = None if staged.labels is None else staged.labels.to(device, non_blocking=True)
-    rendered = tuple(
-        render(pixels, table, settings) for table, settings in zip(staged.tables, views, strict=True)
-    )
+    rendered = tuple(render(pixels, table, settings) for table, settings in zip(staged.tables, views, strict=True))
     return Batch(rendered, labels, staged.samples, staged.epoch)

@@ -34,9 +34,7 @@ class BatchOrder:
 
     def __init__(self, n_samples: int, batch_size: int, seed: int, phase_length: int = 1) -> None:
         if batch_size < 1 or phase_length < 1:
-            raise UserError(
-                f"batch_size is {batch_size} and phase_length is {phase_length}: both must be at least 1."
-            )
+            raise UserError(f"batch_size is {batch_size} and phase_length is {phase_length}: both must be at least 1.")
         if batch_size > n_samples:
             raise UserError(
                 f"A batch of {batch_size} images cannot be drawn from a data set of {n_samples}: "

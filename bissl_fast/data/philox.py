@@ -65,9 +65,7 @@ def philox4x32(counter: tuple[npt.ArrayLike, ...], key: tuple[int, int]) -> Word
     return np.stack((c0, c1, c2, c3), axis=-1).astype(np.uint32)
 
 
-def random_words(
-    seed: int, stream: Stream, epoch: int, items: npt.ArrayLike, blocks: int, view: int = 0
-) -> Words:
+def random_words(seed: int, stream: Stream, epoch: int, items: npt.ArrayLike, blocks: int, view: int = 0) -> Words:
     """Words of the package's layout: `blocks` groups of four for every item.
 
     Args:
@@ -83,7 +81,7 @@ def random_words(
 
     Example:
         >>> random_words(0, Stream.VIEW, epoch=0, items=[0], blocks=1)
-        array([[[1713891541, 3781018973, 3159139404, 2602630104]]], dtype=uint32)
+        array([[[1713891541, 3781805453, 3159862348, 2600524760]]], dtype=uint32)
     """
     item = np.asarray(items, dtype=np.uint64)[:, None]  # (N, 1)
     counter = (np.arange(blocks, dtype=np.uint64), item, int(stream) << 16 | view, epoch)

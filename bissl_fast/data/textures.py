@@ -3,7 +3,8 @@
 Twelve labelled classes in the spirit of the Describable Textures Dataset, and an unlabelled split drawn from these and
 eleven more. An image is a function of (seed, split, index): any one can be made alone, in any order. Scale, angle,
 shear, warp, colours, contrast, light, relief, grain and blur follow the same distributions in every class, so that
-only form tells the classes apart.
+only form tells the classes apart. On 12 classes (chance 8 %) a linear probe on colour histograms stays below 20 %, and
+one on an untrained three-layer CNN below 45 %; `tests/data/test_textures_are_told_apart_by_form_alone.py` holds both.
 """
 
 from __future__ import annotations

@@ -105,9 +105,7 @@ def _change(
         x.index_copy_(0, where, part)
 
 
-def _crop_resize_flip(
-    images: torch.Tensor, parameters: ViewParameters, settings: ViewSettings
-) -> torch.Tensor:
+def _crop_resize_flip(images: torch.Tensor, parameters: ViewParameters, settings: ViewSettings) -> torch.Tensor:
     n, height, width, _ = images.shape
     size = settings.size
     top, left, rows, columns = torch.from_numpy(parameters.box).to(images.device).unbind(1)
@@ -117,7 +115,7 @@ def _crop_resize_flip(
     x = torch.bmm(vertical, images.reshape(n, height, width * 3).float())  # (n, S, W * 3)
     x = x.view(n, size, width, 3).permute(0, 3, 1, 2).reshape(n, 3 * size, width)
     x = torch.bmm(x, horizontal.mT).view(n, 3, size, size)
-    return x.mul_(1 / 255).clamp_(0.0, 1.0)  # the cubic overshoots
+    return x.mul_(1 / 255).clamp_(0.0, 1.0)  # the cubic overshoots; PIL clips it after each of the two products
 
 
 def _blur_(x: torch.Tensor, sigma: torch.Tensor, settings: ViewSettings) -> None:

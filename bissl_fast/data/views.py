@@ -24,9 +24,7 @@ NEUTRAL_FACTORS = (1.0, 1.0, 1.0, 0.0)  # that change no pixel
 
 _ORDERS = np.array(list(permutations(range(4))))  # (24, 4), lexicographic
 _CROP_ATTEMPTS = 10  # torchvision's; each takes one block: area, ratio, top, left
-_DECISIONS = (
-    3  # blocks before the attempts: flip, jitter, order, gray | four factors | blur, sigma, solarise, unused
-)
+_DECISIONS = 3  # blocks before the attempts: flip, jitter, order, gray | four factors | blur, sigma, solarise, unused
 
 
 @dataclass(frozen=True)
@@ -83,9 +81,7 @@ class ViewSettings:
     def __post_init__(self) -> None:
         low, high = self.crop_scale
         _require(self.size >= 1, "size", self.size, "at least 1 pixel")
-        _require(
-            0 < low <= high <= 1, "crop_scale", self.crop_scale, "fractions of the area: 0 < low <= high <= 1"
-        )
+        _require(0 < low <= high <= 1, "crop_scale", self.crop_scale, "fractions of the area: 0 < low <= high <= 1")
         for name in ("crop_ratio", "blur_sigma"):
             low, high = getattr(self, name)
             _require(0 < low <= high, name, (low, high), "a range with 0 < low <= high")
@@ -96,9 +92,7 @@ class ViewSettings:
             "bilinear or bicubic",
         )
         for name in ("flip", "jitter", "gray", "blur", "solarize"):
-            _require(
-                0 <= getattr(self, name) <= 1, name, getattr(self, name), "a probability between 0 and 1"
-            )
+            _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "a probability between 0 and 1")
         for name in ("brightness", "contrast", "saturation"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         _require(0 <= self.hue <= 0.5, "hue", self.hue, "between 0 and 0.5 turns")

@@ -225,9 +225,8 @@ class BiSSLTask:
     def _gradient_at_theta_p(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, Sequence[torch.Tensor]]:
         """L^D(θ_P, φ_D), its gradient with respect to θ_P as a vector, and with respect to φ_D."""
         protected = [] if self.settings.leak_statistics else [self.pretext.backbone]
-        with frozen_buffers(*protected), self.forward():
-            features = self.pretext.backbone(batch.views[0])
-        loss = self._downstream_loss(features, batch)
+        with frozen_buffers(*protected):
+            loss = self._downstream_loss(self.pretext.backbone, batch)
         gradients = torch.autograd.grad(loss, [*self.theta_p.tensors, *self.phi_d])
         backbone = len(self.theta_p.tensors)
         return loss.detach(), self.theta_p.flatten(gradients[:backbone]), gradients[backbone:]
@@ -235,14 +234,14 @@ class BiSSLTask:
     def _gradient_at_theta_d(self, batch: Batch) -> torch.Tensor:
         """Leave γ∇L^D(θ_D, φ_D) in ``.grad`` of θ_D and φ_D; returns L^D(θ_D, φ_D)."""
         self.upper_optimizer.zero_grad(set_to_none=True)
-        with self.forward():
-            features = self.downstream.backbone(batch.views[0])
-        loss = self._downstream_loss(features, batch)
+        loss = self._downstream_loss(self.downstream.backbone, batch)
         (self.settings.downstream_weight * loss).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
-    def _downstream_loss(self, features: torch.Tensor, batch: Batch) -> torch.Tensor:
-        return F.cross_entropy(self.downstream.head(features.float()), batch.target)
+    def _downstream_loss(self, backbone: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        """L^D of a backbone with φ_D."""
+        with self.forward():
+            return F.cross_entropy(self.downstream.head(backbone(batch.views[0])), batch.target)
 
     def _solve(self, hessian: HessianOperator, v: torch.Tensor) -> Solution:
         """v_IG ≈ [I + ∇²L^P / (λ + λ_damp)]⁻¹ v."""

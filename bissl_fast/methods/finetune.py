@@ -96,10 +96,11 @@ class HeadWarmupTask:
     def step(self, index: int) -> Values:
         batch = self.loader.load(index)
         self.network.train()
-        with torch.no_grad(), frozen_buffers(self.network.backbone), self.forward():
-            features = self.network.backbone(batch.views[0])
         self._optimizer.zero_grad(set_to_none=True)
-        loss = F.cross_entropy(self.network.head(features.float()), batch.target)
+        with self.forward():
+            with torch.no_grad(), frozen_buffers(self.network.backbone):
+                features = self.network.backbone(batch.views[0])
+            loss = F.cross_entropy(self.network.head(features), batch.target)
         loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
         return {"loss": loss.detach(), "lr": self.sgd.learning_rate}
@@ -149,8 +150,7 @@ class FineTuneTask:
         self.network.train()
         self._optimizer.zero_grad(set_to_none=True)
         with self.forward():
-            outputs = self.network(batch.views[0])
-        loss = F.cross_entropy(outputs.float(), batch.target)
+            loss = F.cross_entropy(self.network(batch.views[0]), batch.target)
         loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
         values: dict[str, torch.Tensor | float] = {"loss": loss.detach(), "lr": rate}

@@ -33,6 +33,7 @@ from bissl_fast.training.stage import StageOutput, run_stage
 
 EVALUATION_BATCH = 256
 STATISTICS_BATCHES = 100  # Appendix C.1
+SKIPPED_NAMES = 5
 WITH_UNLABELLED_IMAGES = ("textures", "stl10")
 
 
@@ -97,6 +98,8 @@ class Training:
         for images in (self.unlabelled, self.splits.train, self.splits.val, self.splits.test):
             skipped = f", {len(images.skipped)} unreadable and left out" if images.skipped else ""
             self.console.print(f"{images.name}: {len(images):,} images of {images.size} px{skipped}")
+            for name in images.skipped[:SKIPPED_NAMES]:
+                self.console.print(f"  left out: {name}", markup=False, soft_wrap=True)
 
     def _count_steps(self) -> None:
         config = self.config

@@ -10,18 +10,14 @@ from bissl_fast.data.philox import permutation
 from bissl_fast.errors import UserError
 
 
-def literal_stacks(
-    n_samples: int, batch_size: int, seed: int, phase_length: int
-) -> Iterator[tuple[int, np.ndarray]]:
+def literal_stacks(n_samples: int, batch_size: int, seed: int, phase_length: int) -> Iterator[tuple[int, np.ndarray]]:
     """A stack of batches, popped from the front, and reset as the paper says."""
     epoch = -1
     stack: list[np.ndarray] = []
 
     def reshuffle() -> list[np.ndarray]:
         shuffled = permutation(n_samples, seed, epoch)
-        return [
-            shuffled[i : i + batch_size] for i in range(0, n_samples - batch_size + 1, batch_size)
-        ]
+        return [shuffled[i : i + batch_size] for i in range(0, n_samples - batch_size + 1, batch_size)]
 
     enough_for_a_phase = n_samples // batch_size >= phase_length
     while True:

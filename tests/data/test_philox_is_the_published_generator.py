@@ -20,9 +20,7 @@ from bissl_fast.data.philox import Stream, permutation, philox4x32, random_words
     ],
     ids=["zeros", "ones", "pi"],
 )
-def test_known_answers(
-    counter: tuple[int, ...], key: tuple[int, int], words: tuple[int, ...]
-) -> None:
+def test_known_answers(counter: tuple[int, ...], key: tuple[int, int], words: tuple[int, ...]) -> None:
     assert philox4x32(counter, key).tolist() == list(words)
 
 
@@ -35,9 +33,7 @@ def test_words_follow_the_documented_layout() -> None:
 
 
 def test_a_negative_seed_is_taken_modulo_2_to_the_64() -> None:
-    assert np.array_equal(
-        random_words(-1, Stream.VIEW, 0, [0], 1), random_words(2**64 - 1, Stream.VIEW, 0, [0], 1)
-    )
+    assert np.array_equal(random_words(-1, Stream.VIEW, 0, [0], 1), random_words(2**64 - 1, Stream.VIEW, 0, [0], 1))
 
 
 def test_uniforms_stay_below_one_and_are_uniform() -> None:

@@ -48,5 +48,5 @@ def _notes(classes: tuple[str, ...], absent: list[str]) -> list[str]:
     if len(classes) < CLASSES:
         notes.append(f"DTD is here with {len(classes)} of its {CLASSES} classes: {listed(classes, 12)}.")
     if absent:
-        notes.append(f"{len(absent)} images that DTD's lists name are not on disk: {listed(absent)}.")
+        notes.append(f"Not on disk, though DTD's lists name them: {len(absent)} of its images ({listed(absent)}).")
     return notes

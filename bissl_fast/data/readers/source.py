@@ -173,6 +173,9 @@ def carve(
 
     Returns:
         The rest, the held-out part called `name`, and a note if a class is too small to give an image.
+
+    Raises:
+        UserError: No class has two images.
     """
     assert source.labels is not None
     kept, held = stratified_holdout(source.labels, VALIDATION_FRACTION, seed)

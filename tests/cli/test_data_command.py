@@ -1,0 +1,84 @@
+"""`bissl-fast data` lists, prepares and verifies, and ends in a sentence where it cannot."""
+
+import pytest
+import tyro
+from torchvision import datasets
+
+from bissl_fast.cli.data import list_command, prepare_command, verify_command
+from bissl_fast.data import textures
+from bissl_fast.errors import UserError
+from tests.data import trees
+
+
+def test_list_says_what_is_there_and_where_the_rest_comes_from(tmp_path, capsys):
+    trees.dtd(tmp_path)
+    list_command(data_root=tmp_path)
+    lines = capsys.readouterr().out
+    assert f"in {tmp_path}/dtd/dtd (there: {tmp_path}/dtd/dtd), from https://www.robots.ox.ac.uk" in lines
+    assert f"in {tmp_path}/stl10_binary (not there)" in lines
+    for name in ("textures", "fashionmnist", "cifar10", "cifar100", "folder:PATH"):
+        assert name in lines
+
+
+def test_prepare_fills_the_cache_with_the_embedded_set(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(textures, "COUNTS", {"unlabelled": 23, "train": 12, "val": 12, "test": 12})
+    prepare_command("textures", cache_dir=tmp_path)
+    assert "textures/unlabelled: 23 images of 64 px" in capsys.readouterr().out
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_prepare_downloads_what_is_missing_and_only_that(tmp_path, monkeypatch):
+    downloads = []
+
+    def fake(root, download):
+        downloads.append(root)
+        trees.dtd(root)
+
+    monkeypatch.setattr(datasets, "DTD", fake)
+    for _ in range(2):
+        prepare_command("dtd", data_root=tmp_path / "data", size=16, cache_dir=tmp_path / "cache")
+    assert downloads == [tmp_path / "data"]
+
+
+def test_a_failing_download_is_a_sentence(tmp_path, monkeypatch):
+    def fail(root, download):
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(datasets, "STL10", fail)
+    with pytest.raises(UserError, match=r"Downloading STL-10 failed \(Name or service.*unpack them to .*stl10_binary"):
+        prepare_command("stl10", data_root=tmp_path, cache_dir=tmp_path)
+
+
+def test_prepare_without_a_root_asks_for_one(tmp_path):
+    with pytest.raises(UserError, match="needs a folder to be downloaded to: add --data-root DIR"):
+        prepare_command("cifar10", cache_dir=tmp_path)
+
+
+def test_loose_images_are_prepared_for_pretext(tmp_path, capsys):
+    trees.save_image(tmp_path / "set" / "a.png")
+    prepare_command(f"folder:{tmp_path / 'set'}", unlabelled=True, size=16, cache_dir=tmp_path / "cache")
+    assert "set/unlabelled: 1 images of 16 px" in capsys.readouterr().out
+
+
+def test_verify_counts_per_split_and_class_and_names_the_unreadable(tmp_path, capsys):
+    folder = trees.dtd(tmp_path, per_split=3)
+    (folder / "images" / "banded" / "banded_0000.jpg").write_text("no image")
+    verify_command("dtd", data_root=tmp_path)
+    output = capsys.readouterr().out
+    rows = [line.replace("│", " ").split() for line in output.splitlines()]
+    assert ["dtd/train", "6", "5", "2", "2", "to", "3"] in rows
+    assert ["banded", "2", "3", "3"] in rows
+    assert "unreadable: dtd/train: banded/banded_0000.jpg: cannot identify" in output
+    assert "2 of its 47 classes" in output
+
+
+def test_verify_of_a_missing_set_says_how_to_get_it(tmp_path):
+    with pytest.raises(UserError, match="bissl-fast data prepare fashionmnist"):
+        verify_command("fashionmnist", data_root=tmp_path)
+
+
+def test_the_functions_become_subcommands(tmp_path, capsys):
+    commands = {"list": list_command, "prepare": prepare_command, "verify": verify_command}
+    trees.class_folders(tmp_path / "set", {"a": 5, "b": 5})
+    tyro.extras.subcommand_cli_from_dict(commands, args=["verify", f"folder:{tmp_path / 'set'}"])
+    assert "Every image can be read." in capsys.readouterr().out

@@ -1,0 +1,111 @@
+"""A set is found by name and place, or a sentence says how to get it; nothing is replaced silently."""
+
+import numpy as np
+import pytest
+
+from bissl_fast.data import textures
+from bissl_fast.data.catalogue import ENTRIES, load_downstream, load_pretext, skipped_notes
+from bissl_fast.errors import UserError
+from tests.data import trees
+
+
+def downstream(spec, root, cache, size=16):
+    return load_downstream(spec, root, size, cache, progress=False)
+
+
+def pretext(spec, root, cache, size=16):
+    return load_pretext(spec, root, size, cache, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("cifar-10", r"There is no data set 'cifar-10'\. Did you mean 'cifar10'\? Known are textures, stl10, dtd"),
+        ("DTD", "Did you mean 'dtd'"),
+        ("qqqqqq", r"There is no data set 'qqqqqq'\. Known are"),
+        ("folder:", r"lacks its path: write it as folder:PATH"),
+    ],
+)
+def test_an_unknown_set_names_the_known_and_the_closest(name, sentence, tmp_path):
+    for load in (downstream, pretext):
+        with pytest.raises(UserError, match=sentence):
+            load(name, tmp_path, tmp_path)
+
+
+def test_a_path_without_its_prefix_is_understood(tmp_path):
+    with pytest.raises(UserError, match=f"Did you mean 'folder:{tmp_path}'"):
+        downstream(str(tmp_path), None, tmp_path)
+
+
+@pytest.mark.parametrize("entry", [e for e in ENTRIES if not e.embedded], ids=lambda e: e.name)
+def test_a_missing_set_names_folder_command_and_alternative(entry, tmp_path):
+    with pytest.raises(UserError) as error:
+        downstream(entry.name, tmp_path, tmp_path)
+    for part in (
+        f"Expected is {tmp_path}/{entry.folders[0]}",
+        f"`bissl-fast data prepare {entry.name} --data-root {tmp_path}`",
+        "`--dataset textures`",
+    ):
+        assert part in str(error.value)
+    with pytest.raises(UserError, match="no --data-root was given"):
+        pretext(entry.name, None, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "tree"),
+    [("stl10", trees.stl10), ("cifar10", trees.cifar10), ("cifar100", trees.cifar100), ("dtd", trees.dtd)],
+)
+def test_a_set_is_found_under_its_root_or_given_itself(name, tree, tmp_path):
+    folder = tree(tmp_path / "data")
+    below, itself = (downstream(name, root, tmp_path / "cache") for root in (tmp_path / "data", folder))
+    assert below.train.content_hash == itself.train.content_hash
+    assert below.train.images.shape[1:] == (16, 16, 3)
+    assert below.train.name == f"{name}/train"
+
+
+@pytest.mark.parametrize("place", ["FashionMNIST/raw", "fashion-mnist", "."])
+def test_fashion_mnist_is_found_in_each_usual_place(place, tmp_path):
+    trees.fashion_mnist(tmp_path / "root" / place)
+    assert len(downstream("fashionmnist", tmp_path / "root", tmp_path / "cache").test) == 20
+
+
+def test_pretext_images_are_the_unlabelled_split_where_there_is_one(tmp_path):
+    trees.stl10(tmp_path)
+    images = pretext("stl10", tmp_path, tmp_path / "cache")
+    assert (images.name, len(images), images.labels, images.classes) == ("stl10/unlabelled", 40, None, ())
+
+
+def test_pretext_images_are_else_the_training_images_and_never_val_or_test(tmp_path):
+    trees.cifar10(tmp_path)
+    images = pretext("cifar10", tmp_path, tmp_path / "cache")
+    train = downstream("cifar10", tmp_path, tmp_path / "cache").train
+    assert np.array_equal(images.images, train.images)
+    assert images.labels is None
+    assert images.content_hash != train.content_hash
+
+
+def test_a_folder_serves_both_purposes_and_names_what_it_leaves_out(tmp_path):
+    root = trees.class_folders(tmp_path / "set", {"a": 10, "b": 10})
+    (root / "a" / "000.png").write_bytes(b"no image")
+    splits = downstream(f"folder:{root}", None, tmp_path / "cache")
+    parts = (splits.train, splits.val, splits.test)
+    assert sum(map(len, parts)) == 19
+    assert any("1 of" in note and "a/000.png: cannot identify" in note for note in splits.notes)
+    images = pretext(f"folder:{root}", None, tmp_path / "cache")
+    assert len(images) == 19
+    assert "1 of 20 images of set/unlabelled could not be read" in skipped_notes(images)[0]
+
+
+def test_a_folder_of_nothing_readable_is_an_error(tmp_path):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "a.jpg").write_text("no image")
+    with pytest.raises(UserError, match="None of the 1 images of set/unlabelled could be read"):
+        pretext(f"folder:{tmp_path / 'set'}", None, tmp_path / "cache")
+
+
+def test_textures_need_no_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(textures, "COUNTS", {"unlabelled": 46, "train": 24, "val": 12, "test": 12})
+    splits = downstream("textures", None, tmp_path, size=112)
+    assert splits.train.images.shape == (24, textures.SIZE, textures.SIZE, 3)
+    assert np.array_equal(splits.val.images[5], textures.render_texture("val", 5))
+    assert len(pretext("textures", None, tmp_path)) == 46

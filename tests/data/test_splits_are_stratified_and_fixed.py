@@ -1,0 +1,64 @@
+"""A validation split is a pure function of the labels: stratified, of the authors' sizes, the same for ever."""
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from bissl_fast.data.splitmix import derive_key, splitmix64
+from bissl_fast.data.splits import stratified_holdout
+
+
+@pytest.mark.parametrize(
+    ("per_class", "kept", "held"),
+    [
+        ([500] * 10, 4000, 1000),  # STL10
+        ([5000] * 10, 40000, 10000),  # CIFAR10 with all of its 50,000 training images
+        ([6000] * 10, 48000, 12000),  # FashionMNIST
+        ([750] * 101, 60600, 15150),  # Food101
+        ([30] * 194 + [29] * 6, 4800, 1194),  # CUB200
+        ([30] * 101, 2424, 606),  # Caltech101
+        ([50] * 397, 15880, 3970),  # SUN397
+    ],
+)
+def test_sizes_are_the_authors(per_class, kept, held):
+    labels = np.repeat(np.arange(len(per_class)), per_class)
+    assert tuple(map(len, stratified_holdout(labels))) == (kept, held)
+
+
+def test_class_proportions_are_kept_and_nothing_is_lost():
+    labels = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], [100, 35, 10]))
+    kept, held = stratified_holdout(labels)
+    assert np.array_equal(np.sort(np.concatenate([kept, held])), np.arange(145))
+    assert np.bincount(labels[held]).tolist() == [20, 7, 2]
+
+
+def test_small_classes_give_one_image_and_single_images_stay():
+    kept, held = stratified_holdout(np.array([0, 1, 1, 2, 2, 2]))
+    assert 0 in kept
+    assert len(held) == 2
+
+
+def test_the_choice_never_changes():
+    _, held = stratified_holdout(np.arange(1000) % 7)
+    assert hashlib.sha256(held.astype("<i8").tobytes()).hexdigest()[:16] == "d91715181f4823be"
+
+
+def test_another_seed_holds_out_other_images():
+    labels = np.zeros(100, dtype=np.int64)
+    assert not np.array_equal(stratified_holdout(labels)[1], stratified_holdout(labels, seed=1)[1])
+
+
+def test_a_fraction_outside_the_unit_interval_is_refused():
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        stratified_holdout(np.zeros(5, dtype=np.int64), fraction=1.0)
+
+
+def test_splitmix_is_the_published_generator():
+    # First outputs of Vigna's splitmix64.c seeded with 1234567.
+    expected = [6457827717110365317, 3203168211198807973, 9817491932198370423]
+    assert splitmix64(1234567, np.arange(3, dtype=np.uint64)).tolist() == expected
+
+
+def test_derived_keys_depend_on_every_part_and_on_their_order():
+    assert len({derive_key(1, 2, 3), derive_key(3, 2, 1), derive_key(1, 2), derive_key(1, 2, 4)}) == 4

@@ -1,0 +1,50 @@
+"""A data set and settings so small that the whole pipeline runs in seconds."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+SMALL = """
+--backbone test_resnet --images.size 16 --images.cache-size 20 --threads 1 --loop.checkpoint-seconds 0
+--pretrain.batch-size 16 --pretrain.epochs 5 --pretrain.warmup-epochs 1 --head.epochs 4
+--bissl.alternations 8 --bissl.lower-steps 2 --bissl.upper-steps 2 --bissl.solver-iterations 2 --bissl.warmup-steps 2
+--finetune.batch-size 8 --finetune.epochs 4 --finetune.seeds 1
+""".split()
+
+
+def write_images(folder: Path, count: int, level: int, seed: int) -> None:
+    """Noisy stripes whose brightness and spacing depend on ``level``."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(count):
+        stripes = (np.arange(20) // (level + 1) % 2 * 90)[None, :, None]
+        pixels = stripes + 40 * level + rng.integers(0, 60, (20, 20, 3))
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{index:03}.png")
+
+
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``labelled`` with three classes and ``loose`` without labels."""
+    root = tmp_path_factory.mktemp("small")
+    for level in range(3):
+        write_images(root / "labelled" / f"class{level}", 20, level, level)
+    write_images(root / "loose", 48, 1, 9)
+    return root
+
+
+def train_arguments(data: Path, output: Path, *more: str) -> list[str]:
+    """Arguments of ``bissl-fast train`` on the small data."""
+    sets = ["--dataset", f"folder:{data / 'labelled'}", "--pretext-dataset", f"folder:{data / 'loose'}"]
+    return [*sets, "--cache-dir", str(data / "cache"), "--output", str(output), "--name", "run", *SMALL, *more]
+
+
+def start(arguments: list[str]) -> "subprocess.Popen[str]":
+    """``bissl-fast train`` as its own process."""
+    command = [sys.executable, "-m", "bissl_fast.cli", "train", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)

@@ -1,0 +1,82 @@
+"""The whole pipeline, killed in the middle of each of its stages."""
+
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.methods.conftest import start, train_arguments
+
+STAGES = ("pretext-warmup", "head-warmup", "bissl", "pretext-baseline", "finetune-bissl-0", "finetune-baseline-0")
+
+
+def finish(arguments: list[str]) -> str:
+    process = start(arguments)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    return output
+
+
+def stop_in(stage: Path, arguments: list[str], number: signal.Signals) -> "subprocess.Popen[str]":
+    """Start, wait until the stage has written a checkpoint, send the signal."""
+    process = start(arguments)
+    deadline = time.monotonic() + 200
+    while not (stage / "checkpoint.pt").exists():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, f"{stage.name} wrote no checkpoint"
+        time.sleep(0.002)
+    process.send_signal(number)
+    return process
+
+
+def outcome(run: Path) -> dict[str, str]:
+    """Hashes of everything that a stage hands on, and the results."""
+    stages = {path.parent.name: json.dumps(json.loads(path.read_text())["outputs"]) for path in run.glob("*/DONE")}
+    return stages | {"results": (run / "results.json").read_text()}
+
+
+@pytest.fixture(scope="module")
+def unbroken(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("unbroken")
+    finish(train_arguments(small_data, output))
+    return output / "run"
+
+
+def test_killed_in_the_middle_of_every_stage_it_ends_with_the_same_bits(
+    small_data: Path, unbroken: Path, tmp_path: Path
+) -> None:
+    arguments = train_arguments(small_data, tmp_path)
+    for name in STAGES:
+        stage = tmp_path / "run" / name
+        process = stop_in(stage, arguments, signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        assert not (stage / "DONE").exists(), f"{name} was over before it could be killed"
+    output = finish(arguments)
+    assert f"{STAGES[-1]}: goes on after step" in output
+    assert outcome(tmp_path / "run") == outcome(unbroken)
+    assert len(outcome(unbroken)) == len(STAGES) + 2
+
+
+def test_sigterm_ends_with_the_command_that_resumes_and_that_command_resumes(
+    small_data: Path, unbroken: Path, tmp_path: Path
+) -> None:
+    process = stop_in(tmp_path / "run" / "bissl", train_arguments(small_data, tmp_path), signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130
+    config = tmp_path / "run" / "config.yaml"
+    assert f"bissl-fast train --config {config}" in output
+    finish(["--config", str(config)])
+    assert outcome(tmp_path / "run") == outcome(unbroken)
+
+
+def test_a_finished_run_is_skipped_and_its_config_repeats_it_elsewhere(
+    small_data: Path, unbroken: Path, tmp_path: Path
+) -> None:
+    output = finish(train_arguments(small_data, unbroken.parent))
+    assert output.count("done before, skipped") == len(STAGES) + 1
+    finish(["--config", str(unbroken / "config.yaml"), "--output", str(tmp_path)])
+    assert outcome(tmp_path / "run") == outcome(unbroken)

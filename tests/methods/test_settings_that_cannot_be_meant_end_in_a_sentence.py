@@ -1,0 +1,136 @@
+"""Bad settings, config files and data, each with its sentence."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from bissl_fast.errors import UserError
+from bissl_fast.methods.bissl import BiSSLSettings
+from bissl_fast.methods.config import ImageSettings, TrainConfig, load_config, save_config
+from bissl_fast.methods.finetune import FineTuneSettings, SGDSettings
+from bissl_fast.methods.presets import preset_config
+from bissl_fast.methods.pretrain import PretrainSettings
+from bissl_fast.methods.train import Training
+from bissl_fast.pretext import SimCLR
+from tests.methods.conftest import write_images
+
+
+@pytest.mark.parametrize(
+    ("settings", "values", "sentence"),
+    [
+        (BiSSLSettings, {"proximity": -1.0}, r"--bissl.proximity \(λ\) must be positive, found -1.0"),
+        (BiSSLSettings, {"proximity": float("nan")}, r"\(λ\) must be positive, found nan"),
+        (BiSSLSettings, {"damping": -0.1}, r"\(λ_damp\) must be 0 or more"),
+        (BiSSLSettings, {"adaptation": 1.5}, r"\(α\) must be between 0 and 1"),
+        (BiSSLSettings, {"stored_batches": 9, "lower_steps": 4}, r"\(K\) must be at most the 4 lower steps"),
+        (BiSSLSettings, {"solver_iterations": 0}, "--bissl.solver-iterations must be at least 1"),
+        (PretrainSettings, {"batch_size": 1}, "--pretrain.batch-size must be at least 2"),
+        (FineTuneSettings, {"seeds": 0}, "--finetune.seeds must be at least 1"),
+        (SGDSettings, {"learning_rate": 0.0, "weight_decay": 0.0}, "learning-rate must be positive"),
+        (SimCLR, {"temperature": 0.0}, "--pretext.temperature must be positive"),
+        (ImageSettings, {"pretext_crop_area": (0.0, 1.0)}, "crop_scale"),
+        (ImageSettings, {"size": 0}, "--images.size must be at least 8"),
+        (TrainConfig, {"seed": -1}, "--seed must be 0 or more"),
+    ],
+)
+def test_settings(settings: Any, values: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        settings(**values)
+
+
+@pytest.mark.parametrize("preset", ["paper", "official", "quick"])
+def test_every_config_survives_its_file(tmp_path: Path, preset: Any) -> None:
+    config = replace(preset_config(preset, "dtd"), data_root=Path("somewhere"), name="größer")
+    path = tmp_path / "config.yaml"
+    path.write_text(save_config(config), encoding="utf-8")
+    assert load_config(path) == config
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (("version: 1", "version: 99"), "has config version 99, this bissl-fast reads version 1"),
+        (("version: 1\n", ""), "names no version"),
+        (("seed: 0", "sead: 0"), "has no setting 'sead'"),
+        (("seed: 0", "seed: many"), "seed must be int, found 'many'"),
+        (("preset: quick", "preset: fast"), "preset must be .*found 'fast'"),
+        (("proximity: 0.001", "proximity: -3.0"), r"\(λ\) must be positive"),
+        (("version: 1", "version: [1"), "is not YAML"),
+    ],
+)
+def test_config_files(tmp_path: Path, change: tuple[str, str], sentence: str) -> None:
+    text = save_config(preset_config("quick", "textures"))
+    assert change[0] in text
+    (tmp_path / "config.yaml").write_text(text.replace(*change, 1))
+    with pytest.raises(UserError, match=sentence):
+        load_config(tmp_path / "config.yaml")
+
+
+def test_a_config_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be read"):
+        load_config(tmp_path / "config.yaml")
+
+
+def config(small_data: Path, output: Path, **changes: Any) -> TrainConfig:
+    base = preset_config("quick", f"folder:{small_data / 'labelled'}")
+    pretext = f"folder:{small_data / 'loose'}"
+    base = replace(base, pretext_dataset=pretext, cache_dir=small_data / "cache", output=output)
+    small = replace(base, pretrain=PretrainSettings(batch_size=16), finetune=FineTuneSettings(batch_size=8))
+    return replace(small, **changes)
+
+
+def begin(config: TrainConfig) -> Training:
+    return Training(config, Console(quiet=True))
+
+
+def test_an_unknown_backbone_is_answered_with_its_neighbours(small_data: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="did you mean resnet18"):
+        begin(config(small_data, tmp_path, backbone="resnet_18"))
+    assert not list(tmp_path.iterdir()), "nothing is written for a run that cannot start"
+
+
+def test_a_batch_larger_than_the_set_names_both_numbers_and_the_option(small_data: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"batch of 500 images exceeds the 48 images.*--pretrain.batch-size 48"):
+        begin(config(small_data, tmp_path, pretrain=PretrainSettings(batch_size=500)))
+    with pytest.raises(UserError, match=r"batch of 256 images exceeds the 39 images.*--finetune.batch-size 39"):
+        begin(config(small_data, tmp_path, finetune=FineTuneSettings()))
+
+
+def test_a_device_that_is_not_there(small_data: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="device 'tpu9' cannot be used"):
+        begin(config(small_data, tmp_path, device="tpu9"))
+
+
+def test_an_output_that_cannot_be_a_folder(small_data: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="could not be written"):
+        begin(config(small_data, tmp_path / "file"))
+
+
+def test_a_truncated_image_is_left_out_and_told(
+    small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(small_data / "loose", tmp_path / "loose")
+    victim = tmp_path / "loose" / "003.png"
+    victim.write_bytes(victim.read_bytes()[:200])
+    changed = replace(config(small_data, tmp_path), pretext_dataset=f"folder:{tmp_path / 'loose'}")
+    Training(changed, Console())
+    output = capsys.readouterr().out
+    assert "47 images of 64 px, 1 unreadable and left out" in output
+    assert "left out: 003.png" in output
+
+
+def test_a_set_without_unlabelled_images_of_its_own_asks_for_stl10_by_name(small_data: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="stl10"):
+        begin(config(small_data, tmp_path, pretext_dataset=None, data_root=tmp_path))
+
+
+def test_a_one_image_class_trains(small_data: Path, tmp_path: Path) -> None:
+    shutil.copytree(small_data / "labelled", tmp_path / "labelled")
+    write_images(tmp_path / "labelled" / "single", 1, 2, 5)
+    training = begin(config(small_data, tmp_path, dataset=f"folder:{tmp_path / 'labelled'}"))
+    assert "single" in training.splits.train.classes
