@@ -47,7 +47,11 @@ def _run(command: str, rest: list[str]) -> int:
 
         from bissl_fast.cli.data import list_command, prepare_command, verify_command
 
-        commands: dict[str, Callable[..., None]] = {"list": list_command, "prepare": prepare_command, "verify": verify_command}
+        commands: dict[str, Callable[..., None]] = {
+            "list": list_command,
+            "prepare": prepare_command,
+            "verify": verify_command,
+        }
         tyro.extras.subcommand_cli_from_dict(commands, prog="bissl-fast data", args=rest)
     elif command == "report":
         from bissl_fast.cli.report import report_command

@@ -26,7 +26,7 @@ from bissl_fast.methods.pretrain import PretrainTask, steps_per_epoch
 from bissl_fast.methods.samples import sample_views
 from bissl_fast.models import Network, build_backbone, build_classifier, feature_size
 from bissl_fast.training.environment import describe_environment
-from bissl_fast.training.files import load_weights, make_folder, save_weights, write_atomic, write_json
+from bissl_fast.training.files import exclusive, load_weights, make_folder, save_weights, write_atomic, write_json
 from bissl_fast.training.loop import Task, run_loop
 from bissl_fast.training.precision import apply_precision, find_device
 from bissl_fast.training.stage import StageOutput, run_stage
@@ -325,4 +325,6 @@ class Training:
 def train(config: TrainConfig, console: Console) -> Path:
     """Run or resume everything that a config stands for; returns the run's folder."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorBoard's writer may pull in a talkative TensorFlow
-    return Training(config, console).run()
+    training = Training(config, console)
+    with exclusive(training.folder):
+        return training.run()

@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from bissl_fast.errors import UserError
+from bissl_fast.training.files import exclusive
 from bissl_fast.training.stage import StageOutput, run_stage
 
 QUIET = Console(quiet=True)
@@ -83,6 +84,13 @@ def test_a_stage_broken_off_goes_on_in_its_folder(tmp_path: Path) -> None:
 
     run_stage(folder, {"rate": 1.0}, {"images": "abc"}, resumed, console=QUIET)
     assert found == ["half way"]
+
+
+def test_a_run_folder_serves_one_process_at_a_time(tmp_path: Path) -> None:
+    with exclusive(tmp_path), pytest.raises(UserError, match="another bissl-fast is at work"), exclusive(tmp_path):
+        pass
+    with exclusive(tmp_path):
+        pass
 
 
 def test_a_folder_that_cannot_be_made_ends_in_a_sentence(tmp_path: Path) -> None:
