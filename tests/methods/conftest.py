@@ -14,7 +14,7 @@ SMALL = """
 --pretrain.batch-size 16 --pretrain.epochs 5 --pretrain.warmup-epochs 1 --head.epochs 4
 --bissl.alternations 8 --bissl.lower-steps 2 --bissl.upper-steps 2 --bissl.solver-iterations 2 --bissl.warmup-steps 2
 --finetune.batch-size 8 --finetune.epochs 4 --finetune.seeds 1
-""".split()
+""".split()  # noqa: SIM905
 
 
 def write_images(folder: Path, count: int, level: int, seed: int) -> None:

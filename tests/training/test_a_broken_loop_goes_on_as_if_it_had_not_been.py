@@ -118,7 +118,7 @@ def test_a_weight_that_is_not_a_number_never_reaches_a_checkpoint(tmp_path: Path
 def test_a_checkpoint_of_another_model_is_refused_with_a_way_out(tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
         loop(stop_at(2, signal.SIGTERM), tmp_path / "run")
-    with pytest.raises(UserError, match="checkpoint of another model .size mismatch for weight.; repeat its run"):
+    with pytest.raises(UserError, match=r"checkpoint of another model \(size mismatch for weight\); repeat its run"):
         loop(Wanderer(size=9), tmp_path / "run")
 
 
