@@ -35,10 +35,11 @@ class HessianOperator:
         batches: the K stored batches; whatever ``loss`` takes.
         mode: ``"reverse"``: reverse over reverse. The graph of each gradient is built once and serves every product.
         retain: how many of the batches keep their graph. The rest rebuild it for each product: less memory, the
-            same numbers. ``None`` keeps all.
+            same numbers, unless the module draws random numbers (dropout), which needs ``None``: keep all.
 
     Raises:
         ValueError: without a batch, or for a mode that does not exist.
+        RuntimeError: in a product, if the parameters have changed since the operator was built.
 
     Example:
         >>> layer = nn.Linear(2, 1, bias=False)
@@ -62,6 +63,7 @@ class HessianOperator:
         self._loss = loss
         self._parameters = parameters
         self._batches = list(batches)
+        self._versions = self._parameter_versions()
         kept = len(self._batches) if retain is None else retain
         self._gradients = [self._gradient(batch) for batch in self._batches[:kept]]
 
@@ -71,6 +73,8 @@ class HessianOperator:
 
     def matvec(self, vector: torch.Tensor) -> torch.Tensor:
         """``(1/K) Σ_k ∇²L(θ; z_k) v`` for a vector ``(L,)``; the result is detached."""
+        if self._parameter_versions() != self._versions:
+            raise RuntimeError("the parameters have changed since this HessianOperator was built: build a new one")
         tangents = self._parameters.unflatten(vector)
         total = torch.zeros_like(vector)
         for k, batch in enumerate(self._batches):
@@ -78,6 +82,9 @@ class HessianOperator:
             gradient = self._gradients[k] if kept else self._gradient(batch)
             total += self._product(gradient, tangents, retain_graph=kept)
         return total / len(self._batches)
+
+    def _parameter_versions(self) -> list[int]:
+        return [tensor._version for tensor in self._parameters.tensors]
 
     def _gradient(self, batch: Any) -> tuple[torch.Tensor | None, ...]:
         module: nn.Module = self._parameters.module

@@ -63,16 +63,18 @@ def frozen_buffers(*modules: nn.Module) -> Iterator[None]:
     The output of a batch norm in train mode does not depend on its running statistics, so products are unchanged. The
     buffers themselves are put back on leaving; autograd, which remembers the copies, sees neither change.
     """
-    kept = [
-        (owner, name, buffer)
+    kept = {
+        (owner, name): buffer
         for module in modules
         for owner in module.modules()
-        for name, buffer in owner.named_buffers(recurse=False)
-    ]
-    for owner, name, buffer in kept:
-        setattr(owner, name, buffer.clone())
+        for name, buffer in owner._buffers.items()  # named_buffers() leaves out the second name of a shared buffer
+        if buffer is not None
+    }
+    copies = {id(buffer): buffer.clone() for buffer in kept.values()}
+    for (owner, name), buffer in kept.items():
+        setattr(owner, name, copies[id(buffer)])
     try:
         yield
     finally:
-        for owner, name, buffer in kept:
+        for (owner, name), buffer in kept.items():
             setattr(owner, name, buffer)

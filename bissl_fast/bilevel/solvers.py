@@ -23,19 +23,10 @@ class Solution:
     residual_norms: torch.Tensor
     products: int
 
-
-class _Dots:
-    """Inner products per segment, spread back over the entries of the segment."""
-
-    def __init__(self, segments: Sequence[int], like: torch.Tensor) -> None:
-        self._lengths = torch.tensor(segments, device=like.device)
-        self._size = like.numel()
-
-    def __call__(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        return torch.segment_reduce(a * b, "sum", lengths=self._lengths, unsafe=True)  # (segments,)
-
-    def spread(self, scalars: torch.Tensor) -> torch.Tensor:
-        return scalars.repeat_interleave(self._lengths, output_size=self._size)  # (L,)
+    @property
+    def relative_residuals(self) -> torch.Tensor:
+        """``residual_norms`` over the first of them; zero where the right-hand side is zero."""
+        return _ratio(self.residual_norms, self.residual_norms[0])
 
 
 def conjugate_gradient(
@@ -61,22 +52,36 @@ def conjugate_gradient(
     Example:
         >>> solution = conjugate_gradient(operator, gradient, iterations=5, layerwise=True)  # doctest: +SKIP
     """
-    dots = _Dots(A.segments if layerwise else [b.numel()], b)
+    lengths = list(A.segments) if layerwise else [b.numel()]
     x = torch.zeros_like(b) if x0 is None else x0.clone()
     r = b.clone() if x0 is None else b - A.matvec(x)
     d = r.clone()
-    rr = dots(r, r)
+    xs, rs, ds = (torch.split(vector, lengths) for vector in (x, r, d))  # views: updates reach the vectors
+    rr = _dots(rs, rs)
     norms = [rr.sum().sqrt()]
     for _ in range(iterations):
-        q = A.matvec(d)
-        alpha = dots.spread(_ratio(rr, dots(d, q)))
-        x = x + alpha * d
-        r = r - alpha * q
-        rr_next = dots(r, r)
-        d = r + dots.spread(_ratio(rr_next, rr)) * d
+        qs = torch.split(A.matvec(d), lengths)
+        alpha = _ratio(rr, _dots(ds, qs))
+        _add(xs, alpha, ds)
+        _add(rs, -alpha, qs)
+        rr_next = _dots(rs, rs)
+        beta = _ratio(rr_next, rr)
+        for part, residual, factor in zip(ds, rs, beta.unbind(), strict=True):
+            part.mul_(factor).add_(residual)
         rr = rr_next
         norms.append(rr.sum().sqrt())
     return Solution(x, torch.stack(norms), iterations + (x0 is not None))
+
+
+def _dots(left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Inner product of each pair, ``(segments,)``. `torch.dot` sums in blocks; a running sum loses 2 % in 11 M."""
+    return torch.stack([torch.dot(a, b) for a, b in zip(left, right, strict=True)])
+
+
+def _add(targets: Sequence[torch.Tensor], factors: torch.Tensor, vectors: Sequence[torch.Tensor]) -> None:
+    """``target += factor · vector`` for each segment."""
+    for target, factor, vector in zip(targets, factors.unbind(), vectors, strict=True):
+        target.addcmul_(vector, factor)
 
 
 def _ratio(numerator: torch.Tensor, denominator: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,7 @@ from rich.console import Console
 from bissl_fast.evaluation.report import write_report
 from bissl_fast.evaluation.run_folder import RunFolder
 from bissl_fast.evaluation.table import Results, results_table, verdict
+from bissl_fast.training.tracking import say
 
 
 def report_command(arguments: list[str]) -> None:
@@ -30,5 +31,5 @@ def print_results(folder: Path, console: Console) -> None:
     if (folder / "results.json").exists():
         results = Results.from_json(run.json("results.json"))
         console.print(results_table(results).to_rich())
-        console.print(verdict(results), markup=False)
-    console.print(f"Report: {write_report(folder)}")
+        say(console, verdict(results))
+    say(console, f"Report: {write_report(folder)}")

@@ -2,7 +2,6 @@
 
 import argparse
 import shlex
-from dataclasses import replace
 from pathlib import Path
 
 import tyro
@@ -12,7 +11,8 @@ from bissl_fast.cli.report import print_results
 from bissl_fast.errors import UserError
 from bissl_fast.methods.config import TrainConfig, load_config
 from bissl_fast.methods.presets import preset_config
-from bissl_fast.training.interruption import Interrupted
+from bissl_fast.training.interruption import Interrupted, interruptible
+from bissl_fast.training.tracking import say
 
 DESCRIPTION = """Run BiSSL beside its baseline, from pretext training to test.
 
@@ -24,17 +24,18 @@ in the run's folder: a finished one is skipped, a broken one goes on. Defaults b
 
 def train_command(arguments: list[str]) -> None:
     """Parse the settings, run the stages, print the table and write the report."""
-    config = parse_config(arguments)
+    config = parse_config(arguments).located()
     console = Console()
-    console.print(f"[bold]bissl-fast train[/bold]  {config.dataset}, preset {config.preset} → {config.run_folder}")
+    say(console, f"bissl-fast train  {config.dataset}, preset {config.preset} → {config.run_folder}", "bold")
     from bissl_fast.methods.train import train
 
     try:
-        folder = train(config, console)
+        with interruptible():
+            folder = train(config, console)
+            print_results(folder, console)
     except Interrupted as error:
         command = shlex.join(["bissl-fast", "train", "--config", str(config.run_folder / "config.yaml")])
         raise Interrupted(f"{error} Go on with: {command}") from None
-    print_results(folder, console)
 
 
 def parse_config(arguments: list[str]) -> TrainConfig:
@@ -46,17 +47,15 @@ def parse_config(arguments: list[str]) -> TrainConfig:
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config", type=Path)
-    first.add_argument("--preset", choices=("paper", "official", "quick"), default="quick")
-    first.add_argument("--dataset", default="textures")
+    first.add_argument("--preset", choices=("paper", "official", "quick"))
+    first.add_argument("--dataset")
     found, rest = first.parse_known_args(arguments)
-    if found.config is not None:
-        default = load_config(found.config)
-        if "--preset" in " ".join(arguments):
-            raise UserError("--config and --preset exclude each other: the config names its preset.")
-        named = "--dataset" in " ".join(arguments)
-        default = replace(default, dataset=found.dataset) if named else default
+    if found.config is None:
+        default = preset_config(found.preset or "quick", found.dataset or "textures")
+    elif found.preset or found.dataset:
+        raise UserError("--config names preset and data set, whose rates it holds: leave out --preset and --dataset.")
     else:
-        default = preset_config(found.preset, found.dataset)
+        default = load_config(found.config)
     return tyro.cli(
         TrainConfig,
         prog="bissl-fast train",

@@ -249,4 +249,5 @@ def _progress_bar(visible: bool) -> Any:
             return Text(f"{task.speed:,.0f} images/s" if task.speed else "")
 
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True), disable=not visible, transient=True)
+    console = Console(stderr=True)
+    return Progress(*columns, console=console, disable=not (visible and console.is_terminal), transient=True)

@@ -29,24 +29,6 @@ def vicreg_views(size: int) -> ViewPair:
     return replace(common, blur=1.0), replace(common, blur=0.1, solarize=0.2)
 
 
-def paper_views(size: int) -> ViewPair:
-    """BiSSL's pretext views as its paper says them: VICReg's, with a minimal crop area of one half."""
-    first, second = vicreg_views(size)
-    return replace(first, crop_scale=(0.5, 1.0)), replace(second, crop_scale=(0.5, 1.0))
-
-
-def official_views(size: int) -> ViewPair:
-    """BiSSL's pretext views as its released code draws them.
-
-    There the 0.5 bounds the aspect ratio instead of the area, and pixels reach mean and std undivided by 255.
-    """
-    first, second = vicreg_views(size)
-    return (
-        replace(first, crop_ratio=(0.5, 1.0), pixel_range=255.0),
-        replace(second, crop_ratio=(0.5, 1.0), pixel_range=255.0),
-    )
-
-
 def finetune_view(size: int) -> ViewSettings:
     """Training on the downstream task: a crop of at least half the area, and a flip."""
     return ViewSettings(size=size, crop_scale=(0.5, 1.0), interpolation="bilinear", flip=0.5)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 
 from bissl_fast.errors import UserError
@@ -44,9 +45,20 @@ class RunFolder:
         return read_metrics(self.path / stage / "metrics.jsonl")
 
     def seeds(self, prefix: str) -> list[list[Record]]:
-        """Records of the stages `<prefix>-0`, `<prefix>-1`, …, one list for each that has a record."""
-        stages = (stage for stage in self.stages() if stage.startswith(f"{prefix}-"))
+        """Records of the stages `<prefix>-0`, `<prefix>-1`, …, one list for each that has a record.
+
+        Stages beyond the number of seeds in config.yaml are left from an earlier run with more of them.
+        """
+        wanted = self._seed_count()
+        numbered = ((stage, stage.removeprefix(f"{prefix}-")) for stage in self.stages())
+        stages = [stage for stage, number in numbered if number.isdigit() and (wanted is None or int(number) < wanted)]
         return [records for stage in stages if (records := self.metrics(stage))]
+
+    def _seed_count(self) -> int | None:
+        try:
+            return int(yaml.safe_load(self.text("config.yaml"))["finetune"]["seeds"])
+        except (UserError, yaml.YAMLError, KeyError, TypeError, ValueError):
+            return None
 
     def text(self, name: str) -> str:
         """Content of a text file.

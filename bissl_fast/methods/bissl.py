@@ -1,6 +1,7 @@
 """BiSSL (Zakarias et al., 2025): pretext and downstream training as one bilevel problem, Algorithms 1 and 2."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -51,7 +52,7 @@ class BiSSLSettings:
         adaptation: by this share of the way [α].
         clip: largest norm of a gradient, once per step over backbone and head together.
         learning_rate: peak of the lower level, scaled as the pretext stages' rate.
-        warmup_steps: of the lower level's rate, linear from 0.
+        warmup_steps: of the lower level's rate, linear from 0; left out: as many as the pretext stages have.
         final_share: of the lower level's rate, last over peak.
         leak_statistics: let downstream images and products move the batch-norm statistics of θ_P, as the released code.
     """
@@ -70,7 +71,7 @@ class BiSSLSettings:
     adaptation: float = 0.1
     clip: float = 10.0
     learning_rate: float = 4.8
-    warmup_steps: int = 970
+    warmup_steps: int | None = None
     final_share: float = 1e-3
     leak_statistics: bool = False
 
@@ -84,6 +85,8 @@ class BiSSLSettings:
         require(0 <= self.adaptation <= 1, "bissl.adaptation (α)", self.adaptation, "between 0 and 1")
         require(self.clip > 0, "bissl.clip", self.clip, "positive")
         require(self.learning_rate > 0, "bissl.learning-rate", self.learning_rate, "positive")
+        require((self.warmup_steps or 0) >= 0, "bissl.warmup-steps", self.warmup_steps, "0 or more")
+        require(0 <= self.final_share <= 1, "bissl.final-share", self.final_share, "between 0 and 1")
         require(
             self.stored_from == "fresh" or self.stored_batches <= self.lower_steps,
             "bissl.stored-batches (K)",
@@ -101,11 +104,12 @@ class BiSSLTask:
         task: the pretext task, L^P.
         pretext_loader: batches of the lower level, N_L per alternation.
         downstream_loader: batches of the upper level, N_U per alternation.
-        fresh_loader: K batches per alternation for the Hessian; used with ``stored_from="fresh"``.
+        fresh_loader: K batches per alternation for the Hessian; ``None``: they are the first of the lower phase.
         settings: of the algorithm.
         lars: optimiser of the lower level.
         sgd: optimiser of the upper level (Table 3).
-        forward: precision context of a forward pass.
+        forward: precision context of a forward pass. Products are taken in float32 whatever it is: through bfloat16
+            they would be a third off.
     """
 
     def __init__(
@@ -133,6 +137,7 @@ class BiSSLTask:
         self.theta_d = ParameterVector(downstream, "backbone.")  # θ_D
         self.phi_d = list(downstream.head.parameters())  # φ_D
         self.pretext_loss = pretext_loss(task, forward)  # L^P
+        self.exact_pretext_loss = pretext_loss(task, nullcontext)
         self.lower_optimizer = lars.build(list(pretext.parameters()))
         self.upper_optimizer = sgd.build(list(downstream.parameters()))
 
@@ -144,7 +149,7 @@ class BiSSLTask:
         stored, lower = self._lower_level(index)
         if settings.adaptation_every and (index + 1) % settings.adaptation_every == 0:  # line 8
             self._adapt()
-        if self.fresh_loader is not None and settings.stored_from == "fresh":
+        if self.fresh_loader is not None:
             first = index * settings.stored_batches
             stored = [self.fresh_loader.load(first + k).views for k in range(settings.stored_batches)]
         upper = self._upper_level(index, stored)
@@ -159,7 +164,7 @@ class BiSSLTask:
         peak = self.lars.peak(settings.learning_rate, self.pretext_loader.batch_size)
         total = settings.alternations * settings.lower_steps
         for index in range(alternation * settings.lower_steps, (alternation + 1) * settings.lower_steps):
-            rate = warmup_cosine(index, total, peak, settings.warmup_steps, settings.final_share)
+            rate = warmup_cosine(index, total, peak, settings.warmup_steps or 0, settings.final_share)
             set_learning_rate(self.lower_optimizer, rate)
             views = self.pretext_loader.load(index).views
             if len(stored) < settings.stored_batches:
@@ -194,7 +199,7 @@ class BiSSLTask:
     def _upper_level(self, alternation: int, stored: list[Views]) -> dict[str, torch.Tensor | float]:
         """Lines 10 to 15. θ_P, φ_P and the stored batches stay as they are, so one Hessian serves the whole phase."""
         settings = self.settings
-        hessian = HessianOperator(self.pretext_loss, self.theta_p, stored)
+        hessian = HessianOperator(self.exact_pretext_loss, self.theta_p, stored)
         total = settings.alternations * settings.upper_steps
         losses, plain_losses, residuals = [], [], []
         for index in range(alternation * settings.upper_steps, (alternation + 1) * settings.upper_steps):
@@ -212,7 +217,7 @@ class BiSSLTask:
             self.upper_optimizer.step()  # line 15
             losses.append(loss)
             plain_losses.append(plain)
-            residuals.append(solution.residual_norms / solution.residual_norms[0])
+            residuals.append(solution.relative_residuals)
         values: dict[str, torch.Tensor | float] = {
             "upper_loss": _mean(losses),
             "upper_loss_downstream": _mean(plain_losses),

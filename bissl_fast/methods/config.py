@@ -1,5 +1,9 @@
 """The settings of one run of `bissl-fast train`, and their file."""
 
+import contextlib
+import hashlib
+import os
+import re
 import types
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
@@ -45,7 +49,13 @@ class ImageSettings:
 
     def __post_init__(self) -> None:
         require(self.size >= 8, "images.size", self.size, "at least 8 pixels")
-        require(self.cache_size >= 8, "images.cache-size", self.cache_size, "at least 8 pixels")
+        require(8 <= self.cache_size <= 4096, "images.cache-size", self.cache_size, "between 8 and 4096 pixels")
+        for name in ("pretext_crop_area", "finetune_crop_area"):
+            low, high = getattr(self, name)
+            option = f"images.{name.replace('_', '-')}"
+            require(
+                0 < low <= high <= 1, option, f"{low} {high}", "a smallest and a largest share, 0 < low <= high <= 1"
+            )
         self.pretext()  # which checks the ranges
         self.finetune()
 
@@ -123,13 +133,35 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, "seed", self.seed, "0 or more")
-        require(self.threads >= 0, "threads", self.threads, "0 or more")
+        cores = os.cpu_count() or 1
+        require(0 <= self.threads <= cores, "threads", self.threads, f"between 0 and the {cores} cores of this machine")
+        plain = self.name is None or (self.name == Path(self.name).name and self.name not in ("", ".", ".."))
+        require(plain, "name", repr(self.name), "the name of one folder")
 
     @property
     def run_folder(self) -> Path:
-        """``<output>/<name>``."""
-        dataset = self.dataset.split(":")[0] + ("-" + Path(self.dataset).name if ":" in self.dataset else "")
+        """``<output>/<name>``. Two folders of the same name elsewhere have runs of their own."""
+        dataset = self.dataset
+        if ":" in dataset:
+            tag = hashlib.sha256(dataset.encode()).hexdigest()[:4]
+            dataset = f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', Path(dataset).name).strip('.-')}-{tag}"
         return self.output / (self.name or f"{dataset}-{self.preset}-{self.seed}")
+
+    def located(self) -> "TrainConfig":
+        """The same config with absolute paths, which mean the same from any working directory."""
+
+        def spec(value: str) -> str:
+            kind, colon, path = value.partition(":")
+            return f"{kind}:{Path(path).expanduser().resolve()}" if colon and path else value
+
+        return replace(
+            self,
+            dataset=spec(self.dataset),
+            pretext_dataset=None if self.pretext_dataset is None else spec(self.pretext_dataset),
+            output=self.output.expanduser().resolve(),
+            data_root=None if self.data_root is None else self.data_root.expanduser().resolve(),
+            cache_dir=None if self.cache_dir is None else self.cache_dir.expanduser().resolve(),
+        )
 
 
 def save_config(config: TrainConfig) -> str:
@@ -148,7 +180,7 @@ def load_config(path: Path) -> TrainConfig:
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); a run keeps its settings in config.yaml.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not YAML: {str(error).splitlines()[0]}.") from None
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(values, dict) or "version" not in values:
         raise UserError(f"{path} is not a config of bissl-fast: it names no version.")
     version = values.pop("version")
@@ -195,8 +227,10 @@ def _build(kind: Any, value: Any, path: Path, name: str) -> Any:
         return value
     if kind is Path and isinstance(value, str):
         return Path(value)
-    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+    if kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):
+        with contextlib.suppress(ValueError):  # YAML takes 1e-3, without a point, for text
+            return float(value)
     if kind in (int, str, bool) and type(value) is kind:
         return value
-    raise UserError(f"{path}: {name} must be {getattr(kind, '__name__', kind)}, found {value!r}.")
+    expected = " or ".join(map(repr, get_args(kind))) if origin is Literal else getattr(kind, "__name__", str(kind))
+    raise UserError(f"{path}: {name} must be {expected}, found {value!r}.")

@@ -16,6 +16,8 @@ from bissl_fast.training.loop import Values
 from bissl_fast.training.precision import Forward
 from bissl_fast.training.schedules import set_learning_rate, warmup_cosine
 
+_SGD = "(upper, finetune-bissl or finetune-baseline)"
+
 
 @dataclass(frozen=True)
 class SGDSettings:
@@ -32,9 +34,9 @@ class SGDSettings:
     momentum: float = 0.9
 
     def __post_init__(self) -> None:
-        require(self.learning_rate > 0, "…learning-rate", self.learning_rate, "positive")
-        require(self.weight_decay >= 0, "…weight-decay", self.weight_decay, "0 or more")
-        require(0 <= self.momentum < 1, "…momentum", self.momentum, "in [0, 1)")
+        require(self.learning_rate > 0, f"{_SGD}.learning-rate", self.learning_rate, "positive")
+        require(self.weight_decay >= 0, f"{_SGD}.weight-decay", self.weight_decay, "0 or more")
+        require(0 <= self.momentum < 1, f"{_SGD}.momentum", self.momentum, "in [0, 1)")
 
     def build(self, parameters: list[torch.nn.Parameter]) -> torch.optim.SGD:
         return torch.optim.SGD(parameters, self.learning_rate, self.momentum, weight_decay=self.weight_decay)

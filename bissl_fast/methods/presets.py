@@ -116,9 +116,9 @@ def _quick(dataset: str) -> TrainConfig:
         pretrain=PretrainSettings(epochs=3, batch_size=64, learning_rate=2.4, warmup_epochs=0.5),
         head=HeadSettings(epochs=5),
         bissl=BiSSLSettings(
-            alternations=10,
+            alternations=8,
             lower_steps=6,
-            upper_steps=3,
+            upper_steps=2,
             solver_iterations=3,
             stored_batches=1,
             adaptation_every=4,
@@ -126,7 +126,7 @@ def _quick(dataset: str) -> TrainConfig:
             warmup_steps=6,
         ),
         upper=sgd,
-        finetune=FineTuneSettings(epochs=10, batch_size=64, seeds=3),
+        finetune=FineTuneSettings(epochs=16, batch_size=64, seeds=3),
         finetune_bissl=sgd,
         finetune_baseline=sgd,
     )

@@ -36,9 +36,9 @@ class LARSSettings:
     scale_learning_rate: bool = True
 
     def __post_init__(self) -> None:
-        require(self.weight_decay >= 0, "lars.weight-decay", self.weight_decay, "0 or more")
-        require(0 <= self.momentum < 1, "lars.momentum", self.momentum, "in [0, 1)")
-        require(self.trust_coefficient > 0, "lars.trust-coefficient", self.trust_coefficient, "positive")
+        require(self.weight_decay >= 0, "pretrain.lars.weight-decay", self.weight_decay, "0 or more")
+        require(0 <= self.momentum < 1, "pretrain.lars.momentum", self.momentum, "in [0, 1)")
+        require(self.trust_coefficient > 0, "pretrain.lars.trust-coefficient", self.trust_coefficient, "positive")
 
     def build(self, parameters: Sequence[torch.nn.Parameter]) -> LARS:
         """The optimiser; its rate is set before every step."""
@@ -75,6 +75,7 @@ class PretrainSettings:
         require(self.batch_size >= 2, "pretrain.batch-size", self.batch_size, "at least 2")
         require(self.learning_rate > 0, "pretrain.learning-rate", self.learning_rate, "positive")
         require(self.warmup_epochs >= 0, "pretrain.warmup-epochs", self.warmup_epochs, "0 or more")
+        require(0 <= self.final_share <= 1, "pretrain.final-share", self.final_share, "between 0 and 1")
 
 
 def pretext_loss(task: SimCLR, forward: Forward) -> Callable[[Network, Sequence[torch.Tensor]], torch.Tensor]:

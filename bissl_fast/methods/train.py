@@ -2,21 +2,23 @@
 
 import copy
 import hashlib
+import json
 import os
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 from torch import nn
 
-from bissl_fast.data.catalogue import load_downstream, load_pretext
+from bissl_fast.data.catalogue import FOLDER_PREFIX, entry_of, load_downstream, load_pretext
 from bissl_fast.data.dataset import ImageSet
 from bissl_fast.data.loader import Batch, ViewLoader, sequential_batches
 from bissl_fast.data.order import BatchOrder
 from bissl_fast.data.views import ViewSettings
+from bissl_fast.errors import UserError
 from bissl_fast.evaluation.features import extract_features, reestimate_batch_norm
 from bissl_fast.evaluation.metrics import Evaluation, evaluate
 from bissl_fast.methods.bissl import BiSSLTask
@@ -24,12 +26,21 @@ from bissl_fast.methods.config import TrainConfig, save_config
 from bissl_fast.methods.finetune import FineTuneTask, HeadWarmupTask, SGDSettings
 from bissl_fast.methods.pretrain import PretrainTask, steps_per_epoch
 from bissl_fast.methods.samples import sample_views
-from bissl_fast.models import Network, build_backbone, build_classifier, feature_size
+from bissl_fast.models import Network, build_backbone, build_classifier, probe_features
 from bissl_fast.training.environment import describe_environment
-from bissl_fast.training.files import exclusive, load_weights, make_folder, save_weights, write_atomic, write_json
+from bissl_fast.training.files import (
+    exclusive,
+    load_weights,
+    make_folder,
+    save_weights,
+    write_arrays,
+    write_atomic,
+    write_json,
+)
 from bissl_fast.training.loop import Task, run_loop
 from bissl_fast.training.precision import apply_precision, find_device
 from bissl_fast.training.stage import StageOutput, run_stage
+from bissl_fast.training.tracking import say
 
 EVALUATION_BATCH = 256
 STATISTICS_BATCHES = 100  # Appendix C.1
@@ -59,15 +70,16 @@ class Training:
             torch.set_num_threads(config.threads)
         self.device = find_device(config.device)
         self.forward = apply_precision(config.precision, self.device)
-        self._check_backbone()
-        make_folder(self.folder)
+        self.features = probe_features(config.backbone, config.images.size)
         self._load_data()
         self._count_steps()
-        write_atomic(self.folder / "config.yaml", save_config(config).encode())
-        write_json(self.folder / "environment.json", describe_environment(self.device))
+        self.environment = describe_environment(self.device)
+        make_folder(self.folder)
 
     def run(self) -> Path:
         """All stages; returns the run's folder, which then holds ``results.json``."""
+        write_atomic(self.folder / "config.yaml", save_config(self.config).encode())
+        write_json(self.folder / "environment.json", self.environment)
         warmup = self.pretext("pretext-warmup", self.warmup_steps)
         head = self.head_warmup(warmup)
         bissl = self.bissl(warmup, head)
@@ -80,26 +92,39 @@ class Training:
             ],
         }
         test = self.test(arms, {"bissl": bissl, "baseline": baseline})
-        write_atomic(self.folder / "results.json", (test.folder / "results.json").read_bytes())
+        about = {"dataset": self.config.dataset, "classes": len(self.splits.train.classes)}
+        scores = json.loads((test.folder / "results.json").read_text())
+        write_json(self.folder / "results.json", about | scores)
         return self.folder
-
-    def _check_backbone(self) -> None:
-        with torch.device("meta"):
-            build_backbone(self.config.backbone, 0)
 
     def _load_data(self) -> None:
         config = self.config
-        pretext = config.pretext_dataset or (config.dataset if config.dataset in WITH_UNLABELLED_IMAGES else "stl10")
         size, root, cache = config.images.cache_size, config.data_root, config.cache_dir
+        self.unlabelled = self._load_unlabelled()
         self.splits = load_downstream(config.dataset, root, size, cache)
-        self.unlabelled = load_pretext(pretext, root, size, cache)
         for note in self.splits.notes:
-            self.console.print(f"[yellow]{note}[/yellow]")
+            say(self.console, note, "yellow")
         for images in (self.unlabelled, self.splits.train, self.splits.val, self.splits.test):
             skipped = f", {len(images.skipped)} unreadable and left out" if images.skipped else ""
-            self.console.print(f"{images.name}: {len(images):,} images of {images.size} px{skipped}")
+            say(self.console, f"{images.name}: {len(images):,} images of {images.size} px{skipped}")
             for name in images.skipped[:SKIPPED_NAMES]:
-                self.console.print(f"  left out: {name}", markup=False, soft_wrap=True)
+                say(self.console, f"  left out: {name}")
+
+    def _load_unlabelled(self) -> ImageSet:
+        config = self.config
+        size, root, cache = config.images.cache_size, config.data_root, config.cache_dir
+        if config.pretext_dataset or config.dataset in WITH_UNLABELLED_IMAGES:
+            return load_pretext(config.pretext_dataset or config.dataset, root, size, cache)
+        if not config.dataset.startswith(FOLDER_PREFIX):
+            entry_of(config.dataset)  # so that a misspelt name is answered before the pretext set is missed
+        try:
+            return load_pretext("stl10", root, size, cache)
+        except UserError:
+            raise UserError(
+                f"{config.dataset} has no unlabelled images of its own, and STL-10, the paper's pretext set, is not "
+                "there; pass --pretext-dataset folder:PATH (any images), or run "
+                "`bissl-fast data prepare stl10 --data-root DIR`."
+            ) from None
 
     def _count_steps(self) -> None:
         config = self.config
@@ -108,6 +133,14 @@ class Training:
         self.rate_warmup_steps = round(config.pretrain.warmup_epochs * epoch)
         self.lower_steps = config.bissl.alternations * config.bissl.lower_steps
         self.epoch_steps = steps_per_epoch(len(self.splits.train), config.finetune.batch_size, "--finetune.batch-size")
+        warmup = config.bissl.warmup_steps
+        self.bissl_settings = replace(config.bissl, warmup_steps=self.rate_warmup_steps if warmup is None else warmup)
+        for stage, rising, steps in (
+            ("pretext-warmup", self.rate_warmup_steps, self.warmup_steps),
+            ("bissl", self.bissl_settings.warmup_steps or 0, self.lower_steps),
+        ):
+            if rising >= steps:
+                say(self.console, f"{stage}: the rate rises for {rising} of {steps} steps and never falls", "yellow")
 
     def pretext(self, name: str, steps: int) -> StageOutput:
         """Minimise the pretext loss alone."""
@@ -130,7 +163,9 @@ class Training:
                 self._loop(task, folder)
             save_weights(folder / "weights.safetensors", network.state_dict())
 
-        settings = {"pretext": config.pretext, "pretrain": config.pretrain, "steps": steps}
+        schedule = {"steps": steps, "warmup": min(self.rate_warmup_steps, steps)}  # in place of epochs
+        pretrain = {k: v for k, v in asdict(config.pretrain).items() if not k.endswith("epochs")}
+        settings = {"pretext": config.pretext, "views": config.images.pretext(), **pretrain, **schedule}
         return self._stage(name, settings, {"images": self.unlabelled.content_hash}, body)
 
     def head_warmup(self, warmup: StageOutput) -> StageOutput:
@@ -145,13 +180,18 @@ class Training:
                 self._loop(HeadWarmupTask(network, loader, config.upper, steps, self.forward), folder)
             save_weights(folder / "weights.safetensors", network.head.state_dict())
 
-        settings = {"head": config.head, "sgd": config.upper, "batch_size": config.finetune.batch_size}
+        settings = {
+            "head": config.head,
+            "sgd": config.upper,
+            "batch_size": config.finetune.batch_size,
+            "view": config.images.finetune(),
+        }
         inputs = {"images": self.splits.train.content_hash, "backbone": warmup.hash}
         return self._stage("head-warmup", settings, inputs, body)
 
     def bissl(self, warmup: StageOutput, head: StageOutput) -> StageOutput:
         """Algorithm 1."""
-        config, bissl = self.config, self.config.bissl
+        config, bissl = self.config, self.bissl_settings
 
         def body(folder: Path) -> None:
             pretext = self._pretext_network()
@@ -171,7 +211,7 @@ class Training:
                     config.pretext,
                     lower,
                     upper,
-                    fresh,
+                    fresh if bissl.stored_from == "fresh" else None,
                     bissl,
                     config.pretrain.lars,
                     config.upper,
@@ -187,6 +227,7 @@ class Training:
             "lars": config.pretrain.lars,
             "sgd": config.upper,
             "batch_sizes": (config.pretrain.batch_size, config.finetune.batch_size),
+            "views": (*config.images.pretext(), config.images.finetune()),
         }
         inputs = {
             "unlabelled": self.unlabelled.content_hash,
@@ -218,6 +259,7 @@ class Training:
             "epochs": config.finetune.epochs,
             "batch_size": config.finetune.batch_size,
             "seed_number": k,
+            "views": (config.images.finetune(), config.images.evaluate()),
         }
         inputs = {
             "images": self.splits.train.content_hash,
@@ -228,26 +270,24 @@ class Training:
 
     def test(self, arms: dict[str, list[StageOutput]], backbones: dict[str, StageOutput]) -> StageOutput:
         """Test every fine-tuned model once; keep features of both backbones before fine-tuning, and some views."""
+        views = (*self.config.images.pretext(), self.config.images.evaluate())
 
         def body(folder: Path) -> None:
-            classes = self.splits.train.classes
-            results: dict[str, Any] = {"dataset": self.config.dataset, "classes": len(classes)}
+            results: dict[str, Any] = {}
             for arm, stages in arms.items():
                 scores = [self._evaluate(self._finetuned(stage), self.splits.test) for stage in stages]
                 results[arm] = {"top1": [s.top1 for s in scores], "top5": [s.top5 for s in scores]}
             features, labels = self._features(backbones)
-            np.savez(folder / "features.npz", **features, labels=labels)
-            images = sample_views(
-                self.unlabelled, self.config.images.pretext(), derive_seed(self.config.seed, "pretext")
-            )
-            np.savez(folder / "views.npz", images=images)
+            write_arrays(folder / "features.npz", {**features, "labels": labels})
+            images = sample_views(self.unlabelled, views[:2], derive_seed(self.config.seed, "pretext"))
+            write_arrays(folder / "views.npz", {"images": images})
             write_json(folder / "results.json", results)
 
         inputs = {stage.folder.name: stage.hash for stages in arms.values() for stage in stages}
         inputs |= {f"backbone-{arm}": stage.hash for arm, stage in backbones.items()}
         inputs |= {"images": self.splits.test.content_hash, "train": self.splits.train.content_hash}
         inputs |= {"unlabelled": self.unlabelled.content_hash}
-        return self._stage("test", {}, inputs, body, ("results.json", "features.npz", "views.npz"))
+        return self._stage("test", {"views": views}, inputs, body, ("results.json", "features.npz", "views.npz"))
 
     def _stage(
         self,
@@ -257,14 +297,13 @@ class Training:
         body: Any,
         outputs: tuple[str, ...] = ("weights.safetensors",),
     ) -> StageOutput:
-        config = self.config
-        shared = {
-            "seed": config.seed,
-            "backbone": config.backbone,
-            "images": config.images,
-            "precision": config.precision,
-        }
-        return run_stage(self.folder / name, {**shared, **settings}, inputs, body, outputs, self.console)
+        shared = {"seed": self.config.seed, "backbone": self.config.backbone, "precision": self.config.precision}
+
+        def recorded(folder: Path) -> None:
+            write_json(folder / "environment.json", self.environment)  # a copied stage keeps the one it was made in
+            body(folder)
+
+        return run_stage(self.folder / name, {**shared, **settings}, inputs, recorded, outputs, self.console)
 
     def _loop(self, task: Task, folder: Path) -> None:
         seed = derive_seed(self.config.seed, folder.name)
@@ -280,13 +319,11 @@ class Training:
         return build_backbone(self.config.backbone, derive_seed(self.config.seed, "backbone"))
 
     def _classifier(self, purpose: str) -> nn.Module:
-        seed = derive_seed(self.config.seed, purpose)
-        return build_classifier(feature_size(self._backbone()), len(self.splits.train.classes), seed)
+        return build_classifier(self.features, len(self.splits.train.classes), derive_seed(self.config.seed, purpose))
 
     def _pretext_network(self) -> Network:
-        backbone = self._backbone()
-        head = self.config.pretext.head(feature_size(backbone), derive_seed(self.config.seed, "projector"))
-        return self._placed(Network(backbone, head))
+        head = self.config.pretext.head(self.features, derive_seed(self.config.seed, "projector"))
+        return self._placed(Network(self._backbone(), head))
 
     def _downstream_network(self, backbone: StageOutput, purpose: str) -> Network:
         network = Network(self._backbone(), self._classifier(purpose))

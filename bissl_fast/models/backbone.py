@@ -1,7 +1,5 @@
 """Backbones by their timm name."""
 
-from typing import cast
-
 import torch
 from torch import nn
 
@@ -18,7 +16,7 @@ def build_backbone(name: str, seed: int) -> nn.Module:
         seed: of the initialisation; torch's global generator is left as it was.
 
     Returns:
-        A module whose ``num_features`` is F.
+        The backbone. F is what :func:`probe_features` says; timm's ``num_features`` is another number for some.
 
     Raises:
         UserError: if timm has no such model.
@@ -37,6 +35,25 @@ def build_backbone(name: str, seed: int) -> nn.Module:
         return backbone
 
 
-def feature_size(backbone: nn.Module) -> int:
-    """F, the number of features that the backbone gives for each image."""
-    return int(cast(int, backbone.num_features))
+def probe_features(name: str, size: int) -> int:
+    """F, the number of features that a backbone gives for an image of ``size`` pixels; computes and allocates nothing.
+
+    Args:
+        name: a timm model name.
+        size: side of the square images.
+
+    Raises:
+        UserError: if timm has no such model, or it cannot take such images.
+    """
+    with torch.device("meta"):
+        backbone = build_backbone(name, 0)
+        try:
+            features: torch.Tensor = backbone(torch.empty(2, 3, size, size))
+        except (RuntimeError, AssertionError, ValueError) as error:
+            raise UserError(
+                f"backbone {name!r} cannot take images of {size} px ({str(error).splitlines()[0]}); "
+                "choose another --images.size or --backbone."
+            ) from None
+    if features.ndim != 2:
+        raise UserError(f"backbone {name!r} gives {tuple(features.shape)}, not one vector per image; choose another.")
+    return features.shape[1]

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
@@ -25,13 +27,18 @@ _ADVICE = {
     errno.EACCES: "it may not be written: change its permissions or choose another folder with --output",
     errno.EPERM: "it may not be written: change its permissions or choose another folder with --output",
     errno.EFBIG: "the file would exceed the size allowed: raise the limit",
+    errno.ENOENT: "its folder is gone: choose where to write with --output",
+    errno.ENOTDIR: "a file stands where a folder is wanted: choose another folder with --output",
+    errno.EEXIST: "a file stands where a folder is wanted: choose another folder with --output",
 }
 
 
 def unwritable(path: Path, error: OSError) -> UserError:
     """The sentence for a path that cannot be written."""
     reason = _ADVICE.get(error.errno or 0, str(error))
-    return UserError(f"{path} could not be written, {reason}, then run the same command again; nothing else is lost.")
+    return UserError(
+        f"{path} could not be written, {reason}, then run the same command again; what was written before is whole."
+    )
 
 
 def make_folder(path: Path) -> None:
@@ -89,6 +96,13 @@ def write_atomic(path: Path, content: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write plain data as readable JSON, atomically."""
     write_atomic(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def write_arrays(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:
+    """Write named arrays as .npz, atomically; equal arrays give equal bytes."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    write_atomic(path, buffer.getvalue())
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:

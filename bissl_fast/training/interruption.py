@@ -1,7 +1,10 @@
 """Ctrl-C and SIGTERM as a request that is answered between two steps."""
 
+import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -35,3 +38,23 @@ class Interruption:
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.requested = True
+        os.write(2, b"\nStopping after this step, with a checkpoint. Ctrl-C stops at once, at the last checkpoint.\n")
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Context in which SIGTERM and Ctrl-C end in :class:`Interrupted` also where no loop is running."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Interrupted("stopped on request between two steps; every checkpoint and finished stage is whole.")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    kept = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted("stopped at once; every checkpoint and finished stage is whole.") from None
+    finally:
+        signal.signal(signal.SIGTERM, kept)

@@ -13,7 +13,7 @@ from rich.console import Console
 from bissl_fast.errors import UserError
 from bissl_fast.training.files import load_checkpoint, save_checkpoint
 from bissl_fast.training.interruption import Interrupted, Interruption
-from bissl_fast.training.tracking import Metrics, ProgressBar
+from bissl_fast.training.tracking import Metrics, ProgressBar, say
 
 Values = Mapping[str, "torch.Tensor | float"]
 
@@ -109,7 +109,7 @@ class _Loop:
                     if interruption.requested or (due and self.done < self.task.steps):
                         self._save()
                         saved_at = time.monotonic()
-                    if interruption.requested and self.done < self.task.steps:
+                    if interruption.requested:
                         raise Interrupted(
                             f"{self.folder.name} stopped on request after step {self.done} of {self.task.steps}; "
                             "a checkpoint holds everything."
@@ -132,9 +132,9 @@ class _Loop:
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             raise UserError(
                 f"{self.checkpoint} is a checkpoint of another model ({str(error).splitlines()[0]}); "
-                f"repeat its run with --config {self.folder.parent / 'config.yaml'}, or delete it to start over."
+                "move it away to start the stage over."
             ) from None
-        self.console.print(f"[dim]{self.folder.name}: goes on after step {self.done} of {self.task.steps}[/dim]")
+        say(self.console, f"{self.folder.name}: goes on after step {self.done} of {self.task.steps}", "dim")
         return int(saved["offset"])
 
     def _save(self) -> None:
@@ -173,7 +173,7 @@ class _Loop:
         kept = f"the checkpoint of step {self.saved} is kept" if self.saved else "no checkpoint had been written yet"
         return NonFiniteError(
             f"{self.folder.name} stopped: {what} at step {step} of {self.task.steps}; {kept}. "
-            "A lower learning rate or --precision fp32 usually mends this."
+            "Another precision than fp32, or a learning rate that is too high, is the usual cause."
         )
 
     def _log(self, progress: ProgressBar) -> None:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from bissl_fast.training.files import digest, make_folder, unwritable, write_json
+from bissl_fast.training.tracking import say
 
 FORMAT = 1
 """Raised when a stage computes something else from the same settings."""
@@ -43,7 +44,7 @@ def run_stage(
     """Run ``body(folder)`` unless the folder already holds its result for the same settings and inputs.
 
     A stage that was broken off goes on in its folder. A folder that belongs to other settings is moved to
-    ``superseded``, not deleted. A finished stage with the same key in a sibling run is copied.
+    ``superseded``, not deleted. A finished stage with the same key, in a sibling run or superseded here, is copied.
 
     Args:
         folder: ``runs/<name>/<stage>``.
@@ -60,24 +61,24 @@ def run_stage(
     fields = {"stage": folder.name, "format": FORMAT, "settings": _plain(settings), "inputs": dict(inputs)}
     key = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
     found = _finished(folder, key)
-    if found is None:
-        sibling = next((s for s in sorted(folder.parent.parent.glob(f"*/{folder.name}")) if _finished(s, key)), None)
-        _set_aside(folder, key, console)
-        if sibling is not None:
-            console.print(f"[dim]{folder.name}: copied from {sibling}, which has the same settings and inputs[/dim]")
-            _copy(sibling, folder)
-        else:
-            make_folder(folder)
-            write_json(folder / "key.json", {"key": key, **fields})
-            body(folder)
-            hashes = {name: digest(folder / name) for name in outputs}
-            write_json(folder / "DONE", {"key": key, "outputs": hashes})
-            for name in TRANSIENT:
-                (folder / name).unlink(missing_ok=True)
-        found = _finished(folder, key)
-        assert found is not None, f"{folder} did not write {outputs}"
+    if found is not None:
+        say(console, f"{folder.name}: done before, skipped", "dim")
+        return StageOutput(folder, found)
+    _set_aside(folder, key, console)
+    earlier = next((other for other in _elsewhere(folder, key) if _finished(other, key)), None)
+    if earlier is not None:
+        say(console, f"{folder.name}: copied from {earlier}, which has the same settings and inputs", "dim")
+        _copy(earlier, folder)
     else:
-        console.print(f"[dim]{folder.name}: done before, skipped[/dim]")
+        make_folder(folder)
+        write_json(folder / "key.json", {"key": key, **fields})
+        body(folder)
+        hashes = {name: digest(folder / name) for name in outputs}
+        write_json(folder / "DONE", {"key": key, "outputs": hashes})
+        for name in TRANSIENT:
+            (folder / name).unlink(missing_ok=True)
+    found = _finished(folder, key)
+    assert found is not None, f"{folder} did not keep {outputs}"
     return StageOutput(folder, found)
 
 
@@ -102,6 +103,16 @@ def _finished(folder: Path, key: str) -> str | None:
     return hashlib.sha256(json.dumps(done["outputs"], sort_keys=True).encode()).hexdigest() if whole else None
 
 
+def _elsewhere(folder: Path, key: str) -> Iterator[Path]:
+    """Where the same stage may have been finished: in sibling runs, or here before the settings were changed."""
+    yield from sorted(folder.parent.parent.glob(f"*/{folder.name}"))
+    yield from sorted(folder.parent.parent.glob(f"*/superseded/{_kept_name(folder, key)}"))
+
+
+def _kept_name(folder: Path, key: str) -> str:
+    return f"{folder.name}-{key[:8]}"
+
+
 def _set_aside(folder: Path, key: str, console: Console) -> None:
     """Move a folder that was begun with another key out of the way."""
     if not folder.exists():
@@ -112,21 +123,26 @@ def _set_aside(folder: Path, key: str, console: Console) -> None:
         other = "unknown"
     if other == key:
         return
-    kept = folder.parent / "superseded" / f"{folder.name}-{other[:8]}"
+    kept = folder.parent / "superseded" / _kept_name(folder, other)
     make_folder(kept.parent)
-    if kept.exists():
-        shutil.rmtree(kept)
-    folder.rename(kept)
-    console.print(f"[yellow]{folder.name}: settings or inputs changed; the earlier result is kept in {kept}[/yellow]")
+    try:
+        if _finished(kept, other):
+            shutil.rmtree(folder)  # begun again with settings whose result is kept already
+        else:
+            shutil.rmtree(kept, ignore_errors=True)
+            folder.rename(kept)
+    except OSError as error:
+        raise unwritable(folder, error) from None
+    say(console, f"{folder.name}: settings or inputs changed; the earlier result is kept in {kept}", "yellow")
 
 
 def _copy(source: Path, folder: Path) -> None:
     """Copy a finished stage in one step, over whatever had been begun here."""
     partial = folder.with_name(f"{folder.name}.partial")
-    for old in (partial, folder):
-        if old.exists():
-            shutil.rmtree(old)
     try:
+        for old in (partial, folder):
+            if old.exists():
+                shutil.rmtree(old)
         shutil.copytree(source, partial)
         partial.rename(folder)
     except OSError as error:

@@ -17,6 +17,11 @@ LINE_SECONDS = 15.0
 """Time between two progress lines where the output is not a terminal."""
 
 
+def say(console: Console, text: str, style: str = "") -> None:
+    """Print a line as it is: names and paths are no markup and are never wrapped."""
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
 class Metrics:
     """``metrics.jsonl`` and TensorBoard events of one stage, continued from a checkpoint without gap or repetition.
 

@@ -89,6 +89,24 @@ def test_every_solver_counts_its_products_and_starts_where_told() -> None:
         assert torch.linalg.vector_norm(warm.x - exact) < 0.01
 
 
+def test_float32_scalars_do_not_lose_digits_in_a_tensor_of_millions() -> None:
+    size = 2_400_000  # ResNet-18's largest tensor
+    generator = torch.Generator().manual_seed(1)
+    diagonal, b = 1 + torch.rand(size, generator=generator), torch.rand(size, generator=generator)
+
+    class Diagonal:
+        segments = (size,)
+
+        def matvec(self, vector: torch.Tensor) -> torch.Tensor:
+            return diagonal.to(vector.dtype) * vector
+
+    for layerwise in (False, True):
+        found = conjugate_gradient(Diagonal(), b, iterations=4, layerwise=layerwise)
+        expected = conjugate_gradient(Diagonal(), b.double(), iterations=4, layerwise=layerwise)
+        assert torch.linalg.vector_norm(found.x - expected.x) < 1e-6 * torch.linalg.vector_norm(expected.x)
+        torch.testing.assert_close(found.residual_norms.double(), expected.residual_norms, rtol=1e-4, atol=1e-3)
+
+
 def test_a_solved_segment_stays_solved_and_a_breakdown_is_not_hidden() -> None:
     eye = Dense(torch.eye(10, dtype=torch.float64), SEGMENTS)
     b = torch.arange(10, dtype=torch.float64)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from bissl_fast.bilevel import HessianOperator, ParameterVector
+from bissl_fast.bilevel import HessianOperator, ParameterVector, frozen_buffers
 from bissl_fast.models import Network
 from bissl_fast.ops.nt_xent import nt_xent_loss
 
@@ -81,6 +81,39 @@ def test_products_leave_every_buffer_and_gradient_as_it_was() -> None:
     for name, buffer in network.named_buffers():
         assert torch.equal(buffer, before[name]), name
     assert all(p.grad is None for p in network.parameters())
+
+
+class Counter(nn.Module):
+    """One buffer under two names, as modules that share their state have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.zeros(1))
+        self.register_buffer("alias", self.count)
+
+    def forward(self) -> torch.Tensor:
+        self.count.add_(1)
+        return self.count + self.alias
+
+
+def test_a_buffer_with_two_names_stays_one_buffer_and_is_put_back() -> None:
+    first, second = Counter(), Counter()
+    second.count = second.alias = first.count
+    both = nn.ModuleList([first, second])
+    with frozen_buffers(both):
+        assert first() == 2
+        assert second() == 4
+    assert first.count is first.alias is second.count is second.alias
+    assert first.count == 0
+
+
+def test_a_product_at_parameters_that_have_changed_is_refused() -> None:
+    network = tiny_network()
+    theta = ParameterVector(network, "backbone.")
+    operator = HessianOperator(contrastive, theta, batches(1), retain=0)
+    theta.assign(2 * theta.values())
+    with pytest.raises(RuntimeError, match="parameters have changed"):
+        operator.matvec(theta.values())
 
 
 def test_a_parameter_that_the_loss_does_not_use_or_uses_linearly_has_a_zero_product() -> None:

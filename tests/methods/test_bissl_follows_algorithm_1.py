@@ -64,7 +64,7 @@ def networks() -> tuple[Network, Network]:
 
 def task(settings: BiSSLSettings) -> BiSSLTask:
     pretext, downstream = networks()
-    loaders: list[Any] = [Draws(1, 2), Draws(2, 1), Draws(3, 2)]
+    loaders: list[Any] = [Draws(1, 2), Draws(2, 1), Draws(3, 2) if settings.stored_from == "fresh" else None]
     return BiSSLTask(pretext, downstream, SimCLR(0.5), *loaders, settings, LARS, SGD, nullcontext)
 
 

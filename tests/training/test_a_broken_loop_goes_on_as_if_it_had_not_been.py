@@ -64,7 +64,7 @@ def stop_at(step: int, number: int) -> Wanderer:
     return task
 
 
-@pytest.mark.parametrize("step", range(6))
+@pytest.mark.parametrize("step", range(7))
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_stopped_by_a_signal_at_any_step_it_ends_with_the_same_bits_and_log(
     tmp_path: Path, step: int, number: signal.Signals
@@ -118,7 +118,7 @@ def test_a_weight_that_is_not_a_number_never_reaches_a_checkpoint(tmp_path: Path
 def test_a_checkpoint_of_another_model_is_refused_with_a_way_out(tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
         loop(stop_at(2, signal.SIGTERM), tmp_path / "run")
-    with pytest.raises(UserError, match=r"checkpoint of another model \(size mismatch for weight\); repeat its run"):
+    with pytest.raises(UserError, match=r"checkpoint of another model \(size mismatch for weight\); move it away"):
         loop(Wanderer(size=9), tmp_path / "run")
 
 

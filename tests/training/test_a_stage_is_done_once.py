@@ -1,5 +1,6 @@
 """Stages are keyed by settings and inputs."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,6 +49,30 @@ def test_a_changed_setting_or_input_repeats_the_stage_and_keeps_the_old_result(
     assert (folder / "weights.safetensors").read_text() == "new"
     (kept,) = (tmp_path / "run" / "superseded").iterdir()
     assert (kept / "weights.safetensors").read_text() == "old"
+
+
+def test_going_back_to_earlier_settings_takes_their_kept_result(tmp_path: Path) -> None:
+    calls: list[Path] = []
+    folder = tmp_path / "run" / "pretext"
+    for rate in (1.0, 2.0, 1.0, 2.0):
+        stage(folder, calls, rate=rate, content=str(rate))
+        assert (folder / "weights.safetensors").read_text() == str(rate)
+    assert len(calls) == 2
+
+
+def test_a_finished_result_is_never_replaced_by_an_unfinished_one(tmp_path: Path) -> None:
+    calls: list[Path] = []
+    folder = tmp_path / "run" / "pretext"
+    stage(folder, calls, rate=1.0, content="finished")
+    stage(folder, calls, rate=2.0)
+    key = (next((tmp_path / "run" / "superseded").iterdir()) / "key.json").read_text()
+    shutil.rmtree(folder)
+    folder.mkdir()
+    (folder / "key.json").write_text(key)  # begun again with the first settings and broken off
+    stage(folder, calls, rate=3.0)
+    stage(folder, calls, rate=1.0)
+    assert len(calls) == 3
+    assert (folder / "weights.safetensors").read_text() == "finished"
 
 
 def test_the_output_hash_follows_the_content_of_the_outputs(tmp_path: Path) -> None:
