@@ -1,0 +1,84 @@
+// Which tiles of the similarity matrix are visited, in which order and by whom.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <utility>
+
+namespace bissl_fast::cpu {
+
+// The stacked rows are cut into blocks, none across the border of the two views, and the blocks play a round-robin
+// tournament: in a round every block meets one other block. A pair of blocks is one tile, worked on by one thread, which
+// may write to the rows of both blocks, since nobody else has them in that round. So one visit serves both triangles of
+// the symmetric matrix with neither atomics nor copies, and every sum is formed in the order of the rounds: the same
+// bits each time, for a given number of threads.
+class Schedule {
+ public:
+  Schedule(int64_t pairs, bool cross_view) : pairs_(pairs), cross_view_(cross_view) {
+    const int64_t threads = torch::stable::get_num_threads();
+    per_view_ = divide_up(pairs, kBlock);
+    // Every thread has the same number of games per round, unless blocks would become too small to be worth it.
+    per_view_ = std::min(divide_up(per_view_, threads) * threads, divide_up(pairs, kSmallestBlock));
+    workers_ = std::min(threads, per_view_);
+  }
+
+  int64_t workers() const { return workers_; }
+  int64_t begin(int64_t block) const {
+    const int64_t view = block / per_view_;
+    return view * pairs_ + (block % per_view_) * pairs_ / per_view_;
+  }
+  int64_t size(int64_t block) const {
+    const int64_t k = block % per_view_;
+    return (k + 1) * pairs_ / per_view_ - k * pairs_ / per_view_;
+  }
+  int64_t largest() const { return divide_up(pairs_, per_view_); }
+
+  // Calls visit(row_block, col_block, worker) for every tile: the diagonal first (row_block == col_block; not with
+  // cross_view), then one of each mirrored pair. `worker` tells concurrent calls apart.
+  template <class Visit>
+  void run(const Visit& visit) const {
+    if (!cross_view_) {
+      share(2 * per_view_, [&](int64_t block, int64_t worker) { visit(block, block, worker); });
+    }
+    const int64_t rounds = cross_view_ ? per_view_ : 2 * per_view_ - 1;
+    for (int64_t round = 0; round < rounds; ++round) {
+      share(per_view_, [&](int64_t game, int64_t worker) {
+        const auto [row_block, col_block] = players(round, game);
+        visit(row_block, col_block, worker);
+      });
+    }
+  }
+
+ private:
+  static constexpr int64_t kBlock = 256;
+  static constexpr int64_t kSmallestBlock = 32;
+
+  static int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+  std::pair<int64_t, int64_t> players(int64_t round, int64_t game) const {
+    if (cross_view_) return {game, per_view_ + (game + round) % per_view_};
+    const int64_t circle = 2 * per_view_ - 1;  // the circle method: the last block stays, the others turn around it
+    if (game == 0) return {round, circle};
+    return {(round + game) % circle, (round + circle - game) % circle};
+  }
+
+  template <class Work>
+  void share(int64_t games, const Work& work) const {
+    torch::stable::parallel_for(0, workers_, 1, [&](int64_t first, int64_t last) {
+      for (int64_t worker = first; worker < last; ++worker) {
+        for (int64_t game = games * worker / workers_; game < games * (worker + 1) / workers_; ++game) {
+          work(game, worker);
+        }
+      }
+    });
+  }
+
+  int64_t pairs_;
+  bool cross_view_;
+  int64_t per_view_ = 1;
+  int64_t workers_ = 1;
+};
+
+}  // namespace bissl_fast::cpu
