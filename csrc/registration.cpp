@@ -11,13 +11,14 @@
 
 STABLE_TORCH_LIBRARY(bissl_fast, library) {
   library.def(
-      "contrastive_fwd(Tensor z1, Tensor z2, float temperature, bool cross_view) -> (Tensor, Tensor, Tensor, Tensor)");
+      "contrastive_fwd(Tensor z1, Tensor z2, float temperature, bool cross_view)"
+      " -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   library.def(
-      "contrastive_bwd(Tensor units, Tensor inv_norms, Tensor lse, float temperature, bool cross_view)"
+      "contrastive_bwd(Tensor units, Tensor inv_norms, Tensor lse, Tensor kept, float temperature, bool cross_view)"
       " -> (Tensor, Tensor)");
   library.def(
-      "contrastive_bwd_bwd(Tensor units, Tensor inv_norms, Tensor lse, Tensor grad, Tensor radial, Tensor tangent,"
-      " float temperature, bool cross_view) -> Tensor");
+      "contrastive_bwd_bwd(Tensor units, Tensor inv_norms, Tensor lse, Tensor kept, Tensor grad, Tensor radial,"
+      " Tensor tangent, float temperature, bool cross_view) -> Tensor");
 }
 
 namespace {

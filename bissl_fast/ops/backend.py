@@ -9,7 +9,7 @@ import torch
 class Kernels(NamedTuple):
     """The three raw kernels of a backend; see :mod:`bissl_fast.ops.schemas`."""
 
-    fwd: Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]
+    fwd: Callable[..., tuple[torch.Tensor, ...]]
     bwd: Callable[..., tuple[torch.Tensor, torch.Tensor]]
     bwd_bwd: Callable[..., torch.Tensor]
 

@@ -27,7 +27,7 @@ class ContrastiveLoss(Function):
     @staticmethod
     def forward(
         z1: Tensor, z2: Tensor, temperature: float, cross_view: bool, backend: str
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         return kernels(backend).fwd(z1, z2, temperature, cross_view)
 
     @staticmethod
@@ -49,10 +49,10 @@ class ContrastiveLoss(Function):
     @staticmethod
     def jvp(ctx: Any, t1: Tensor | None, t2: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         z1, z2, *reused = ctx.saved_tensors
-        one = torch.ones_like(reused[-1][0])
+        one = torch.ones_like(reused[2][0])  # in the dtype of lse
         grads = ContrastiveGradient.apply(one, z1, z2, *reused, *ctx.settings)
         along = sum((g * t).sum(dtype=one.dtype) for g, t in zip(grads, (t1, t2), strict=False) if t is not None)
-        return along, None, None, None
+        return along, None, None, None, None
 
 
 class ContrastiveGradient(Function):
@@ -66,11 +66,12 @@ class ContrastiveGradient(Function):
         units: Tensor,
         inv_norms: Tensor,
         lse: Tensor,
+        kept: Tensor,
         temperature: float,
         cross_view: bool,
         backend: str,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        grad, radial = kernels(backend).bwd(units, inv_norms, lse, temperature, cross_view)
+        grad, radial = kernels(backend).bwd(units, inv_norms, lse, kept, temperature, cross_view)
         return *split(cotangent * grad, z1.dtype), grad, radial
 
     @staticmethod
@@ -86,13 +87,13 @@ class ContrastiveGradient(Function):
     @staticmethod
     def backward(ctx: Any, v1: Tensor | None, v2: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if v1 is None and v2 is None:
-            return (None,) * 9
+            return (None,) * 10
         slope, h1, h2 = ContrastiveProduct.apply(*pair(ctx, v1, v2), *ctx.saved_tensors, *ctx.settings)
-        return slope, h1, h2, None, None, None, None, None, None
+        return slope, h1, h2, *(None,) * 7
 
     @staticmethod
     def jvp(ctx: Any, ct: Tensor | None, t1: Tensor | None, t2: Tensor | None, *_: None) -> tuple[Any, ...]:
-        cotangent, z1, _, _, _, _, grad, _ = ctx.saved_tensors
+        cotangent, z1, _, _, _, _, _, grad, _ = ctx.saved_tensors
         along: list[Tensor] = []
         if ct is not None:
             along = [*split(ct * grad, z1.dtype)]
@@ -115,6 +116,7 @@ class ContrastiveProduct(Function):
         units: Tensor,
         inv_norms: Tensor,
         lse: Tensor,
+        kept: Tensor,
         grad: Tensor,
         radial: Tensor,
         temperature: float,
@@ -122,7 +124,8 @@ class ContrastiveProduct(Function):
         backend: str,
     ) -> tuple[Tensor, Tensor, Tensor]:
         v = torch.cat([v1, v2]).to(grad.dtype)  # (2B, D)
-        product = kernels(backend).bwd_bwd(units, inv_norms, lse, grad, radial, v, temperature, cross_view)
+        saved = (units, inv_norms, lse, kept, grad, radial)
+        product = kernels(backend).bwd_bwd(*saved, v, temperature, cross_view)
         return (grad * v).sum(), *split(cotangent * product, z1.dtype)
 
     @staticmethod

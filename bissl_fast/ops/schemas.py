@@ -8,12 +8,13 @@ NT-Xent and two-sided InfoNCE are one loss over the 2B stacked unit rows ``u``, 
 three kernels. ``z`` is float16, bfloat16, float32 or float64 with any strides; *wide* means float64 for float64
 inputs and float32 for all others; every output is contiguous.
 
-``fwd(z1, z2, temperature, cross_view) -> (loss, units, inv_norms, lse)``
+``fwd(z1, z2, temperature, cross_view) -> (loss, units, inv_norms, lse, kept)``
     loss ``()`` wide; units ``(N, D)``: rows z / max(‖z‖, ε), in :func:`unit_dtype`; inv_norms ``(N,)`` wide:
-    1 / max(‖z‖, ε), exactly ``1/ε`` where the row was clamped; lse ``(N,)`` wide: natural log of the row sums.
-``bwd(units, inv_norms, lse, temperature, cross_view) -> (grad, radial)``
+    1 / max(‖z‖, ε), exactly ``1/ε`` where the row was clamped; lse ``(N,)`` wide: natural log of the row sums;
+    kept ``(K,)`` wide: whatever else the backend wants to see again in the derivatives, often nothing (K = 0).
+``bwd(units, inv_norms, lse, kept, temperature, cross_view) -> (grad, radial)``
     grad ``(N, D)`` wide: dloss/dz; radial ``(N,)`` wide: u_i · dloss/du_i.
-``bwd_bwd(units, inv_norms, lse, grad, radial, tangent, temperature, cross_view) -> product``
+``bwd_bwd(units, inv_norms, lse, kept, grad, radial, tangent, temperature, cross_view) -> product``
     tangent ``(N, D)`` wide, contiguous; product ``(N, D)`` wide: the Hessian (with respect to z) times the tangent.
 
 With G = dloss/du, n = ‖z‖ and the projector J = (I − u uᵀ)/n (J = I/ε on a clamped row):
@@ -27,10 +28,11 @@ import torch
 NORM_EPS = 1e-12  # ε of torch.nn.functional.normalize
 
 ARGUMENTS = {
-    "fwd": "(Tensor z1, Tensor z2, float temperature, bool cross_view) -> (Tensor, Tensor, Tensor, Tensor)",
-    "bwd": "(Tensor units, Tensor inv_norms, Tensor lse, float temperature, bool cross_view) -> (Tensor, Tensor)",
-    "bwd_bwd": "(Tensor units, Tensor inv_norms, Tensor lse, Tensor grad, Tensor radial, Tensor tangent, "
-    "float temperature, bool cross_view) -> Tensor",
+    "fwd": "(Tensor z1, Tensor z2, float temperature, bool cross_view) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "bwd": "(Tensor units, Tensor inv_norms, Tensor lse, Tensor kept, float temperature, bool cross_view)"
+    " -> (Tensor, Tensor)",
+    "bwd_bwd": "(Tensor units, Tensor inv_norms, Tensor lse, Tensor kept, Tensor grad, Tensor radial, "
+    "Tensor tangent, float temperature, bool cross_view) -> Tensor",
 }
 
 
@@ -44,9 +46,19 @@ def unit_dtype(z: torch.Tensor) -> torch.dtype:
     return z.dtype if z.is_cuda else wide_dtype(z.dtype)
 
 
+def kept_size(z1: torch.Tensor, cross_view: bool) -> int:
+    """Length of ``kept``: on a CPU one triangle of tiles where it is small, as ``kept_size`` of csrc/cpu has it."""
+    if z1.is_cuda:
+        return 0
+    pairs, columns = z1.shape
+    rows = 2 * pairs
+    size = 16 + (pairs * pairs if cross_view else rows * (rows + 256) // 2)
+    return size if size <= min(10 * rows * columns, 1 << 24) else 0
+
+
 def fake_fwd(
     z1: torch.Tensor, z2: torch.Tensor, temperature: float, cross_view: bool
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Shapes and dtypes of ``fwd``."""
     rows, columns = z1.shape[0] + z2.shape[0], z1.shape[1]
     wide = wide_dtype(z1.dtype)
@@ -55,11 +67,12 @@ def fake_fwd(
         z1.new_empty((rows, columns), dtype=unit_dtype(z1)),
         z1.new_empty((rows,), dtype=wide),
         z1.new_empty((rows,), dtype=wide),
+        z1.new_empty((kept_size(z1, cross_view),), dtype=wide),
     )
 
 
 def fake_bwd(
-    units: torch.Tensor, inv_norms: torch.Tensor, lse: torch.Tensor, temperature: float, cross_view: bool
+    units: torch.Tensor, inv_norms: torch.Tensor, lse: torch.Tensor, kept: torch.Tensor, temperature: float, cross_view: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Shapes and dtypes of ``bwd``."""
     return units.new_empty(units.shape, dtype=lse.dtype), torch.empty_like(lse)
@@ -69,6 +82,7 @@ def fake_bwd_bwd(
     units: torch.Tensor,
     inv_norms: torch.Tensor,
     lse: torch.Tensor,
+    kept: torch.Tensor,
     grad: torch.Tensor,
     radial: torch.Tensor,
     tangent: torch.Tensor,

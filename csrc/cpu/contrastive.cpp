@@ -7,122 +7,46 @@
 #include <type_traits>
 #include <vector>
 
-#include "cpu/gemm.h"
 #include "cpu/row_math.h"
-#include "cpu/schedule.h"
-#include "cpu/tile_math.h"
+#include "cpu/tiles.h"
 
 namespace bissl_fast::cpu {
 namespace {
 
-constexpr int64_t kRowGrain = 64;  // rows that are worth a thread
+constexpr int64_t kRowGrain = 64;                   // rows that are worth a thread
+constexpr int64_t kKeptPerEmbedding = 10;           // the kept triangle is at most so many times the embeddings
+constexpr int64_t kMostKept = int64_t{1} << 24;     // values
+constexpr int64_t kBlock = Schedule::kLargestBlock;
 
-// The softmax of a temperature. Sums of exp((s - 1) / tau) reach down to exp(-2 / tau), which must stay a normal number
-// and far above exp(kSmallest), what exp() leaves of the diagonal.
+// How the softmax of a temperature is formed from similarities. Sums of exp((s - 1) / tau) reach down to exp(-2 / tau),
+// which must stay a normal number and far above what exp() leaves of the diagonal.
 template <class T>
-Softmax<T> softmax_of(const Problem& problem) {
+Form form_of(const Problem& problem) {
   constexpr double kLargestRange = std::is_same_v<T, float> ? 60 : 600;
-  return {static_cast<T>(1 / problem.temperature), 2 / problem.temperature <= kLargestRange};
+  return 2 / problem.temperature <= kLargestRange ? Form::kShared : Form::kPerRow;
 }
 
 template <class T>
-std::vector<T> row_statistics(const Problem& problem, const Softmax<T>& softmax, const T* lse) {
+std::vector<T> row_statistics(const Problem& problem, Form form, const T* lse) {
   std::vector<T> statistics(problem.rows());
   for (int64_t i = 0; i < problem.rows(); ++i) {
     const double value = static_cast<double>(lse[i]);
-    statistics[i] = static_cast<T>(softmax.shared ? std::exp(1 / problem.temperature - value)
-                                                  : value * problem.temperature);
+    statistics[i] = static_cast<T>(form == Form::kPerRow ? value * problem.temperature
+                                                         : std::exp(1 / problem.temperature - value));
   }
   return statistics;
 }
 
-// The tiles of a problem: products of blocks of rows, with scratch memory for `count` tiles per worker.
-template <class T>
-class Tiles {
- public:
-  Tiles(const Problem& problem, const T* units, int64_t count)
-      : problem_(problem),
-        units_(units),
-        schedule_(problem.pairs, problem.cross_view),
-        count_(count),
-        scratch_(std::make_unique_for_overwrite<T[]>(schedule_.workers() * count * tile_size())) {}
-
-  const Schedule& schedule() const { return schedule_; }
-
-  // Rows of a (N, D) matrix that belong to a block.
-  Matrix<T> rows_of(const T* matrix, int64_t block) const {
-    return {const_cast<T*>(matrix) + schedule_.begin(block) * problem_.dim, schedule_.size(block), problem_.dim};
-  }
-  Matrix<T> scratch(int64_t index, int64_t row_block, int64_t col_block, int64_t worker) const {
-    return {scratch_.get() + (worker * count_ + index) * tile_size(), schedule_.size(row_block),
-            schedule_.size(col_block)};
-  }
-  // U_i U_j^T. A row's similarity to itself is sent so low that its exponential counts for nothing.
-  Matrix<T> similarities(int64_t row_block, int64_t col_block, int64_t worker) const {
-    const auto tile = scratch(0, row_block, col_block, worker);
-    multiply(tile, rows_of(units_, row_block), rows_of(units_, col_block).transpose());
-    if (row_block == col_block) {
-      for (int64_t i = 0; i < tile.rows; ++i) tile.data[i * tile.cols + i] = kItself;
-    }
-    return tile;
-  }
-  // tau * Sdot = Udot_i U_j^T + U_i Udot_j^T.
-  Matrix<T> tangents(const T* udot, int64_t row_block, int64_t col_block, int64_t worker) const {
-    const auto tile = scratch(1, row_block, col_block, worker);
-    multiply(tile, rows_of(udot, row_block), rows_of(units_, col_block).transpose());
-    multiply(tile, rows_of(units_, row_block), rows_of(udot, col_block).transpose(), true);
-    return tile;
-  }
-  // out_i += W_ij X_j, and for the mirrored tile out_j += W_ij^T X_i.
-  void scatter(const Matrix<T>& weights, const T* x, T* out, int64_t row_block, int64_t col_block) const {
-    multiply(rows_of(out, row_block), weights, rows_of(x, col_block), true);
-    if (row_block != col_block) {
-      multiply(rows_of(out, col_block), weights.transpose(), rows_of(x, row_block), true);
-    }
-  }
-  Tile<T> with_statistics(const Matrix<T>& tile, const T* statistics, int64_t row_block, int64_t col_block) const {
-    return {tile.data,
-            tile.rows,
-            tile.cols,
-            statistics + schedule_.begin(row_block),
-            statistics + schedule_.begin(col_block),
-            row_block == col_block};
-  }
-
- private:
-  static constexpr T kItself = -1e6;
-
-  int64_t tile_size() const { return schedule_.largest() * schedule_.largest(); }
-
-  const Problem& problem_;
-  const T* units_;
-  Schedule schedule_;
-  int64_t count_;
-  std::unique_ptr<T[]> scratch_;
-};
-
 template <class T>
 std::vector<T> row_maxima(const Problem& problem, const Tiles<T>& tiles) {
   std::vector<T> maxima(problem.rows(), -std::numeric_limits<T>::infinity());
-  tiles.schedule().run([&](int64_t i, int64_t j, int64_t worker) {
-    const auto tile = tiles.with_statistics(tiles.similarities(i, j, worker), maxima.data(), i, j);
-    join_maxima(tile, maxima.data() + tiles.schedule().begin(i), maxima.data() + tiles.schedule().begin(j));
+  tiles.schedule().run([&](const Visit& at) {
+    T* values = tiles.scratch(at, 0);
+    tiles.similarities(at, values);
+    join_maxima(tiles.with_statistics(at, values, maxima.data()), tiles.of_rows(at, maxima.data()),
+                tiles.of_cols(at, maxima.data()));
   });
   return maxima;
-}
-
-// r_i = sum_j P_ij Sdot_ij, the tangent of lse_i.
-template <class T>
-std::vector<T> log_sum_tangents(const Problem& problem, const Tiles<T>& tiles, const Softmax<T>& softmax,
-                                const T* statistics, const T* udot) {
-  std::vector<double> sums(problem.rows(), 0.0);
-  tiles.schedule().run([&](int64_t i, int64_t j, int64_t worker) {
-    const auto tile = tiles.with_statistics(tiles.similarities(i, j, worker), statistics, i, j);
-    const auto tangents = tiles.tangents(udot, i, j, worker);
-    add_tangent_sums(tile, tangents.data, softmax, sums.data() + tiles.schedule().begin(i),
-                     sums.data() + tiles.schedule().begin(j));
-  });
-  return {sums.begin(), sums.end()};
 }
 
 template <class Work>
@@ -132,7 +56,51 @@ void each_row(const Problem& problem, const Work& work) {
   });
 }
 
+template <class T>
+T scale_of(const Problem& problem) {
+  return static_cast<T>(1 / (problem.temperature * static_cast<double>(problem.rows())));
+}
+
+// The tiles of a derivative: what the forward pass kept, else computed again.
+template <class T>
+class SavedTiles {
+ public:
+  SavedTiles(const Problem& problem, const Saved<T>& saved, int64_t scratch)
+      : kept_(form_of<T>(problem) == Form::kShared ? saved.kept : nullptr),
+        softmax_{static_cast<T>(1 / problem.temperature), kept_ ? Form::kExponentials : form_of<T>(problem)},
+        statistics_(row_statistics(problem, softmax_.form, saved.lse)),
+        tiles_(problem, saved.units,
+               kept_ ? static_cast<int64_t>(kept_[0]) : Schedule::best_blocks_per_view(problem.pairs), scratch),
+        layout_(tiles_.schedule()) {}
+
+  bool kept() const { return kept_ != nullptr; }
+  const Tiles<T>& tiles() const { return tiles_; }
+  const Layout& layout() const { return layout_; }
+  const Softmax<T>& softmax() const { return softmax_; }
+
+  // The kept tile, or the similarities computed into scratch memory 0.
+  Tile<T> values(const Visit& at) const {
+    if (kept()) return tiles_.with_statistics(at, kept_ + layout_.offset(at), statistics_.data());
+    T* out = tiles_.scratch(at, 0);
+    tiles_.similarities(at, out);
+    return tiles_.with_statistics(at, out, statistics_.data());
+  }
+
+ private:
+  const T* kept_;
+  Softmax<T> softmax_;
+  std::vector<T> statistics_;
+  Tiles<T> tiles_;
+  Layout layout_;
+};
+
 }  // namespace
+
+int64_t kept_size(const Problem& problem) {
+  const int64_t rows = problem.rows();
+  const int64_t size = Layout::kHeader + (problem.cross_view ? problem.pairs * problem.pairs : rows * (rows + kBlock) / 2);
+  return size <= std::min(kKeptPerEmbedding * rows * problem.dim, kMostKept) ? size : 0;
+}
 
 template <class T>
 void normalise(const Problem& problem, const T* z1, const T* z2, T* units, T* inv_norms) {
@@ -144,15 +112,20 @@ void normalise(const Problem& problem, const T* z1, const T* z2, T* units, T* in
 }
 
 template <class T>
-double forward(const Problem& problem, const T* units, T* lse) {
+double forward(const Problem& problem, const T* units, T* lse, T* kept) {
   const int64_t dim = problem.dim;
-  const Tiles<T> tiles(problem, units, 1);
-  const auto softmax = softmax_of<T>(problem);
-  const auto maxima = softmax.shared ? std::vector<T>(problem.rows(), T{1}) : row_maxima(problem, tiles);
+  const Tiles<T> tiles(problem, units, Schedule::best_blocks_per_view(problem.pairs), 1);
+  const Layout layout(tiles.schedule());
+  const Softmax<T> softmax{static_cast<T>(1 / problem.temperature), form_of<T>(problem)};
+  const bool shared = softmax.form == Form::kShared;
+  const auto maxima = shared ? std::vector<T>(problem.rows(), T{1}) : row_maxima(problem, tiles);
+  if (kept) kept[0] = static_cast<T>(tiles.schedule().blocks_per_view());
   std::vector<double> sums(problem.rows(), 0.0);
-  tiles.schedule().run([&](int64_t i, int64_t j, int64_t worker) {
-    const auto tile = tiles.with_statistics(tiles.similarities(i, j, worker), maxima.data(), i, j);
-    add_exp_sums(tile, softmax, sums.data() + tiles.schedule().begin(i), sums.data() + tiles.schedule().begin(j));
+  tiles.schedule().run([&](const Visit& at) {
+    T* values = kept ? kept + layout.offset(at) : tiles.scratch(at, 0);
+    tiles.similarities(at, values);
+    add_exp_sums(tiles.with_statistics(at, values, maxima.data()), softmax, tiles.of_rows(at, sums.data()),
+                 tiles.of_cols(at, sums.data()), values);
   });
 
   double total = 0;
@@ -166,62 +139,71 @@ double forward(const Problem& problem, const T* units, T* lse) {
 }
 
 template <class T>
-void backward(const Problem& problem, const T* units, const T* inv_norms, const T* lse, T* grad, T* radial) {
+void backward(const Problem& problem, const Saved<T>& saved, T* grad, T* radial) {
   const int64_t dim = problem.dim;
-  const Tiles<T> tiles(problem, units, 1);
-  const auto softmax = softmax_of<T>(problem);
-  const auto statistics = row_statistics(problem, softmax, lse);
+  const SavedTiles<T> tiles(problem, saved, 1);
   std::fill_n(grad, problem.rows() * dim, T{0});
-  tiles.schedule().run([&](int64_t i, int64_t j, int64_t worker) {
-    const auto weights = tiles.similarities(i, j, worker);
-    to_weights(tiles.with_statistics(weights, statistics.data(), i, j), softmax);
-    tiles.scatter(weights, units, grad, i, j);
+  tiles.tiles().schedule().run([&](const Visit& at) {
+    T* weights = tiles.tiles().scratch(at, 0);
+    to_weights(tiles.values(at), tiles.softmax(), weights);
+    tiles.tiles().scatter(at, weights, saved.units, grad);
   });
-
-  const T scale = static_cast<T>(1 / (problem.temperature * static_cast<double>(problem.rows())));
+  const T scale = scale_of<T>(problem);
   each_row(problem, [&](int64_t i) {
-    radial[i] = finish_gradient_row(units + i * dim, units + problem.partner(i) * dim, inv_norms[i], scale, dim,
-                                    grad + i * dim);
+    const T* u = saved.units + i * dim;
+    const T* partner = saved.units + problem.partner(i) * dim;
+    radial[i] = finish_gradient_row(u, partner, saved.inv_norms[i], scale, dim, grad + i * dim);
   });
 }
 
 template <class T>
-void backward_backward(const Problem& problem, const T* units, const T* inv_norms, const T* lse, const T* grad,
-                       const T* radial, const T* tangent, T* product) {
+void backward_backward(const Problem& problem, const Saved<T>& saved, const T* grad, const T* radial,
+                       const T* tangent, T* product) {
   const int64_t dim = problem.dim;
-  const Tiles<T> tiles(problem, units, 2);
-  const auto softmax = softmax_of<T>(problem);
-  const auto statistics = row_statistics(problem, softmax, lse);
+  const SavedTiles<T> saved_tiles(problem, saved, 2);
+  const Tiles<T>& tiles = saved_tiles.tiles();
   const auto udot = std::make_unique_for_overwrite<T[]>(problem.rows() * dim);
   each_row(problem, [&](int64_t i) {
-    unit_tangent_row(units + i * dim, tangent + i * dim, inv_norms[i], dim, udot.get() + i * dim);
+    unit_tangent_row(saved.units + i * dim, tangent + i * dim, saved.inv_norms[i], dim, udot.get() + i * dim);
   });
-  const auto lse_tangents = log_sum_tangents(problem, tiles, softmax, statistics.data(), udot.get());
+
+  // First r_i = sum_j P_ij Sdot_ij, the tangent of lse_i. Where the tiles of P are kept, so are those of Sdot.
+  const auto kept = std::make_unique_for_overwrite<T[]>(saved_tiles.kept() ? saved_tiles.layout().size() : 0);
+  const auto similarity_tangents = [&](const Visit& at) {
+    return saved_tiles.kept() ? kept.get() + saved_tiles.layout().offset(at) : tiles.scratch(at, 1);
+  };
+  std::vector<double> sums(problem.rows(), 0.0);
+  tiles.schedule().run([&](const Visit& at) {
+    tiles.tangents(at, udot.get(), similarity_tangents(at));
+    add_tangent_sums(saved_tiles.values(at), similarity_tangents(at), saved_tiles.softmax(),
+                     tiles.of_rows(at, sums.data()), tiles.of_cols(at, sums.data()));
+  });
+  const std::vector<T> lse_tangents(sums.begin(), sums.end());
 
   std::fill_n(product, problem.rows() * dim, T{0});
-  tiles.schedule().run([&](int64_t i, int64_t j, int64_t worker) {
-    const auto weights = tiles.similarities(i, j, worker);
-    const auto tangent_weights = tiles.tangents(udot.get(), i, j, worker);
-    to_tangent_weights(tiles.with_statistics(weights, statistics.data(), i, j), tangent_weights.data, softmax,
-                       lse_tangents.data() + tiles.schedule().begin(i),
-                       lse_tangents.data() + tiles.schedule().begin(j));
-    tiles.scatter(weights, udot.get(), product, i, j);
-    tiles.scatter(tangent_weights, units, product, i, j);
+  tiles.schedule().run([&](const Visit& at) {
+    T* weights = tiles.scratch(at, 0);
+    T* tangent_weights = similarity_tangents(at);
+    if (!saved_tiles.kept()) tiles.tangents(at, udot.get(), tangent_weights);
+    to_tangent_weights(saved_tiles.values(at), tangent_weights, saved_tiles.softmax(),
+                       tiles.of_rows(at, lse_tangents.data()), tiles.of_cols(at, lse_tangents.data()), weights);
+    tiles.scatter(at, weights, udot.get(), product);
+    tiles.scatter(at, tangent_weights, saved.units, product);
   });
 
-  const T scale = static_cast<T>(1 / (problem.temperature * static_cast<double>(problem.rows())));
+  const T scale = scale_of<T>(problem);
   each_row(problem, [&](int64_t i) {
-    finish_product_row(units + i * dim, tangent + i * dim, udot.get() + i * dim,
-                       udot.get() + problem.partner(i) * dim, grad + i * dim, radial[i], inv_norms[i], scale, dim,
-                       product + i * dim);
+    const T* partner_udot = udot.get() + problem.partner(i) * dim;
+    finish_product_row(saved.units + i * dim, tangent + i * dim, udot.get() + i * dim, partner_udot, grad + i * dim,
+                       radial[i], saved.inv_norms[i], scale, dim, product + i * dim);
   });
 }
 
-#define INSTANTIATE(T)                                                                                       \
-  template void normalise(const Problem&, const T*, const T*, T*, T*);                                       \
-  template double forward(const Problem&, const T*, T*);                                                     \
-  template void backward(const Problem&, const T*, const T*, const T*, T*, T*);                              \
-  template void backward_backward(const Problem&, const T*, const T*, const T*, const T*, const T*, const T*, T*);
+#define INSTANTIATE(T)                                                                                     \
+  template void normalise(const Problem&, const T*, const T*, T*, T*);                                     \
+  template double forward(const Problem&, const T*, T*, T*);                                               \
+  template void backward(const Problem&, const Saved<T>&, T*, T*);                                         \
+  template void backward_backward(const Problem&, const Saved<T>&, const T*, const T*, const T*, T*);
 INSTANTIATE(float)
 INSTANTIATE(double)
 #undef INSTANTIATE

@@ -15,21 +15,34 @@ struct Problem {
   int64_t partner(int64_t row) const { return row < pairs ? row + pairs : row - pairs; }
 };
 
+// How many values a forward pass keeps for the derivatives: the exponentials of one triangle where they are small enough
+// that memory stays O(N D) (and 64 MiB), else 0. Depends on shapes only, never on threads.
+int64_t kept_size(const Problem& problem);
+
 // z1, z2 (B, D) -> units (N, D), inv_norms (N).
 template <class T>
 void normalise(const Problem& problem, const T* z1, const T* z2, T* units, T* inv_norms);
 
-// units -> lse (N); returns the loss.
+// units -> lse (N), kept (kept_size, or null to keep nothing); returns the loss.
 template <class T>
-double forward(const Problem& problem, const T* units, T* lse);
+double forward(const Problem& problem, const T* units, T* lse, T* kept);
+
+// What the forward pass leaves to its derivatives; kept may be null.
+template <class T>
+struct Saved {
+  const T* units;
+  const T* inv_norms;
+  const T* lse;
+  const T* kept;
+};
 
 // -> grad (N, D), radial (N).
 template <class T>
-void backward(const Problem& problem, const T* units, const T* inv_norms, const T* lse, T* grad, T* radial);
+void backward(const Problem& problem, const Saved<T>& saved, T* grad, T* radial);
 
 // -> product (N, D).
 template <class T>
-void backward_backward(const Problem& problem, const T* units, const T* inv_norms, const T* lse, const T* grad,
-                       const T* radial, const T* tangent, T* product);
+void backward_backward(const Problem& problem, const Saved<T>& saved, const T* grad, const T* radial,
+                       const T* tangent, T* product);
 
 }  // namespace bissl_fast::cpu

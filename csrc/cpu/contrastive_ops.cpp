@@ -27,6 +27,11 @@ T* data(const Tensor& tensor) {
   return static_cast<T*>(tensor.data_ptr());
 }
 
+template <class T>
+T* data_or_null(const Tensor& tensor) {
+  return tensor.numel() == 0 ? nullptr : data<T>(tensor);
+}
+
 void check_settings(double temperature) { STD_TORCH_CHECK(temperature > 0, "temperature must be positive"); }
 
 Tensor wide(const Tensor& z) {
@@ -56,8 +61,14 @@ void check_saved(const Tensor& units, const Tensor& saved, int64_t dim) {
   STD_TORCH_CHECK(units.is_contiguous() && saved.is_contiguous(), "saved tensors must be contiguous");
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> fwd(const Tensor& z1, const Tensor& z2, double temperature,
-                                               bool cross_view) {
+void check_kept(const Problem& problem, const Tensor& units, const Tensor& kept) {
+  STD_TORCH_CHECK(kept.is_cpu() && kept.scalar_type() == units.scalar_type() && kept.is_contiguous(),
+                  "saved tensors must match units");
+  STD_TORCH_CHECK(kept.numel() == 0 || kept.numel() == kept_size(problem), "kept must be empty or of the kept size");
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> fwd(const Tensor& z1, const Tensor& z2, double temperature,
+                                                       bool cross_view) {
   STD_TORCH_CHECK(z1.dim() == 2 && z2.dim() == 2 && z1.size(0) == z2.size(0) && z1.size(1) == z2.size(1),
                   "z1 and z2 must both have shape (B, D)");
   STD_TORCH_CHECK(z1.size(0) > 0 && z1.size(1) > 0, "z1 and z2 must not be empty");
@@ -70,35 +81,39 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> fwd(const Tensor& z1, const Tensor& z
   const auto units = torch::stable::new_empty(first, {problem.rows(), problem.dim});
   const auto inv_norms = torch::stable::new_empty(first, {problem.rows()});
   const auto lse = torch::stable::new_empty(first, {problem.rows()});
+  const auto kept = torch::stable::new_empty(first, {kept_size(problem)});
   with_wide_type(first, [&]<class T>(T) {
     normalise(problem, data<T>(first), data<T>(second), data<T>(units), data<T>(inv_norms));
-    *data<T>(loss) = static_cast<T>(forward(problem, data<T>(units), data<T>(lse)));
+    *data<T>(loss) = static_cast<T>(forward(problem, data<T>(units), data<T>(lse), data_or_null<T>(kept)));
   });
-  return {loss, units, inv_norms, lse};
+  return {loss, units, inv_norms, lse, kept};
 }
 
-std::tuple<Tensor, Tensor> bwd(const Tensor& units, const Tensor& inv_norms, const Tensor& lse, double temperature,
-                               bool cross_view) {
+std::tuple<Tensor, Tensor> bwd(const Tensor& units, const Tensor& inv_norms, const Tensor& lse, const Tensor& kept,
+                               double temperature, bool cross_view) {
   const Problem problem = problem_of(units, temperature, cross_view);
   check_saved(units, inv_norms, 1);
   check_saved(units, lse, 1);
+  check_kept(problem, units, kept);
   const auto grad = torch::stable::empty_like(units);
   const auto radial = torch::stable::empty_like(lse);
   with_wide_type(units, [&]<class T>(T) {
-    backward(problem, data<T>(units), data<T>(inv_norms), data<T>(lse), data<T>(grad), data<T>(radial));
+    const Saved<T> saved{data<T>(units), data<T>(inv_norms), data<T>(lse), data_or_null<T>(kept)};
+    backward(problem, saved, data<T>(grad), data<T>(radial));
   });
   return {grad, radial};
 }
 
-Tensor bwd_bwd(const Tensor& units, const Tensor& inv_norms, const Tensor& lse, const Tensor& grad,
-               const Tensor& radial, const Tensor& tangent, double temperature, bool cross_view) {
+Tensor bwd_bwd(const Tensor& units, const Tensor& inv_norms, const Tensor& lse, const Tensor& kept,
+               const Tensor& grad, const Tensor& radial, const Tensor& tangent, double temperature, bool cross_view) {
   const Problem problem = problem_of(units, temperature, cross_view);
   for (const auto& saved : {inv_norms, lse, radial}) check_saved(units, saved, 1);
   for (const auto& saved : {grad, tangent}) check_saved(units, saved, 2);
+  check_kept(problem, units, kept);
   const auto product = torch::stable::empty_like(units);
   with_wide_type(units, [&]<class T>(T) {
-    backward_backward(problem, data<T>(units), data<T>(inv_norms), data<T>(lse), data<T>(grad), data<T>(radial),
-                      data<T>(tangent), data<T>(product));
+    const Saved<T> saved{data<T>(units), data<T>(inv_norms), data<T>(lse), data_or_null<T>(kept)};
+    backward_backward(problem, saved, data<T>(grad), data<T>(radial), data<T>(tangent), data<T>(product));
   });
   return product;
 }

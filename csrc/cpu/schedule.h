@@ -16,14 +16,28 @@ namespace bissl_fast::cpu {
 // bits each time, for a given number of threads.
 class Schedule {
  public:
-  Schedule(int64_t pairs, bool cross_view) : pairs_(pairs), cross_view_(cross_view) {
+  // One tile: its blocks, who works on it (concurrent visits have different workers), its number among all tiles.
+  struct Visit {
+    int64_t row_block, col_block, worker, number;
+    bool diagonal() const { return row_block == col_block; }
+  };
+
+  static constexpr int64_t kLargestBlock = 256;
+
+  Schedule(int64_t pairs, bool cross_view, int64_t blocks_per_view)
+      : pairs_(pairs),
+        cross_view_(cross_view),
+        per_view_(blocks_per_view),
+        workers_(std::min<int64_t>(torch::stable::get_num_threads(), blocks_per_view)) {}
+
+  // As many blocks as give every thread the same number of games per round, unless they become too small to be worth it.
+  static int64_t best_blocks_per_view(int64_t pairs) {
     const int64_t threads = torch::stable::get_num_threads();
-    per_view_ = divide_up(pairs, kBlock);
-    // Every thread has the same number of games per round, unless blocks would become too small to be worth it.
-    per_view_ = std::min(divide_up(per_view_, threads) * threads, divide_up(pairs, kSmallestBlock));
-    workers_ = std::min(threads, per_view_);
+    const int64_t fewest = divide_up(pairs, kLargestBlock);
+    return std::min(divide_up(fewest, threads) * threads, divide_up(pairs, kSmallestBlock));
   }
 
+  int64_t blocks_per_view() const { return per_view_; }
   int64_t workers() const { return workers_; }
   int64_t begin(int64_t block) const {
     const int64_t view = block / per_view_;
@@ -34,25 +48,25 @@ class Schedule {
     return (k + 1) * pairs_ / per_view_ - k * pairs_ / per_view_;
   }
   int64_t largest() const { return divide_up(pairs_, per_view_); }
+  int64_t tiles() const { return per_view_ * (cross_view_ ? per_view_ : 2 * per_view_ + 1); }
 
-  // Calls visit(row_block, col_block, worker) for every tile: the diagonal first (row_block == col_block; not with
-  // cross_view), then one of each mirrored pair. `worker` tells concurrent calls apart.
-  template <class Visit>
-  void run(const Visit& visit) const {
-    if (!cross_view_) {
-      share(2 * per_view_, [&](int64_t block, int64_t worker) { visit(block, block, worker); });
+  // Calls visit(Visit) for every tile: the diagonal first (not with cross_view), then one of each mirrored pair.
+  template <class Work>
+  void run(const Work& visit) const {
+    const int64_t diagonal = cross_view_ ? 0 : 2 * per_view_;
+    if (diagonal > 0) {
+      share(diagonal, [&](int64_t block, int64_t worker) { visit(Visit{block, block, worker, block}); });
     }
     const int64_t rounds = cross_view_ ? per_view_ : 2 * per_view_ - 1;
     for (int64_t round = 0; round < rounds; ++round) {
       share(per_view_, [&](int64_t game, int64_t worker) {
         const auto [row_block, col_block] = players(round, game);
-        visit(row_block, col_block, worker);
+        visit(Visit{row_block, col_block, worker, diagonal + round * per_view_ + game});
       });
     }
   }
 
  private:
-  static constexpr int64_t kBlock = 256;
   static constexpr int64_t kSmallestBlock = 32;
 
   static int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -77,8 +91,8 @@ class Schedule {
 
   int64_t pairs_;
   bool cross_view_;
-  int64_t per_view_ = 1;
-  int64_t workers_ = 1;
+  int64_t per_view_;
+  int64_t workers_;
 };
 
 }  // namespace bissl_fast::cpu

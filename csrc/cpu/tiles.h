@@ -1,0 +1,112 @@
+// The tiles of a problem: products of blocks of rows, and the memory that they lie in.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "cpu/contrastive.h"
+#include "cpu/gemm.h"
+#include "cpu/schedule.h"
+#include "cpu/tile_math.h"
+
+namespace bissl_fast::cpu {
+
+using Visit = Schedule::Visit;
+
+// Where each tile lies when all of them are stored, the first one behind a header that tells the number of blocks.
+class Layout {
+ public:
+  static constexpr int64_t kHeader = 16;  // values; keeps the alignment of the buffer
+
+  explicit Layout(const Schedule& schedule) : offsets_(schedule.tiles()) {
+    std::vector<int64_t> sizes(schedule.tiles());
+    schedule.run([&](const Visit& at) { sizes[at.number] = schedule.size(at.row_block) * schedule.size(at.col_block); });
+    end_ = kHeader;
+    for (size_t k = 0; k < sizes.size(); ++k) {
+      offsets_[k] = end_;
+      end_ += sizes[k];
+    }
+  }
+  int64_t offset(const Visit& at) const { return offsets_[at.number]; }
+  int64_t size() const { return end_; }
+
+ private:
+  std::vector<int64_t> offsets_;
+  int64_t end_;
+};
+
+// With `scratch` tiles of working memory per worker.
+template <class T>
+class Tiles {
+ public:
+  Tiles(const Problem& problem, const T* units, int64_t blocks_per_view, int64_t scratch)
+      : problem_(problem),
+        units_(units),
+        schedule_(problem.pairs, problem.cross_view, blocks_per_view),
+        scratch_count_(scratch),
+        scratch_(std::make_unique_for_overwrite<T[]>(schedule_.workers() * scratch * tile_size())) {}
+
+  const Schedule& schedule() const { return schedule_; }
+  T* scratch(const Visit& at, int64_t index) const {
+    return scratch_.get() + (at.worker * scratch_count_ + index) * tile_size();
+  }
+
+  // U_i U_j^T -> out. A row's similarity to itself is sent so low that its exponential counts for nothing.
+  void similarities(const Visit& at, T* out) const {
+    const auto tile = as_tile(at, out);
+    multiply(tile, rows_of(units_, at.row_block), rows_of(units_, at.col_block).transpose());
+    if (at.diagonal()) {
+      for (int64_t i = 0; i < tile.rows; ++i) out[i * tile.cols + i] = kItself;
+    }
+  }
+  // tau * Sdot = Udot_i U_j^T + U_i Udot_j^T -> out.
+  void tangents(const Visit& at, const T* udot, T* out) const {
+    const auto tile = as_tile(at, out);
+    multiply(tile, rows_of(udot, at.row_block), rows_of(units_, at.col_block).transpose());
+    multiply(tile, rows_of(units_, at.row_block), rows_of(udot, at.col_block).transpose(), true);
+  }
+  // out_i += W_ij X_j, and for the mirrored tile out_j += W_ij^T X_i.
+  void scatter(const Visit& at, T* weights, const T* x, T* out) const {
+    const auto tile = as_tile(at, weights);
+    multiply(rows_of(out, at.row_block), tile, rows_of(x, at.col_block), true);
+    if (!at.diagonal()) multiply(rows_of(out, at.col_block), tile.transpose(), rows_of(x, at.row_block), true);
+  }
+  Tile<T> with_statistics(const Visit& at, const T* values, const T* statistics) const {
+    return {values,
+            schedule_.size(at.row_block),
+            schedule_.size(at.col_block),
+            statistics + schedule_.begin(at.row_block),
+            statistics + schedule_.begin(at.col_block),
+            at.diagonal()};
+  }
+  // The entries of a vector of N that belong to a tile's rows, and to its columns.
+  template <class V>
+  V* of_rows(const Visit& at, V* vector) const {
+    return vector + schedule_.begin(at.row_block);
+  }
+  template <class V>
+  V* of_cols(const Visit& at, V* vector) const {
+    return vector + schedule_.begin(at.col_block);
+  }
+
+ private:
+  static constexpr T kItself = -1e6;
+
+  int64_t tile_size() const { return schedule_.largest() * schedule_.largest(); }
+  Matrix<T> as_tile(const Visit& at, T* memory) const {
+    return {memory, schedule_.size(at.row_block), schedule_.size(at.col_block)};
+  }
+  // The rows of a (N, D) matrix that belong to a block. BLAS takes its inputs without const.
+  Matrix<T> rows_of(const T* matrix, int64_t block) const {
+    return {const_cast<T*>(matrix) + schedule_.begin(block) * problem_.dim, schedule_.size(block), problem_.dim};
+  }
+
+  const Problem& problem_;
+  const T* units_;
+  Schedule schedule_;
+  int64_t scratch_count_;
+  std::unique_ptr<T[]> scratch_;
+};
+
+}  // namespace bissl_fast::cpu
