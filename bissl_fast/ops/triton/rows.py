@@ -1,0 +1,220 @@
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, disable-error-code="untyped-decorator"
+"""Triton kernels that pass once over the rows: packing before the tiles, normalising's derivatives after.
+
+Every program takes ``ROWS`` rows of one view (grid: blocks of the padded view × 2); ``row`` counts in the
+``(2B, D)`` arrays of the op, ``place`` in the packed and padded ones.
+"""
+
+import triton  # type: ignore[import-untyped,import-not-found,unused-ignore]
+import triton.language as tl  # type: ignore[import-untyped,import-not-found,unused-ignore]
+
+from bissl_fast.ops.triton.tiles import split_half
+
+LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
+LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def positions(batch, padded, ROWS: tl.constexpr):
+    """Rows in the op's arrays, their partners, places in the padded ones, and which of them exist."""
+    inside = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    view = tl.program_id(1)
+    exists = inside < batch
+    return view * batch + inside, (1 - view) * batch + inside, view * padded + inside, exists
+
+
+@triton.jit
+def load_matrix(x, row, exists, width, WIDTH: tl.constexpr):
+    """``(ROWS, WIDTH)`` in float32 from a contiguous matrix, zero beyond its edges."""
+    dims = tl.arange(0, WIDTH)
+    inside = exists[:, None] & (dims < width)[None, :]
+    return tl.load(x + row.to(tl.int64)[:, None] * width + dims[None, :], mask=inside, other=0.0).to(
+        tl.float32
+    )
+
+
+@triton.jit
+def store_matrix(x, row, exists, width, value, WIDTH: tl.constexpr):
+    dims = tl.arange(0, WIDTH)
+    inside = exists[:, None] & (dims < width)[None, :]
+    tl.store(x + row.to(tl.int64)[:, None] * width + dims[None, :], value, mask=inside)
+
+
+@triton.jit
+def store_packed(packed, part, place, value, WIDTH: tl.constexpr, SPLIT: tl.constexpr):
+    """Write the float16 terms of ``value`` into consecutive parts."""
+    at = packed + place.to(tl.int64)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
+    high, low = split_half(value, SPLIT)
+    tl.store(at, high)
+    if SPLIT:
+        tl.store(at + part, low)
+
+
+@triton.jit
+def power_of_two(x):
+    """The power of two above ``x``, 1 for 0: scaling by it is exact."""
+    bits = (x.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
+    return tl.where(bits > 0, tl.minimum(bits, 1e38) * 2.0, 1.0)
+
+
+@triton.jit
+def normalise_rows(
+    z1, z2, units, inv_norms, packed, part, batch, padded, width,
+    row_stride1, dim_stride1, row_stride2, dim_stride2, eps,
+    ROWS: tl.constexpr, WIDTH: tl.constexpr, SPLIT: tl.constexpr,
+):  # fmt: skip
+    """Unit rows, the inverse norms, and the packed operands of the tiles."""
+    row, _, place, exists = positions(batch, padded, ROWS)
+    inside = place - tl.program_id(1) * padded
+    dims = tl.arange(0, WIDTH)
+    mask = exists[:, None] & (dims < width)[None, :]
+    if tl.program_id(1) == 0:
+        at = z1 + inside.to(tl.int64)[:, None] * row_stride1 + dims.to(tl.int64)[None, :] * dim_stride1
+        z = tl.load(at, mask=mask, other=0.0).to(tl.float32)
+    else:
+        at = z2 + inside.to(tl.int64)[:, None] * row_stride2 + dims.to(tl.int64)[None, :] * dim_stride2
+        z = tl.load(at, mask=mask, other=0.0).to(tl.float32)
+    norm = tl.sqrt_rn(tl.sum(z * z, 1))
+    inv_norm = tl.div_rn(1.0, tl.maximum(norm, eps, propagate_nan=tl.PropagateNan.ALL))
+    unit = (z * inv_norm[:, None]).to(units.dtype.element_ty)
+    store_matrix(units, row, exists, width, unit, WIDTH)
+    tl.store(inv_norms + row, inv_norm, mask=exists)
+    store_packed(packed, part, place, unit.to(tl.float32), WIDTH, SPLIT)
+
+
+@triton.jit
+def pack_rows(
+    units, tangents, largest, lse, packed, factors, part, batch, padded, width, scale, log_gain,
+    ROWS: tl.constexpr, WIDTH: tl.constexpr,
+    TANGENT: tl.constexpr, ONE_EXP: tl.constexpr, SPLIT: tl.constexpr,
+):  # fmt: skip
+    """Operands of the tiles from unit rows (and tangents, scaled below length 1), and factors of the rows."""
+    row, _, place, exists = positions(batch, padded, ROWS)
+    store_packed(packed, part, place, load_matrix(units, row, exists, width, WIDTH), WIDTH, SPLIT)
+    if TANGENT:
+        tangent = load_matrix(tangents, row, exists, width, WIDTH) * (1.0 / power_of_two(tl.load(largest)))
+        store_packed(packed + (2 * part if SPLIT else part), part, place, tangent, WIDTH, SPLIT)
+    log_sum = tl.load(lse + row, mask=exists, other=0.0) * LOG2E - log_gain
+    if ONE_EXP:
+        log_sum = tl.exp2(scale - log_sum)
+    tl.store(factors + place, tl.where(exists, log_sum, 0.0), mask=place >= 0)
+
+
+@triton.jit
+def total_of(sums, place, panels, stride, MAXIMUM: tl.constexpr):
+    """Add up (or take the maximum of) the partial sums of a row, in a fixed order."""
+    total = tl.load(sums + place)
+    for panel in range(1, panels):
+        value = tl.load(sums + panel * stride + place)
+        total = tl.maximum(total, value) if MAXIMUM else total + value
+    return total
+
+
+@triton.jit
+def row_maxima(sums, shifts, batch, padded, panels, ROWS: tl.constexpr):
+    """The largest exponent of each row."""
+    _, _, place, exists = positions(batch, padded, ROWS)
+    total = total_of(sums, place, panels, 2 * padded, True)
+    tl.store(shifts + place, tl.where(exists, total, 0.0))
+
+
+@triton.jit
+def row_losses(
+    sums, shifts, units, lse, losses, batch, padded, panels, width, inv_temperature,
+    ROWS: tl.constexpr, WIDTH: tl.constexpr, ONE_EXP: tl.constexpr,
+):  # fmt: skip
+    """Natural log of the row sums, and the loss of each row."""
+    row, partner, place, exists = positions(batch, padded, ROWS)
+    total = total_of(sums, place, panels, 2 * padded, False)
+    shift = tl.load(shifts + place) * LN2 if not ONE_EXP else inv_temperature
+    log_sum = tl.log(tl.where(exists, total, 1.0)) + shift
+    u = load_matrix(units, row, exists, width, WIDTH)
+    positive = tl.sum(u * load_matrix(units, partner, exists, width, WIDTH), 1) * inv_temperature
+    tl.store(lse + row, log_sum, mask=exists)
+    tl.store(losses + row, log_sum - positive, mask=exists)
+
+
+@triton.jit
+def row_means(
+    sums, factors, means, batch, padded, panels, inv_gain,
+    ROWS: tl.constexpr, ONE_EXP: tl.constexpr,
+):  # fmt: skip
+    """Tangents of the row log-sums, times the factor of the row where one exponential serves both sides."""
+    _, _, place, exists = positions(batch, padded, ROWS)
+    total = total_of(sums, place, panels, 2 * padded, False) * inv_gain
+    if ONE_EXP:
+        factor = tl.load(factors + place)
+        total = total * factor * factor
+    tl.store(means + place, tl.where(exists, total, 0.0))
+
+
+@triton.jit
+def through_norm(change, u, inv_norm, eps):
+    """``J change``: the derivative of normalising, symmetric; a row shorter than ``eps`` was only scaled."""
+    radial = tl.where(inv_norm == tl.div_rn(1.0, eps), 0.0, tl.sum(u * change, 1))
+    return (change - u * radial[:, None]) * inv_norm[:, None]
+
+
+@triton.jit
+def unit_tangents(
+    tangents, units, inv_norms, changes, lengths, batch, padded, width, eps,
+    ROWS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """``u̇ = J v`` and its row lengths."""
+    row, _, _, exists = positions(batch, padded, ROWS)
+    u = load_matrix(units, row, exists, width, WIDTH)
+    v = load_matrix(tangents, row, exists, width, WIDTH)
+    change = through_norm(v, u, tl.load(inv_norms + row, mask=exists, other=1.0), eps)
+    store_matrix(changes, row, exists, width, change, WIDTH)
+    tl.store(lengths + row, tl.sqrt_rn(tl.sum(change * change, 1)), mask=exists)
+
+
+@triton.jit
+def sum_shares(out, part, place, shares, WIDTH: tl.constexpr):
+    """Add up the shares of the columns, in a fixed order."""
+    at = out + place.to(tl.int64)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
+    total = tl.load(at)
+    for _ in range(1, shares):
+        at += part
+        total += tl.load(at)
+    return total
+
+
+@triton.jit
+def finish_gradient(
+    out, units, inv_norms, grad, radials, part, batch, padded, width, shares, inv_gain, weight, eps,
+    ROWS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """``grad = J G`` and ``radial = u·G`` with ``G = weight · (Σ shares − 2 u_partner)``."""
+    row, partner, place, exists = positions(batch, padded, ROWS)
+    pull = load_matrix(units, partner, exists, width, WIDTH)
+    change = weight * (sum_shares(out, part, place, shares, WIDTH) * inv_gain - 2.0 * pull)
+    u = load_matrix(units, row, exists, width, WIDTH)
+    inv_norm = tl.load(inv_norms + row, mask=exists, other=1.0)
+    store_matrix(grad, row, exists, width, through_norm(change, u, inv_norm, eps), WIDTH)
+    tl.store(radials + row, tl.sum(u * change, 1), mask=exists)
+
+
+@triton.jit
+def finish_product(
+    out, units, inv_norms, grad, radials, tangents, changes, largest, product, part, batch, padded, width,
+    shares, inv_gain, weight, eps, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """The Hessian times the tangent, by the formula of :mod:`bissl_fast.ops.schemas`."""
+    row, partner, place, exists = positions(batch, padded, ROWS)
+    unscale = inv_gain * power_of_two(tl.load(largest))
+    pull = load_matrix(changes, partner, exists, width, WIDTH)
+    curved = weight * (sum_shares(out, part, place, shares, WIDTH) * unscale - 2.0 * pull)
+    u = load_matrix(units, row, exists, width, WIDTH)
+    inv_norm = tl.load(inv_norms + row, mask=exists, other=1.0)
+    clamped = inv_norm == tl.div_rn(1.0, eps)
+    change = load_matrix(changes, row, exists, width, WIDTH)
+    radial = tl.where(clamped, 0.0, tl.load(radials + row, mask=exists, other=0.0))
+    g = load_matrix(grad, row, exists, width, WIDTH)
+    along = tl.where(clamped, 0.0, tl.sum(g * change, 1))
+    stretch = tl.where(
+        clamped, 0.0, tl.sum(u * load_matrix(tangents, row, exists, width, WIDTH), 1) * inv_norm
+    )
+    result = through_norm(curved - radial[:, None] * change, u, inv_norm, eps)
+    result -= u * along[:, None] + g * stretch[:, None]
+    store_matrix(product, row, exists, width, result, WIDTH)
