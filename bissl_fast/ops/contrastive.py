@@ -141,6 +141,7 @@ class ContrastiveProduct(Function):
         raise NotImplementedError(THIRD_ORDER)
 
 
+@torch.compiler.allow_in_graph  # Dynamo cannot trace a custom jvp; AOTAutograd below it can
 def contrastive_loss(z1: Tensor, z2: Tensor, temperature: float, cross_view: bool, backend: str) -> Tensor:
     """The loss through the kernels of ``backend``; arguments are already checked."""
     loss: Tensor = ContrastiveLoss.apply(z1, z2, temperature, cross_view, backend)[0]

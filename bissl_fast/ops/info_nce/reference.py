@@ -3,6 +3,8 @@
 import torch
 import torch.nn.functional as F
 
+from bissl_fast.ops.rows import unit_rows
+
 
 def info_nce_loss(a: torch.Tensor, b: torch.Tensor, temperature: float = 0.07) -> torch.Tensor:
     """Symmetric cross-entropy over matched pairs (CLIP, Fig. 3), any dtype.
@@ -15,6 +17,6 @@ def info_nce_loss(a: torch.Tensor, b: torch.Tensor, temperature: float = 0.07) -
     Returns:
         The mean of the a-to-b and the b-to-a cross-entropies, a scalar in the dtype of the inputs.
     """
-    similarities = F.normalize(a, dim=1) @ F.normalize(b, dim=1).T / temperature  # (B, B)
+    similarities = unit_rows(a) @ unit_rows(b).T / temperature  # (B, B)
     partner = torch.arange(len(a), device=a.device)
     return (F.cross_entropy(similarities, partner) + F.cross_entropy(similarities.T, partner)) / 2
