@@ -71,10 +71,8 @@ def supports(z: Tensor) -> bool:
     return z.dtype != torch.float64 and plans.padded_width(z.shape[1]) <= plans.MAX_WIDTH
 
 
-def fwd(
-    z1: Tensor, z2: Tensor, temperature: float, cross_view: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Loss, unit rows, inverse norms and row log-sums."""
+def fwd(z1: Tensor, z2: Tensor, temperature: float, cross_view: bool) -> tuple[Tensor, ...]:
+    """Loss, unit rows, inverse norms and row log-sums; nothing more is kept."""
     batch, width = z1.shape
     problem = Problem(batch, width, temperature, cross_view, is_split(z1.dtype), z1.device)
     units = problem.empty(2 * batch, width, dtype=unit_dtype(z1))
@@ -97,11 +95,11 @@ def fwd(
         sums, shifts, units, lse, losses, batch, problem.padded, len(sums), width, 1 / temperature,
         ROWS=problem.row_block, WIDTH=problem.packed_width, ONE_EXP=problem.one_exp,
     )  # fmt: skip
-    return losses.mean(), units, inv_norms, lse
+    return losses.mean(), units, inv_norms, lse, problem.empty(0)
 
 
 def bwd(
-    units: Tensor, inv_norms: Tensor, lse: Tensor, temperature: float, cross_view: bool
+    units: Tensor, inv_norms: Tensor, lse: Tensor, kept: Tensor, temperature: float, cross_view: bool
 ) -> tuple[Tensor, Tensor]:
     """Gradient with respect to the embeddings, and its radial part before normalisation."""
     problem = problem_of(units, temperature, cross_view)
@@ -117,8 +115,8 @@ def bwd(
 
 
 def bwd_bwd(
-    units: Tensor, inv_norms: Tensor, lse: Tensor, grad: Tensor, radial: Tensor, tangent: Tensor,
-    temperature: float, cross_view: bool,
+    units: Tensor, inv_norms: Tensor, lse: Tensor, kept: Tensor, grad: Tensor, radial: Tensor,
+    tangent: Tensor, temperature: float, cross_view: bool,
 ) -> Tensor:  # fmt: skip
     """Hessian with respect to the embeddings, times ``tangent``."""
     problem = problem_of(units, temperature, cross_view)
@@ -173,7 +171,7 @@ def panel_sums(problem: Problem, packed: Tensor, shifts: Tensor, mode: object) -
     """``(panels, 2 padded)`` partial sums (or maxima) over the rows of ``S``."""
     width = problem.packed_width
     device = plans.describe(problem.device)
-    tile = plans.sum_tile(width, problem.split, mode is tiles.TANGENT_SUM, device)
+    plan = plans.sum_plan(width, problem.split, mode is tiles.TANGENT_SUM, device)
     length = problem.padded if problem.cross_view else 2 * problem.padded
     panel = plans.panel_side(length)
     panels = triton.cdiv(length, panel)
@@ -181,8 +179,8 @@ def panel_sums(problem: Problem, packed: Tensor, shifts: Tensor, mode: object) -
     tiles.similarity_sums[panels, panels](
         packed, shifts, sums, problem.part, problem.batch, problem.padded, panel, problem.scale,
         MODE=mode, CROSS=problem.cross_view, ONE_EXP=problem.one_exp, SPLIT=problem.split,
-        ROWS=tile.rows, COLS=tile.cols, CHUNK=plans.sum_chunk(width), WIDTH=width,
-        num_warps=tile.warps, num_stages=tile.stages,
+        ROWS=plan.tile.rows, COLS=plan.tile.cols, CHUNK=plan.chunk, WIDTH=width,
+        num_warps=plan.tile.warps, num_stages=plan.tile.stages,
     )  # fmt: skip
     return sums
 
@@ -191,10 +189,10 @@ def weigh(problem: Problem, packed: Tensor, factors: Tensor, means: Tensor, tang
     """``(shares, 2 padded, width)``: rows weighted by the softmax or its tangent, per share of columns."""
     width = problem.packed_width
     device = plans.describe(problem.device)
-    tile = plans.weight_tile(width, problem.split, tangent, device)
-    row_blocks = 2 * problem.padded // tile.rows
-    col_blocks = (1 if problem.cross_view else 2) * problem.padded // tile.cols
-    out_blocks = width // plans.weight_out(width) if width > plans.STAYING_WIDTH else 1
+    plan = plans.weight_plan(width, problem.split, tangent, device)
+    row_blocks = 2 * problem.padded // plan.tile.rows
+    col_blocks = (1 if problem.cross_view else 2) * problem.padded // plan.tile.cols
+    out_blocks = 1 if width <= 2 * plan.chunk else width // plan.out
     share = plans.column_share(row_blocks * out_blocks, col_blocks, device)
     shares = triton.cdiv(col_blocks, share)
     out = problem.empty(shares, 2 * problem.padded, width)
@@ -202,8 +200,7 @@ def weigh(problem: Problem, packed: Tensor, factors: Tensor, means: Tensor, tang
         packed, factors, means, out, problem.part, problem.batch, problem.padded, share,
         problem.scale, 1 / problem.temperature,
         TANGENT=tangent, CROSS=problem.cross_view, ONE_EXP=problem.one_exp, SPLIT=problem.split,
-        ROWS=tile.rows, COLS=tile.cols,
-        CHUNK=plans.weight_chunk(width), OUT=plans.weight_out(width), WIDTH=width,
-        num_warps=tile.warps, num_stages=tile.stages,
+        ROWS=plan.tile.rows, COLS=plan.tile.cols, CHUNK=plan.chunk, OUT=plan.out, WIDTH=width,
+        num_warps=plan.tile.warps, num_stages=plan.tile.stages,
     )  # fmt: skip
     return out

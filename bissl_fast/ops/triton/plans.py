@@ -12,7 +12,7 @@ import torch
 
 PAD = 128  # views are padded to a multiple of the largest tile side
 MAX_WIDTH = 2048  # widest rows (after padding to a power of two) that the kernels take
-STAYING_WIDTH = 256  # widest rows that stay in shared memory; wider ones are streamed in chunks
+MAX_STAYING_WIDTH = 256  # widest rows whose accumulators fit into registers
 STREAMED_CHUNK = 64
 LIVE_PANELS = 32  # partial sums kept per row: scratch stays O(N)
 MARGIN = 8192  # bytes of shared memory that Triton takes for itself
@@ -28,25 +28,61 @@ class Tile:
     stages: int  # tiles in flight
 
 
-# In order of preference; the first that fits into shared memory is taken. The last fits everywhere.
-SUM_TILES = (
-    Tile(128, 128, 8, 3),
-    Tile(128, 128, 8, 2),
-    Tile(64, 64, 4, 2),
-    Tile(64, 64, 4, 1),
-    Tile(64, 32, 4, 1),
-    Tile(32, 32, 4, 1),
-    Tile(16, 16, 4, 1),
+SMALL_TILES = (Tile(64, 32, 4, 2), Tile(64, 32, 4, 1), Tile(32, 32, 4, 1), Tile(16, 16, 4, 1))
+
+
+@dataclass(frozen=True)
+class Table:
+    """Tiles in order of preference, by (split, tangent): each of the two doubles the operands of a tile.
+
+    The first tile that fits into shared memory is taken; the last of `SMALL_TILES` fits everywhere.
+    """
+
+    sums: dict[tuple[bool, bool], tuple[Tile, ...]]
+    weights: dict[tuple[bool, bool], tuple[Tile, ...]]
+    staying_sums: (
+        int  # bytes of the longest row that stays in shared memory; longer ones are streamed in chunks
+    )
+    staying_weights: int
+    wide_area: int  # largest tile of `weighted_rows` beside the accumulators of a row of 256 or more
+
+
+# Matrix instructions of sm_90 and sm_100 read operands from shared memory; older ones, and sm_120, hold them in
+# registers, which leaves room for smaller tiles only.
+LARGE = Table(
+    sums={
+        (False, False): (Tile(128, 128, 8, 3), Tile(128, 128, 8, 2), Tile(64, 64, 4, 2)),
+        (True, False): (Tile(128, 128, 8, 3), Tile(128, 128, 8, 2), Tile(64, 64, 4, 2)),
+        (False, True): (Tile(128, 64, 8, 2), Tile(64, 64, 4, 2)),
+        (True, True): (Tile(128, 64, 8, 2), Tile(64, 64, 4, 2)),
+    },
+    weights={
+        (False, False): (Tile(128, 128, 8, 2), Tile(128, 64, 8, 3), Tile(128, 64, 8, 2)),
+        (True, False): (Tile(128, 64, 8, 2), Tile(128, 32, 8, 2)),
+        (False, True): (Tile(128, 64, 8, 2), Tile(128, 32, 8, 2)),
+        (True, True): (Tile(128, 32, 8, 2),),
+    },
+    staying_sums=1024,
+    staying_weights=2048,
+    wide_area=128 * 64,
 )
-TANGENT_SUM_TILES = (Tile(128, 64, 8, 2), *SUM_TILES[2:])
-# Keyed by (split, tangent); each of the two doubles the operands, so the tile shrinks.
-WEIGHT_TILES = {
-    (False, False): (Tile(128, 128, 8, 2), Tile(128, 64, 8, 3), Tile(128, 64, 8, 2)),
-    (True, False): (Tile(128, 64, 8, 2), Tile(128, 32, 8, 2)),
-    (False, True): (Tile(128, 64, 8, 2), Tile(128, 32, 8, 2)),
-    (True, True): (Tile(128, 32, 8, 2), Tile(64, 32, 4, 1)),
-}
-SMALL_WEIGHT_TILES = (Tile(64, 32, 4, 2), Tile(64, 32, 4, 1), Tile(32, 32, 4, 1), Tile(16, 16, 4, 1))
+COMPACT = Table(
+    sums={
+        (False, False): (Tile(128, 128, 8, 2), Tile(64, 64, 4, 2)),
+        (True, False): (Tile(64, 64, 4, 2),),
+        (False, True): (Tile(64, 64, 4, 2),),
+        (True, True): (Tile(64, 32, 4, 1),),
+    },
+    weights={
+        (False, False): (Tile(128, 64, 8, 2), Tile(64, 64, 4, 2)),
+        (True, False): (),
+        (False, True): (),
+        (True, True): (Tile(32, 32, 4, 1),),
+    },
+    staying_sums=1024,
+    staying_weights=1024,
+    wide_area=64 * 64,
+)
 
 
 @dataclass(frozen=True)
@@ -55,6 +91,7 @@ class Device:
 
     processors: int
     shared_memory: int  # bytes that one program may take
+    table: Table = LARGE
 
 
 @cache
@@ -63,7 +100,8 @@ def describe(device: torch.device) -> Device:
     if device.type != "cuda":
         return Device(132, 232_448)
     properties = torch.cuda.get_device_properties(device)
-    return Device(properties.multi_processor_count, properties.shared_memory_per_block_optin)
+    table = LARGE if properties.major in (9, 10) else COMPACT
+    return Device(properties.multi_processor_count, properties.shared_memory_per_block_optin, table)
 
 
 def padded_width(width: int) -> int:
@@ -76,42 +114,38 @@ def parts(split: bool, tangent: bool) -> int:
     return (1 + split) * (1 + tangent)
 
 
-def row_bytes(width: int, split: bool, tangent: bool) -> int:
-    """Shared memory of a row, or of what is streamed of it."""
-    return 2 * parts(split, tangent) * (width if width <= STAYING_WIDTH else 2 * STREAMED_CHUNK)
+@dataclass(frozen=True)
+class Plan:
+    """A tile, and the columns of a row that it loads (``chunk``) and accumulates (``out``) at a time."""
+
+    tile: Tile
+    chunk: int
+    out: int
 
 
-def sum_chunk(width: int) -> int:
-    """Columns of a row that `similarity_sums` loads at a time."""
-    return width if width <= STAYING_WIDTH else STREAMED_CHUNK
+def sum_plan(width: int, split: bool, tangent: bool, device: Device) -> Plan:
+    """Plan of `similarity_sums` for packed rows of ``width``: rows are streamed past columns."""
+    row = 2 * parts(split, tangent) * width  # bytes
+    stays = row <= device.table.staying_sums
+    room = (device.shared_memory - MARGIN) // (row if stays else 2 * row * STREAMED_CHUNK // width)
+    tiles = device.table.sums[split, tangent] + SMALL_TILES
+    tile = next((t for t in tiles if t.cols + t.stages * t.rows <= room), tiles[-1])
+    return Plan(tile, width if stays else STREAMED_CHUNK, width)
 
 
-def sum_tile(width: int, split: bool, tangent: bool, device: Device) -> Tile:
-    """Tile of `similarity_sums` for packed rows of ``width``: rows are streamed past columns."""
-    room = (device.shared_memory - MARGIN) // row_bytes(width, split, tangent)
-    tiles = TANGENT_SUM_TILES if tangent else SUM_TILES
-    return next((t for t in tiles if t.cols + t.stages * t.rows <= room), tiles[-1])
-
-
-def weight_chunk(width: int) -> int:
-    """Columns of a row that `weighted_rows` loads at a time; halves need fewer registers for partial products."""
-    if width > STAYING_WIDTH:
-        return STREAMED_CHUNK
-    return width // 2 if width >= 128 else width
-
-
-def weight_out(width: int) -> int:
-    """Columns of an accumulator of `weighted_rows`."""
-    return 128 if width > STAYING_WIDTH else weight_chunk(width)
-
-
-def weight_tile(width: int, split: bool, tangent: bool, device: Device) -> Tile:
-    """Tile of `weighted_rows` for packed rows of ``width``: columns are streamed past rows."""
-    room = (device.shared_memory - MARGIN) // row_bytes(width, split, tangent)
-    tiles = WEIGHT_TILES[split, tangent] + SMALL_WEIGHT_TILES
-    if width >= STAYING_WIDTH and not (split or tangent):
-        tiles = tiles[1:]  # the accumulators of a wide row leave no registers for 128 × 128
-    return next((t for t in tiles if t.rows + t.stages * t.cols <= room), tiles[-1])
+def weight_plan(width: int, split: bool, tangent: bool, device: Device) -> Plan:
+    """Plan of `weighted_rows` for packed rows of ``width``: columns are streamed past rows."""
+    row = 2 * parts(split, tangent) * width  # bytes
+    stays = row <= device.table.staying_weights and width <= MAX_STAYING_WIDTH
+    room = (device.shared_memory - MARGIN) // (row if stays else 2 * row * STREAMED_CHUNK // width)
+    tiles = device.table.weights[split, tangent] + SMALL_TILES
+    if width >= MAX_STAYING_WIDTH:
+        tiles = tuple(tile for tile in tiles if tile.rows * tile.cols <= device.table.wide_area)
+    tile = next((t for t in tiles if t.rows + t.stages * t.cols <= room), tiles[-1])
+    if not stays:
+        return Plan(tile, STREAMED_CHUNK, 128)
+    chunk = width // 2 if width >= 128 else width  # halves: fewer registers for partial products
+    return Plan(tile, chunk, chunk)
 
 
 def panel_side(length: int) -> int:
