@@ -72,7 +72,7 @@ class ContrastiveGradient(Function):
         backend: str,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         grad, radial = kernels(backend).bwd(units, inv_norms, lse, kept, temperature, cross_view)
-        return *split(cotangent * grad, z1.dtype), grad, radial
+        return *halves(cotangent, grad, z1.dtype), grad, radial
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -96,7 +96,7 @@ class ContrastiveGradient(Function):
         cotangent, z1, _, _, _, _, _, grad, _ = ctx.saved_tensors
         along: list[Tensor] = []
         if ct is not None:
-            along = [*split(ct * grad, z1.dtype)]
+            along = [*halves(ct, grad, z1.dtype)]
         if t1 is not None or t2 is not None:
             _, *products = ContrastiveProduct.apply(*pair(ctx, t1, t2), *ctx.saved_tensors, *ctx.settings)
             along = [a + p for a, p in zip(along, products, strict=True)] if along else products
@@ -126,7 +126,7 @@ class ContrastiveProduct(Function):
         v = torch.cat([v1, v2]).to(grad.dtype)  # (2B, D)
         saved = (units, inv_norms, lse, kept, grad, radial)
         product = kernels(backend).bwd_bwd(*saved, v, temperature, cross_view)
-        return (grad * v).sum(), *split(cotangent * product, z1.dtype)
+        return (grad * v).sum(), *halves(cotangent, product, z1.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -141,20 +141,39 @@ class ContrastiveProduct(Function):
         raise NotImplementedError(THIRD_ORDER)
 
 
-@torch.compiler.allow_in_graph  # Dynamo cannot trace a custom jvp; AOTAutograd below it can
 def contrastive_loss(z1: Tensor, z2: Tensor, temperature: float, cross_view: bool, backend: str) -> Tensor:
     """The loss through the kernels of ``backend``; arguments are already checked."""
+    if torch.compiler.is_dynamo_compiling():
+        allow_in_graph()
+    return apply_loss(z1, z2, temperature, cross_view, backend)
+
+
+def apply_loss(z1: Tensor, z2: Tensor, temperature: float, cross_view: bool, backend: str) -> Tensor:
+    """What a compiled graph holds as one call."""
     loss: Tensor = ContrastiveLoss.apply(z1, z2, temperature, cross_view, backend)[0]
     return loss
 
 
-def split(stacked: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """``(2B, D)`` wide -> two ``(B, D)`` in the dtype of the embeddings, saturating where float16 would overflow."""
+def allow_in_graph() -> bool:
+    """Make Dynamo pass ``apply_loss`` on untraced: it cannot trace a custom jvp, but AOTAutograd below it can."""
+    torch.compiler.allow_in_graph(apply_loss)
+    return True
+
+
+# Run, not traced, when Dynamo meets it: what torch.compiler.assume_constant_result does, whose import takes a second.
+allow_in_graph._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def halves(factor: Tensor, stacked: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """``factor`` times a wide ``(2B, D)`` -> two ``(B, D)`` in the dtype of the embeddings.
+
+    Saturates where float16 would overflow, as it does at a zero row, whose gradient has a factor 1/ε.
+    """
+    first, second = (factor * half for half in stacked.chunk(2))  # no views of one tensor: forward mode refuses them
     if dtype == torch.float16:
         limit = torch.finfo(dtype).max
-        stacked = stacked.clamp(-limit, limit)
-    first, second = stacked.to(dtype).chunk(2)
-    return first, second
+        first, second = first.clamp(-limit, limit), second.clamp(-limit, limit)
+    return first.to(dtype), second.to(dtype)
 
 
 def pair(ctx: FunctionCtx, v1: Tensor | None, v2: Tensor | None) -> tuple[Tensor, Tensor]:

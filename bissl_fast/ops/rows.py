@@ -2,7 +2,7 @@
 
 import torch
 
-from bissl_fast.ops.schemas import NORM_EPS
+from bissl_fast.ops.schemas import NORM_EPS, wide_dtype
 
 
 def unit_rows(z: torch.Tensor) -> torch.Tensor:
@@ -13,5 +13,6 @@ def unit_rows(z: torch.Tensor) -> torch.Tensor:
     """
     eps = max(NORM_EPS, torch.finfo(z.dtype).tiny)
     clamped = z.detach().norm(dim=1, keepdim=True) < eps  # (N, 1)
-    norms = torch.where(clamped, torch.ones_like(z), z).norm(dim=1, keepdim=True)
+    nonzero = torch.where(clamped, torch.ones_like(z), z).to(wide_dtype(z.dtype))
+    norms = nonzero.square().sum(dim=1, keepdim=True).sqrt().to(z.dtype)
     return z / torch.where(clamped, torch.full_like(norms, eps), norms)

@@ -70,7 +70,7 @@ class SavedTiles {
         softmax_{static_cast<T>(1 / problem.temperature), kept_ ? Form::kExponentials : form_of<T>(problem)},
         statistics_(row_statistics(problem, softmax_.form, saved.lse)),
         tiles_(problem, saved.units,
-               kept_ ? static_cast<int64_t>(kept_[0]) : Schedule::best_blocks_per_view(problem.pairs), scratch),
+               kept_ ? Layout::blocks_per_view(kept_) : Schedule::best_blocks_per_view(problem.pairs), scratch),
         layout_(tiles_.schedule()) {}
 
   bool kept() const { return kept_ != nullptr; }
@@ -113,27 +113,32 @@ void normalise(const Problem& problem, const T* z1, const T* z2, T* units, T* in
 
 template <class T>
 double forward(const Problem& problem, const T* units, T* lse, T* kept) {
-  const int64_t dim = problem.dim;
   const Tiles<T> tiles(problem, units, Schedule::best_blocks_per_view(problem.pairs), 1);
   const Layout layout(tiles.schedule());
   const Softmax<T> softmax{static_cast<T>(1 / problem.temperature), form_of<T>(problem)};
   const bool shared = softmax.form == Form::kShared;
   const auto maxima = shared ? std::vector<T>(problem.rows(), T{1}) : row_maxima(problem, tiles);
-  if (kept) kept[0] = static_cast<T>(tiles.schedule().blocks_per_view());
-  std::vector<double> sums(problem.rows(), 0.0);
+  if (kept) layout.begin(kept, kept_size(problem));
+  std::vector<double> sums(problem.rows(), 0.0);  // over the negatives
+  std::vector<double> positives(problem.rows());
   tiles.schedule().run([&](const Visit& at) {
     T* values = kept ? kept + layout.offset(at) : tiles.scratch(at, 0);
     tiles.similarities(at, values);
+    if (tiles.has_positives(at)) tiles.take_positives(at, values, positives.data());
     add_exp_sums(tiles.with_statistics(at, values, maxima.data()), softmax, tiles.of_rows(at, sums.data()),
                  tiles.of_cols(at, sums.data()), values);
+    if (kept && tiles.has_positives(at)) tiles.put_positives(at, positives.data(), problem.temperature, values);
   });
 
+  // log(1 + negatives / positive) keeps its accuracy where the loss is small, which a log-sum less the positive loses.
   double total = 0;
   for (int64_t i = 0; i < problem.rows(); ++i) {
-    const double log_sum = std::log(sums[i]) + static_cast<double>(maxima[i]) / problem.temperature;
-    const double positive = dot_rows(units + i * dim, units + problem.partner(i) * dim, dim);
-    lse[i] = static_cast<T>(log_sum);
-    total += log_sum - positive / problem.temperature;
+    const double positive = positives[i] / problem.temperature;
+    const double log_negatives = std::log(sums[i]) + static_cast<double>(maxima[i]) / problem.temperature;
+    const double excess = log_negatives - positive;
+    const double loss = std::max(excess, 0.0) + std::log1p(std::exp(-std::abs(excess)));
+    lse[i] = static_cast<T>(positive + loss);
+    total += std::isnan(excess) ? excess : loss;
   }
   return total / static_cast<double>(problem.rows());
 }

@@ -1,7 +1,10 @@
 // The tiles of a problem: products of blocks of rows, and the memory that they lie in.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <memory>
 #include <vector>
 
@@ -19,7 +22,7 @@ class Layout {
  public:
   static constexpr int64_t kHeader = 16;  // values; keeps the alignment of the buffer
 
-  explicit Layout(const Schedule& schedule) : offsets_(schedule.tiles()) {
+  explicit Layout(const Schedule& schedule) : blocks_per_view_(schedule.blocks_per_view()), offsets_(schedule.tiles()) {
     std::vector<int64_t> sizes(schedule.tiles());
     schedule.run([&](const Visit& at) { sizes[at.number] = schedule.size(at.row_block) * schedule.size(at.col_block); });
     end_ = kHeader;
@@ -31,7 +34,20 @@ class Layout {
   int64_t offset(const Visit& at) const { return offsets_[at.number]; }
   int64_t size() const { return end_; }
 
+  // Writes the header, and zeros where no tile will lie, so that equal inputs give equal buffers.
+  template <class T>
+  void begin(T* buffer, int64_t length) const {
+    std::fill_n(buffer, kHeader, T{0});
+    std::fill(buffer + end_, buffer + length, T{0});
+    buffer[0] = static_cast<T>(blocks_per_view_);
+  }
+  template <class T>
+  static int64_t blocks_per_view(const T* buffer) {
+    return static_cast<int64_t>(buffer[0]);
+  }
+
  private:
+  int64_t blocks_per_view_;
   std::vector<int64_t> offsets_;
   int64_t end_;
 };
@@ -58,6 +74,23 @@ class Tiles {
     multiply(tile, rows_of(units_, at.row_block), rows_of(units_, at.col_block).transpose());
     if (at.diagonal()) {
       for (int64_t i = 0; i < tile.rows; ++i) out[i * tile.cols + i] = kItself;
+    }
+  }
+  // Positive pairs lie on the diagonal of the tiles between a block of one view and its partner in the other.
+  bool has_positives(const Visit& at) const {
+    return std::abs(at.row_block - at.col_block) == schedule_.blocks_per_view();
+  }
+  // Moves the similarities of positive pairs out of the tile, to both rows that they belong to.
+  void take_positives(const Visit& at, T* values, double* positives) const {
+    for (int64_t i = 0, size = schedule_.size(at.row_block); i < size; ++i) {
+      of_rows(at, positives)[i] = of_cols(at, positives)[i] = static_cast<double>(values[i * size + i]);
+      values[i * size + i] = kItself;
+    }
+  }
+  // Puts their exponentials back.
+  void put_positives(const Visit& at, const double* positives, double temperature, T* values) const {
+    for (int64_t i = 0, size = schedule_.size(at.row_block); i < size; ++i) {
+      values[i * size + i] = static_cast<T>(std::exp((of_rows(at, positives)[i] - 1) / temperature));
     }
   }
   // tau * Sdot = Udot_i U_j^T + U_i Udot_j^T -> out.
