@@ -15,24 +15,24 @@ struct Problem {
   int64_t partner(int64_t row) const { return row < pairs ? row + pairs : row - pairs; }
 };
 
-// How many values a forward pass keeps for the derivatives: the exponentials of one triangle where they are small enough
-// that memory stays O(N D) (and 64 MiB), else 0. Depends on shapes only, never on threads.
+// How many values a forward pass keeps for the derivatives, see kept.h; and whether a buffer can be what one kept.
 int64_t kept_size(const Problem& problem);
+template <class T>
+bool is_kept(const Problem& problem, const T* kept);
 
 // z1, z2 (B, D) -> units (N, D), inv_norms (N).
 template <class T>
 void normalise(const Problem& problem, const T* z1, const T* z2, T* units, T* inv_norms);
 
-// units -> lse (N), kept (kept_size, or null to keep nothing); returns the loss.
+// units -> lse (N), kept (kept_size); returns the loss.
 template <class T>
 double forward(const Problem& problem, const T* units, T* lse, T* kept);
 
-// What the forward pass leaves to its derivatives; kept may be null.
+// What the forward pass leaves to its derivatives.
 template <class T>
 struct Saved {
   const T* units;
   const T* inv_norms;
-  const T* lse;
   const T* kept;
 };
 

@@ -27,11 +27,6 @@ T* data(const Tensor& tensor) {
   return static_cast<T*>(tensor.data_ptr());
 }
 
-template <class T>
-T* data_or_null(const Tensor& tensor) {
-  return tensor.numel() == 0 ? nullptr : data<T>(tensor);
-}
-
 void check_settings(double temperature) { STD_TORCH_CHECK(temperature > 0, "temperature must be positive"); }
 
 Tensor wide(const Tensor& z) {
@@ -64,7 +59,9 @@ void check_saved(const Tensor& units, const Tensor& saved, int64_t dim) {
 void check_kept(const Problem& problem, const Tensor& units, const Tensor& kept) {
   STD_TORCH_CHECK(kept.is_cpu() && kept.scalar_type() == units.scalar_type() && kept.is_contiguous(),
                   "saved tensors must match units");
-  STD_TORCH_CHECK(kept.numel() == 0 || kept.numel() == kept_size(problem), "kept must be empty or of the kept size");
+  const bool valid = kept.numel() == kept_size(problem) &&
+                     with_wide_type(kept, [&]<class T>(T) { return is_kept(problem, data<T>(kept)); });
+  STD_TORCH_CHECK(valid, "kept must come from the forward pass of the same loss");
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> fwd(const Tensor& z1, const Tensor& z2, double temperature,
@@ -84,7 +81,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> fwd(const Tensor& z1, const T
   const auto kept = torch::stable::new_empty(first, {kept_size(problem)});
   with_wide_type(first, [&]<class T>(T) {
     normalise(problem, data<T>(first), data<T>(second), data<T>(units), data<T>(inv_norms));
-    *data<T>(loss) = static_cast<T>(forward(problem, data<T>(units), data<T>(lse), data_or_null<T>(kept)));
+    *data<T>(loss) = static_cast<T>(forward(problem, data<T>(units), data<T>(lse), data<T>(kept)));
   });
   return {loss, units, inv_norms, lse, kept};
 }
@@ -98,7 +95,7 @@ std::tuple<Tensor, Tensor> bwd(const Tensor& units, const Tensor& inv_norms, con
   const auto grad = torch::stable::empty_like(units);
   const auto radial = torch::stable::empty_like(lse);
   with_wide_type(units, [&]<class T>(T) {
-    const Saved<T> saved{data<T>(units), data<T>(inv_norms), data<T>(lse), data_or_null<T>(kept)};
+    const Saved<T> saved{data<T>(units), data<T>(inv_norms), data<T>(kept)};
     backward(problem, saved, data<T>(grad), data<T>(radial));
   });
   return {grad, radial};
@@ -112,7 +109,7 @@ Tensor bwd_bwd(const Tensor& units, const Tensor& inv_norms, const Tensor& lse, 
   check_kept(problem, units, kept);
   const auto product = torch::stable::empty_like(units);
   with_wide_type(units, [&]<class T>(T) {
-    const Saved<T> saved{data<T>(units), data<T>(inv_norms), data<T>(lse), data_or_null<T>(kept)};
+    const Saved<T> saved{data<T>(units), data<T>(inv_norms), data<T>(kept)};
     backward_backward(problem, saved, data<T>(grad), data<T>(radial), data<T>(tangent), data<T>(product));
   });
   return product;

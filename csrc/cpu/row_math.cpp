@@ -33,9 +33,9 @@ INLINE T normalise_row_body(const T* z, int64_t dim, T* u) {
 }
 
 template <class T>
-INLINE T finish_gradient_row_body(const T* u, const T* partner, T inv_norm, T scale, int64_t dim, T* grad) {
+INLINE T finish_gradient_row_body(const T* u, T inv_norm, T scale, int64_t dim, T* grad) {
 #pragma omp simd
-  for (int64_t k = 0; k < dim; ++k) grad[k] = scale * (grad[k] - 2 * partner[k]);
+  for (int64_t k = 0; k < dim; ++k) grad[k] = scale * grad[k];
   const T radial = static_cast<T>(dot(u, grad, dim));
   const T removed = is_clamped(inv_norm) ? T{0} : radial;
 #pragma omp simd
@@ -51,10 +51,10 @@ INLINE void unit_tangent_row_body(const T* u, const T* v, T inv_norm, int64_t di
 }
 
 template <class T>
-INLINE void finish_product_row_body(const T* u, const T* v, const T* udot, const T* partner_udot, const T* grad,
+INLINE void finish_product_row_body(const T* u, const T* v, const T* udot, const T* grad,
                                     T radial, T inv_norm, T scale, int64_t dim, T* product) {
 #pragma omp simd
-  for (int64_t k = 0; k < dim; ++k) product[k] = scale * (product[k] - 2 * partner_udot[k]);
+  for (int64_t k = 0; k < dim; ++k) product[k] = scale * product[k];
   if (is_clamped(inv_norm)) {
 #pragma omp simd
     for (int64_t k = 0; k < dim; ++k) product[k] *= inv_norm;
@@ -81,19 +81,19 @@ INLINE void finish_product_row_body(const T* u, const T* v, const T* udot, const
     return dot(a, b, dim);                                                                                          \
   }                                                                                                                 \
   template <>                                                                                                       \
-  PER_INSTRUCTION_SET T finish_gradient_row(const T* u, const T* partner, T inv_norm, T scale, int64_t dim,         \
+  PER_INSTRUCTION_SET T finish_gradient_row(const T* u, T inv_norm, T scale, int64_t dim,         \
                                             T* grad) {                                                              \
-    return finish_gradient_row_body(u, partner, inv_norm, scale, dim, grad);                                        \
+    return finish_gradient_row_body(u, inv_norm, scale, dim, grad);                                        \
   }                                                                                                                 \
   template <>                                                                                                       \
   PER_INSTRUCTION_SET void unit_tangent_row(const T* u, const T* v, T inv_norm, int64_t dim, T* udot) {             \
     unit_tangent_row_body(u, v, inv_norm, dim, udot);                                                               \
   }                                                                                                                 \
   template <>                                                                                                       \
-  PER_INSTRUCTION_SET void finish_product_row(const T* u, const T* v, const T* udot, const T* partner_udot,         \
+  PER_INSTRUCTION_SET void finish_product_row(const T* u, const T* v, const T* udot,         \
                                               const T* grad, T radial, T inv_norm, T scale, int64_t dim,            \
                                               T* product) {                                                         \
-    finish_product_row_body(u, v, udot, partner_udot, grad, radial, inv_norm, scale, dim, product);                 \
+    finish_product_row_body(u, v, udot, grad, radial, inv_norm, scale, dim, product);                 \
   }
 
 DEFINE_ROW_MATH(float)

@@ -12,18 +12,17 @@ T normalise_row(const T* z, int64_t dim, T* u);
 template <class T>
 double dot_rows(const T* a, const T* b, int64_t dim);
 
-// G (in `grad`: the weighted sum of unit rows) -> dloss/dz in place; returns radial = u . G.
-// G = scale * (grad - 2 * partner), the last term being the pull of the positive pair.
+// G / scale (in `grad`: the weighted sum of unit rows) -> dloss/dz in place; returns radial = u . G.
 template <class T>
-T finish_gradient_row(const T* u, const T* partner, T inv_norm, T scale, int64_t dim, T* grad);
+T finish_gradient_row(const T* u, T inv_norm, T scale, int64_t dim, T* grad);
 
 // udot = J v, the tangent of the unit row.
 template <class T>
 void unit_tangent_row(const T* u, const T* v, T inv_norm, int64_t dim, T* udot);
 
-// Gdot (in `product`, up to scale and the positive pair, as in finish_gradient_row) -> Hessian times v, in place.
+// Gdot / scale (in `product`) -> Hessian times v, in place.
 template <class T>
-void finish_product_row(const T* u, const T* v, const T* udot, const T* partner_udot, const T* grad, T radial,
+void finish_product_row(const T* u, const T* v, const T* udot, const T* grad, T radial,
                         T inv_norm, T scale, int64_t dim, T* product);
 
 }  // namespace bissl_fast::cpu

@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <utility>
 
 namespace bissl_fast::cpu {
 
@@ -30,11 +29,13 @@ class Schedule {
         per_view_(blocks_per_view),
         workers_(std::min<int64_t>(torch::stable::get_num_threads(), blocks_per_view)) {}
 
+  // How many blocks a view may be cut into.
+  static int64_t fewest_blocks(int64_t pairs) { return divide_up(pairs, kLargestBlock); }
+  static int64_t most_blocks(int64_t pairs) { return divide_up(pairs, kSmallestBlock); }
   // As many blocks as give every thread the same number of games per round, unless they become too small to be worth it.
   static int64_t best_blocks_per_view(int64_t pairs) {
     const int64_t threads = torch::stable::get_num_threads();
-    const int64_t fewest = divide_up(pairs, kLargestBlock);
-    return std::min(divide_up(fewest, threads) * threads, divide_up(pairs, kSmallestBlock));
+    return std::min(divide_up(fewest_blocks(pairs), threads) * threads, most_blocks(pairs));
   }
 
   int64_t blocks_per_view() const { return per_view_; }
@@ -53,16 +54,19 @@ class Schedule {
   // Calls visit(Visit) for every tile: the diagonal first (not with cross_view), then one of each mirrored pair.
   template <class Work>
   void run(const Work& visit) const {
-    const int64_t diagonal = cross_view_ ? 0 : 2 * per_view_;
-    if (diagonal > 0) {
-      share(diagonal, [&](int64_t block, int64_t worker) { visit(Visit{block, block, worker, block}); });
-    }
-    const int64_t rounds = cross_view_ ? per_view_ : 2 * per_view_ - 1;
-    for (int64_t round = 0; round < rounds; ++round) {
-      share(per_view_, [&](int64_t game, int64_t worker) {
-        const auto [row_block, col_block] = players(round, game);
-        visit(Visit{row_block, col_block, worker, diagonal + round * per_view_ + game});
+    for (int64_t round = cross_view_ ? 0 : -1; round < rounds(); ++round) {
+      torch::stable::parallel_for(0, workers_, 1, [&](int64_t first, int64_t last) {
+        for (int64_t worker = first; worker < last; ++worker) {
+          const int64_t begin = games(round) * worker / workers_, end = games(round) * (worker + 1) / workers_;
+          for (int64_t game = begin; game < end; ++game) visit(at(round, game, worker));
+        }
       });
+    }
+  }
+  template <class Work>
+  void run_serially(const Work& visit) const {
+    for (int64_t round = cross_view_ ? 0 : -1; round < rounds(); ++round) {
+      for (int64_t game = 0; game < games(round); ++game) visit(at(round, game, 0));
     }
   }
 
@@ -71,22 +75,17 @@ class Schedule {
 
   static int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-  std::pair<int64_t, int64_t> players(int64_t round, int64_t game) const {
-    if (cross_view_) return {game, per_view_ + (game + round) % per_view_};
-    const int64_t circle = 2 * per_view_ - 1;  // the circle method: the last block stays, the others turn around it
-    if (game == 0) return {round, circle};
-    return {(round + game) % circle, (round + circle - game) % circle};
-  }
+  int64_t rounds() const { return cross_view_ ? per_view_ : 2 * per_view_ - 1; }
+  // In the round before the first one, every block plays itself.
+  int64_t games(int64_t round) const { return round < 0 ? 2 * per_view_ : per_view_; }
 
-  template <class Work>
-  void share(int64_t games, const Work& work) const {
-    torch::stable::parallel_for(0, workers_, 1, [&](int64_t first, int64_t last) {
-      for (int64_t worker = first; worker < last; ++worker) {
-        for (int64_t game = games * worker / workers_; game < games * (worker + 1) / workers_; ++game) {
-          work(game, worker);
-        }
-      }
-    });
+  Visit at(int64_t round, int64_t game, int64_t worker) const {
+    if (round < 0) return {game, game, worker, game};
+    if (cross_view_) return {game, per_view_ + (game + round) % per_view_, worker, round * per_view_ + game};
+    // The circle method: the last block stays where it is and the others turn around it.
+    const int64_t circle = 2 * per_view_ - 1, number = 2 * per_view_ + round * per_view_ + game;
+    if (game == 0) return {round, circle, worker, number};
+    return {(round + game) % circle, (round + circle - game) % circle, worker, number};
   }
 
   int64_t pairs_;

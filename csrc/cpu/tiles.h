@@ -1,12 +1,9 @@
 // The tiles of a problem: products of blocks of rows, and the memory that they lie in.
 #pragma once
 
-#include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
-#include <vector>
 
 #include "cpu/contrastive.h"
 #include "cpu/gemm.h"
@@ -16,41 +13,6 @@
 namespace bissl_fast::cpu {
 
 using Visit = Schedule::Visit;
-
-// Where each tile lies when all of them are stored, the first one behind a header that tells the number of blocks.
-class Layout {
- public:
-  static constexpr int64_t kHeader = 16;  // values; keeps the alignment of the buffer
-
-  explicit Layout(const Schedule& schedule) : blocks_per_view_(schedule.blocks_per_view()), offsets_(schedule.tiles()) {
-    std::vector<int64_t> sizes(schedule.tiles());
-    schedule.run([&](const Visit& at) { sizes[at.number] = schedule.size(at.row_block) * schedule.size(at.col_block); });
-    end_ = kHeader;
-    for (size_t k = 0; k < sizes.size(); ++k) {
-      offsets_[k] = end_;
-      end_ += sizes[k];
-    }
-  }
-  int64_t offset(const Visit& at) const { return offsets_[at.number]; }
-  int64_t size() const { return end_; }
-
-  // Writes the header, and zeros where no tile will lie, so that equal inputs give equal buffers.
-  template <class T>
-  void begin(T* buffer, int64_t length) const {
-    std::fill_n(buffer, kHeader, T{0});
-    std::fill(buffer + end_, buffer + length, T{0});
-    buffer[0] = static_cast<T>(blocks_per_view_);
-  }
-  template <class T>
-  static int64_t blocks_per_view(const T* buffer) {
-    return static_cast<int64_t>(buffer[0]);
-  }
-
- private:
-  int64_t blocks_per_view_;
-  std::vector<int64_t> offsets_;
-  int64_t end_;
-};
 
 // With `scratch` tiles of working memory per worker.
 template <class T>
@@ -87,10 +49,12 @@ class Tiles {
       values[i * size + i] = kItself;
     }
   }
-  // Puts their exponentials back.
-  void put_positives(const Visit& at, const double* positives, double temperature, T* values) const {
+  // Sets them to a value per pair.
+  template <class Value>
+  void put_positives(const Visit& at, T* values, const Value& value) const {
+    const int64_t first = schedule_.begin(at.row_block), second = schedule_.begin(at.col_block);
     for (int64_t i = 0, size = schedule_.size(at.row_block); i < size; ++i) {
-      values[i * size + i] = static_cast<T>(std::exp((of_rows(at, positives)[i] - 1) / temperature));
+      values[i * size + i] = value(first + i, second + i);
     }
   }
   // tau * Sdot = Udot_i U_j^T + U_i Udot_j^T -> out.
