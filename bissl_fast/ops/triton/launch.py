@@ -1,7 +1,14 @@
-"""The three raw kernels of :mod:`bissl_fast.ops.schemas` on tiles that Triton compiles."""
+"""The three raw kernels of :mod:`bissl_fast.ops.schemas` on tiles that Triton compiles.
 
-import math
+What the schemas call ``lse`` is here what normalises a row, at full precision, as a logarithm of the size
+of 1 / τ would not be: Σ exp((cos − 1) / τ) where one exponential serves a row and its mirror image, else
+log2 Σ exp(cos / τ).
+"""
+
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
 
 import torch
 import triton  # type: ignore[import-untyped,import-not-found,unused-ignore]
@@ -13,6 +20,9 @@ from bissl_fast.ops.triton import plans, rows, tiles, weights
 WEIGHT_GAIN = 4096.0  # lifts softmax weights (≤ 8 with their tangents) into float16's normal range
 ONE_EXP_LIMIT = 43.0  # 2 / τ ≤ 86: exp((s − 1) / τ) stays a normal float32 for every cosine s
 LOG2E = 1.4426950408889634
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -71,8 +81,22 @@ def supports(z: Tensor) -> bool:
     return z.dtype != torch.float64 and plans.padded_width(z.shape[1]) <= plans.MAX_WIDTH
 
 
-def fwd(z1: Tensor, z2: Tensor, temperature: float, cross_view: bool) -> tuple[Tensor, ...]:
-    """Loss, unit rows, inverse norms and row log-sums; nothing more is kept."""
+def on_device_of_first(kernel: Callable[P, R]) -> Callable[P, R]:
+    """Triton launches on the current device, which need not be the tensors'."""
+
+    @functools.wraps(kernel)
+    def launch(*args: P.args, **kwargs: P.kwargs) -> R:
+        with torch.cuda.device_of(args[0]):  # type: ignore[no-untyped-call]
+            return kernel(*args, **kwargs)
+
+    return launch
+
+
+@on_device_of_first
+def fwd(
+    z1: Tensor, z2: Tensor, temperature: float, cross_view: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Loss, unit rows, inverse norms and what normalises the rows of the softmax."""
     batch, width = z1.shape
     problem = Problem(batch, width, temperature, cross_view, is_split(z1.dtype), z1.device)
     units = problem.empty(2 * batch, width, dtype=unit_dtype(z1))
@@ -95,11 +119,12 @@ def fwd(z1: Tensor, z2: Tensor, temperature: float, cross_view: bool) -> tuple[T
         sums, shifts, units, lse, losses, batch, problem.padded, len(sums), width, 1 / temperature,
         ROWS=problem.row_block, WIDTH=problem.packed_width, ONE_EXP=problem.one_exp,
     )  # fmt: skip
-    return losses.mean(), units, inv_norms, lse, problem.empty(0)
+    return losses.mean(), units, inv_norms, lse
 
 
+@on_device_of_first
 def bwd(
-    units: Tensor, inv_norms: Tensor, lse: Tensor, kept: Tensor, temperature: float, cross_view: bool
+    units: Tensor, inv_norms: Tensor, lse: Tensor, temperature: float, cross_view: bool
 ) -> tuple[Tensor, Tensor]:
     """Gradient with respect to the embeddings, and its radial part before normalisation."""
     problem = problem_of(units, temperature, cross_view)
@@ -114,8 +139,9 @@ def bwd(
     return grad, radial
 
 
+@on_device_of_first
 def bwd_bwd(
-    units: Tensor, inv_norms: Tensor, lse: Tensor, kept: Tensor, grad: Tensor, radial: Tensor,
+    units: Tensor, inv_norms: Tensor, lse: Tensor, grad: Tensor, radial: Tensor,
     tangent: Tensor, temperature: float, cross_view: bool,
 ) -> Tensor:  # fmt: skip
     """Hessian with respect to the embeddings, times ``tangent``."""
@@ -159,8 +185,7 @@ def pack(
     packed, factors = problem.packed(tangent), problem.empty(2 * problem.padded)
     rows.pack_rows[problem.row_grid](
         units, units if changes is None else changes, lse if largest is None else largest, lse,
-        packed, factors, problem.part, problem.batch, problem.padded, problem.width, problem.scale,
-        math.log2(gain),
+        packed, factors, problem.part, problem.batch, problem.padded, problem.width, gain,
         ROWS=problem.row_block, WIDTH=problem.packed_width, TANGENT=tangent, ONE_EXP=problem.one_exp,
         SPLIT=problem.split,
     )  # fmt: skip

@@ -40,15 +40,13 @@ class Table:
 
     sums: dict[tuple[bool, bool], tuple[Tile, ...]]
     weights: dict[tuple[bool, bool], tuple[Tile, ...]]
-    staying_sums: (
-        int  # bytes of the longest row that stays in shared memory; longer ones are streamed in chunks
-    )
+    staying_sums: int  # bytes of the longest row that stays in shared memory; longer ones are streamed
     staying_weights: int
     wide_area: int  # largest tile of `weighted_rows` beside the accumulators of a row of 256 or more
 
 
-# Matrix instructions of sm_90 and sm_100 read operands from shared memory; older ones, and sm_120, hold them in
-# registers, which leaves room for smaller tiles only.
+# Matrix instructions of sm_90 and sm_100 read operands from shared memory; older ones, and sm_120, hold them
+# in registers, which leaves room for smaller tiles only.
 LARGE = Table(
     sums={
         (False, False): (Tile(128, 128, 8, 3), Tile(128, 128, 8, 2), Tile(64, 64, 4, 2)),
@@ -144,7 +142,8 @@ def weight_plan(width: int, split: bool, tangent: bool, device: Device) -> Plan:
     tile = next((t for t in tiles if t.rows + t.stages * t.cols <= room), tiles[-1])
     if not stays:
         return Plan(tile, STREAMED_CHUNK, 128)
-    chunk = width // 2 if width >= 128 else width  # halves: fewer registers for partial products
+    halved = width > 128 or (split and width == 128)  # fewer registers for partial products
+    chunk = width // 2 if halved else width
     return Plan(tile, chunk, chunk)
 
 

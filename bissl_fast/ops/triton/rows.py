@@ -11,7 +11,6 @@ import triton.language as tl  # type: ignore[import-untyped,import-not-found,unu
 from bissl_fast.ops.triton.tiles import split_half
 
 LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
-LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
@@ -84,7 +83,7 @@ def normalise_rows(
 
 @triton.jit
 def pack_rows(
-    units, tangents, largest, lse, packed, factors, part, batch, padded, width, scale, log_gain,
+    units, tangents, largest, norms, packed, factors, part, batch, padded, width, gain,
     ROWS: tl.constexpr, WIDTH: tl.constexpr,
     TANGENT: tl.constexpr, ONE_EXP: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
@@ -94,10 +93,9 @@ def pack_rows(
     if TANGENT:
         tangent = load_matrix(tangents, row, exists, width, WIDTH) * (1.0 / power_of_two(tl.load(largest)))
         store_packed(packed + (2 * part if SPLIT else part), part, place, tangent, WIDTH, SPLIT)
-    log_sum = tl.load(lse + row, mask=exists, other=0.0) * LOG2E - log_gain
-    if ONE_EXP:
-        log_sum = tl.exp2(scale - log_sum)
-    tl.store(factors + place, tl.where(exists, log_sum, 0.0), mask=place >= 0)
+    norm = tl.load(norms + row, mask=exists, other=1.0)
+    factor = tl.div_rn(gain, norm) if ONE_EXP else norm - tl.log2(gain)
+    tl.store(factors + place, tl.where(exists, factor, 0.0))
 
 
 @triton.jit
@@ -120,18 +118,21 @@ def row_maxima(sums, shifts, batch, padded, panels, ROWS: tl.constexpr):
 
 @triton.jit
 def row_losses(
-    sums, shifts, units, lse, losses, batch, padded, panels, width, inv_temperature,
+    sums, shifts, units, norms, losses, batch, padded, panels, width, inv_temperature,
     ROWS: tl.constexpr, WIDTH: tl.constexpr, ONE_EXP: tl.constexpr,
 ):  # fmt: skip
-    """Natural log of the row sums, and the loss of each row."""
+    """What normalises each row (see `launch`), and its loss."""
     row, partner, place, exists = positions(batch, padded, ROWS)
-    total = total_of(sums, place, panels, 2 * padded, False)
-    shift = tl.load(shifts + place) * LN2 if not ONE_EXP else inv_temperature
-    log_sum = tl.log(tl.where(exists, total, 1.0)) + shift
+    norm = tl.where(exists, total_of(sums, place, panels, 2 * padded, False), 1.0)
     u = load_matrix(units, row, exists, width, WIDTH)
-    positive = tl.sum(u * load_matrix(units, partner, exists, width, WIDTH), 1) * inv_temperature
-    tl.store(lse + row, log_sum, mask=exists)
-    tl.store(losses + row, log_sum - positive, mask=exists)
+    positive = tl.sum(u * load_matrix(units, partner, exists, width, WIDTH), 1)
+    if ONE_EXP:
+        loss = tl.log(norm) + (1.0 - positive) * inv_temperature
+    else:
+        norm = tl.log2(norm) + tl.load(shifts + place)
+        loss = norm * LN2 - positive * inv_temperature
+    tl.store(norms + row, norm, mask=exists)
+    tl.store(losses + row, loss, mask=exists)
 
 
 @triton.jit

@@ -140,6 +140,7 @@ def similarity_sums(
         pile = tl.full((ROWS, COLS), START, tl.float32)
         for row in range(i * panel, row_end, ROWS):
             rows = row + tl.arange(0, ROWS)
+            before = tl.load(sums_of_rows + rows, mask=(rows >= 0) & (not first), other=START)
             if WIDTH == CHUNK:
                 u, u_low, v, v_low = load_rows(packed, part, row, 0, ROWS, CHUNK, WIDTH, TANGENT, SPLIT)
                 zero = tl.zeros((ROWS, COLS), tl.float32)
@@ -164,7 +165,6 @@ def similarity_sums(
                 if TANGENT:
                     by_row *= t
                     by_col *= t
-            before = tl.load(sums_of_rows + rows, mask=(rows >= 0) & (not first), other=START)
             if MODE == MAXIMUM:
                 tl.store(sums_of_rows + rows, tl.maximum(before, tl.max(by_row, 1)))
                 pile = tl.maximum(pile, by_col)

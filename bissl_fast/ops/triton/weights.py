@@ -74,6 +74,10 @@ def weighted_rows(
     total2 = tl.zeros((ROWS, OUT), tl.float32)
     for col in range(begin, tl.minimum(begin + share * COLS, last_col), COLS):
         cols = col + tl.arange(0, COLS)
+        col_factor = tl.load(factors + cols)
+        col_mean = col_factor
+        if TANGENT:
+            col_mean = tl.load(means + cols)
         if STAYS:
             w, w_low, x, x_low = load_rows(packed, part, col, 0, COLS, CHUNK, WIDTH, TANGENT, SPLIT)
             zero = tl.zeros((ROWS, COLS), tl.float32)
@@ -88,10 +92,6 @@ def weighted_rows(
         else:
             s, t = chunked_similarities(packed, part, row, col, ROWS, COLS, CHUNK, WIDTH, TANGENT, SPLIT)
             w, w_low, x, x_low = load_rows(packed, part, col, dim, COLS, OUT, WIDTH, TANGENT, SPLIT)
-        col_factor = tl.load(factors + cols)
-        col_mean = col_factor
-        if TANGENT:
-            col_mean = tl.load(means + cols)
         on_diagonal = (col < row + ROWS) & (row < col + COLS)
         if on_diagonal | (col % padded + COLS > batch):
             s = keep_pairs(s, row, col, batch, padded, ROWS, COLS, CROSS)
