@@ -19,8 +19,8 @@ DEVICES = {
 MATRIX_INSTRUCTION = {80: "mma.sync", 90: "wgmma.mma_async"}
 PACKED = {"packed": "*fp16"}
 POINTERS = {
-    "shifts", "sums", "factors", "means", "out", "z1", "z2", "inv_norms", "largest", "norms", "losses",
-    "grad", "radials", "tangents", "changes", "lengths", "product", "units",
+    "shifts", "sums", "factors", "means", "out", "z1", "z2", "inv_norms", "largest", "others", "losses",
+    "pulls", "grad", "radials", "tangents", "changes", "lengths", "product", "units",
 }  # fmt: skip
 FLOATS = {"scale", "inv_temperature", "eps", "gain", "inv_gain", "weight"}
 ALIGNED = {"part", "padded", "panel"}  # multiples of 16 at every call
@@ -31,8 +31,8 @@ ROW_KERNELS = {
     "row_losses": {"ONE_EXP": False},
     "row_means": {"ONE_EXP": True},
     "unit_tangents": {},
-    "finish_gradient": {},
-    "finish_product": {},
+    "finish_gradient": {"ONE_EXP": False},
+    "finish_product": {"ONE_EXP": True},
 }
 
 

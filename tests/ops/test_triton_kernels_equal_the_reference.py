@@ -50,5 +50,17 @@ def test_one_float16_term_is_really_taken_where_pytorch_allows_tf32(results: lis
     assert all(result["kernels"][1] > 5e-6 for result in relaxed)
 
 
+def test_well_separated_pairs_keep_an_accuracy_that_plain_pytorch_loses(
+    results: list[dict[str, Any]],
+) -> None:
+    separated = [result for result in results if result["case"][0] == 17]
+    assert separated
+    for result in separated:
+        assert all(
+            10 * found < plain
+            for found, plain in zip(result["kernels"][::2], result["plain"][::2], strict=True)
+        )
+
+
 def test_same_inputs_give_the_same_bits(results: list[dict[str, Any]]) -> None:
     assert all(result["same_bits"] for result in results)

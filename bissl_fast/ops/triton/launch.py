@@ -1,8 +1,8 @@
 """The three raw kernels of :mod:`bissl_fast.ops.schemas` on tiles that Triton compiles.
 
-What the schemas call ``lse`` is here what normalises a row, at full precision, as a logarithm of the size
-of 1 / τ would not be: Σ exp((cos − 1) / τ) where one exponential serves a row and its mirror image, else
-log2 Σ exp(cos / τ).
+What the schemas call ``lse`` is here a sum over all but the partner, at a precision that a logarithm of the
+size of 1 / τ would not have: Σ exp((cos − 1) / τ) where one exponential serves a row and its mirror image,
+else log2 Σ exp(cos / τ).
 """
 
 import functools
@@ -116,7 +116,8 @@ def fwd(
         )  # fmt: skip
     sums = panel_sums(problem, packed, shifts, tiles.SUM)
     rows.row_losses[problem.row_grid](
-        sums, shifts, units, lse, losses, batch, problem.padded, len(sums), width, 1 / temperature,
+        sums, shifts, units, lse, losses, batch, problem.padded, len(sums), width,
+        problem.scale, 1 / temperature,
         ROWS=problem.row_block, WIDTH=problem.packed_width, ONE_EXP=problem.one_exp,
     )  # fmt: skip
     return losses.mean(), units, inv_norms, lse
@@ -132,9 +133,9 @@ def bwd(
     out = weigh(problem, packed, factors, factors, tangent=False)
     grad, radial = torch.empty_like(units, dtype=torch.float32), torch.empty_like(lse)
     rows.finish_gradient[problem.row_grid](
-        out, units, inv_norms, grad, radial, problem.part, problem.batch, problem.padded, problem.width,
-        len(out), 1 / WEIGHT_GAIN, 1 / (temperature * len(units)), NORM_EPS,
-        ROWS=problem.row_block, WIDTH=problem.packed_width,
+        out, units, inv_norms, lse, grad, radial, problem.part, problem.batch, problem.padded, problem.width,
+        len(out), problem.scale, 1 / WEIGHT_GAIN, 1 / (temperature * len(units)), NORM_EPS,
+        ROWS=problem.row_block, WIDTH=problem.packed_width, ONE_EXP=problem.one_exp,
     )  # fmt: skip
     return grad, radial
 
@@ -157,15 +158,16 @@ def bwd_bwd(
     gain = WEIGHT_GAIN * min(1.0, temperature)
     packed, factors = pack(problem, units, lse, gain, changes, largest)
     sums = panel_sums(problem, packed, factors, tiles.TANGENT_SUM)
-    means = problem.empty(2 * problem.padded)
+    means, pulls = problem.empty(2 * problem.padded), torch.empty_like(lse)
     rows.row_means[problem.row_grid](
-        sums, factors, means, problem.batch, problem.padded, len(sums), 1 / gain,
-        ROWS=problem.row_block, ONE_EXP=problem.one_exp,
+        sums, units, changes, largest, lse, factors, means, pulls, problem.batch, problem.padded, len(sums),
+        problem.width, problem.scale, 1 / gain, ONE_EXP=problem.one_exp, **shape,
     )  # fmt: skip
     out = weigh(problem, packed, factors, means, tangent=True)
     rows.finish_product[problem.row_grid](
-        out, units, inv_norms, grad, radial, tangent, changes, largest, product, problem.part, *sizes,
-        len(out), 1 / gain, 1 / (temperature * len(units)), NORM_EPS, **shape,
+        out, units, inv_norms, lse, grad, radial, tangent, changes, largest, pulls, product, problem.part,
+        *sizes, len(out), problem.scale, 1 / gain, 1 / (temperature * len(units)), 1 / temperature, NORM_EPS,
+        ONE_EXP=problem.one_exp, **shape,
     )  # fmt: skip
     return product
 
@@ -185,7 +187,7 @@ def pack(
     packed, factors = problem.packed(tangent), problem.empty(2 * problem.padded)
     rows.pack_rows[problem.row_grid](
         units, units if changes is None else changes, lse if largest is None else largest, lse,
-        packed, factors, problem.part, problem.batch, problem.padded, problem.width, gain,
+        packed, factors, problem.part, problem.batch, problem.padded, problem.width, problem.scale, gain,
         ROWS=problem.row_block, WIDTH=problem.packed_width, TANGENT=tangent, ONE_EXP=problem.one_exp,
         SPLIT=problem.split,
     )  # fmt: skip

@@ -82,19 +82,50 @@ def normalise_rows(
 
 
 @triton.jit
+def partner_odds(others, positive, scale, ONE_EXP: tl.constexpr):
+    """Σ over all but the partner / the partner's exponential; ``others`` as `launch` describes it."""
+    if ONE_EXP:
+        return others / tl.exp2((positive - 1.0) * scale)
+    return tl.exp2(others - positive * scale)
+
+
+@triton.jit
+def share_of_others(odds):
+    """1 − P of the partner, precise where it is small and where the odds are infinite."""
+    return tl.where(
+        odds > 1.0, 1.0 / (1.0 + 1.0 / tl.maximum(odds, 1.0)), odds / (1.0 + tl.minimum(odds, 1.0))
+    )
+
+
+@triton.jit
+def both_shares(others, row, partner, exists, positive, scale, ONE_EXP: tl.constexpr):
+    """What remains of the pull of a row and its partner on each other: their two shares of others."""
+    here = partner_odds(tl.load(others + row, mask=exists, other=0.0), positive, scale, ONE_EXP)
+    there = partner_odds(tl.load(others + partner, mask=exists, other=0.0), positive, scale, ONE_EXP)
+    return share_of_others(here) + share_of_others(there)
+
+
+@triton.jit
 def pack_rows(
-    units, tangents, largest, norms, packed, factors, part, batch, padded, width, gain,
+    units, tangents, largest, others, packed, factors, part, batch, padded, width, scale, gain,
     ROWS: tl.constexpr, WIDTH: tl.constexpr,
     TANGENT: tl.constexpr, ONE_EXP: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """Operands of the tiles from unit rows (and tangents, scaled below length 1), and factors of the rows."""
-    row, _, place, exists = positions(batch, padded, ROWS)
-    store_packed(packed, part, place, load_matrix(units, row, exists, width, WIDTH), WIDTH, SPLIT)
+    row, partner, place, exists = positions(batch, padded, ROWS)
+    u = load_matrix(units, row, exists, width, WIDTH)
+    positive = tl.sum(u * load_matrix(units, partner, exists, width, WIDTH), 1)
+    store_packed(packed, part, place, u, WIDTH, SPLIT)
     if TANGENT:
         tangent = load_matrix(tangents, row, exists, width, WIDTH) * (1.0 / power_of_two(tl.load(largest)))
         store_packed(packed + (2 * part if SPLIT else part), part, place, tangent, WIDTH, SPLIT)
-    norm = tl.load(norms + row, mask=exists, other=1.0)
-    factor = tl.div_rn(gain, norm) if ONE_EXP else norm - tl.log2(gain)
+    total = tl.load(others + row, mask=exists, other=0.0)
+    if ONE_EXP:
+        factor = tl.div_rn(gain, total + tl.exp2((positive - 1.0) * scale))
+    else:
+        positive *= scale
+        nearer = tl.exp2(-tl.abs(total - positive))
+        factor = tl.maximum(total, positive) + tl.log2(1.0 + nearer) - tl.log2(gain)
     tl.store(factors + place, tl.where(exists, factor, 0.0))
 
 
@@ -110,43 +141,60 @@ def total_of(sums, place, panels, stride, MAXIMUM: tl.constexpr):
 
 @triton.jit
 def row_maxima(sums, shifts, batch, padded, panels, ROWS: tl.constexpr):
-    """The largest exponent of each row."""
-    _, _, place, exists = positions(batch, padded, ROWS)
+    """The largest exponent of each row; a row without others gets 0."""
+    _, _, place, _ = positions(batch, padded, ROWS)
     total = total_of(sums, place, panels, 2 * padded, True)
-    tl.store(shifts + place, tl.where(exists, total, 0.0))
+    tl.store(shifts + place, tl.where(total == float("-inf"), 0.0, total))
 
 
 @triton.jit
 def row_losses(
-    sums, shifts, units, norms, losses, batch, padded, panels, width, inv_temperature,
+    sums, shifts, units, others, losses, batch, padded, panels, width, scale, inv_temperature,
     ROWS: tl.constexpr, WIDTH: tl.constexpr, ONE_EXP: tl.constexpr,
 ):  # fmt: skip
-    """What normalises each row (see `launch`), and its loss."""
+    """The sum over all but the partner (see `launch`), and the loss, of each row."""
     row, partner, place, exists = positions(batch, padded, ROWS)
-    norm = tl.where(exists, total_of(sums, place, panels, 2 * padded, False), 1.0)
+    total = tl.where(exists, total_of(sums, place, panels, 2 * padded, False), 1.0)
     u = load_matrix(units, row, exists, width, WIDTH)
     positive = tl.sum(u * load_matrix(units, partner, exists, width, WIDTH), 1)
     if ONE_EXP:
-        loss = tl.log(norm) + (1.0 - positive) * inv_temperature
+        loss = tl.log(total + tl.exp2((positive - 1.0) * scale)) + (1.0 - positive) * inv_temperature
     else:
-        norm = tl.log2(norm) + tl.load(shifts + place)
-        loss = norm * LN2 - positive * inv_temperature
-    tl.store(norms + row, norm, mask=exists)
-    tl.store(losses + row, loss, mask=exists)
+        total = tl.log2(total) + tl.load(shifts + place)
+        nearer = tl.exp2(-tl.abs(total - positive * scale))
+        loss = (tl.maximum(total - positive * scale, 0.0) + tl.log2(1.0 + nearer)) * LN2
+    odds = partner_odds(total, positive, scale, ONE_EXP)
+    rounded = 1.0 + odds
+    slope = tl.log(rounded) / tl.where(
+        rounded == 1.0, 1.0, rounded - 1.0
+    )  # log(1 + x) / x undoes the rounding
+    small = tl.where(rounded == 1.0, odds, odds * slope)
+    tl.store(others + row, total, mask=exists)
+    tl.store(losses + row, tl.where(odds < 1.0, small, loss), mask=exists)
 
 
 @triton.jit
 def row_means(
-    sums, factors, means, batch, padded, panels, inv_gain,
-    ROWS: tl.constexpr, ONE_EXP: tl.constexpr,
+    sums, units, changes, largest, others, factors, means, pulls, batch, padded, panels, width,
+    scale, inv_gain,
+    ROWS: tl.constexpr, WIDTH: tl.constexpr, ONE_EXP: tl.constexpr,
 ):  # fmt: skip
-    """Tangents of the row log-sums, times the factor of the row where one exponential serves both sides."""
-    _, _, place, exists = positions(batch, padded, ROWS)
-    total = total_of(sums, place, panels, 2 * padded, False) * inv_gain
+    """Tangents of the row log-sums, as the tiles need them, and of P of the partner (``pulls``)."""
+    row, partner, place, exists = positions(batch, padded, ROWS)
+    u = load_matrix(units, row, exists, width, WIDTH)
+    w = load_matrix(units, partner, exists, width, WIDTH)
+    t = tl.sum(load_matrix(changes, row, exists, width, WIDTH) * w, 1)
+    t += tl.sum(load_matrix(changes, partner, exists, width, WIDTH) * u, 1)
+    t *= 1.0 / power_of_two(tl.load(largest))
+    odds = partner_odds(tl.load(others + row, mask=exists, other=0.0), tl.sum(u * w, 1), scale, ONE_EXP)
+    p = 1.0 / (1.0 + odds)
+    factor = tl.load(factors + place)
+    rest = total_of(sums, place, panels, 2 * padded, False) * inv_gain
     if ONE_EXP:
-        factor = tl.load(factors + place)
-        total = total * factor * factor
-    tl.store(means + place, tl.where(exists, total, 0.0))
+        rest *= factor
+    mean = rest + p * t
+    tl.store(pulls + row, p * (share_of_others(odds) * t - rest), mask=exists)
+    tl.store(means + place, tl.where(exists, mean * factor if ONE_EXP else mean, 0.0))
 
 
 @triton.jit
@@ -183,14 +231,16 @@ def sum_shares(out, part, place, shares, WIDTH: tl.constexpr):
 
 @triton.jit
 def finish_gradient(
-    out, units, inv_norms, grad, radials, part, batch, padded, width, shares, inv_gain, weight, eps,
-    ROWS: tl.constexpr, WIDTH: tl.constexpr,
+    out, units, inv_norms, others, grad, radials, part, batch, padded, width, shares,
+    scale, inv_gain, weight, eps,
+    ROWS: tl.constexpr, WIDTH: tl.constexpr, ONE_EXP: tl.constexpr,
 ):  # fmt: skip
-    """``grad = J G`` and ``radial = u·G`` with ``G = weight · (Σ shares − 2 u_partner)``."""
+    """``grad = J G`` and ``radial = u·G`` with ``G = weight · (Σ shares − (2 − P − Pᵀ) u_partner)``."""
     row, partner, place, exists = positions(batch, padded, ROWS)
-    pull = load_matrix(units, partner, exists, width, WIDTH)
-    change = weight * (sum_shares(out, part, place, shares, WIDTH) * inv_gain - 2.0 * pull)
     u = load_matrix(units, row, exists, width, WIDTH)
+    w = load_matrix(units, partner, exists, width, WIDTH)
+    away = both_shares(others, row, partner, exists, tl.sum(u * w, 1), scale, ONE_EXP)
+    change = weight * (sum_shares(out, part, place, shares, WIDTH) * inv_gain - away[:, None] * w)
     inv_norm = tl.load(inv_norms + row, mask=exists, other=1.0)
     store_matrix(grad, row, exists, width, through_norm(change, u, inv_norm, eps), WIDTH)
     tl.store(radials + row, tl.sum(u * change, 1), mask=exists)
@@ -198,15 +248,20 @@ def finish_gradient(
 
 @triton.jit
 def finish_product(
-    out, units, inv_norms, grad, radials, tangents, changes, largest, product, part, batch, padded, width,
-    shares, inv_gain, weight, eps, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+    out, units, inv_norms, others, grad, radials, tangents, changes, largest, pulls, product,
+    part, batch, padded, width, shares, scale, inv_gain, weight, inv_temperature, eps,
+    ROWS: tl.constexpr, WIDTH: tl.constexpr, ONE_EXP: tl.constexpr,
 ):  # fmt: skip
     """The Hessian times the tangent, by the formula of :mod:`bissl_fast.ops.schemas`."""
     row, partner, place, exists = positions(batch, padded, ROWS)
-    unscale = inv_gain * power_of_two(tl.load(largest))
-    pull = load_matrix(changes, partner, exists, width, WIDTH)
-    curved = weight * (sum_shares(out, part, place, shares, WIDTH) * unscale - 2.0 * pull)
     u = load_matrix(units, row, exists, width, WIDTH)
+    w = load_matrix(units, partner, exists, width, WIDTH)
+    away = both_shares(others, row, partner, exists, tl.sum(u * w, 1), scale, ONE_EXP)
+    unscale = power_of_two(tl.load(largest))
+    pull = tl.load(pulls + row, mask=exists, other=0.0) + tl.load(pulls + partner, mask=exists, other=0.0)
+    pull *= unscale * inv_temperature
+    curved = sum_shares(out, part, place, shares, WIDTH) * (inv_gain * unscale) + pull[:, None] * w
+    curved = weight * (curved - away[:, None] * load_matrix(changes, partner, exists, width, WIDTH))
     inv_norm = tl.load(inv_norms + row, mask=exists, other=1.0)
     clamped = inv_norm == tl.div_rn(1.0, eps)
     change = load_matrix(changes, row, exists, width, WIDTH)

@@ -93,13 +93,23 @@ def chunked_similarities(
 
 @triton.jit
 def keep_pairs(s, row, col, batch, padded, ROWS: tl.constexpr, COLS: tl.constexpr, CROSS: tl.constexpr):
-    """``s`` with −∞, whose exponential is zero, for a row with itself and for padding."""
+    """``s`` with −∞, whose exponential is zero, for padding, a row with itself, and a row with its partner.
+
+    Partners are left to the kernels over rows: 1 − P of a well separated pair would drown in rounding here.
+    """
     rows = row + tl.arange(0, ROWS)
     cols = col + tl.arange(0, COLS)
     kept = (rows % padded < batch)[:, None] & (cols % padded < batch)[None, :]
+    kept &= ((rows + padded) % (2 * padded))[:, None] != cols[None, :]
     if not CROSS:
         kept &= rows[:, None] != cols[None, :]
     return tl.where(kept, s, float("-inf"))
+
+
+@triton.jit
+def overlap(first, other, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """Whether ``ROWS`` from ``first`` and ``COLS`` from ``other`` share an index."""
+    return (first < other + COLS) & (other < first + ROWS)
 
 
 @triton.jit
@@ -149,7 +159,8 @@ def similarity_sums(
                 )  # fmt: skip
             else:
                 s, t = chunked_similarities(packed, part, row, col, ROWS, COLS, CHUNK, WIDTH, TANGENT, SPLIT)
-            if (i == j) | (row % padded + ROWS > batch) | (col % padded + COLS > batch):
+            pads = (row % padded + ROWS > batch) | (col % padded + COLS > batch)
+            if pads | (i == j) | overlap((row + padded) % (2 * padded), col, ROWS, COLS):
                 s = keep_pairs(s, row, col, batch, padded, ROWS, COLS, CROSS)
             if MODE == MAXIMUM:
                 by_row = s * scale

@@ -9,6 +9,7 @@ from bissl_fast.ops.triton.tiles import (
     chunked_similarities,
     keep_pairs,
     load_rows,
+    overlap,
     split_dot,
     split_half,
 )
@@ -42,7 +43,7 @@ def weighted_rows(
     TANGENT: tl.constexpr, CROSS: tl.constexpr, ONE_EXP: tl.constexpr, SPLIT: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr, CHUNK: tl.constexpr, OUT: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """``out[share, rows, dims]``: ``(P + Pᵀ) U`` over a share of the columns.
+    """``out[share, rows, dims]``: ``(P + Pᵀ) U`` over a share of the columns, partners left out.
 
     With tangents it is ``(Ṗ + Ṗᵀ) U + (P + Pᵀ) U̇``. ``factors`` hold, per row, 1 / Σ exp (``ONE_EXP``: one
     exponential serves a row and its mirror image) or log2 Σ exp (two exponentials, safe at any temperature);
@@ -92,8 +93,8 @@ def weighted_rows(
         else:
             s, t = chunked_similarities(packed, part, row, col, ROWS, COLS, CHUNK, WIDTH, TANGENT, SPLIT)
             w, w_low, x, x_low = load_rows(packed, part, col, dim, COLS, OUT, WIDTH, TANGENT, SPLIT)
-        on_diagonal = (col < row + ROWS) & (row < col + COLS)
-        if on_diagonal | (col % padded + COLS > batch):
+        special = overlap(row, col, ROWS, COLS) | overlap((row + padded) % (2 * padded), col, ROWS, COLS)
+        if special | (col % padded + COLS > batch):
             s = keep_pairs(s, row, col, batch, padded, ROWS, COLS, CROSS)
         weight, change = softmax_weights(
             s, t, factor, col_factor, mean, col_mean, scale, inv_temperature, TANGENT, ONE_EXP
