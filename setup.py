@@ -26,7 +26,7 @@ WANTED = os.environ.get("BISSL_FAST_NATIVE", "")
 TO_MEND = "bissl-fast works without it, slower; `BISSL_FAST_NATIVE=1 pip install .` shows the whole error."
 
 
-class NativeUnavailable(Exception):
+class NativeUnavailableError(Exception):
     """What keeps the native code from being built."""
 
 
@@ -38,7 +38,7 @@ def sources(with_cuda: bool) -> list[str]:
 
 
 def import_torch():
-    """Torch of the build environment, else of the environment that is installed into (seen through pip's isolation)."""
+    """Torch of the build environment, else of the one installed into, seen through pip's isolation."""
     try:
         import torch
     except ImportError:
@@ -46,7 +46,7 @@ def import_torch():
         try:
             import torch
         except ImportError as error:
-            raise NativeUnavailable(f"torch cannot be imported ({error})") from error
+            raise NativeUnavailableError(f"torch cannot be imported ({error})") from error
     return torch
 
 
@@ -87,9 +87,11 @@ def write_build_info(torch, architectures: str) -> None:
 def native_build() -> tuple[list[Extension], type[build_ext]]:
     """The extension and the command that builds it."""
     if shutil.which(os.environ.get("CXX", "c++").split()[0]) is None:
-        raise NativeUnavailable("no C++ compiler was found")
+        raise NativeUnavailableError("no C++ compiler was found")
     torch = import_torch()
-    root = cuda_root() if torch.version.cuda else None  # never cuda.is_available(): build machines have no GPU
+    root = (
+        cuda_root() if torch.version.cuda else None
+    )  # never cuda.is_available(): build machines have no GPU
     with_cuda = root is not None and any(name.startswith("csrc/cuda/") for name in sources(True))
     if with_cuda:
         os.environ["CUDA_HOME"] = str(root)
@@ -133,7 +135,7 @@ def main() -> None:
     if WANTED != "0":
         try:
             extensions, command = native_build()
-        except NativeUnavailable as error:
+        except NativeUnavailableError as error:
             if WANTED == "1":
                 raise SystemExit(f"BISSL_FAST_NATIVE=1, but {error}.") from error
             warnings.warn(f"The native kernels are not built: {error}. {TO_MEND}", stacklevel=1)

@@ -1,7 +1,7 @@
 """NT-Xent beside its peers in one run.
 
-    pytest benchmarks/test_nt_xent.py --benchmark-group-by=group     # every call as pytest-benchmark sees it
-    bissl-fast bench nt-xent                                         # losses in turns, ratios and roofline
+pytest benchmarks/test_nt_xent.py --benchmark-group-by=group     # every call as pytest-benchmark sees it
+bissl-fast bench nt-xent                                         # losses in turns, ratios and roofline
 """
 
 import pytest

@@ -1,7 +1,7 @@
 """setuptools as a build backend, which asks for torch only where native code is going to be built without it.
 
-An isolated build cannot import the torch of the environment that it installs into, but it can see it, and setup.py
-builds against it. So a second torch is downloaded only for an environment that has none.
+An isolated build cannot import the torch of the environment that it installs into, but it can see it, and
+setup.py builds against it. So a second torch is downloaded only for an environment that has none.
 """
 
 import importlib.machinery
@@ -16,7 +16,10 @@ TORCH = "torch>=2.11,<3"
 
 
 def _native_requirements() -> list[str]:
-    if os.environ.get("BISSL_FAST_NATIVE") == "0" or shutil.which(os.environ.get("CXX", "c++").split()[0]) is None:
+    if (
+        os.environ.get("BISSL_FAST_NATIVE") == "0"
+        or shutil.which(os.environ.get("CXX", "c++").split()[0]) is None
+    ):
         return []
     visible = importlib.machinery.PathFinder.find_spec("torch", [sysconfig.get_path("purelib")])
     return ["ninja"] if visible else ["ninja", TORCH]

@@ -54,7 +54,11 @@ def parse_size(size: str) -> tuple[int, int]:
 
 def environment(settings: BenchSettings) -> str:
     """Machine, versions and date, which every quoted number carries."""
-    name = torch.cuda.get_device_name() if settings.device == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    name = (
+        torch.cuda.get_device_name()
+        if settings.device == "cuda"
+        else f"{torch.get_num_threads()} CPU threads"
+    )
     active = ", ".join(name for name, reason in available_backends().items() if not reason)
     return (
         f"bissl-fast {__version__}, torch {torch.__version__}, Python {platform.python_version()}, {name}, "

@@ -1,7 +1,7 @@
 """Which kernels serve a loss: the best available for the device, unless the user says otherwise.
 
-``BISSL_FAST_BACKEND`` chooses for the process and :func:`backend` for a block of code. A choice that cannot serve an
-input raises; without a choice the reference steps in and says so once.
+``BISSL_FAST_BACKEND`` chooses for the process and :func:`backend` for a block of code. A choice that cannot
+serve an input raises; without a choice the reference steps in and says so once.
 """
 
 import functools
@@ -20,7 +20,9 @@ from bissl_fast.ops import native
 BACKENDS = ("reference", "cpp", "triton", "cuda")
 PREFERRED = {"cpu": ("cpp",), "cuda": ("cuda", "triton")}
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-REBUILD = "`BISSL_FAST_NATIVE=1 pip install --no-build-isolation .` in the repository builds them or says why not"
+REBUILD = (
+    "`BISSL_FAST_NATIVE=1 pip install --no-build-isolation .` in the repository builds them or says why not"
+)
 
 _choice: ContextVar[str | None] = ContextVar("bissl_fast_backend", default=None)
 
@@ -34,7 +36,7 @@ class Kernels(NamedTuple):
 
 
 def kernels(name: str) -> Kernels:
-    """The raw kernels of a backend: ``cpp`` and ``cuda`` share their ops, PyTorch tells them apart by device."""
+    """The raw kernels of a backend; ``cpp`` and ``cuda`` share their ops, and the device tells which runs."""
     ops = torch.ops.bissl_fast
     if name == "triton":
         return Kernels(ops.triton_contrastive_fwd, ops.triton_contrastive_bwd, ops.triton_contrastive_bwd_bwd)
@@ -43,7 +45,12 @@ def kernels(name: str) -> Kernels:
 
 @contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Use one backend inside the block: ``reference``, ``cpp``, ``triton``, ``cuda``, or ``auto`` for the best.
+    """Use one backend inside the block.
+
+    A compiled function keeps the backend that was chosen when it was compiled.
+
+    Args:
+        name: ``reference``, ``cpp``, ``triton``, ``cuda``, or ``auto`` for the best.
 
     Raises:
         UserError: There is no backend of that name.
@@ -71,13 +78,12 @@ def choose(z: torch.Tensor) -> str:
     Raises:
         UserError: The backend that was asked for cannot serve them.
     """
-    wanted = _choice.get() or os.environ.get("BISSL_FAST_BACKEND") or "auto"
-    if wanted != "auto":
-        check_name(wanted)
-        reason = why_not(wanted, z)
+    name = wanted()
+    if name != "auto":
+        reason = why_not(name, z)
         if reason:
-            raise UserError(f"The backend {wanted!r} was chosen, but {reason}. Choose `auto` or `reference`.")
-        return wanted
+            raise UserError(f"The backend {name!r} was chosen, but {reason}. Choose `auto` or `reference`.")
+        return name
     reasons = []
     for name in PREFERRED.get(z.device.type, ()):
         reason = why_not(name, z)
@@ -86,6 +92,17 @@ def choose(z: torch.Tensor) -> str:
         reasons.append(f"{name}: {reason}")
     say_once("; ".join(reasons) or f"no kernels for the device {z.device.type}")
     return "reference"
+
+
+def wanted() -> str:
+    """The choice in force: of the block, else of the environment, else ``auto``."""
+    name = _choice.get() or os.environ.get("BISSL_FAST_BACKEND") or "auto"
+    check_name(name)
+    return name
+
+
+# Run, not traced, when Dynamo meets it: as by torch.compiler.assume_constant_result, whose import is slow.
+wanted._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def check_name(name: str) -> None:

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bissl_fast.ops.nt_xent import nt_xent_loss
-from bissl_fast.ops.nt_xent import reference
+from bissl_fast.ops.nt_xent import nt_xent_loss, reference
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+Call = Callable[[], object]
 TEMPERATURE = 0.5
 
-# Matrix products that the algorithm needs at least, in units of 2 N² D operations, when nothing is stored but the
-# embeddings and one triangle serves both.
+# Matrix products of the algorithm, in units of 2 N² D operations, when nothing but the embeddings is stored
+# and one triangle serves both. Where it is kept (docs/kernels.md), fewer do: above 100 % is possible.
 PRODUCTS = {"forward": 0.5, "forward + backward": 2.0, "second order": 7.0}
 
 
@@ -29,7 +29,9 @@ class Row:
     pairs: int
     width: int
     seconds: float  # best of the rounds
-    roofline_seconds: float  # PRODUCTS[task] at the rate of a large matrix product measured in the same rounds
+    roofline_seconds: (
+        float  # PRODUCTS[task] at the rate of a large matrix product measured in the same rounds
+    )
     launches: int | None = None  # kernels per call, on a GPU
     replay_seconds: float | None = None  # as a CUDA graph
 
@@ -46,7 +48,9 @@ def peers() -> dict[str, Loss]:
     return losses
 
 
-def task_of(name: str, loss: Loss, inputs: Sequence[Tensor], vectors: Sequence[Tensor]) -> Callable[[], object]:
+def task_of(
+    name: str, loss: Loss, inputs: Sequence[Tensor], vectors: Sequence[Tensor]
+) -> Callable[[], object]:
     """A call that does the task once, from the embeddings."""
 
     def forward() -> object:
@@ -73,7 +77,9 @@ def embeddings(pairs: int, width: int, device: str, dtype: torch.dtype) -> tuple
 def measure(
     pairs: int, width: int, rounds: int = 10, device: str = "cpu", dtype: torch.dtype = torch.float32
 ) -> Iterator[Row]:
-    """Rows of one size, task by task. Losses take turns in every round, so that a busy moment hits all of them alike.
+    """Rows of one size, task by task.
+
+    Losses take turns in every round, so that a busy moment hits all of them alike.
 
     Args:
         pairs: B, rows per view.
@@ -86,7 +92,7 @@ def measure(
     stacked = torch.cat([z.detach() for z in inputs])
     similarities = torch.empty(2 * pairs, 2 * pairs, device=device, dtype=dtype)
     for task in PRODUCTS:
-        calls = {"": lambda: torch.mm(stacked, stacked.t(), out=similarities)}
+        calls: dict[str, Call] = {"": lambda: torch.mm(stacked, stacked.t(), out=similarities)}
         for name, loss in peers().items():
             if task == "second order" and name == "torch.compile":
                 continue  # torch.compile has no double backward
@@ -98,9 +104,9 @@ def measure(
             yield Row(task, name, pairs, width, value, roofline, launches, replay)
 
 
-def best_of(calls: dict[str, Callable[[], object]], rounds: int, device: str) -> dict[str, float]:
+def best_of(calls: dict[str, Call], rounds: int, device: str) -> dict[str, float]:
     """The shortest time of each call in seconds, taken in turns after one call to warm up."""
-    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    wait: Call = torch.cuda.synchronize if device == "cuda" else lambda: None
     best = dict.fromkeys(calls, float("inf"))
     for turn in range(-1, rounds):
         for name, call in calls.items():
@@ -113,16 +119,16 @@ def best_of(calls: dict[str, Callable[[], object]], rounds: int, device: str) ->
     return best
 
 
-def on_gpu(call: Callable[[], object]) -> tuple[int | None, float | None]:
+def on_gpu(call: Call) -> tuple[int | None, float | None]:
     """Kernel launches of a call, and its time as a replayed CUDA graph; None where it cannot be captured."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CUDA]) as trace:
         call()
         torch.cuda.synchronize()
-    launches = sum(event.device_type == torch.autograd.DeviceType.CUDA for event in trace.events())
+    launches = sum(event.device_type.name == "CUDA" for event in trace.events())
     try:
-        stream = torch.cuda.Stream()
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             call()

@@ -13,7 +13,7 @@ def check_views(first: torch.Tensor, second: torch.Tensor, temperature: float) -
 
     Raises:
         TypeError: Not tensors, not floating-point, dtypes that differ, or a temperature that is not a number.
-        ValueError: Shapes other than twice ``(B, D)``, B = 0 or D = 0, two devices, or a temperature not in (0, ∞).
+        ValueError: Shapes other than twice ``(B, D)``, B = 0 or D = 0, two devices, or τ not in (0, ∞).
     """
     for z in (first, second):
         if not isinstance(z, torch.Tensor):
@@ -32,10 +32,10 @@ def check_views(first: torch.Tensor, second: torch.Tensor, temperature: float) -
     check_temperature(temperature)
 
 
-def check_temperature(temperature: float) -> None:
+def check_temperature(temperature: object) -> None:
     """Raise unless the temperature is a positive finite number."""
     if isinstance(temperature, bool) or not isinstance(temperature, Real):
         kind = type(temperature).__name__
         raise TypeError(f"The temperature must be a number (it gets no gradient), found {kind}.")
-    if not 0 < temperature < math.inf:  # false for NaN, too
+    if not 0 < float(temperature) < math.inf:  # false for NaN, too
         raise ValueError(f"The temperature must be positive and finite, found {temperature}.")

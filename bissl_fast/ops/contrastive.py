@@ -51,7 +51,9 @@ class ContrastiveLoss(Function):
         z1, z2, *reused = ctx.saved_tensors
         one = torch.ones_like(reused[2][0])  # in the dtype of lse
         grads = ContrastiveGradient.apply(one, z1, z2, *reused, *ctx.settings)
-        along = sum((g * t).sum(dtype=one.dtype) for g, t in zip(grads, (t1, t2), strict=False) if t is not None)
+        along = sum(
+            (g * t).sum(dtype=one.dtype) for g, t in zip(grads, (t1, t2), strict=False) if t is not None
+        )
         return along, None, None, None, None
 
 
@@ -93,7 +95,7 @@ class ContrastiveGradient(Function):
 
     @staticmethod
     def jvp(ctx: Any, ct: Tensor | None, t1: Tensor | None, t2: Tensor | None, *_: None) -> tuple[Any, ...]:
-        cotangent, z1, _, _, _, _, _, grad, _ = ctx.saved_tensors
+        _, z1, _, _, _, _, _, grad, _ = ctx.saved_tensors
         along: list[Tensor] = []
         if ct is not None:
             along = [*halves(ct, grad, z1.dtype)]
@@ -155,12 +157,12 @@ def apply_loss(z1: Tensor, z2: Tensor, temperature: float, cross_view: bool, bac
 
 
 def allow_in_graph() -> bool:
-    """Make Dynamo pass ``apply_loss`` on untraced: it cannot trace a custom jvp, but AOTAutograd below it can."""
-    torch.compiler.allow_in_graph(apply_loss)
+    """Make Dynamo pass ``apply_loss`` on: it cannot trace a custom jvp, but AOTAutograd below it can."""
+    torch.compiler.allow_in_graph(apply_loss)  # type: ignore[no-untyped-call]
     return True
 
 
-# Run, not traced, when Dynamo meets it: what torch.compiler.assume_constant_result does, whose import takes a second.
+# Run, not traced, when Dynamo meets it: as by torch.compiler.assume_constant_result, whose import is slow.
 allow_in_graph._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
@@ -169,7 +171,9 @@ def halves(factor: Tensor, stacked: Tensor, dtype: torch.dtype) -> tuple[Tensor,
 
     Saturates where float16 would overflow, as it does at a zero row, whose gradient has a factor 1/ε.
     """
-    first, second = (factor * half for half in stacked.chunk(2))  # no views of one tensor: forward mode refuses them
+    first, second = (
+        factor * half for half in stacked.chunk(2)
+    )  # no views of one tensor: forward mode refuses them
     if dtype == torch.float16:
         limit = torch.finfo(dtype).max
         first, second = first.clamp(-limit, limit), second.clamp(-limit, limit)

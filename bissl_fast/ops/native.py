@@ -1,4 +1,4 @@
-"""Registration of the raw kernels: the compiled ones, the Triton ones, their fakes, and their refusal of autograd."""
+"""Registration of the raw kernels, compiled and Triton: their fakes, and their refusal of autograd."""
 
 import importlib.util
 from collections.abc import Callable
@@ -35,7 +35,9 @@ def has_compiled_kernels(device_type: str) -> bool:
     """Whether the compiled extension has kernels for ``"cpu"`` or ``"cuda"``."""
     if _C is None:
         return False
-    return bool(torch._C._dispatch_has_kernel_for_dispatch_key("bissl_fast::contrastive_fwd", device_type.upper()))
+    return bool(
+        torch._C._dispatch_has_kernel_for_dispatch_key("bissl_fast::contrastive_fwd", device_type.upper())
+    )
 
 
 def is_tracked(tensor: Tensor) -> bool:
@@ -45,11 +47,11 @@ def is_tracked(tensor: Tensor) -> bool:
     # No public name tells whether tangents count; inside autograd.Function.forward they do not.
     if forward_ad._current_level < 0 or not torch._C._is_fwd_grad_enabled():
         return False
-    return forward_ad.unpack_dual(tensor).tangent is not None
+    return forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
 
 
 def refusing(name: str) -> Callable[..., Any]:
-    """The autograd kernel of a raw op: PyTorch's own fallback would drop the tangent and return a zero derivative."""
+    """The autograd kernel of a raw op: PyTorch's own fallback would drop the tangent, a silent zero."""
     op = getattr(torch.ops.bissl_fast, name).default
 
     def check_then_call(*args: Any) -> Any:
@@ -85,18 +87,18 @@ def triton_bwd_bwd(units: Tensor, inv_norms: Tensor, lse: Tensor, kept: Tensor, 
 def register(library: Library, prefix: str) -> None:
     """Give three declared ops their fakes and their autograd kernels."""
     for name, fake in FAKES.items():
-        torch.library.register_fake(f"bissl_fast::{prefix}{name}", fake, lib=library)
-        library.impl(f"{prefix}{name}", refusing(f"{prefix}{name}"), "Autograd")
+        torch.library.register_fake(f"bissl_fast::{prefix}{name}", fake, lib=library)  # type: ignore[arg-type]
+        library.impl(f"{prefix}{name}", refusing(f"{prefix}{name}"), "Autograd")  # type: ignore[no-untyped-call]
 
 
 def register_all() -> Library:
     """Register every op; the library must live as long as they are used."""
-    library = Library("bissl_fast", "FRAGMENT")
+    library = Library("bissl_fast", "FRAGMENT")  # type: ignore[no-untyped-call]
     if _C is not None:
         register(library, "contrastive_")
     for name, kernel in {"fwd": triton_fwd, "bwd": triton_bwd, "bwd_bwd": triton_bwd_bwd}.items():
-        library.define(f"triton_contrastive_{name}{ARGUMENTS[name]}")
-        library.impl(f"triton_contrastive_{name}", kernel, "CUDA")
+        library.define(f"triton_contrastive_{name}{ARGUMENTS[name]}")  # type: ignore[no-untyped-call]
+        library.impl(f"triton_contrastive_{name}", kernel, "CUDA")  # type: ignore[no-untyped-call]
     register(library, "triton_contrastive_")
     return library
 

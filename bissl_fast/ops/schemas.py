@@ -4,18 +4,18 @@ NT-Xent and two-sided InfoNCE are one loss over the 2B stacked unit rows ``u``, 
 
     loss = 1/N Σ_i [ log Σ_{j in A(i)} exp(u_i·u_j / τ) − u_i·u_partner(i) / τ ],    N = 2B,
 
-``A(i)`` being every other row (NT-Xent) or every row of the other view (``cross_view``, InfoNCE). A backend is
-three kernels. ``z`` is float16, bfloat16, float32 or float64 with any strides; *wide* means float64 for float64
-inputs and float32 for all others; every output is contiguous.
+``A(i)`` being every other row (NT-Xent) or every row of the other view (``cross_view``, InfoNCE). A backend
+is three kernels. ``z`` is float16, bfloat16, float32 or float64 with any strides; *wide* means float64 for
+float64 inputs and float32 for all others; every output is contiguous.
 
 ``fwd(z1, z2, temperature, cross_view) -> (loss, units, inv_norms, lse, kept)``
     loss ``()`` wide; units ``(N, D)``: rows z / max(‖z‖, ε), in :func:`unit_dtype`; inv_norms ``(N,)`` wide:
-    1 / max(‖z‖, ε), exactly ``1/ε`` where the row was clamped; lse ``(N,)`` wide: natural log of the row sums;
-    kept ``(K,)`` wide: whatever else the backend wants to see again in the derivatives, often nothing (K = 0).
+    1 / max(‖z‖, ε), exactly ``1/ε`` where the row was clamped; lse ``(N,)`` wide: natural log of the row sums
+    (positives included); kept ``(K,)`` wide: whatever else the backend wants to see again, maybe nothing.
 ``bwd(units, inv_norms, lse, kept, temperature, cross_view) -> (grad, radial)``
     grad ``(N, D)`` wide: dloss/dz; radial ``(N,)`` wide: u_i · dloss/du_i.
 ``bwd_bwd(units, inv_norms, lse, kept, grad, radial, tangent, temperature, cross_view) -> product``
-    tangent ``(N, D)`` wide, contiguous; product ``(N, D)`` wide: the Hessian (with respect to z) times the tangent.
+    tangent ``(N, D)`` wide, contiguous; product ``(N, D)`` wide: the Hessian in z times the tangent.
 
 With G = dloss/du, n = ‖z‖ and the projector J = (I − u uᵀ)/n (J = I/ε on a clamped row):
 grad = J G, u̇ = J v, and with Ġ the derivative of G along u̇,
@@ -28,7 +28,8 @@ import torch
 NORM_EPS = 1e-12  # ε of torch.nn.functional.normalize
 
 ARGUMENTS = {
-    "fwd": "(Tensor z1, Tensor z2, float temperature, bool cross_view) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "fwd": "(Tensor z1, Tensor z2, float temperature, bool cross_view)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     "bwd": "(Tensor units, Tensor inv_norms, Tensor lse, Tensor kept, float temperature, bool cross_view)"
     " -> (Tensor, Tensor)",
     "bwd_bwd": "(Tensor units, Tensor inv_norms, Tensor lse, Tensor kept, Tensor grad, Tensor radial, "
@@ -72,7 +73,12 @@ def fake_fwd(
 
 
 def fake_bwd(
-    units: torch.Tensor, inv_norms: torch.Tensor, lse: torch.Tensor, kept: torch.Tensor, temperature: float, cross_view: bool
+    units: torch.Tensor,
+    inv_norms: torch.Tensor,
+    lse: torch.Tensor,
+    kept: torch.Tensor,
+    temperature: float,
+    cross_view: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Shapes and dtypes of ``bwd``."""
     return units.new_empty(units.shape, dtype=lse.dtype), torch.empty_like(lse)

@@ -1,4 +1,4 @@
-"""What the tests of the contrastive losses share: embeddings, derivatives, and the losses beside their references."""
+"""What the tests of the contrastive losses share: embeddings, derivatives, losses and references."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -47,7 +47,7 @@ def views(
 def derivatives(
     function: Callable[[Tensor, Tensor], Tensor], z1: Tensor, z2: Tensor, v1: Tensor, v2: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss, gradient and Hessian-vector product, reverse over reverse; the last two stacked to ``(2B, D)``."""
+    """Loss, gradient and Hessian-vector product, reverse over reverse; the last two are ``(2B, D)``."""
     inputs = z1.detach().requires_grad_(), z2.detach().requires_grad_()
     value = function(*inputs)
     gradients = torch.autograd.grad(value, inputs, create_graph=True)

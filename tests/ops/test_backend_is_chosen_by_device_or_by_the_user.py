@@ -49,7 +49,9 @@ def test_an_unknown_backend_is_named_beside_the_known_ones(monkeypatch: pytest.M
         nt_xent_loss(*views(4, 3))
 
 
-def test_without_compiled_kernels_the_reference_serves_and_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_compiled_kernels_the_reference_serves_and_says_so_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(native, "IMPORT_ERROR", ImportError("No module named 'bissl_fast._C'"))
     say_once.cache_clear()
     with pytest.warns(RuntimeWarning, match="plain PyTorch .*bissl_fast._C"):

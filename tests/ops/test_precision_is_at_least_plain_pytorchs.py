@@ -25,7 +25,9 @@ def test_error_is_at_most_twice_plain_pytorchs(
         exact = derivatives(lambda a, b: loss.reference(a, b, temperature), *wide)
         plain = derivatives(lambda a, b: loss.reference(a, b, temperature), z1, z2, v1, v2)
         fused = derivatives(lambda a, b: loss.fused(a, b, temperature), z1, z2, v1, v2)
-        errors.append([[relative_error(x, e) for x, e in zip(run, exact, strict=True)] for run in (fused, plain)])
+        errors.append(
+            [[relative_error(x, e) for x, e in zip(run, exact, strict=True)] for run in (fused, plain)]
+        )
     fused_errors, plain_errors = torch.tensor(errors).square().mean(dim=0).sqrt()
     assert (fused_errors <= (2 * plain_errors).clamp_min(ROUNDING[dtype])).all(), (fused_errors, plain_errors)
 

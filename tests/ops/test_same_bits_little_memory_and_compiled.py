@@ -64,7 +64,9 @@ def test_memory_grows_with_the_embeddings_not_with_their_pairs(loss: Loss) -> No
     script = MEASURE.format(name=name, pairs=pairs)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     used = float(done.stdout)  # MiB
-    embeddings = 2 * pairs * 64 * 4 / 2**20  # 2.9 MiB; one matrix of similarities would be 549 MiB (137 across views)
+    embeddings = (
+        2 * pairs * 64 * 4 / 2**20
+    )  # 2.9 MiB; one matrix of similarities would be 549 MiB (137 across views)
     assert used <= 20 * embeddings
 
 

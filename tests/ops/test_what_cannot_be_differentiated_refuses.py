@@ -1,4 +1,4 @@
-"""A silent zero or a wrong curvature is the worst bug: what has no derivative raises, and a lost one is noticed."""
+"""A silent zero is the worst bug: what has no derivative raises, and a lost one is noticed."""
 
 import pytest
 import torch
@@ -31,7 +31,8 @@ RAW = ["contrastive_fwd", "contrastive_bwd", "contrastive_bwd_bwd"]
 def test_a_raw_kernel_met_by_a_derivative_raises(name: str, mode: str) -> None:
     op = getattr(torch.ops.bissl_fast, name)
     first, *rest = raw_arguments(name)
-    with pytest.raises(NotImplementedError, match="raw kernel"):
+
+    def differentiate() -> None:
         if mode == "functorch":
             torch.func.jvp(lambda z: op(z, *rest, 0.5, False), (first,), (torch.ones_like(first),))
         elif mode == "forward_ad":
@@ -39,6 +40,9 @@ def test_a_raw_kernel_met_by_a_derivative_raises(name: str, mode: str) -> None:
                 op(torch.autograd.forward_ad.make_dual(first, torch.ones_like(first)), *rest, 0.5, False)
         else:
             op(first.clone().requires_grad_(), *rest, 0.5, False)
+
+    with pytest.raises(NotImplementedError, match="raw kernel"):
+        differentiate()
 
 
 @pytest.mark.parametrize("name", RAW)

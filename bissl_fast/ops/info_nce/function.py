@@ -19,12 +19,12 @@ def info_nce_loss(a: torch.Tensor, b: torch.Tensor, temperature: float = 0.07) -
         temperature: τ > 0, divides the cosine similarities.
 
     Returns:
-        The mean of the a-to-b and the b-to-a cross-entropies, a scalar: float64 for float64 embeddings, float32 for
-        all others.
+        The mean of the a-to-b and the b-to-a cross-entropies, a scalar: float64 for float64 embeddings,
+        float32 for all others.
 
     Raises:
-        TypeError: Embeddings that are no floating-point tensors of one dtype, or a temperature that is no number.
-        ValueError: Shapes that differ or are empty, two devices, or a temperature that is not positive and finite.
+        TypeError: Embeddings that are not floating-point tensors of one dtype, or τ that is no number.
+        ValueError: Shapes that differ or are empty, two devices, or τ that is not positive and finite.
         UserError: The backend that was chosen cannot serve these embeddings.
         NotImplementedError: A third derivative was asked for.
 

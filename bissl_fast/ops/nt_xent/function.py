@@ -11,8 +11,8 @@ from bissl_fast.ops.nt_xent import reference
 def nt_xent_loss(z1: torch.Tensor, z2: torch.Tensor, temperature: float = 0.5) -> torch.Tensor:
     """Normalised temperature-scaled cross-entropy over two views (SimCLR, Eq. 1) in O(N·D) memory.
 
-    Exact to second order: ``backward``, double ``backward`` and ``torch.func.jvp`` of a gradient run through fused
-    kernels. The rows are normalised inside; a zero row gives what ``torch.nn.functional.normalize`` gives.
+    Exact to second order: ``backward``, double ``backward`` and ``torch.func.jvp`` of a gradient run through
+    fused kernels. Rows are normalised inside; a zero row gives what ``torch.nn.functional.normalize`` gives.
 
     Args:
         z1: ``(B, D)`` embeddings of the first views; float16, bfloat16, float32 or float64, any strides.
@@ -23,8 +23,8 @@ def nt_xent_loss(z1: torch.Tensor, z2: torch.Tensor, temperature: float = 0.5) -
         The mean over all 2B rows, a scalar: float64 for float64 embeddings, float32 for all others.
 
     Raises:
-        TypeError: Embeddings that are no floating-point tensors of one dtype, or a temperature that is no number.
-        ValueError: Shapes that differ or are empty, two devices, or a temperature that is not positive and finite.
+        TypeError: Embeddings that are not floating-point tensors of one dtype, or τ that is no number.
+        ValueError: Shapes that differ or are empty, two devices, or τ that is not positive and finite.
         UserError: The backend that was chosen cannot serve these embeddings.
         NotImplementedError: A third derivative was asked for.
 
