@@ -22,7 +22,8 @@ def main() -> None:
             expected = derivatives(loss, z1, z2, v)
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
     built = native.build_info()
-    print(f"right under torch {torch.__version__}, built with {built['compiler']} for {built['torch_headers']}")
+    built_for = f"{built['compiler']}, headers of torch {built['torch_headers']}"
+    print(f"right under torch {torch.__version__} (built with {built_for})")
 
 
 main()
