@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bissl_fast.ops.info_nce import reference as info_nce
 from bissl_fast.ops.nt_xent import reference as nt_xent
-from bissl_fast.ops.triton import launch
+from bissl_fast.ops.triton import launch, plans
 
 # (pairs, width, temperature, cross_view, precision of float32 products); odd sizes leave tiles partly empty
 NT_XENT_SIZES = [(1, 3), (2, 17), (3, 1), (33, 100), (65, 17)]
@@ -24,6 +24,7 @@ CASES = [
     (17, 64, 0.1, False, "highest"),  # well separated pairs: losses and gradients nearly vanish
     (17, 64, 0.1, True, "highest"),
     (2, 257, 0.5, False, "highest"),
+    (150, 16, 0.1, False, "highest"),  # several tiles per panel
     (65, 16, 0.01, False, "highest"),  # two exponentials
     (63, 16, 0.01, True, "highest"),
     (33, 64, 0.5, False, "high"),  # one float16 term
@@ -59,6 +60,7 @@ def errors(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> list[floa
 
 def main() -> None:
     torch.set_num_threads(1)
+    plans.LIVE_PANELS = 2
     results = []
     for pairs, width, temperature, cross_view, precision in CASES:
         torch.set_float32_matmul_precision(precision)
