@@ -54,7 +54,7 @@ def kept_size(z1: torch.Tensor, cross_view: bool) -> int:
     pairs, columns = z1.shape
     rows = 2 * pairs
     tiles = pairs * pairs if cross_view else rows * (rows + 256) // 2
-    return 16 + 2 * rows + (tiles if tiles <= min(10 * rows * columns, 1 << 24) else 0)
+    return 16 + 2 * rows + (tiles if tiles <= min(20 * rows * columns, 1 << 26) else 0)
 
 
 def fake_fwd(

@@ -34,8 +34,8 @@ class Kept {
 
  private:
   static constexpr int64_t kHeader = 16;              // keeps the alignment of the buffer
-  static constexpr int64_t kPerEmbedding = 10;        // the tiles are at most so many times the embeddings: O(N D)
-  static constexpr int64_t kMost = int64_t{1} << 24;  // values: 64 MiB of float
+  static constexpr int64_t kPerEmbedding = 20;        // the tiles are at most so many times the embeddings: O(N D)
+  static constexpr int64_t kMost = int64_t{1} << 26;  // values: 256 MiB of float
 
   static int64_t front(const Problem& problem) { return kHeader + 2 * problem.rows(); }
 
