@@ -4,13 +4,16 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test peer lint clean
+.PHONY: demo test peer lint sanitize clean
 
-# Remade whenever the dependencies change.
-$(VENV)/installed: pyproject.toml
+NATIVE := setup.py CMakeLists.txt $(wildcard csrc/* csrc/*/*)
+
+# Remade whenever dependencies or native code change. Torch goes first: the native code is built against it.
+$(VENV)/installed: pyproject.toml $(NATIVE)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "bissl-fast needs Python 3.10 or newer: make PYTHON=python3.12")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet 'torch>=2.11,<3'
 	$(BIN)/python -m pip install --quiet --editable '.[test,lint]'
 	touch $@
 
@@ -29,6 +32,12 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The C++ unit test of the CPU kernels under AddressSanitizer and UBSan.
+sanitize: $(VENV)/installed
+	cmake -S . -B build/sanitize -DSANITIZE=ON -DPython3_EXECUTABLE=$(abspath $(BIN)/python)
+	cmake --build build/sanitize --parallel 2
+	ctest --test-dir build/sanitize --output-on-failure
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -12,6 +12,7 @@ usage: bissl-fast COMMAND [OPTIONS]     (bissl-fast COMMAND --help tells more)
 
   train    run BiSSL and its baseline from pretext training to test, e.g. `bissl-fast train --dataset textures`
   data     list, download, prepare and verify data sets
+  bench    measure the kernels beside their peers on this machine: `bissl-fast bench nt-xent`
   report   write report.html of a run anew
   doctor   versions, device, active backends, and what would make it faster
 """
@@ -57,6 +58,10 @@ def _run(command: str, rest: list[str]) -> int:
         from bissl_fast.cli.report import report_command
 
         report_command(rest)
+    elif command == "bench":
+        from bissl_fast.cli.bench import bench_command
+
+        bench_command(rest)
     elif command == "doctor":
         from bissl_fast.cli.doctor import doctor_command
 

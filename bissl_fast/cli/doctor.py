@@ -7,6 +7,8 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from bissl_fast.ops import available_backends
+from bissl_fast.ops.native import build_info, has_compiled_kernels
 from bissl_fast.training.environment import describe_environment
 from bissl_fast.training.precision import find_device
 
@@ -23,7 +25,10 @@ def doctor_command(arguments: list[str]) -> None:
         table = Table(show_header=False, box=None)
         for name, value in {**environment, **packages}.items():
             table.add_row(name, "not installed" if value is None else str(value))
-        table.add_row("kernels", "reference (plain PyTorch) for every op")
+        for name, absent in available_backends().items():
+            table.add_row(f"backend {name}", absent or "active")
+        for name, value in build_info().items():
+            table.add_row(f"native {name.replace('_', ' ')}", value or "none")
         console.print(table)
         console.print("\n".join(advice(device)))
 
@@ -40,6 +45,8 @@ def advice(device: torch.device) -> list[str]:
             sentences.append("No CUDA device was found: runs use the CPU; the preset `quick` is made for that.")
     else:
         sentences.append("Pass --precision tf32 or bf16 for faster products on this GPU.")
+    if not has_compiled_kernels("cpu"):
+        sentences.append("Compile the CPU kernels: `pip install --no-build-isolation -e .` with a C++20 compiler.")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if torch.get_num_threads() < cores:
         sentences.append(f"torch uses {torch.get_num_threads()} of {cores} cores: unset OMP_NUM_THREADS to use all.")

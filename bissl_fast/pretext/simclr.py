@@ -39,9 +39,4 @@ class SimCLR:
     def loss(self, outputs: Sequence[torch.Tensor]) -> torch.Tensor:
         """NT-Xent of the projections ``(B, D)`` of two views, a scalar in float32 or better."""
         first, second = outputs
-        with torch.autocast(first.device.type, enabled=False):
-            return nt_xent_loss(_at_least_float32(first), _at_least_float32(second), self.temperature)
-
-
-def _at_least_float32(x: torch.Tensor) -> torch.Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        return nt_xent_loss(first, second, self.temperature)

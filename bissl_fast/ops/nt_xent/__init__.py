@@ -3,7 +3,8 @@
 import torch
 from torch import nn
 
-from bissl_fast.ops.nt_xent.reference import nt_xent_loss
+from bissl_fast.ops.checks import check_temperature
+from bissl_fast.ops.nt_xent.function import nt_xent_loss
 
 __all__ = ["NTXentLoss", "nt_xent_loss"]
 
@@ -17,7 +18,12 @@ class NTXentLoss(nn.Module):
 
     def __init__(self, temperature: float = 0.5) -> None:
         super().__init__()
+        check_temperature(temperature)
         self.temperature = temperature
+
+    def extra_repr(self) -> str:
+        """The settings, for ``print(module)``."""
+        return f"temperature={self.temperature}"
 
     def forward(self, z1: torch.Tensor, z2: torch.Tensor) -> torch.Tensor:
         """Loss of two ``(B, D)`` batches of embeddings, a scalar."""

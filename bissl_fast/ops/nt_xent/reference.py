@@ -3,6 +3,8 @@
 import torch
 import torch.nn.functional as F
 
+from bissl_fast.ops.rows import unit_rows
+
 
 def nt_xent_loss(z1: torch.Tensor, z2: torch.Tensor, temperature: float = 0.5) -> torch.Tensor:
     """Normalised temperature-scaled cross-entropy over two views (SimCLR, Eq. 1), any dtype.
@@ -15,7 +17,7 @@ def nt_xent_loss(z1: torch.Tensor, z2: torch.Tensor, temperature: float = 0.5) -
     Returns:
         The mean over all 2B rows, a scalar in the dtype of the inputs.
     """
-    u = F.normalize(torch.cat([z1, z2]), dim=1)  # (2B, D)
+    u = unit_rows(torch.cat([z1, z2]))  # (2B, D)
     similarities = u @ u.T / temperature  # (2B, 2B)
     itself = torch.eye(len(u), dtype=torch.bool, device=u.device)
     partner = torch.arange(len(u), device=u.device).roll(len(z1))

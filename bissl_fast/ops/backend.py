@@ -1,0 +1,143 @@
+"""Which kernels serve a loss: the best available for the device, unless the user says otherwise.
+
+``BISSL_FAST_BACKEND`` chooses for the process and :func:`backend` for a block of code. A choice that cannot
+serve an input raises; without a choice the reference steps in and says so once.
+"""
+
+import functools
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import NamedTuple
+
+import torch
+
+from bissl_fast.errors import UserError
+from bissl_fast.ops import native
+
+BACKENDS = ("reference", "cpp", "triton", "cuda")
+PREFERRED = {"cpu": ("cpp",), "cuda": ("cuda", "triton")}
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+REBUILD = "`BISSL_FAST_NATIVE=1 pip install --no-build-isolation .` in the repository builds them or says why not"
+
+_choice: ContextVar[str | None] = ContextVar("bissl_fast_backend", default=None)
+
+
+class Kernels(NamedTuple):
+    """The three raw kernels of a backend; see :mod:`bissl_fast.ops.schemas`."""
+
+    fwd: Callable[..., tuple[torch.Tensor, ...]]
+    bwd: Callable[..., tuple[torch.Tensor, torch.Tensor]]
+    bwd_bwd: Callable[..., torch.Tensor]
+
+
+def kernels(name: str) -> Kernels:
+    """The raw kernels of a backend; ``cpp`` and ``cuda`` share their ops, and the device tells which runs."""
+    ops = torch.ops.bissl_fast
+    if name == "triton":
+        return Kernels(ops.triton_contrastive_fwd, ops.triton_contrastive_bwd, ops.triton_contrastive_bwd_bwd)
+    return Kernels(ops.contrastive_fwd, ops.contrastive_bwd, ops.contrastive_bwd_bwd)
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Use one backend inside the block.
+
+    A compiled function keeps the backend that was chosen when it was compiled.
+
+    Args:
+        name: ``reference``, ``cpp``, ``triton``, ``cuda``, or ``auto`` for the best.
+
+    Raises:
+        UserError: There is no backend of that name.
+
+    Example:
+        >>> with backend("reference"):
+        ...     loss = nt_xent_loss(z1, z2)
+    """
+    check_name(name)
+    token = _choice.set(name)
+    try:
+        yield
+    finally:
+        _choice.reset(token)
+
+
+def available_backends() -> dict[str, str]:
+    """Every backend and why it is absent; an empty reason means that it is there."""
+    return {name: why_absent(name) for name in BACKENDS}
+
+
+def choose(z: torch.Tensor) -> str:
+    """The backend for embeddings like ``z``.
+
+    Raises:
+        UserError: The backend that was asked for cannot serve them.
+    """
+    name = wanted()
+    if name != "auto":
+        reason = why_not(name, z)
+        if reason:
+            raise UserError(f"The backend {name!r} was chosen, but {reason}. Choose `auto` or `reference`.")
+        return name
+    reasons = []
+    for name in PREFERRED.get(z.device.type, ()):
+        reason = why_not(name, z)
+        if not reason:
+            return name
+        reasons.append(f"{name}: {reason}")
+    say_once("; ".join(reasons) or f"no kernels for the device {z.device.type}")
+    return "reference"
+
+
+def wanted() -> str:
+    """The choice in force: of the block, else of the environment, else ``auto``."""
+    name = _choice.get() or os.environ.get("BISSL_FAST_BACKEND") or "auto"
+    check_name(name)
+    return name
+
+
+# Run, not traced, when Dynamo meets it: as by torch.compiler.assume_constant_result, whose import is slow.
+wanted._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def check_name(name: str) -> None:
+    """Raise unless ``name`` is a backend or ``auto``."""
+    if name != "auto" and name not in BACKENDS:
+        raise UserError(f"There is no backend {name!r}. Expected one of: auto, {', '.join(BACKENDS)}.")
+
+
+def why_absent(name: str) -> str:
+    """What keeps a backend from being used on this machine, empty if nothing does."""
+    if name == "reference":
+        return ""
+    if name == "triton":
+        if not native.HAS_TRITON:
+            return "triton is not installed; `pip install triton` installs it"
+        return "" if torch.cuda.is_available() else "PyTorch finds no CUDA device"
+    if native.IMPORT_ERROR is not None:
+        return f"the compiled kernels cannot be imported ({native.IMPORT_ERROR}); {REBUILD}"
+    if name == "cuda" and not native.has_compiled_kernels("cuda"):
+        return f"the compiled kernels were built without nvcc; {REBUILD}"
+    return "" if name == "cpp" or torch.cuda.is_available() else "PyTorch finds no CUDA device"
+
+
+def why_not(name: str, z: torch.Tensor) -> str:
+    """What keeps a backend from serving embeddings like ``z``, empty if nothing does."""
+    device = {"cpp": "cpu", "triton": "cuda", "cuda": "cuda"}.get(name, z.device.type)
+    if z.device.type != device:
+        return f"it serves {device} tensors, not {z.device.type}"
+    reason = why_absent(name)
+    if not reason and name == "triton":
+        from bissl_fast.ops.triton import launch
+
+        return "" if launch.supports(z) else f"it does not serve {z.dtype} embeddings of width {z.shape[1]}"
+    return reason
+
+
+@functools.cache
+def say_once(reason: str) -> None:
+    """Warn that plain PyTorch is used."""
+    warnings.warn(f"The contrastive losses run on plain PyTorch ({reason}).", RuntimeWarning, stacklevel=4)

@@ -1,0 +1,147 @@
+"""Times of a contrastive loss beside its peers, taken side by side, with the roofline of the machine."""
+
+import contextlib
+import importlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bissl_fast.ops.nt_xent import nt_xent_loss, reference
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+Call = Callable[[], object]
+TEMPERATURE = 0.5
+
+# Matrix products of the algorithm, in units of 2 N² D operations, when nothing but the embeddings is stored
+# and one triangle serves both. Where it is kept (docs/kernels.md), fewer do: above 100 % is possible.
+PRODUCTS = {"forward": 0.5, "forward + backward": 2.0, "second order": 7.0}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One loss at one size doing one task."""
+
+    task: str  # a key of PRODUCTS
+    loss: str
+    pairs: int
+    width: int
+    seconds: float  # best of the rounds
+    roofline_seconds: float  # PRODUCTS[task] at the rate of a large matrix product measured in the same rounds
+    launches: int | None = None  # kernels per call, on a GPU
+    replay_seconds: float | None = None  # as a CUDA graph
+
+
+def peers() -> dict[str, Loss]:
+    """The losses to compare, best known first; lightly's only where it is installed."""
+    losses: dict[str, Loss] = {
+        "bissl-fast": lambda a, b: nt_xent_loss(a, b, TEMPERATURE),
+        "eager": lambda a, b: reference.nt_xent_loss(a, b, TEMPERATURE),
+        "torch.compile": torch.compile(lambda a, b: reference.nt_xent_loss(a, b, TEMPERATURE), dynamic=False),
+    }
+    with contextlib.suppress(ImportError):
+        losses["lightly"] = importlib.import_module("lightly.loss").NTXentLoss(temperature=TEMPERATURE)
+    return losses
+
+
+def task_of(name: str, loss: Loss, inputs: Sequence[Tensor], vectors: Sequence[Tensor]) -> Callable[[], object]:
+    """A call that does the task once, from the embeddings."""
+
+    def forward() -> object:
+        with torch.no_grad():
+            return loss(*inputs)
+
+    def backward() -> object:
+        return torch.autograd.grad(loss(*inputs), inputs)
+
+    def second_order() -> object:
+        gradients = torch.autograd.grad(loss(*inputs), inputs, create_graph=True)
+        return torch.autograd.grad(gradients, inputs, vectors)
+
+    return {"forward": forward, "forward + backward": backward, "second order": second_order}[name]
+
+
+def embeddings(pairs: int, width: int, device: str, dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
+    """Two views that require a gradient, and the two halves of a vector to multiply the Hessian by."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = [torch.randn(pairs, width, generator=generator).to(device, dtype) for _ in range(4)]
+    return [z.requires_grad_() for z in drawn[:2]], drawn[2:]
+
+
+def measure(
+    pairs: int, width: int, rounds: int = 10, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> Iterator[Row]:
+    """Rows of one size, task by task.
+
+    Losses take turns in every round, so that a busy moment hits all of them alike.
+
+    Args:
+        pairs: B, rows per view.
+        width: D, columns.
+        rounds: Turns of every loss; the best counts.
+        device: ``"cpu"`` or ``"cuda"``.
+        dtype: Of the embeddings.
+    """
+    inputs, vectors = embeddings(pairs, width, device, dtype)
+    stacked = torch.cat([z.detach() for z in inputs])
+    similarities = torch.empty(2 * pairs, 2 * pairs, device=device, dtype=dtype)
+    for task in PRODUCTS:
+        calls: dict[str, Call] = {"": lambda: torch.mm(stacked, stacked.t(), out=similarities)}
+        for name, loss in peers().items():
+            if task == "second order" and name == "torch.compile":
+                continue  # torch.compile has no double backward
+            calls[name] = task_of(task, loss, inputs, vectors)
+        seconds = best_of(calls, rounds, device)
+        roofline = seconds.pop("") * PRODUCTS[task]
+        for name, value in seconds.items():
+            launches, replay = on_gpu(calls[name]) if device == "cuda" else (None, None)
+            yield Row(task, name, pairs, width, value, roofline, launches, replay)
+
+
+def best_of(calls: dict[str, Call], rounds: int, device: str) -> dict[str, float]:
+    """The shortest time of each call in seconds, taken in turns after one call to warm up."""
+    wait: Call = torch.cuda.synchronize if device == "cuda" else lambda: None
+    best = dict.fromkeys(calls, float("inf"))
+    for turn in range(-1, rounds):
+        for name, call in calls.items():
+            wait()
+            start = time.perf_counter()
+            call()
+            wait()
+            if turn >= 0:
+                best[name] = min(best[name], time.perf_counter() - start)
+    return best
+
+
+def on_gpu(call: Call) -> tuple[int | None, float | None]:
+    """Kernel launches of a call, and its time as a replayed CUDA graph; None where it cannot be captured."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as trace:
+        call()
+        torch.cuda.synchronize()
+    launches = sum(event.device_type.name == "CUDA" for event in trace.events())
+    try:
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            call()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            call()
+    except RuntimeError:
+        return launches, None
+    return launches, best_of({"replay": graph.replay}, 20, "cuda")["replay"]
+
+
+def ratios(rows: Sequence[Row]) -> dict[tuple[str, int, int, str], float]:
+    """How many times longer each peer takes than bissl-fast, by task, pairs, width and peer."""
+    ours = {(row.task, row.pairs, row.width): row.seconds for row in rows if row.loss == "bissl-fast"}
+    return {
+        (row.task, row.pairs, row.width, row.loss): row.seconds / ours[row.task, row.pairs, row.width]
+        for row in rows
+        if row.loss != "bissl-fast"
+    }

@@ -1,0 +1,104 @@
+"""Registration of the raw kernels, compiled and Triton: their fakes, and their refusal of autograd."""
+
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.library import Library
+
+from bissl_fast.ops.schemas import ARGUMENTS, FAKES
+
+try:
+    from bissl_fast import _C  # type: ignore[attr-defined]  # its import declares the compiled ops
+except ImportError as error:
+    _C = None
+    IMPORT_ERROR: ImportError | None = error
+else:
+    IMPORT_ERROR = None
+
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+NOT_DIFFERENTIABLE = (
+    "bissl_fast::{name} is a raw kernel and has no derivative of its own. "
+    "Call bissl_fast.nt_xent_loss or bissl_fast.ops.info_nce_loss, which are differentiable twice."
+)
+
+
+def build_info() -> dict[str, str]:
+    """Compiler, flags and CUDA architectures of the compiled kernels; empty where there are none."""
+    return {} if _C is None else dict(_C.build_info())
+
+
+def has_compiled_kernels(device_type: str) -> bool:
+    """Whether the compiled extension has kernels for ``"cpu"`` or ``"cuda"``."""
+    if _C is None:
+        return False
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key("bissl_fast::contrastive_fwd", device_type.upper()))
+
+
+def is_tracked(tensor: Tensor) -> bool:
+    """Whether a derivative with respect to this tensor is being asked for, in either mode."""
+    if tensor.requires_grad and torch.is_grad_enabled():
+        return True
+    # No public name tells whether tangents count; inside autograd.Function.forward they do not.
+    if forward_ad._current_level < 0 or not torch._C._is_fwd_grad_enabled():
+        return False
+    return forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
+
+
+def refusing(name: str) -> Callable[..., Any]:
+    """The autograd kernel of a raw op: PyTorch's own fallback would drop the tangent, a silent zero."""
+    op = getattr(torch.ops.bissl_fast, name).default
+
+    def check_then_call(*args: Any) -> Any:
+        if any(is_tracked(argument) for argument in args if isinstance(argument, Tensor)):
+            raise NotImplementedError(NOT_DIFFERENTIABLE.format(name=name))
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*args)
+
+    return check_then_call
+
+
+def triton_fwd(z1: Tensor, z2: Tensor, temperature: float, cross_view: bool) -> tuple[Tensor, ...]:
+    from bissl_fast.ops.triton import launch
+
+    outputs = launch.fwd(z1, z2, temperature, cross_view)
+    return *outputs, outputs[-1].new_empty(0)
+
+
+def triton_bwd(
+    units: Tensor, inv_norms: Tensor, lse: Tensor, kept: Tensor, temperature: float, cross_view: bool
+) -> tuple[Tensor, Tensor]:
+    from bissl_fast.ops.triton import launch
+
+    return launch.bwd(units, inv_norms, lse, temperature, cross_view)
+
+
+def triton_bwd_bwd(units: Tensor, inv_norms: Tensor, lse: Tensor, kept: Tensor, *rest: Any) -> Tensor:
+    from bissl_fast.ops.triton import launch
+
+    return launch.bwd_bwd(units, inv_norms, lse, *rest)
+
+
+def register(library: Library, prefix: str) -> None:
+    """Give three declared ops their fakes and their autograd kernels."""
+    for name, fake in FAKES.items():
+        torch.library.register_fake(f"bissl_fast::{prefix}{name}", fake, lib=library)  # type: ignore[arg-type]
+        library.impl(f"{prefix}{name}", refusing(f"{prefix}{name}"), "Autograd")  # type: ignore[no-untyped-call]
+
+
+def register_all() -> Library:
+    """Register every op; the library must live as long as they are used."""
+    library = Library("bissl_fast", "FRAGMENT")  # type: ignore[no-untyped-call]
+    if _C is not None:
+        register(library, "contrastive_")
+    for name, kernel in {"fwd": triton_fwd, "bwd": triton_bwd, "bwd_bwd": triton_bwd_bwd}.items():
+        library.define(f"triton_contrastive_{name}{ARGUMENTS[name]}")  # type: ignore[no-untyped-call]
+        library.impl(f"triton_contrastive_{name}", kernel, "CUDA")  # type: ignore[no-untyped-call]
+    register(library, "triton_contrastive_")
+    return library
+
+
+_LIBRARY = register_all()

@@ -1,0 +1,101 @@
+"""Raw contrastive kernels: what a backend implements, and how each op is declared to PyTorch.
+
+NT-Xent and two-sided InfoNCE are one loss over the 2B stacked unit rows ``u``, with two sets of negatives:
+
+    loss = 1/N Σ_i [ log Σ_{j in A(i)} exp(u_i·u_j / τ) − u_i·u_partner(i) / τ ],    N = 2B,
+
+``A(i)`` being every other row (NT-Xent) or every row of the other view (``cross_view``, InfoNCE). A backend
+is three kernels. ``z`` is float16, bfloat16, float32 or float64 with any strides; *wide* means float64 for
+float64 inputs and float32 for all others; every output is contiguous.
+
+``fwd(z1, z2, temperature, cross_view) -> (loss, units, inv_norms, lse, kept)``
+    loss ``()`` wide; units ``(N, D)``: rows z / max(‖z‖, ε), in :func:`unit_dtype`; inv_norms ``(N,)`` wide:
+    1 / max(‖z‖, ε), exactly ``1/ε`` where the row was clamped; lse ``(N,)`` wide: natural log of the row sums
+    (positives included); kept ``(K,)`` wide: whatever else the backend wants to see again, maybe nothing.
+``bwd(units, inv_norms, lse, kept, temperature, cross_view) -> (grad, radial)``
+    grad ``(N, D)`` wide: dloss/dz; radial ``(N,)`` wide: u_i · dloss/du_i.
+``bwd_bwd(units, inv_norms, lse, kept, grad, radial, tangent, temperature, cross_view) -> product``
+    tangent ``(N, D)`` wide, contiguous; product ``(N, D)`` wide: the Hessian in z times the tangent.
+
+With G = dloss/du, n = ‖z‖ and the projector J = (I − u uᵀ)/n (J = I/ε on a clamped row):
+grad = J G, u̇ = J v, and with Ġ the derivative of G along u̇,
+
+    product_i = J (Ġ_i − radial_i u̇_i) − u_i (grad_i·u̇_i) − grad_i (u_i·v_i)/n    (J Ġ_i on a clamped row).
+"""
+
+import torch
+
+NORM_EPS = 1e-12  # ε of torch.nn.functional.normalize
+
+ARGUMENTS = {
+    "fwd": "(Tensor z1, Tensor z2, float temperature, bool cross_view) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "bwd": "(Tensor units, Tensor inv_norms, Tensor lse, Tensor kept, float temperature, bool cross_view)"
+    " -> (Tensor, Tensor)",
+    "bwd_bwd": "(Tensor units, Tensor inv_norms, Tensor lse, Tensor kept, Tensor grad, Tensor radial, "
+    "Tensor tangent, float temperature, bool cross_view) -> Tensor",
+}
+
+
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Dtype of sums, gradients and products for embeddings of ``dtype``."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def unit_dtype(z: torch.Tensor) -> torch.dtype:
+    """Dtype of the unit rows: half precision stays half on a GPU (tensor cores) and widens on a CPU."""
+    return z.dtype if z.is_cuda else wide_dtype(z.dtype)
+
+
+def kept_size(z1: torch.Tensor, cross_view: bool) -> int:
+    """Length of ``kept``; on a CPU that of csrc/cpu/kept.h, which opcheck compares."""
+    if z1.is_cuda:
+        return 0
+    pairs, columns = z1.shape
+    rows = 2 * pairs
+    tiles = pairs * pairs if cross_view else rows * (rows + 256) // 2
+    return 16 + 2 * rows + (tiles if tiles <= min(20 * rows * columns, 1 << 26) else 0)
+
+
+def fake_fwd(
+    z1: torch.Tensor, z2: torch.Tensor, temperature: float, cross_view: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Shapes and dtypes of ``fwd``."""
+    rows, columns = z1.shape[0] + z2.shape[0], z1.shape[1]
+    wide = wide_dtype(z1.dtype)
+    return (
+        z1.new_empty((), dtype=wide),
+        z1.new_empty((rows, columns), dtype=unit_dtype(z1)),
+        z1.new_empty((rows,), dtype=wide),
+        z1.new_empty((rows,), dtype=wide),
+        z1.new_empty((kept_size(z1, cross_view),), dtype=wide),
+    )
+
+
+def fake_bwd(
+    units: torch.Tensor,
+    inv_norms: torch.Tensor,
+    lse: torch.Tensor,
+    kept: torch.Tensor,
+    temperature: float,
+    cross_view: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Shapes and dtypes of ``bwd``."""
+    return units.new_empty(units.shape, dtype=lse.dtype), torch.empty_like(lse)
+
+
+def fake_bwd_bwd(
+    units: torch.Tensor,
+    inv_norms: torch.Tensor,
+    lse: torch.Tensor,
+    kept: torch.Tensor,
+    grad: torch.Tensor,
+    radial: torch.Tensor,
+    tangent: torch.Tensor,
+    temperature: float,
+    cross_view: bool,
+) -> torch.Tensor:
+    """Shape and dtype of ``bwd_bwd``."""
+    return units.new_empty(units.shape, dtype=lse.dtype)
+
+
+FAKES = {"fwd": fake_fwd, "bwd": fake_bwd, "bwd_bwd": fake_bwd_bwd}

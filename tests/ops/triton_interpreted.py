@@ -1,0 +1,89 @@
+"""Runs the Triton kernels under Triton's interpreter and prints their errors beside plain PyTorch's, as JSON.
+
+Started by `test_triton_kernels_equal_the_reference.py` in a process of its own: the interpreter must be
+switched on before the kernels are imported.
+"""
+
+import json
+import os
+
+os.environ["TRITON_INTERPRET"] = "1"
+
+import torch
+from torch import Tensor
+
+from bissl_fast.ops.info_nce import reference as info_nce
+from bissl_fast.ops.nt_xent import reference as nt_xent
+from bissl_fast.ops.triton import launch, plans
+
+# (pairs, width, temperature, cross_view, precision of float32 products); odd sizes leave tiles partly empty
+NT_XENT_SIZES = [(1, 3), (2, 17), (3, 1), (33, 100), (65, 17)]
+CASES = [
+    *((pairs, width, 0.5, False, "highest") for pairs, width in NT_XENT_SIZES),
+    *((pairs, width, 0.07, True, "highest") for pairs, width in [(2, 1), (3, 17), (33, 64)]),
+    (17, 64, 0.1, False, "highest"),  # well separated pairs: losses and gradients nearly vanish
+    (17, 64, 0.1, True, "highest"),
+    (2, 257, 0.5, False, "highest"),
+    (150, 16, 0.1, False, "highest"),  # several tiles per panel
+    (65, 16, 0.01, False, "highest"),  # two exponentials
+    (63, 16, 0.01, True, "highest"),
+    (33, 64, 0.5, False, "high"),  # one float16 term
+    (65, 17, 0.2, True, "high"),
+]  # fmt: skip
+
+
+def derivatives(z: Tensor, v: Tensor, temperature: float, cross_view: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss, gradient and product of the reference."""
+    loss = info_nce.info_nce_loss if cross_view else nt_xent.nt_xent_loss
+
+    def stacked(rows: Tensor) -> Tensor:
+        return loss(*rows.chunk(2), temperature)
+
+    gradient = torch.func.grad(stacked)
+    return stacked(z), gradient(z), torch.func.jvp(gradient, (z,), (v,))[1]
+
+
+def kernels(z: Tensor, v: Tensor, temperature: float, cross_view: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The same three through the kernels."""
+    loss, units, inv_norms, lse = launch.fwd(*z.chunk(2), temperature, cross_view)
+    grad, radial = launch.bwd(units, inv_norms, lse, temperature, cross_view)
+    product = launch.bwd_bwd(units, inv_norms, lse, grad, radial, v, temperature, cross_view)
+    return loss, grad, product
+
+
+def errors(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> list[float]:
+    """Norms of the differences, relative to what is expected unless that vanishes."""
+    norms = [float(e.norm()) for e in expected]
+    differences = [float((f.double() - e).norm()) for f, e in zip(found, expected, strict=True)]
+    return [d / n if n > 1e-3 else d for d, n in zip(differences, norms, strict=True)]
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    plans.LIVE_PANELS = 2
+    results = []
+    for pairs, width, temperature, cross_view, precision in CASES:
+        torch.set_float32_matmul_precision(precision)
+        generator = torch.Generator().manual_seed(pairs * 1000 + width)
+        z, v = torch.randn(2, 2 * pairs, width, generator=generator).unbind()
+        if pairs == 17:
+            z[pairs:] = z[:pairs] + 0.1 * z[pairs:]
+        if pairs == 33:
+            z[5] = 0  # a zero row: normalising only scales it
+        settings = (temperature, cross_view)
+        expected = derivatives(z.double(), v.double(), *settings)
+        found = kernels(z, v, *settings)
+        again = kernels(z, v, *settings) if pairs == 65 else found
+        results.append(
+            {
+                "case": [pairs, width, temperature, cross_view, precision],
+                "kernels": errors(found, expected),
+                "plain": errors(derivatives(z, v, *settings), expected),
+                "same_bits": all(torch.equal(a, b) for a, b in zip(found, again, strict=True)),
+            }
+        )
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()
