@@ -113,7 +113,7 @@ def _quick(dataset: str) -> TrainConfig:
         dataset=dataset,
         preset="quick",
         images=ImageSettings(size=32, cache_size=64),
-        pretrain=PretrainSettings(epochs=3, batch_size=64, learning_rate=2.4, warmup_epochs=0.5),
+        pretrain=PretrainSettings(epochs=2, batch_size=64, learning_rate=2.4, warmup_epochs=0.5),
         head=HeadSettings(epochs=5),
         bissl=BiSSLSettings(
             alternations=8,
