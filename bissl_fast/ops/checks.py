@@ -18,6 +18,10 @@ def check_views(first: torch.Tensor, second: torch.Tensor, temperature: float) -
     for z in (first, second):
         if not isinstance(z, torch.Tensor):
             raise TypeError(f"Embeddings must be tensors, found {type(z).__name__}.")
+        if z.layout != torch.strided or z.is_nested:
+            raise TypeError(
+                "Embeddings must be dense tensors, found a sparse or nested one; `.to_dense()` makes it so."
+            )
         if z.dtype not in DTYPES:
             raise TypeError(f"Embeddings must be float16, bfloat16, float32 or float64, found {z.dtype}.")
     if first.dtype != second.dtype:

@@ -1,9 +1,9 @@
-"""Derivatives of the contrastive losses, exact to second order in every mode of autograd.
+"""Derivatives of the contrastive losses, exact to second order: reverse, forward, and forward or reverse over reverse.
 
-Two functions in a chain, each the derivative of the one before, each with a reverse rule and a forward rule:
+Three functions in a chain, each the derivative of the one before, each with a reverse rule and a forward rule:
 ``ContrastiveLoss`` → ``ContrastiveGradient`` → ``ContrastiveProduct``. Reverse-over-reverse and
 forward-over-reverse meet in the same kernel, because the Hessian is symmetric. The last one refuses to be
-differentiated: a third order raises, it is never silently zero.
+differentiated: a third order raises, it is never silently zero. So does forward over forward.
 """
 
 from typing import Any
@@ -14,14 +14,44 @@ from torch.autograd import Function
 from torch.autograd.function import FunctionCtx
 
 from bissl_fast.ops.backend import kernels
+from bissl_fast.ops.schemas import NORM_EPS
 
+ELSE = 'Use `with bissl_fast.ops.backend("reference"):` around the loss, which PyTorch differentiates in any mode.'
 THIRD_ORDER = (
-    "The fused contrastive losses are differentiable twice, and a third derivative was asked for. "
-    'Use `with bissl_fast.ops.backend("reference"):` around the loss, which is differentiable to any order.'
+    "The fused contrastive losses are differentiable twice, and a third derivative was asked for; a derivative of a "
+    "Hessian product counts as one, even in the vector, so `torch.autograd.functional.vhp` works and `hvp` does not. "
+    f"{ELSE}"
+)
+FORWARD_TWICE = (
+    "The fused contrastive losses cannot be differentiated by forward mode over forward mode: PyTorch drops the outer "
+    f"tangent inside a custom function, and the result would be zero. Put `torch.func.jvp` over `torch.func.grad`. {ELSE}"
+)
+NO_VMAP = (
+    "The fused contrastive losses have no batching rule for vmap, which torch.func.hessian, jacfwd and jacrev use; "
+    f"`torch.func.jacrev(..., chunk_size=1)` and `torch.autograd.functional.hessian` need none. {ELSE}"
 )
 
 
-class ContrastiveLoss(Function):
+ZERO_ROW = 0.999 / NORM_EPS
+"""An inverse norm from here on is that of a row shorter than ε."""
+
+
+class TwiceDifferentiable(Function):
+    """What the three functions share: a sentence where PyTorch would speak of overriding static methods."""
+
+    @staticmethod
+    def vmap(*_: Any) -> Any:
+        raise NotImplementedError(NO_VMAP)
+
+
+def refuse_forward_over_forward() -> None:
+    """Raise under two levels of forward mode."""
+    levels = torch._C._functorch.get_interpreter_stack() or []
+    if sum(level.key() == torch._C._functorch.TransformType.Jvp for level in levels) > 1:
+        raise NotImplementedError(FORWARD_TWICE)
+
+
+class ContrastiveLoss(TwiceDifferentiable):
     """``(z1, z2) -> loss``, with what the derivatives reuse as further outputs."""
 
     @staticmethod
@@ -46,6 +76,7 @@ class ContrastiveLoss(Function):
 
     @staticmethod
     def jvp(ctx: Any, t1: Tensor | None, t2: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        refuse_forward_over_forward()
         z1, z2, *reused = ctx.saved_tensors
         one = torch.ones_like(reused[2][0])  # in the dtype of lse
         grads = ContrastiveGradient.apply(one, z1, z2, *reused, *ctx.settings)
@@ -53,7 +84,7 @@ class ContrastiveLoss(Function):
         return along, None, None, None, None
 
 
-class ContrastiveGradient(Function):
+class ContrastiveGradient(TwiceDifferentiable):
     """``cotangent · dloss/d(z1, z2)``, with the gradient at unit cotangent as a further output."""
 
     @staticmethod
@@ -70,7 +101,7 @@ class ContrastiveGradient(Function):
         backend: str,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         grad, radial = kernels(backend).bwd(units, inv_norms, lse, kept, temperature, cross_view)
-        return *halves(cotangent, grad, z1.dtype), grad, radial
+        return *halves(cotangent, grad, z1.dtype, inv_norms), grad, radial
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -91,17 +122,18 @@ class ContrastiveGradient(Function):
 
     @staticmethod
     def jvp(ctx: Any, ct: Tensor | None, t1: Tensor | None, t2: Tensor | None, *_: None) -> tuple[Any, ...]:
-        _, z1, _, _, _, _, _, grad, _ = ctx.saved_tensors
+        refuse_forward_over_forward()
+        _, z1, _, _, inv_norms, _, _, grad, _ = ctx.saved_tensors
         along: list[Tensor] = []
         if ct is not None:
-            along = [*halves(ct, grad, z1.dtype)]
+            along = [*halves(ct, grad, z1.dtype, inv_norms)]
         if t1 is not None or t2 is not None:
             _, *products = ContrastiveProduct.apply(*pair(ctx, t1, t2), *ctx.saved_tensors, *ctx.settings)
             along = [a + p for a, p in zip(along, products, strict=True)] if along else products
         return *along, None, None
 
 
-class ContrastiveProduct(Function):
+class ContrastiveProduct(TwiceDifferentiable):
     """``(⟨grad, v⟩, cotangent · Hessian · v)`` along ``v = (v1, v2)``."""
 
     @staticmethod
@@ -124,7 +156,7 @@ class ContrastiveProduct(Function):
         v = torch.cat([v1, v2]).to(grad.dtype)  # (2B, D)
         saved = (units, inv_norms, lse, kept, grad, radial)
         product = kernels(backend).bwd_bwd(*saved, v, temperature, cross_view)
-        return (grad * v).sum(), *halves(cotangent, product, z1.dtype)
+        return (grad * v).sum(), *halves(cotangent, product, z1.dtype, inv_norms)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -162,15 +194,18 @@ def allow_in_graph() -> bool:
 allow_in_graph._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def halves(factor: Tensor, stacked: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def halves(factor: Tensor, stacked: Tensor, dtype: torch.dtype, inv_norms: Tensor) -> tuple[Tensor, Tensor]:
     """``factor`` times a wide ``(2B, D)`` -> two ``(B, D)`` in the dtype of the embeddings.
 
-    Saturates where float16 would overflow, as it does at a zero row, whose gradient has a factor 1/ε.
+    The gradient of a zero row has a factor 1/ε, which float16 does not hold: there it saturates, to stay finite.
+    Elsewhere an overflow is infinite, as gradient scalers want to see it.
     """
     first, second = (factor * half for half in stacked.chunk(2))  # no views of one tensor: forward mode refuses them
     if dtype == torch.float16:
         limit = torch.finfo(dtype).max
-        first, second = first.clamp(-limit, limit), second.clamp(-limit, limit)
+        zero1, zero2 = (inv_norms >= ZERO_ROW).unsqueeze(1).chunk(2)
+        first = torch.where(zero1, first.clamp(-limit, limit), first)
+        second = torch.where(zero2, second.clamp(-limit, limit), second)
     return first.to(dtype), second.to(dtype)
 
 

@@ -77,10 +77,6 @@ INLINE void finish_product_row_body(const T* u, const T* v, const T* udot, const
     return normalise_row_body(z, dim, u);                                                                           \
   }                                                                                                                 \
   template <>                                                                                                       \
-  PER_INSTRUCTION_SET double dot_rows(const T* a, const T* b, int64_t dim) {                                        \
-    return dot(a, b, dim);                                                                                          \
-  }                                                                                                                 \
-  template <>                                                                                                       \
   PER_INSTRUCTION_SET T finish_gradient_row(const T* u, T inv_norm, T scale, int64_t dim,         \
                                             T* grad) {                                                              \
     return finish_gradient_row_body(u, inv_norm, scale, dim, grad);                                        \

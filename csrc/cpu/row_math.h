@@ -9,9 +9,6 @@ namespace bissl_fast::cpu {
 template <class T>
 T normalise_row(const T* z, int64_t dim, T* u);
 
-template <class T>
-double dot_rows(const T* a, const T* b, int64_t dim);
-
 // G / scale (in `grad`: the weighted sum of unit rows) -> dloss/dz in place; returns radial = u . G.
 template <class T>
 T finish_gradient_row(const T* u, T inv_norm, T scale, int64_t dim, T* grad);

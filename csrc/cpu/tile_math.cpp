@@ -4,11 +4,12 @@
 
 #include "cpu/exp.h"
 #include "cpu/instruction_sets.h"
+#include "cpu/schedule.h"
 
 namespace bissl_fast::cpu {
 namespace {
 
-constexpr int64_t kMaxCols = 512;  // no tile is wider
+constexpr int64_t kMaxCols = Schedule::kLargestBlock;  // no tile is wider
 
 // P_ij and P_ji of one value of a tile.
 template <class T, Form kForm>

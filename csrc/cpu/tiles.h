@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <cstdlib>
+#include <limits>
 #include <memory>
 
 #include "cpu/contrastive.h"
@@ -30,7 +31,7 @@ class Tiles {
     return scratch_.get() + (at.worker * scratch_count_ + index) * tile_size();
   }
 
-  // U_i U_j^T -> out. A row's similarity to itself is sent so low that its exponential counts for nothing.
+  // U_i U_j^T -> out. A row's similarity to itself is sent so low that its exponential is zero.
   void similarities(const Visit& at, T* out) const {
     const auto tile = as_tile(at, out);
     multiply(tile, rows_of(units_, at.row_block), rows_of(units_, at.col_block).transpose());
@@ -88,7 +89,7 @@ class Tiles {
   }
 
  private:
-  static constexpr T kItself = -1e6;
+  static constexpr T kItself = -std::numeric_limits<T>::infinity();
 
   int64_t tile_size() const { return schedule_.largest() * schedule_.largest(); }
   Matrix<T> as_tile(const Visit& at, T* memory) const {
