@@ -24,7 +24,8 @@ THIRD_ORDER = (
 )
 FORWARD_TWICE = (
     "The fused contrastive losses cannot be differentiated by forward mode over forward mode: PyTorch drops the outer "
-    f"tangent inside a custom function, and the result would be zero. Put `torch.func.jvp` over `torch.func.grad`. {ELSE}"
+    "tangent inside a custom function, and the result would be zero. Put `torch.func.jvp` over `torch.func.grad`. "
+    f"{ELSE}"
 )
 NO_VMAP = (
     "The fused contrastive losses have no batching rule for vmap, which torch.func.hessian, jacfwd and jacrev use; "

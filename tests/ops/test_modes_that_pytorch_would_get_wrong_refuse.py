@@ -51,7 +51,7 @@ def test_vhp_works_and_hvp_by_the_double_backward_trick_says_what_to_use(loss: L
     f, z, v = cases(loss)
     product = torch.func.jvp(torch.func.grad(f), (z,), (v,))[1]
     torch.testing.assert_close(torch.autograd.functional.vhp(f, z, v)[1], product)
-    with pytest.raises(NotImplementedError, match="`torch.autograd.functional.vhp` works"):
+    with pytest.raises(NotImplementedError, match=r"`torch.autograd.functional.vhp` works"):
         torch.autograd.functional.hvp(f, z, v)
 
 
