@@ -7,8 +7,6 @@
 
 namespace bissl_fast::cpu {
 
-using bissl_fast::Problem;
-
 // How many values a forward pass keeps for the derivatives, see kept.h; and whether a buffer can be what one kept.
 int64_t kept_size(const Problem& problem);
 template <class T>
