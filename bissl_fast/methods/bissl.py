@@ -108,8 +108,8 @@ class BiSSLTask:
         settings: of the algorithm.
         lars: optimiser of the lower level.
         sgd: optimiser of the upper level (Table 3).
-        forward: precision context of a forward pass. Products are taken in float32 whatever it is: through bfloat16
-            they would be a third off.
+        forward: precision context of a forward pass. Products are taken in float32 whatever it is: bfloat16
+            loses too many digits between two derivatives.
     """
 
     def __init__(

@@ -38,12 +38,14 @@ def build_backbone(name: str, seed: int) -> nn.Module:
 def probe_features(name: str, size: int) -> int:
     """F, the number of features that a backbone gives for an image of ``size`` pixels; computes and allocates nothing.
 
+    Also differentiates it twice, which BiSSL's products need and PyTorch cannot do for every layer.
+
     Args:
         name: a timm model name.
         size: side of the square images.
 
     Raises:
-        UserError: if timm has no such model, or it cannot take such images.
+        UserError: if timm has no such model, or it cannot take such images or be differentiated twice.
     """
     with torch.device("meta"):
         backbone = build_backbone(name, 0)
@@ -53,6 +55,16 @@ def probe_features(name: str, size: int) -> int:
             raise UserError(
                 f"backbone {name!r} cannot take images of {size} px ({str(error).splitlines()[0]}); "
                 "choose another --images.size or --backbone."
+            ) from None
+        try:
+            parameters = list(backbone.parameters())
+            gradients = torch.autograd.grad(features.square().sum(), parameters, create_graph=True, allow_unused=True)
+            once = torch.stack([g.sum() for g in gradients if g is not None]).sum()
+            torch.autograd.grad(once, parameters, allow_unused=True)
+        except RuntimeError as error:
+            raise UserError(
+                f"backbone {name!r} cannot be differentiated twice ({str(error).splitlines()[0]}), which BiSSL needs; "
+                "choose another --backbone."
             ) from None
     if features.ndim != 2:
         raise UserError(f"backbone {name!r} gives {tuple(features.shape)}, not one vector per image; choose another.")

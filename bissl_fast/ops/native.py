@@ -1,5 +1,6 @@
 """Registration of the raw kernels, compiled and Triton: their fakes, and their refusal of autograd."""
 
+import importlib
 import importlib.util
 from collections.abc import Callable
 from typing import Any
@@ -11,13 +12,12 @@ from torch.library import Library
 
 from bissl_fast.ops.schemas import ARGUMENTS, FAKES, TRITON_FAKES
 
+_C: Any = None
+IMPORT_ERROR: ImportError | None = None
 try:
-    from bissl_fast import _C  # type: ignore[attr-defined]  # its import declares the compiled ops
+    _C = importlib.import_module("bissl_fast._C")  # its import declares the compiled ops
 except ImportError as error:
-    _C = None
-    IMPORT_ERROR: ImportError | None = error
-else:
-    IMPORT_ERROR = None
+    IMPORT_ERROR = error
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 NOT_DIFFERENTIABLE = (

@@ -1,0 +1,74 @@
+"""The command line as a person meets it: help, exit statuses, no traceback."""
+
+from pathlib import Path
+
+import pytest
+
+from bissl_fast.cli import main
+from bissl_fast.cli.train import parse_config
+from bissl_fast.version import __version__
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    output = capsys.readouterr().out
+    assert all(f"  {command} " in output for command in ("train", "data", "bench", "report", "doctor"))
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == __version__
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["tain"], "there is no command 'tain'"),
+        (["train", "--bissl.proximity", "-1"], "--bissl.proximity (λ) must be positive, found -1.0"),
+        (["train", "--config", "nowhere.yaml"], "nowhere.yaml cannot be read"),
+        (["train", "--backbone", "resnet_18"], "timm knows no backbone called 'resnet_18'; did you mean"),
+        (["report", "nowhere"], "is not a run folder"),
+        (["bench", "everything"], "there is no benchmark 'everything'"),
+        (["bench", "nt-xent", "--sizes", "big"], "expected pairs x width"),
+    ],
+)
+def test_what_cannot_be_used_ends_in_one_sentence_and_status_2(
+    arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("bissl-fast: ")
+    assert sentence in error
+    assert "Traceback" not in error
+
+
+def test_doctor_tells_versions_and_backends(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    output = capsys.readouterr().out
+    assert all(word in output for word in ("torch", "timm", "threads", "backend reference", "backend cpp"))
+
+
+def test_help_of_train_shows_the_values_of_the_chosen_preset(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--preset", "paper", "--dataset", "pets", "--help"])
+    output = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "per alternation [N_L]. (default: 20)" in output
+    assert "(default: 0.0235)" in output  # Table 2, Pets
+
+
+def test_options_lie_over_the_preset_and_the_config_file_replaces_it(tmp_path: Path) -> None:
+    config = parse_config(["--preset", "official", "--dataset", "dtd", "--bissl.lower-steps", "7"])
+    assert (config.preset, config.bissl.lower_steps, config.bissl.learning_rate) == ("official", 7, 1.0)
+    from bissl_fast.methods.config import save_config
+
+    (tmp_path / "config.yaml").write_text(save_config(config))
+    again = parse_config(["--config", str(tmp_path / "config.yaml"), "--seed", "3", "--name", "my--preset"])
+    assert (again.preset, again.bissl.lower_steps, again.seed) == ("official", 7, 3)
+    assert main(["train", "--config", str(tmp_path / "config.yaml"), "--preset", "quick"]) == 2
+
+
+def test_a_config_means_the_same_from_any_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = parse_config(["--dataset", "folder:images", "--output", "out", "--data-root", "sets"]).located()
+    assert config.dataset == f"folder:{tmp_path / 'images'}"
+    assert (config.output, config.data_root) == (tmp_path / "out", tmp_path / "sets")
+    assert config.run_folder.parent == tmp_path / "out"
+    elsewhere = parse_config(["--dataset", "folder:elsewhere/images"]).located()
+    assert elsewhere.run_folder.name != config.run_folder.name
