@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 
-from bissl_fast.ops import backend as backend_module
 from bissl_fast.ops import native
 from bissl_fast.ops.backend import backend, choose
 
@@ -61,7 +60,7 @@ def test_on_a_gpu_triton_serves_first_and_cuda_what_it_leaves(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, width: int, name: str
 ) -> None:
     pytest.importorskip("triton", reason="Triton's limits are asked of its own module")
-    monkeypatch.setattr(backend_module, "why_absent", lambda name: "")
+    monkeypatch.setattr(sys.modules[choose.__module__], "why_absent", lambda name: "")
     z: Any = SimpleNamespace(dtype=dtype, shape=(4, width), device=torch.device("cuda"))
     assert choose(z) == name
     with backend("cuda"):
