@@ -34,6 +34,10 @@ inline cudaStream_t current_stream(int32_t device) {
   return static_cast<cudaStream_t>(stream);
 }
 
+inline void check(cudaError_t error) {
+  STD_TORCH_CHECK(error == cudaSuccess, "a contrastive kernel was not launched: ", cudaGetErrorString(error));
+}
+
 // Runs loops as kernels on the device and the current stream of a tensor.
 class Engine {
  public:
@@ -41,7 +45,9 @@ class Engine {
       : like_(like),
         device_(torch::headeronly::DeviceType::CUDA, like.get_device_index()),
         guard_(like.get_device_index()),
-        stream_(current_stream(like.get_device_index())) {}
+        stream_(current_stream(like.get_device_index())) {
+    check(cudaSetDevice(like.get_device_index()));  // the guard set it in PyTorch's CUDA runtime, this one is ours
+  }
 
   template <class Body>
   void each(int64_t count, const Body& body) {
@@ -50,8 +56,7 @@ class Engine {
     if (blocks == 0) return;
     STD_TORCH_CHECK(blocks <= INT32_MAX, "the embeddings have too many entries for one kernel");
     at_each_index<<<static_cast<unsigned>(blocks), kThreads, 0, stream_>>>(count, body);
-    const cudaError_t error = cudaGetLastError();
-    STD_TORCH_CHECK(error == cudaSuccess, "a contrastive kernel was not launched: ", cudaGetErrorString(error));
+    check(cudaGetLastError());
   }
 
   template <class T>

@@ -36,7 +36,8 @@ def listed(kind: str) -> set[str]:
 @built_with_nvcc
 def test_binary_holds_the_promised_architectures() -> None:
     names = re.findall(r"(\d+)\.(\d+)[a-z]?(\+PTX)?", PROMISED)
-    assert names
+    if not names:
+        pytest.skip(f"architectures were chosen by name: {PROMISED}")
     assert listed("elf") == {major + minor for major, minor, _ in names}
     assert listed("ptx") == {major + minor for major, minor, ptx in names if ptx}
 
