@@ -89,6 +89,37 @@ struct Definition {
   Duals grad;  // dloss/dz, and the product as its slope
 };
 
+// Adds row i's share of the loss and of dloss/du.
+void add_row(const Problem& problem, const Duals& units, int64_t i, Dual* loss, Duals* of_units) {
+  const int64_t rows = problem.rows(), dim = problem.dim;
+  const Dual temperature(problem.temperature), count(rows);
+  Duals exps(rows);
+  Real largest = -INFINITY;
+  const auto is_candidate = [&](int64_t j) { return problem.is_negative(i, j) || j == problem.partner(i); };
+  for (int64_t j = 0; j < rows; ++j) {
+    if (!is_candidate(j)) continue;
+    exps[j] = dot(&units[i * dim], &units[j * dim], dim) / temperature;
+    largest = std::max(largest, exps[j].value);
+  }
+  Dual negatives;
+  for (int64_t j = 0; j < rows; ++j) {
+    exps[j] = is_candidate(j) ? exp(exps[j] - Dual(largest)) : Dual();
+    if (j != problem.partner(i)) negatives += exps[j];
+  }
+  const Dual positive = exps[problem.partner(i)];
+  Dual sum = negatives;
+  sum += positive;
+  *loss += log1p(negatives / positive) / count;
+  for (int64_t j = 0; j < rows; ++j) {
+    Dual slope = (j == problem.partner(i) ? Dual() - negatives : exps[j]) / sum;  // without P - 1, which cancels
+    slope = slope / (temperature * count);  // dloss/ds_ij
+    for (int64_t k = 0; k < dim; ++k) {
+      (*of_units)[i * dim + k] += slope * units[j * dim + k];
+      (*of_units)[j * dim + k] += slope * units[i * dim + k];
+    }
+  }
+}
+
 // The definition and its chain rule, row by row.
 Definition define(const Problem& problem, const Duals& z) {
   const int64_t rows = problem.rows(), dim = problem.dim;
@@ -101,34 +132,7 @@ Definition define(const Problem& problem, const Duals& z) {
     for (int64_t k = 0; k < dim; ++k) units[i * dim + k] = z[i * dim + k] / norms[i];
   }
   Definition found{{}, Duals(rows * dim)};
-  const Dual temperature(problem.temperature), count(rows);
-  for (int64_t i = 0; i < rows; ++i) {
-    Duals exps(rows);
-    Real largest = -INFINITY;
-    const auto is_candidate = [&](int64_t j) { return problem.is_negative(i, j) || j == problem.partner(i); };
-    for (int64_t j = 0; j < rows; ++j) {
-      if (!is_candidate(j)) continue;
-      exps[j] = dot(&units[i * dim], &units[j * dim], dim) / temperature;
-      largest = std::max(largest, exps[j].value);
-    }
-    Dual negatives;
-    for (int64_t j = 0; j < rows; ++j) {
-      exps[j] = is_candidate(j) ? exp(exps[j] - Dual(largest)) : Dual();
-      if (j != problem.partner(i)) negatives += exps[j];
-    }
-    const Dual positive = exps[problem.partner(i)];
-    Dual sum = negatives;
-    sum += positive;
-    found.loss += log1p(negatives / positive) / count;
-    for (int64_t j = 0; j < rows; ++j) {
-      Dual slope = (j == problem.partner(i) ? Dual() - negatives : exps[j]) / sum;  // without P - 1, which cancels
-      slope = slope / (temperature * count);  // dloss/ds_ij
-      for (int64_t k = 0; k < dim; ++k) {
-        of_units[i * dim + k] += slope * units[j * dim + k];
-        of_units[j * dim + k] += slope * units[i * dim + k];
-      }
-    }
-  }
+  for (int64_t i = 0; i < rows; ++i) add_row(problem, units, i, &found.loss, &of_units);
   for (int64_t i = 0; i < rows; ++i) {
     const Dual radial = clamped[i] ? Dual() : dot(&units[i * dim], &of_units[i * dim], dim);
     for (int64_t k = i * dim; k < (i + 1) * dim; ++k) {
