@@ -2,6 +2,7 @@
 
 Environment:
     BISSL_FAST_NATIVE: ``0`` builds nothing, ``1`` makes every failure fatal, unset tries and warns.
+    BISSL_FAST_CUDA: ``0`` leaves the CUDA kernels out; otherwise they are built where nvcc is, GPU or not.
     TORCH_CUDA_ARCH_LIST: CUDA architectures, by default 8.0, 9.0 and 10.0 + PTX (as far as nvcc knows them).
 """
 
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import sysconfig
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -21,8 +23,10 @@ ROOT = Path(__file__).parent
 CSRC = Path("csrc")
 OLDEST_TORCH = "0x020b000000000000"  # 2.11: the binary loads under this torch and every newer one
 CXX_FLAGS = ["-std=c++20", "-O3", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math", "-Wall"]
-NVCC_FLAGS = ["-std=c++20", "-O3", "--use_fast_math", "--expt-relaxed-constexpr"]
+NVCC_FLAGS = ["-std=c++20", "-O3", "--extended-lambda", "--expt-relaxed-constexpr"]
 WANTED = os.environ.get("BISSL_FAST_NATIVE", "")
+WITH_CUDA = os.environ.get("BISSL_FAST_CUDA", "") != "0"
+CUDA_RUNTIME = "cudart_static"  # linked in: the binary needs no library of CUDA, and PyTorch without CUDA can load it
 TO_MEND = "bissl-fast works without it, slower; `BISSL_FAST_NATIVE=1 pip install .` shows the whole error."
 
 
@@ -89,42 +93,59 @@ def native_build() -> tuple[list[Extension], type[build_ext]]:
     if shutil.which(os.environ.get("CXX", "c++").split()[0]) is None:
         raise NativeUnavailableError("no C++ compiler was found")
     torch = import_torch()
-    root = cuda_root() if torch.version.cuda else None  # never cuda.is_available(): build machines have no GPU
-    with_cuda = root is not None and any(name.startswith("csrc/cuda/") for name in sources(True))
-    if with_cuda:
+    root = cuda_root() if torch.version.cuda and WITH_CUDA else None  # not cuda.is_available(): no GPU is needed
+    if root is not None:
         os.environ["CUDA_HOME"] = str(root)
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", cuda_architectures(root))
     from torch.utils import cpp_extension
 
-    write_build_info(torch, os.environ["TORCH_CUDA_ARCH_LIST"] if with_cuda else "")
-    kind = cpp_extension.CUDAExtension if with_cuda else cpp_extension.CppExtension
-    macros = [("TORCH_TARGET_VERSION", OLDEST_TORCH)] + ([("USE_CUDA", None)] if with_cuda else [])
-    libraries_of_torch = list(Path(torch.__file__).parents[1].glob("nvidia/cu*/include")) if with_cuda else []
-    extension = kind(
+    write_build_info(torch, os.environ["TORCH_CUDA_ARCH_LIST"] if root else "")
+    extension = cpp_extension.CppExtension(
         "bissl_fast._C",
-        sources(with_cuda),
-        include_dirs=[str(ROOT / CSRC), str(ROOT / "build"), *map(str, libraries_of_torch)],
-        define_macros=macros,
+        sources(with_cuda=root is not None),
+        include_dirs=[str(ROOT / CSRC), str(ROOT / "build")],
+        library_dirs=[str(root / "lib64")] if root else [],
+        libraries=[CUDA_RUNTIME, "dl", "rt", "pthread"] if root else [],
+        define_macros=[("TORCH_TARGET_VERSION", OLDEST_TORCH)],
         extra_compile_args={"cxx": CXX_FLAGS, "nvcc": NVCC_FLAGS},
         depends=[str(path.relative_to(ROOT)) for path in sorted((ROOT / CSRC).rglob("*.*h"))],
     )
-    return [extension], forgiving(cpp_extension.BuildExtension)
+    return [extension], forgiving(cpp_extension.BuildExtension, lambda: write_build_info(torch, ""))
 
 
-def forgiving(command: type[build_ext]) -> type[build_ext]:
-    """``command``, except that a failed build is a warning unless native code was demanded."""
+def forgiving(command: type[build_ext], without_cuda: Callable[[], None]) -> type[build_ext]:
+    """``command``, which tries again without CUDA, then does without, unless native code was demanded."""
 
     class BuildNative(command):
         def run(self):
+            found = {"compiler": self.compiler, "inplace": self.inplace}  # a run that fails leaves them changed
             try:
                 super().run()
             except Exception as error:
                 if WANTED == "1":
                     raise
+                vars(self).update(found)
+                self.run_without(error)
+
+        def run_without(self, error):
+            if any(remove_cuda(extension) for extension in self.extensions):
+                warnings.warn(f"The CUDA kernels were not built: {error}. {TO_MEND}", stacklevel=1)
+                without_cuda()
+                self.run()
+            else:
                 warnings.warn(f"The native kernels were not built: {error}. {TO_MEND}", stacklevel=1)
                 self.extensions = []
 
     return BuildNative
+
+
+def remove_cuda(extension: Extension) -> bool:
+    """Leave the CUDA sources out of ``extension``; whether there were any."""
+    kept = [name for name in extension.sources if not name.endswith(".cu")]
+    removed = len(kept) < len(extension.sources)
+    extension.sources = kept
+    extension.libraries = [name for name in extension.libraries if name != CUDA_RUNTIME]
+    return removed
 
 
 def main() -> None:

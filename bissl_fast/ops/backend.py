@@ -18,7 +18,7 @@ from bissl_fast.errors import UserError
 from bissl_fast.ops import native
 
 BACKENDS = ("reference", "cpp", "triton", "cuda")
-PREFERRED = {"cpu": ("cpp",), "cuda": ("cuda", "triton")}
+PREFERRED = {"cpu": ("cpp",), "cuda": ("triton", "cuda")}  # the CUDA kernels take what Triton leaves
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 REBUILD = "`BISSL_FAST_NATIVE=1 pip install --no-build-isolation .` in the repository builds them or says why not"
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.library import Library
 
-from bissl_fast.ops.schemas import ARGUMENTS, FAKES
+from bissl_fast.ops.schemas import ARGUMENTS, FAKES, TRITON_FAKES
 
 _C: Any = None
 IMPORT_ERROR: ImportError | None = None
@@ -82,10 +82,10 @@ def triton_bwd_bwd(units: Tensor, inv_norms: Tensor, lse: Tensor, kept: Tensor, 
     return launch.bwd_bwd(units, inv_norms, lse, *rest)
 
 
-def register(library: Library, prefix: str) -> None:
+def register(library: Library, prefix: str, fakes: dict[str, Callable[..., Any]]) -> None:
     """Give three declared ops their fakes and their autograd kernels."""
-    for name, fake in FAKES.items():
-        torch.library.register_fake(f"bissl_fast::{prefix}{name}", fake, lib=library)  # type: ignore[arg-type]
+    for name, fake in fakes.items():
+        torch.library.register_fake(f"bissl_fast::{prefix}{name}", fake, lib=library)
         library.impl(f"{prefix}{name}", refusing(f"{prefix}{name}"), "Autograd")  # type: ignore[no-untyped-call]
 
 
@@ -93,11 +93,11 @@ def register_all() -> Library:
     """Register every op; the library must live as long as they are used."""
     library = Library("bissl_fast", "FRAGMENT")  # type: ignore[no-untyped-call]
     if _C is not None:
-        register(library, "contrastive_")
+        register(library, "contrastive_", FAKES)
     for name, kernel in {"fwd": triton_fwd, "bwd": triton_bwd, "bwd_bwd": triton_bwd_bwd}.items():
         library.define(f"triton_contrastive_{name}{ARGUMENTS[name]}")  # type: ignore[no-untyped-call]
         library.impl(f"triton_contrastive_{name}", kernel, "CUDA")  # type: ignore[no-untyped-call]
-    register(library, "triton_contrastive_")
+    register(library, "triton_contrastive_", TRITON_FAKES)
     return library
 
 

@@ -9,9 +9,9 @@ is three kernels. ``z`` is float16, bfloat16, float32 or float64 with any stride
 float64 inputs and float32 for all others; every output is contiguous.
 
 ``fwd(z1, z2, temperature, cross_view) -> (loss, units, inv_norms, lse, kept)``
-    loss ``()`` wide; units ``(N, D)``: rows z / max(‖z‖, ε), in :func:`unit_dtype`; inv_norms ``(N,)`` wide:
-    1 / max(‖z‖, ε), exactly ``1/ε`` where the row was clamped; lse ``(N,)`` wide: natural log of the row sums
-    (positives included); kept ``(K,)`` wide: whatever else the backend wants to see again, maybe nothing.
+    loss ``()`` wide; units ``(N, D)``: rows z / max(‖z‖, ε), wide (Triton: :func:`unit_dtype`); inv_norms
+    ``(N,)`` wide: 1 / max(‖z‖, ε), exactly ``1/ε`` where the row was clamped; lse ``(N,)`` wide: natural log of
+    the row sums (positives included); kept ``(K,)`` wide: whatever else the backend wants to see again, maybe nothing.
 ``bwd(units, inv_norms, lse, kept, temperature, cross_view) -> (grad, radial)``
     grad ``(N, D)`` wide: dloss/dz; radial ``(N,)`` wide: u_i · dloss/du_i.
 ``bwd_bwd(units, inv_norms, lse, kept, grad, radial, tangent, temperature, cross_view) -> product``
@@ -22,6 +22,9 @@ grad = J G, u̇ = J v, and with Ġ the derivative of G along u̇,
 
     product_i = J (Ġ_i − radial_i u̇_i) − u_i (grad_i·u̇_i) − grad_i (u_i·v_i)/n    (J Ġ_i on a clamped row).
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -42,16 +45,16 @@ def wide_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def unit_dtype(z: torch.Tensor) -> torch.dtype:
-    """Dtype of the unit rows: half precision stays half on a GPU (tensor cores) and widens on a CPU."""
+    """Dtype of Triton's unit rows: half precision stays half on a GPU and widens on a CPU (the interpreter)."""
     return z.dtype if z.is_cuda else wide_dtype(z.dtype)
 
 
 def kept_size(z1: torch.Tensor, cross_view: bool) -> int:
-    """Length of ``kept``; on a CPU that of csrc/cpu/kept.h, which opcheck compares."""
-    if z1.is_cuda:
-        return 0
+    """Length of ``kept``, as in csrc/cuda/contrastive.h and csrc/cpu/kept.h, with which opcheck compares it."""
     pairs, columns = z1.shape
     rows = 2 * pairs
+    if z1.is_cuda:
+        return 3 * rows
     tiles = pairs * pairs if cross_view else rows * (rows + 256) // 2
     return 16 + 2 * rows + (tiles if tiles <= min(20 * rows * columns, 1 << 26) else 0)
 
@@ -59,16 +62,24 @@ def kept_size(z1: torch.Tensor, cross_view: bool) -> int:
 def fake_fwd(
     z1: torch.Tensor, z2: torch.Tensor, temperature: float, cross_view: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Shapes and dtypes of ``fwd``."""
+    """Shapes and dtypes of ``fwd``, compiled."""
     rows, columns = z1.shape[0] + z2.shape[0], z1.shape[1]
     wide = wide_dtype(z1.dtype)
     return (
         z1.new_empty((), dtype=wide),
-        z1.new_empty((rows, columns), dtype=unit_dtype(z1)),
+        z1.new_empty((rows, columns), dtype=wide),
         z1.new_empty((rows,), dtype=wide),
         z1.new_empty((rows,), dtype=wide),
         z1.new_empty((kept_size(z1, cross_view),), dtype=wide),
     )
+
+
+def fake_triton_fwd(
+    z1: torch.Tensor, z2: torch.Tensor, temperature: float, cross_view: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Shapes and dtypes of ``fwd``, Triton: units as narrow as the embeddings, and nothing kept."""
+    loss, units, inv_norms, lse, kept = fake_fwd(z1, z2, temperature, cross_view)
+    return loss, units.to(unit_dtype(z1)), inv_norms, lse, kept.new_empty(0)
 
 
 def fake_bwd(
@@ -98,4 +109,5 @@ def fake_bwd_bwd(
     return units.new_empty(units.shape, dtype=lse.dtype)
 
 
-FAKES = {"fwd": fake_fwd, "bwd": fake_bwd, "bwd_bwd": fake_bwd_bwd}
+FAKES: dict[str, Callable[..., Any]] = {"fwd": fake_fwd, "bwd": fake_bwd, "bwd_bwd": fake_bwd_bwd}
+TRITON_FAKES = {**FAKES, "fwd": fake_triton_fwd}

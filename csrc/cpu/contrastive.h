@@ -3,17 +3,9 @@
 
 #include <cstdint>
 
+#include "problem.h"
+
 namespace bissl_fast::cpu {
-
-struct Problem {
-  int64_t pairs;       // B
-  int64_t dim;         // D
-  double temperature;  // tau > 0
-  bool cross_view;     // negatives from the other view only (InfoNCE), else all other rows (NT-Xent)
-
-  int64_t rows() const { return 2 * pairs; }
-  int64_t partner(int64_t row) const { return row < pairs ? row + pairs : row - pairs; }
-};
 
 // How many values a forward pass keeps for the derivatives, see kept.h; and whether a buffer can be what one kept.
 int64_t kept_size(const Problem& problem);

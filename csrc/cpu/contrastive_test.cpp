@@ -11,7 +11,12 @@
 
 namespace {
 
-using bissl_fast::cpu::Problem;
+using bissl_fast::Problem;
+using bissl_fast::cpu::backward;
+using bissl_fast::cpu::backward_backward;
+using bissl_fast::cpu::forward;
+using bissl_fast::cpu::kept_size;
+using bissl_fast::cpu::normalise;
 using Values = std::vector<double>;
 
 int failures = 0;
