@@ -8,6 +8,7 @@ Environment:
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -90,7 +91,7 @@ def write_build_info(torch, architectures: str) -> None:
 
 def native_build() -> tuple[list[Extension], type[build_ext]]:
     """The extension and the command that builds it."""
-    if shutil.which(os.environ.get("CXX", "c++").split()[0]) is None:
+    if shutil.which(shlex.split(os.environ.get("CXX") or "c++")[0]) is None:
         raise NativeUnavailableError("no C++ compiler was found")
     torch = import_torch()
     root = cuda_root() if torch.version.cuda and WITH_CUDA else None  # not cuda.is_available(): no GPU is needed
@@ -118,6 +119,7 @@ def forgiving(command: type[build_ext], without_cuda: Callable[[], None]) -> typ
 
     class BuildNative(command):
         def run(self):
+            remove_built()
             found = {"compiler": self.compiler, "inplace": self.inplace}  # a run that fails leaves them changed
             try:
                 super().run()
@@ -139,6 +141,13 @@ def forgiving(command: type[build_ext], without_cuda: Callable[[], None]) -> typ
     return BuildNative
 
 
+def remove_built() -> None:
+    """Delete earlier binaries, so that a build that fails cannot hand on an old one."""
+    for place in ("bissl_fast", "build/lib*/bissl_fast"):
+        for path in ROOT.glob(f"{place}/_C.*"):
+            path.unlink()
+
+
 def remove_cuda(extension: Extension) -> bool:
     """Leave the CUDA sources out of ``extension``; whether there were any."""
     kept = [name for name in extension.sources if not name.endswith(".cu")]
@@ -151,12 +160,15 @@ def remove_cuda(extension: Extension) -> bool:
 def main() -> None:
     """Set up the package with the native code that can be built here."""
     extensions, command = [], build_ext
-    if WANTED != "0":
+    if WANTED == "0":
+        remove_built()
+    else:
         try:
             extensions, command = native_build()
         except NativeUnavailableError as error:
             if WANTED == "1":
                 raise SystemExit(f"BISSL_FAST_NATIVE=1, but {error}.") from error
+            remove_built()
             warnings.warn(f"The native kernels are not built: {error}. {TO_MEND}", stacklevel=1)
     setup(ext_modules=extensions, cmdclass={"build_ext": command})
 

@@ -6,6 +6,7 @@ setup.py builds against it. So a second torch is downloaded only for an environm
 
 import importlib.machinery
 import os
+import shlex
 import shutil
 import sysconfig
 
@@ -16,7 +17,10 @@ TORCH = "torch>=2.11,<3"
 
 
 def _native_requirements() -> list[str]:
-    if os.environ.get("BISSL_FAST_NATIVE") == "0" or shutil.which(os.environ.get("CXX", "c++").split()[0]) is None:
+    if (
+        os.environ.get("BISSL_FAST_NATIVE") == "0"
+        or shutil.which(shlex.split(os.environ.get("CXX") or "c++")[0]) is None
+    ):
         return []
     visible = importlib.machinery.PathFinder.find_spec("torch", [sysconfig.get_path("purelib")])
     return ["ninja"] if visible else ["ninja", TORCH]

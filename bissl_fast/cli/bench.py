@@ -13,7 +13,9 @@ from rich.table import Table
 
 from bissl_fast.errors import UserError
 from bissl_fast.ops import available_backends, bench
+from bissl_fast.training.environment import processor
 from bissl_fast.training.files import write_atomic, write_json
+from bissl_fast.training.precision import find_device
 from bissl_fast.training.tracking import say
 from bissl_fast.version import __version__
 
@@ -53,6 +55,9 @@ def bench_command(arguments: Sequence[str]) -> None:
     settings = tyro.cli(BenchSettings, prog="bissl-fast bench nt-xent", args=rest)
     if settings.precision not in DTYPES:
         raise UserError(f"--precision must be one of {', '.join(DTYPES)}, found {settings.precision!r}.")
+    if settings.rounds < 1:
+        raise UserError(f"--rounds must be at least 1, found {settings.rounds}.")
+    find_device(settings.device)
     sizes = [parse_size(size) for size in settings.sizes]
     console = Console()
     machine = environment(settings)
@@ -82,7 +87,8 @@ def parse_size(size: str) -> tuple[int, int]:
 
 def environment(settings: BenchSettings) -> str:
     """Machine, versions and date, which every quoted number carries."""
-    name = torch.cuda.get_device_name() if settings.device == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    on_cpu = f"{torch.get_num_threads()} threads of {processor()}"
+    name = torch.cuda.get_device_name() if settings.device == "cuda" else on_cpu
     active = ", ".join(name for name, reason in available_backends().items() if not reason)
     return (
         f"bissl-fast {__version__}, torch {torch.__version__}, Python {platform.python_version()}, {name}, "

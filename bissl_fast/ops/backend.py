@@ -70,8 +70,12 @@ def available_backends() -> dict[str, str]:
     return {name: why_absent(name) for name in BACKENDS}
 
 
-def choose(z: torch.Tensor) -> str:
-    """The backend for embeddings like ``z``.
+LOWEST_TEMPERATURE = {torch.float64: 1e-6, torch.float32: 5e-3, torch.bfloat16: 5e-3, torch.float16: 5e-3}
+"""Below these the kernels' second derivatives lose more digits than plain PyTorch's, which then serves."""
+
+
+def choose(z: torch.Tensor, temperature: float = 1.0) -> str:
+    """The backend for embeddings like ``z`` at a temperature.
 
     Raises:
         UserError: The backend that was asked for cannot serve them.
@@ -82,6 +86,9 @@ def choose(z: torch.Tensor) -> str:
         if reason:
             raise UserError(f"The backend {name!r} was chosen, but {reason}. Choose `auto` or `reference`.")
         return name
+    if temperature < LOWEST_TEMPERATURE[z.dtype]:
+        say_once(f"temperature {temperature} is too low for the kernels in {z.dtype}")
+        return "reference"
     reasons = []
     for name in PREFERRED.get(z.device.type, ()):
         reason = why_not(name, z)

@@ -1,8 +1,22 @@
 """Normalisation of rows in plain PyTorch, finite to every order."""
 
+from collections.abc import Callable
+
 import torch
 
 from bissl_fast.ops.schemas import NORM_EPS, wide_dtype
+
+
+def widened(
+    loss: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor],
+    z1: torch.Tensor,
+    z2: torch.Tensor,
+    temperature: float,
+) -> torch.Tensor:
+    """A reference loss as the kernels compute it: in float32 or better, whatever the embeddings and autocast say."""
+    wide = wide_dtype(z1.dtype)
+    with torch.autocast(z1.device.type, enabled=False):
+        return loss(z1.to(wide), z2.to(wide), temperature)
 
 
 def unit_rows(z: torch.Tensor) -> torch.Tensor:

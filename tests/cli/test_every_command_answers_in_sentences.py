@@ -27,6 +27,8 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         (["report", "nowhere"], "is not a run folder"),
         (["bench", "everything"], "there is no benchmark 'everything'"),
         (["bench", "nt-xent", "--sizes", "big"], "expected pairs x width"),
+        (["bench", "nt-xent", "--rounds", "0"], "--rounds must be at least 1"),
+        (["bench", "nt-xent", "--device", "tpu9"], "device 'tpu9' cannot be used"),
     ],
 )
 def test_what_cannot_be_used_ends_in_one_sentence_and_status_2(

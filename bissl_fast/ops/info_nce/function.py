@@ -6,6 +6,7 @@ from bissl_fast.ops.backend import choose
 from bissl_fast.ops.checks import check_views
 from bissl_fast.ops.contrastive import contrastive_loss
 from bissl_fast.ops.info_nce import reference
+from bissl_fast.ops.rows import widened
 
 
 def info_nce_loss(a: torch.Tensor, b: torch.Tensor, temperature: float = 0.07) -> torch.Tensor:
@@ -33,7 +34,7 @@ def info_nce_loss(a: torch.Tensor, b: torch.Tensor, temperature: float = 0.07) -
         >>> info_nce_loss(images, texts).backward()
     """
     check_views(a, b, temperature)
-    name = choose(a)
+    name = choose(a, float(temperature))
     if name == "reference":
-        return reference.info_nce_loss(a, b, temperature)
+        return widened(reference.info_nce_loss, a, b, float(temperature))
     return contrastive_loss(a, b, float(temperature), True, name)

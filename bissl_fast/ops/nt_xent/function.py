@@ -6,6 +6,7 @@ from bissl_fast.ops.backend import choose
 from bissl_fast.ops.checks import check_views
 from bissl_fast.ops.contrastive import contrastive_loss
 from bissl_fast.ops.nt_xent import reference
+from bissl_fast.ops.rows import widened
 
 
 def nt_xent_loss(z1: torch.Tensor, z2: torch.Tensor, temperature: float = 0.5) -> torch.Tensor:
@@ -33,7 +34,7 @@ def nt_xent_loss(z1: torch.Tensor, z2: torch.Tensor, temperature: float = 0.5) -
         >>> nt_xent_loss(z1, z2, temperature=0.1).backward()
     """
     check_views(z1, z2, temperature)
-    name = choose(z1)
+    name = choose(z1, float(temperature))
     if name == "reference":
-        return reference.nt_xent_loss(z1, z2, temperature)
+        return widened(reference.nt_xent_loss, z1, z2, float(temperature))
     return contrastive_loss(z1, z2, float(temperature), False, name)
