@@ -1,8 +1,9 @@
-"""The report of a run: `report.html`, complete in itself, and `figures/*.png`."""
+"""The report of a run: `report.html`, complete in itself, `table.md` and `figures/*.png`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from bissl_fast.evaluation import figures
 from bissl_fast.evaluation.features import embed
 from bissl_fast.evaluation.page import Section, page
 from bissl_fast.evaluation.run_folder import RunFolder
+from bissl_fast.evaluation.table import Results, results_table, verdict
 from bissl_fast.training.files import make_folder, write_atomic
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ class Plate:
 
 
 def write_report(run: Path) -> Path:
-    """Write `report.html` and `figures/*.png` from what a run folder holds.
+    """Write `report.html`, `table.md` and `figures/*.png` from what a run folder holds.
 
     The report needs nothing but itself: figures and style are in the file, and there is no script. The same
     folder gives the same bytes. What the run has not produced yet is left out, and a line says so.
@@ -61,6 +63,9 @@ def write_report(run: Path) -> Path:
             write_atomic(path, section.image)
         elif path.exists():  # from an earlier state of the run
             path.unlink()
+    with suppress(UserError):  # which the page tells
+        results = Results.from_json(folder.json("results.json"))
+        write_atomic(run / "table.md", f"{results_table(results).to_markdown()}\n{verdict(results)}\n".encode())
     report = run / "report.html"
     write_atomic(report, page(folder, sections).encode())
     return report

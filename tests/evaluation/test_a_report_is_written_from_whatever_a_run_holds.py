@@ -155,3 +155,11 @@ def test_seeds_are_ordered_by_number(make_run: MakeRun) -> None:
     stages = RunFolder(run).stages()
     assert stages[:3] == ["pretext-warmup", "head-warmup", "bissl"]
     assert stages[3:6] == ["finetune-bissl-0", "finetune-bissl-2", "finetune-bissl-10"]
+
+
+def test_the_table_lies_beside_the_report_as_markdown(make_run: MakeRun) -> None:
+    run = make_run()
+    write_report(run)
+    text = (run / "table.md").read_text()
+    assert text.startswith("| Test accuracy (%) | BiSSL | Only FT |")
+    assert "than fine-tuning only" in text or "from fine-tuning only" in text
