@@ -48,6 +48,8 @@ class BiSSLSettings:
         solver_iterations: products per upper step and stored batch [N_c].
         stored_batches: for the Hessian [K].
         stored_from: `lower`: the first K batches of the lower phase, as the paper; `fresh`: drawn anew, as the code.
+        retained_graphs: how many of the K batches keep the graph of their gradient through an upper phase: faster, the
+            same numbers, and tens of megabytes per image. The others rebuild it for each product, as the released code.
         adaptation_every: θ_D moves towards θ_P every so many alternations, 0 is never [N_a].
         adaptation: by this share of the way [α].
         clip: largest norm of a gradient, once per step over backbone and head together.
@@ -67,6 +69,7 @@ class BiSSLSettings:
     solver_iterations: int = 5
     stored_batches: int = 5
     stored_from: Literal["lower", "fresh"] = "lower"
+    retained_graphs: int = 0
     adaptation_every: int = 100
     adaptation: float = 0.1
     clip: float = 10.0
@@ -81,6 +84,7 @@ class BiSSLSettings:
         require(self.proximity > 0, "bissl.proximity (λ)", self.proximity, "positive")
         require(self.damping >= 0, "bissl.damping (λ_damp)", self.damping, "0 or more")
         require(self.downstream_weight >= 0, "bissl.downstream-weight (γ)", self.downstream_weight, "0 or more")
+        require(self.retained_graphs >= 0, "bissl.retained-graphs", self.retained_graphs, "0 or more")
         require(self.adaptation_every >= 0, "bissl.adaptation-every (N_a)", self.adaptation_every, "0 or more")
         require(0 <= self.adaptation <= 1, "bissl.adaptation (α)", self.adaptation, "between 0 and 1")
         require(self.clip > 0, "bissl.clip", self.clip, "positive")
@@ -199,7 +203,7 @@ class BiSSLTask:
     def _upper_level(self, alternation: int, stored: list[Views]) -> dict[str, torch.Tensor | float]:
         """Lines 10 to 15. θ_P, φ_P and the stored batches stay as they are, so one Hessian serves the whole phase."""
         settings = self.settings
-        hessian = HessianOperator(self.exact_pretext_loss, self.theta_p, stored)
+        hessian = HessianOperator(self.exact_pretext_loss, self.theta_p, stored, retain=settings.retained_graphs)
         total = settings.alternations * settings.upper_steps
         losses, plain_losses, residuals = [], [], []
         for index in range(alternation * settings.upper_steps, (alternation + 1) * settings.upper_steps):

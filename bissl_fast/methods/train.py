@@ -223,7 +223,7 @@ class Training:
             save_weights(folder / "weights.safetensors", pretext.state_dict() | named)
 
         settings = {
-            "bissl": bissl,
+            "bissl": replace(bissl, retained_graphs=0),  # which changes no number
             "pretext": config.pretext,
             "lars": config.pretrain.lars,
             "sgd": config.upper,

@@ -199,8 +199,8 @@ def layerwise(matrix: torch.Tensor, b: torch.Tensor, sizes: list[int], iteration
 
 @pytest.mark.parametrize(
     "change",
-    [{}, {"stored_from": "fresh"}, {"adaptation_every": 0}, {"clip": 1e9}],
-    ids=["as the paper", "fresh batches", "no adaptation", "no clipping"],
+    [{}, {"stored_from": "fresh"}, {"adaptation_every": 0}, {"clip": 1e9}, {"retained_graphs": 2}],
+    ids=["as the paper", "fresh batches", "no adaptation", "no clipping", "graphs kept"],
 )
 def test_every_parameter_after_four_alternations_equals_the_literal_algorithm(change: dict[str, Any]) -> None:
     settings = replace(SETTINGS, **change)
