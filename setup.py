@@ -119,7 +119,7 @@ def forgiving(command: type[build_ext], without_cuda: Callable[[], None]) -> typ
 
     class BuildNative(command):
         def run(self):
-            remove_built()
+            remove_built("bissl_fast" if self.inplace else "build/lib*/bissl_fast")
             found = {"compiler": self.compiler, "inplace": self.inplace}  # a run that fails leaves them changed
             try:
                 super().run()
@@ -141,11 +141,10 @@ def forgiving(command: type[build_ext], without_cuda: Callable[[], None]) -> typ
     return BuildNative
 
 
-def remove_built() -> None:
-    """Delete earlier binaries, so that a build that fails cannot hand on an old one."""
-    for place in ("bissl_fast", "build/lib*/bissl_fast"):
-        for path in ROOT.glob(f"{place}/_C.*"):
-            path.unlink()
+def remove_built(place: str) -> None:
+    """Delete earlier binaries where this build puts its own, so that one that fails cannot hand on an old one."""
+    for path in ROOT.glob(f"{place}/_C.*"):
+        path.unlink()
 
 
 def remove_cuda(extension: Extension) -> bool:
@@ -161,14 +160,14 @@ def main() -> None:
     """Set up the package with the native code that can be built here."""
     extensions, command = [], build_ext
     if WANTED == "0":
-        remove_built()
+        remove_built("build/lib*/bissl_fast")
     else:
         try:
             extensions, command = native_build()
         except NativeUnavailableError as error:
             if WANTED == "1":
                 raise SystemExit(f"BISSL_FAST_NATIVE=1, but {error}.") from error
-            remove_built()
+            remove_built("build/lib*/bissl_fast")
             warnings.warn(f"The native kernels are not built: {error}. {TO_MEND}", stacklevel=1)
     setup(ext_modules=extensions, cmdclass={"build_ext": command})
 
