@@ -41,8 +41,8 @@ class HessianOperator:
         parameters: what is differentiated.
         batches: the K stored batches; whatever ``loss`` takes.
         mode: ``"reverse"``: reverse over reverse; the graph of each gradient is built once and serves every product.
-            ``"linearized"``: forward over reverse, traced once and split: the same numbers, less work per product, for a
-            loss that is a function of module and batch alone. ``"gauss_newton"``: ``Jᵀ ∇²ℓ J`` with the Jacobian of
+            ``"linearized"``: forward over reverse, traced once and split: the same numbers for less work, if the loss
+            is a function of module and batch alone. ``"gauss_newton"``: ``Jᵀ ∇²ℓ J`` with the Jacobian of
             the outputs, positive semidefinite where ℓ is convex; another matrix. ``"finite_difference"``: an estimator.
         retain: how many of the batches keep their linearisation. The rest rebuild it for each product: less memory, the
             same numbers, unless the module draws random numbers (dropout), which needs all kept.

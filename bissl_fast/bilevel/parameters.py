@@ -55,18 +55,6 @@ class ParameterVector:
         for parameter, piece in zip(self.tensors, self.unflatten(flat), strict=True):
             parameter.copy_(piece)
 
-    @contextmanager
-    def borrowed(self) -> Iterator[None]:
-        """Let the block assign other values; on leaving, the parameters are as they were, to the bit."""
-        kept = [parameter.data for parameter in self.tensors]
-        for parameter in self.tensors:
-            parameter.data = parameter.data.clone()
-        try:
-            yield
-        finally:
-            for parameter, data in zip(self.tensors, kept, strict=True):
-                parameter.data = data
-
 
 @contextmanager
 def frozen_buffers(*modules: nn.Module) -> Iterator[None]:

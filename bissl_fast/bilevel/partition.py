@@ -1,8 +1,8 @@
 """Cut a traced product at the tangent boundary: what runs once per point, and what runs once per product.
 
 Every node that depends on the tangent belongs to the tangent half. It reads values of the primal half, and which of
-these are kept as residuals and which are computed again is a minimum cut: bytes kept are the price; convolutions, matrix
-products and reductions are never computed twice, elementwise work is.
+these are kept as residuals and which are computed again is a minimum cut: bytes kept are the price; convolutions,
+matrix products and reductions are never computed twice, elementwise work is.
 """
 
 import math

@@ -66,7 +66,8 @@ def twin_backward(graph: fx.Graph, node: fx.Node, prefix: str) -> None:
 
 def last(graph: fx.Graph, nodes: tuple[fx.Node, ...]) -> fx.Node:
     """The one of ``nodes`` that stands last in the graph."""
-    return [node for node in graph.nodes if node in nodes][-1]
+    found: fx.Node = [node for node in graph.nodes if node in nodes][-1]
+    return found
 
 
 def redirect(old: fx.Node, new: fx.Node) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from bissl_fast.bilevel.parameters import ParameterVector, frozen_buffers
-from bissl_fast.bilevel.traced import Loss
+from bissl_fast.bilevel.traced import Loss, LossModule, autocast
 
 Gradient = tuple[torch.Tensor | None, ...]
 
@@ -35,8 +35,11 @@ class ReverseProducts:
             held[storage._cdata] = storage.nbytes()
             return tensor
 
-        with torch.enable_grad(), saved_tensors_hooks(weigh, lambda tensor: tensor):
-            gradient = gradient_of(self._loss, self._parameters, batch, self._dtype, create_graph=True)
+        theta, module = self._parameters.tensors, self._parameters.module
+        with torch.enable_grad(), saved_tensors_hooks(weigh, lambda tensor: tensor), frozen_buffers(module):
+            with autocast(theta[0].device, self._dtype):
+                value = self._loss(module, batch)
+            gradient = torch.autograd.grad(value, theta, create_graph=True, allow_unused=True)
         own = {tensor.untyped_storage()._cdata for tensor in self._parameters.tensors}
         self.graph_bytes = sum(size for storage, size in held.items() if storage not in own)
         return gradient
@@ -62,7 +65,7 @@ class DifferenceProducts:
 
     Args:
         loss: ``loss(module, batch) -> scalar``.
-        parameters: what is differentiated; they are moved and put back, to the bit.
+        parameters: what is differentiated; they stay where they are.
         step: relative step: ``ε = step · (1 + ‖θ‖) / ‖v‖``.
         dtype: of autocast.
     """
@@ -83,22 +86,15 @@ class DifferenceProducts:
         norm = torch.linalg.vector_norm(flat)
         epsilon = self._step * (1 + torch.linalg.vector_norm(values)) / norm
         sides = []
-        with torch.enable_grad(), self._parameters.borrowed():
-            for sign in (1, -1):
-                self._parameters.assign(torch.where(norm > 0, values + sign * epsilon * flat, values))
-                gradient = gradient_of(self._loss, self._parameters, batch, self._dtype, create_graph=False)
-                sides.append(self._parameters.flatten(gradient))
+        whole = LossModule(self._loss, self._parameters.module)
+        for sign in (1, -1):
+            moved = torch.where(norm > 0, values + sign * epsilon * flat, values)
+            theta = [piece.clone().requires_grad_() for piece in self._parameters.unflatten(moved)]
+            state = {f"module.{name}": piece for name, piece in zip(self._parameters.names, theta, strict=True)}
+            with torch.enable_grad(), frozen_buffers(self._parameters.module):
+                with autocast(theta[0].device, self._dtype):
+                    value = torch.func.functional_call(whole, state, (batch,))
+                gradient = torch.autograd.grad(value, theta, allow_unused=True)
+            sides.append(self._parameters.flatten(gradient))
         difference = (sides[0] - sides[1]) / (2 * epsilon)
         return tuple(self._parameters.unflatten(torch.where(norm > 0, difference, 0.0)))
-
-
-def gradient_of(
-    loss: Loss, parameters: ParameterVector, batch: Any, dtype: torch.dtype, create_graph: bool
-) -> Gradient:
-    """∇L of one batch, batch-norm buffers held still."""
-    device = parameters.tensors[0].device.type
-    enabled = dtype in (torch.bfloat16, torch.float16)
-    with frozen_buffers(parameters.module):
-        with torch.autocast(device, dtype=dtype if enabled else None, enabled=enabled, cache_enabled=False):
-            value = loss(parameters.module, batch)
-        return torch.autograd.grad(value, parameters.tensors, create_graph=create_graph, allow_unused=True)

@@ -5,8 +5,7 @@ runs once per point and batch and leaves residuals, the tangent half runs once p
 constants and batches are inputs of the graph, so one trace serves every point.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
@@ -142,19 +141,12 @@ class TracedProducts:
 
         for mode in ("fake", "real"):
             try:
-                with self._autocast(inputs[0].device), torch.enable_grad():
+                with autocast(inputs[0].device, self._dtype), torch.enable_grad():
                     return make_fx(function, tracing_mode=mode, _allow_non_fake_inputs=True)(inputs, tangents)
             except Exception as error:  # whatever the loss, or PyTorch below it, raises
                 cause = error
         reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
         raise ValueError(NOT_TRACEABLE.format(reason=reason)) from cause
-
-    @contextmanager
-    def _autocast(self, device: torch.device) -> Iterator[None]:
-        enabled = self._dtype in (torch.bfloat16, torch.float16)
-        dtype = self._dtype if enabled else None
-        with torch.autocast(device.type, dtype=dtype, enabled=enabled, cache_enabled=False):
-            yield
 
     def _function(self, spec: TreeSpec) -> Callable[..., Any]:
         """``(inputs, tangents) -> product`` as plain tensors."""
@@ -182,6 +174,12 @@ class TracedProducts:
             return vjp(lambda t: call(outputs, t, inputs), theta)[1](curved)[0]
 
         return hessian_product if self._kind == "hessian" else gauss_newton_product
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Half precision inside the block, if ``dtype`` is one. Casts are not cached: a cached one belongs to one graph."""
+    enabled = dtype in (torch.bfloat16, torch.float16)
+    return torch.autocast(device.type, dtype=dtype if enabled else None, enabled=enabled, cache_enabled=False)
 
 
 def own(residual: torch.Tensor) -> torch.Tensor:

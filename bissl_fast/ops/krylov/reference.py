@@ -7,7 +7,8 @@ import torch
 
 def segment_dots(a: torch.Tensor, b: torch.Tensor, segments: Sequence[int]) -> torch.Tensor:
     """Inner products of the segments of two vectors ``(L,)``: ``(S,)``."""
-    return torch.stack([torch.dot(x, y) for x, y in zip(a.split(segments), b.split(segments), strict=True)])
+    pairs = zip(torch.split(a, list(segments)), torch.split(b, list(segments)), strict=True)
+    return torch.stack([torch.dot(x, y) for x, y in pairs])
 
 
 def cg_update(
