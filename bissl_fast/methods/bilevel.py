@@ -45,10 +45,7 @@ class BilevelSettings:
     """
 
     mode: Mode = "linearized"
-    solver: PhaseSolver = Callable[[torch.Tensor], Solution]
-"""``v ↦ v_IG`` for the right-hand sides of one upper phase, in their order."""
-
-SolverName = "layerwise-cg"
+    solver: SolverName = "layerwise-cg"
     recycle: bool = False
     products_dtype: ProductsDtype = "float32"
     memory_budget: float | None = None
