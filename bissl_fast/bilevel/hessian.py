@@ -132,6 +132,13 @@ class HessianOperator:
         return len(self._kept)
 
     @property
+    def kept_bytes(self) -> int:
+        """Bytes that the kept linearisations hold; 0 in modes that keep nothing."""
+        if isinstance(self._products, TracedProducts):
+            return sum(program.halves.residual_bytes for program, _ in self._kept)
+        return len(self._kept) * getattr(self._products, "graph_bytes", 0)
+
+    @property
     def segments(self) -> Sequence[int]:
         return self._parameters.segments
 
