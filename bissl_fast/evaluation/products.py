@@ -44,7 +44,7 @@ class Cost:
         what: its name.
         seconds: best of the rounds.
         gradients: the same in compiled gradients.
-        flops: of convolutions and matrix products, as PyTorch's counter has them; None where it counts none.
+        flops: of convolutions and matrix products, as PyTorch's counter has them.
         roofline: share of the rate of a large matrix product that these reach.
         kept_bytes: kept between products.
         working_bytes: most held at once beside inputs and what is kept, read off the graph; None where unknown.
@@ -53,8 +53,8 @@ class Cost:
     what: str
     seconds: float
     gradients: float
-    flops: int | None
-    roofline: float | None
+    flops: int
+    roofline: float
     kept_bytes: int = 0
     working_bytes: int | None = None
 
