@@ -10,8 +10,8 @@ from torch.utils._pytree import tree_leaves
 def peak_bytes(graph: fx.Graph) -> int:
     """Most bytes alive at once while a graph runs, its inputs not counted and each value freed after its last use.
 
-    A value that shares memory with another (a view) counts once, and lives as long as the last of them. What a kernel
-    takes for itself while it runs is not seen.
+    A value that shares memory with another (a view) counts once, and lives as long as the last of them. Kernels take
+    memory of their own while they run (a convolution copies what it reads into blocks): the largest value counts twice.
     """
     order = list(graph.nodes)
     storages: dict[fx.Node, set[int]] = {}
@@ -37,7 +37,7 @@ def peak_bytes(graph: fx.Graph) -> int:
         alive |= storages[node] - free
         most = max(most, sum(sizes[key] for key in alive))
         alive = {key for key in alive if last_use[key] > position}
-    return most
+    return most + max(sizes.values(), default=0)
 
 
 def storage_key(tensor: Any) -> int:

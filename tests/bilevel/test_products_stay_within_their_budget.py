@@ -28,7 +28,7 @@ network = nn.ModuleDict({{"backbone": backbone}})
 network.forward = lambda views: backbone(views)
 theta = ParameterVector(network, "backbone.")
 
-def phase(images, size, budget, keep):
+def phase(images, size, budget):
     stored = batches(3, (images, 3, size, size), torch.float32)
     before = held("VmRSS")
     open("/proc/self/clear_refs", "w").write("5")  # forget the peak so far
@@ -41,11 +41,11 @@ def held(name):
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith(name))
 
-phase(2, 96, None, 0)  # what PyTorch takes once for itself is no part of a phase
-program = TracedProducts(contrastive, theta).program(batches(1, (16, 3, 96, 96), torch.float32)[0])
+phase(2, 64, None)  # what PyTorch takes once for itself is no part of a phase
+program = TracedProducts(contrastive, theta).program(batches(1, (16, 3, 64, 64), torch.float32)[0])
 kept = {kept}
 budget = program.working_bytes + min(kept + 1, 3) * program.halves.residual_bytes
-print(*phase(16, 96, budget, kept), budget)
+print(*phase(16, 64, budget), budget)
 """
 
 
