@@ -6,3 +6,10 @@
 #else
 #define HOST_DEVICE
 #endif
+
+// For loops over memory on a GPU: several rounds' loads at once.
+#ifdef __CUDA_ARCH__
+#define UNROLLED _Pragma("unroll 4")
+#else
+#define UNROLLED
+#endif

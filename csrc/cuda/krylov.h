@@ -103,7 +103,7 @@ struct Direction {
     T *__restrict__ x = u.x, *__restrict__ d = u.d;
     const T *__restrict__ r = u.r, *__restrict__ scale = u.inverse_diagonal;
     team.lanes([&](int lane) {
-#pragma unroll 4
+      UNROLLED
       for (int64_t k = slot.begin + lane; k < slot.end; k += kTeam) {
         const T z = scale != nullptr ? scale[k] * r[k] : r[k];
         x[k] += alpha * d[k];

@@ -65,7 +65,7 @@ struct LarsUpdate {
     T *__restrict__ weight = table.weights[s] + at, *__restrict__ momentum = table.momenta[s] + at;
     const T* __restrict__ gradient = table.gradients[s] + at;
     team.lanes([&](int lane) {
-#pragma unroll 4
+      UNROLLED
       for (int64_t k = lane; k < count; k += kTeam) {
         const T update = adapted ? ratio * (gradient[k] + factors.weight_decay * weight[k]) : gradient[k];
         const T next = factors.momentum * momentum[k] + update;

@@ -25,7 +25,7 @@ HOST_DEVICE Pair team_sums(const Team& team, int which, int64_t count, const Ter
   double *first = team.sums(which), *second = team.sums(which + 1);
   team.lanes([&](int lane) {
     Pair sum{0, 0};
-#pragma unroll 4
+    UNROLLED
     for (int64_t k = lane; k < count; k += kTeam) {
       const Pair next = term(k);
       sum.first += next.first;
