@@ -1,6 +1,7 @@
 """LARS of many tensors in one call: the formula's numbers, for every tensor that an optimizer may meet."""
 
 import math
+
 import pytest
 import torch
 from contrastive_cases import needs_native
