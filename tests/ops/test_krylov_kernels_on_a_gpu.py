@@ -1,4 +1,4 @@
-"""On a CUDA device vector work and LARS equal their definitions, repeat their bits, wait for nothing, can be captured."""
+"""On a CUDA device vector work and LARS equal their definitions, repeat their bits, never wait and are captured."""
 
 from collections.abc import Iterator
 
