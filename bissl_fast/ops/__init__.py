@@ -2,6 +2,17 @@
 
 from bissl_fast.ops.backend import available_backends, backend
 from bissl_fast.ops.info_nce import info_nce_loss
+from bissl_fast.ops.krylov import cg_update, segment_dots
+from bissl_fast.ops.lars import lars_step
 from bissl_fast.ops.nt_xent import NTXentLoss, nt_xent_loss
 
-__all__ = ["NTXentLoss", "available_backends", "backend", "info_nce_loss", "nt_xent_loss"]
+__all__ = [
+    "NTXentLoss",
+    "available_backends",
+    "backend",
+    "cg_update",
+    "info_nce_loss",
+    "lars_step",
+    "nt_xent_loss",
+    "segment_dots",
+]

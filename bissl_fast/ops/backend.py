@@ -19,6 +19,7 @@ from bissl_fast.ops import native
 
 BACKENDS = ("reference", "cpp", "triton", "cuda")
 PREFERRED = {"cpu": ("cpp",), "cuda": ("triton", "cuda")}  # the CUDA kernels take what Triton leaves
+COMPILED = {"cpu": "cpp", "cuda": "cuda"}
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 REBUILD = "`BISSL_FAST_NATIVE=1 pip install --no-build-isolation .` in the repository builds them or says why not"
 
@@ -99,6 +100,32 @@ def choose(z: torch.Tensor, temperature: float = 1.0) -> str:
     return "reference"
 
 
+def choose_compiled(vector: torch.Tensor, subject: str) -> str:
+    """The backend for work that Triton has no kernels for; asking for ``triton`` is asking for the best here.
+
+    Args:
+        vector: any of the tensors to be worked on.
+        subject: who runs on plain PyTorch where nothing else serves, for the warning.
+
+    Raises:
+        UserError: The backend that was asked for cannot serve them.
+    """
+    asked = wanted()
+    if asked == "reference":
+        return asked
+    best = COMPILED.get(vector.device.type, "")
+    name = best if asked in ("auto", "triton") else asked
+    reason = why_not(name, vector) if name else f"no kernels for the device {vector.device.type}"
+    if not reason and vector.dtype not in (torch.float32, torch.float64):
+        reason = f"no kernels for {vector.dtype}"
+    if reason and name == asked:
+        raise UserError(f"The backend {name!r} was chosen, but {reason}. Choose `auto` or `reference`.")
+    if reason:
+        say_once(reason, subject)
+        return "reference"
+    return name
+
+
 def wanted() -> str:
     """The choice in force: of the block, else of the environment, else ``auto``."""
     name = _choice.get() or os.environ.get("BISSL_FAST_BACKEND") or "auto"
@@ -145,6 +172,6 @@ def why_not(name: str, z: torch.Tensor) -> str:
 
 
 @functools.cache
-def say_once(reason: str) -> None:
+def say_once(reason: str, subject: str = "The contrastive losses run") -> None:
     """Warn that plain PyTorch is used."""
-    warnings.warn(f"The contrastive losses run on plain PyTorch ({reason}).", RuntimeWarning, stacklevel=4)
+    warnings.warn(f"{subject} on plain PyTorch ({reason}).", RuntimeWarning, stacklevel=4)
