@@ -214,7 +214,7 @@ class BiSSLTask:
             "upper_loss_downstream": _mean(plain_losses),
             "lr_upper": rate,
         }
-        if self.bilevel.solver != "identity":  # which measures no residual
+        if self.bilevel.solver not in ("identity", "nystrom"):  # which measure no residual
             values["cg_residuals"] = torch.stack(residuals).mean(0)
         assert self.hessian is not None
         self.hessian.release()
