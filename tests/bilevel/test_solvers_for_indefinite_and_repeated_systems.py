@@ -22,7 +22,9 @@ def test_minimal_residual_is_minres_on_an_indefinite_matrix(iterations: int) -> 
     b = vectors(1, 50)[0]
     found = minimal_residual(Dense(BISSL_LIKE), b, iterations=iterations)
     expected, _ = scipy.sparse.linalg.minres(BISSL_LIKE.numpy(), b.numpy(), rtol=1e-30, maxiter=iterations)
-    torch.testing.assert_close(found.x, torch.from_numpy(expected), rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(
+        found.x, torch.from_numpy(expected), rtol=1e-5, atol=1e-7
+    )  # scipy does not reorthogonalise
     assert found.residual_norms[-1] == pytest.approx(float((b - BISSL_LIKE @ found.x).norm()), rel=1e-9)
 
 
