@@ -99,6 +99,38 @@ def choose(z: torch.Tensor, temperature: float = 1.0) -> str:
     return "reference"
 
 
+def choose_among(x: torch.Tensor, names: tuple[str, ...], lacks: Callable[[str, torch.Tensor], str], work: str) -> str:
+    """The backend for work that only some backends have kernels for; without data (meta tensors), the reference.
+
+    Asking for a backend of the right device that has none is asking for the best there is.
+
+    Args:
+        x: The tensor to be worked on.
+        names: The backends with kernels.
+        lacks: What those cannot serve of tensors like ``x``, empty if nothing.
+        work: Who "runs" on plain PyTorch where nothing else serves, for the warning.
+
+    Raises:
+        UserError: The backend that was asked for cannot serve it.
+    """
+    asked = wanted()
+    if asked == "reference" or x.is_meta:
+        return "reference"
+    candidates = [name for name in PREFERRED.get(x.device.type, ()) if name in names]
+    if asked != "auto" and (asked in names or out_of_reach(asked, x)):
+        candidates = [asked]
+    reasons = []
+    for name in candidates:
+        reason = out_of_reach(name, x) or lacks(name, x)
+        if not reason:
+            return name
+        reasons.append(f"{name}: {reason}")
+    if asked != "auto":
+        raise UserError(f"The backend {asked!r} was chosen, but {'; '.join(reasons)}. Choose `auto` or `reference`.")
+    say_once("; ".join(reasons) or f"no kernels for the device {x.device.type}", work)
+    return "reference"
+
+
 def wanted() -> str:
     """The choice in force: of the block, else of the environment, else ``auto``."""
     name = _choice.get() or os.environ.get("BISSL_FAST_BACKEND") or "auto"
@@ -131,12 +163,17 @@ def why_absent(name: str) -> str:
     return "" if name == "cpp" or torch.cuda.is_available() else "PyTorch finds no CUDA device"
 
 
+def out_of_reach(name: str, x: torch.Tensor) -> str:
+    """What keeps a backend from tensors on the device of ``x``, empty if nothing does."""
+    device = {"cpp": "cpu", "triton": "cuda", "cuda": "cuda"}.get(name, x.device.type)
+    if x.device.type != device:
+        return f"it serves {device} tensors, not {x.device.type}"
+    return why_absent(name)
+
+
 def why_not(name: str, z: torch.Tensor) -> str:
     """What keeps a backend from serving embeddings like ``z``, empty if nothing does."""
-    device = {"cpp": "cpu", "triton": "cuda", "cuda": "cuda"}.get(name, z.device.type)
-    if z.device.type != device:
-        return f"it serves {device} tensors, not {z.device.type}"
-    reason = why_absent(name)
+    reason = out_of_reach(name, z)
     if not reason and name == "triton":
         from bissl_fast.ops.triton import launch
 
@@ -145,6 +182,6 @@ def why_not(name: str, z: torch.Tensor) -> str:
 
 
 @functools.cache
-def say_once(reason: str) -> None:
+def say_once(reason: str, subject: str = "The contrastive losses run") -> None:
     """Warn that plain PyTorch is used."""
-    warnings.warn(f"The contrastive losses run on plain PyTorch ({reason}).", RuntimeWarning, stacklevel=4)
+    warnings.warn(f"{subject} on plain PyTorch ({reason}).", RuntimeWarning, stacklevel=4)

@@ -2,7 +2,7 @@
 
 import importlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,10 +20,8 @@ except ImportError as error:
     IMPORT_ERROR = error
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
-NOT_DIFFERENTIABLE = (
-    "bissl_fast::{name} is a raw kernel and has no derivative of its own. "
-    "Call bissl_fast.nt_xent_loss or bissl_fast.ops.info_nce_loss, which are differentiable twice."
-)
+NOT_DIFFERENTIABLE = "bissl_fast::{name} is a raw kernel and has no derivative of its own. {advice}"
+LOSSES = "Call bissl_fast.nt_xent_loss or bissl_fast.ops.info_nce_loss, which are differentiable twice."
 
 
 def build_info() -> dict[str, str]:
@@ -48,17 +46,40 @@ def is_tracked(tensor: Tensor) -> bool:
     return forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
 
 
-def refusing(name: str) -> Callable[..., Any]:
+def refusing(name: str, advice: str) -> Callable[..., Any]:
     """The autograd kernel of a raw op: PyTorch's own fallback would drop the tangent, a silent zero."""
     op = getattr(torch.ops.bissl_fast, name).default
 
     def check_then_call(*args: Any) -> Any:
-        if any(is_tracked(argument) for argument in args if isinstance(argument, Tensor)):
-            raise NotImplementedError(NOT_DIFFERENTIABLE.format(name=name))
+        if any(is_tracked(tensor) for argument in args for tensor in tensors_of(argument)):
+            raise NotImplementedError(NOT_DIFFERENTIABLE.format(name=name, advice=advice))
         with torch._C._AutoDispatchBelowAutograd():
             return op(*args)
 
     return check_then_call
+
+
+def counting(name: str) -> Callable[..., Any]:
+    """The kernel of a raw op that writes into its arguments: raises their versions, as PyTorch's in-place ops do."""
+    op = getattr(torch.ops.bissl_fast, name).default
+    written = [argument.alias_info is not None and argument.alias_info.is_write for argument in op._schema.arguments]
+
+    def call_then_count(*args: Any) -> Any:
+        with torch._C._AutoDispatchBelowADInplaceOrView():
+            result = op(*args)
+        for argument, is_written in zip(args, written, strict=False):  # defaults may be left out at the end
+            if is_written:
+                torch.autograd.graph.increment_version(tensors_of(argument))
+        return result
+
+    return call_then_count
+
+
+def tensors_of(argument: Any) -> Sequence[Tensor]:
+    """The tensors of an op's argument: itself, a list, or none."""
+    if isinstance(argument, Tensor):
+        return [argument]
+    return argument if isinstance(argument, (list, tuple)) and argument and isinstance(argument[0], Tensor) else []
 
 
 def triton_fwd(z1: Tensor, z2: Tensor, temperature: float, cross_view: bool) -> tuple[Tensor, ...]:
@@ -82,11 +103,26 @@ def triton_bwd_bwd(units: Tensor, inv_norms: Tensor, lse: Tensor, kept: Tensor, 
     return launch.bwd_bwd(units, inv_norms, lse, *rest)
 
 
-def register(library: Library, prefix: str, fakes: dict[str, Callable[..., Any]]) -> None:
-    """Give three declared ops their fakes and their autograd kernels."""
+def register(library: Library, prefix: str, fakes: dict[str, Callable[..., Any]], advice: str = LOSSES) -> None:
+    """Give declared ops their fakes and their autograd kernels."""
     for name, fake in fakes.items():
         torch.library.register_fake(f"bissl_fast::{prefix}{name}", fake, lib=library)
-        library.impl(f"{prefix}{name}", refusing(f"{prefix}{name}"), "Autograd")  # type: ignore[no-untyped-call]
+        library.impl(f"{prefix}{name}", refusing(f"{prefix}{name}", advice), "Autograd")  # type: ignore[no-untyped-call]
+        if getattr(torch.ops.bissl_fast, prefix + name).default._schema.is_mutable:
+            library.impl(f"{prefix}{name}", counting(f"{prefix}{name}"), "ADInplaceOrView")  # type: ignore[no-untyped-call]
+
+
+def register_compiled(fakes: dict[str, Callable[..., Any]], advice: str) -> Library:
+    """Register ops that only the compiled extension has; the library must live as long as they are used.
+
+    Args:
+        fakes: fake kernels by the ops' names.
+        advice: what to call where a derivative is wanted, a sentence.
+    """
+    library = Library("bissl_fast", "FRAGMENT")  # type: ignore[no-untyped-call]
+    if _C is not None:
+        register(library, "", fakes, advice)
+    return library
 
 
 def register_all() -> Library:
