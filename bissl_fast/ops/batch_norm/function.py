@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from bissl_fast.ops.backend import DTYPES, choose_among
+from bissl_fast.ops.backend import DTYPES, REBUILD, choose_among
 from bissl_fast.ops.batch_norm import reference
 from bissl_fast.ops.batch_norm.derivatives import batch_norm, has_kernels
 from bissl_fast.ops.schemas import wide_dtype
@@ -63,7 +63,7 @@ def batch_norm_act(
 def lacks(name: str, x: Tensor) -> str:
     """What the kernels of a backend cannot serve of tensors like ``x``, empty if nothing."""
     if not has_kernels(name):
-        return "it has no batch norm here"
+        return f"it was built before it had batch norm; {REBUILD}"
     if name == "cpp" and x.dtype not in (torch.float32, torch.float64):
         return f"it does not normalise {x.dtype}"
     return ""
