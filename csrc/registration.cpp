@@ -19,6 +19,25 @@ STABLE_TORCH_LIBRARY(bissl_fast, library) {
   library.def(
       "contrastive_bwd_bwd(Tensor units, Tensor inv_norms, Tensor lse, Tensor kept, Tensor grad, Tensor radial,"
       " Tensor tangent, float temperature, bool cross_view) -> Tensor");
+  library.def(
+      "batch_norm_fwd(Tensor x, Tensor weight, Tensor bias, Tensor? residual, int groups, bool relu, float eps)"
+      " -> (Tensor, Tensor, Tensor)");
+  library.def(
+      "batch_norm_apply(Tensor x, Tensor weight, Tensor bias, Tensor? residual, Tensor mean, Tensor rstd, int groups,"
+      " bool relu) -> Tensor");
+  library.def(
+      "batch_norm_bwd(Tensor grad_out, Tensor x, Tensor out, Tensor weight, Tensor mean, Tensor rstd, int groups,"
+      " bool relu, bool with_residual) -> (Tensor, Tensor, Tensor, Tensor)");
+  library.def(
+      "batch_norm_bwd_apply(Tensor grad_out, Tensor x, Tensor out, Tensor weight, Tensor mean, Tensor rstd,"
+      " Tensor sum_g, Tensor sum_gx, int groups, bool relu, bool with_residual) -> (Tensor, Tensor)");
+  library.def(
+      "batch_norm_jvp(Tensor? x_t, Tensor x, Tensor out, Tensor weight, Tensor mean, Tensor rstd, Tensor? weight_t,"
+      " Tensor? bias_t, Tensor? residual_t, int groups, bool relu) -> Tensor");
+  library.def(
+      "batch_norm_bwd_jvp(Tensor? grad_out_t, Tensor? x_t, Tensor? weight_t, Tensor grad_out, Tensor x, Tensor out,"
+      " Tensor weight, Tensor mean, Tensor rstd, Tensor sum_g, Tensor sum_gx, int groups, bool relu,"
+      " bool with_residual) -> (Tensor, Tensor, Tensor, Tensor)");
 }
 
 namespace {
