@@ -55,8 +55,9 @@ def batch_norm_act(
         residual = residual.to(x.dtype)
     name = choose_among(x, ("cpp", "triton"), lacks, "Batch norm runs")
     if name == "reference":
-        return reference.batch_norm_act(x, weight, bias, residual, groups, relu, eps)
-    out, mean, rstd = batch_norm(x, weight, bias, residual, groups, relu, eps, name)
+        out, mean, rstd = reference.batch_norm_act(x, weight, bias, residual, groups, relu, eps)
+    else:
+        out, mean, rstd = batch_norm(x, weight, bias, residual, groups, relu, eps, name)
     return out, mean, (rstd.square().reciprocal() - eps).clamp_min(0)
 
 
