@@ -26,6 +26,25 @@ STABLE_TORCH_LIBRARY(bissl_fast, library) {
   library.def(
       "lars_step(Tensor(a!)[] weights, Tensor(b!)[] momenta, Tensor[] gradients, bool exclude_1d, float lr,"
       " float weight_decay, float momentum, float trust_coefficient) -> ()");
+  library.def(
+      "batch_norm_fwd(Tensor x, Tensor weight, Tensor bias, Tensor? residual, int groups, bool relu, float eps)"
+      " -> (Tensor, Tensor, Tensor)");
+  library.def(
+      "batch_norm_apply(Tensor x, Tensor weight, Tensor bias, Tensor? residual, Tensor mean, Tensor rstd, int groups,"
+      " bool relu) -> Tensor");
+  library.def(
+      "batch_norm_bwd(Tensor grad_out, Tensor x, Tensor out, Tensor weight, Tensor mean, Tensor rstd, int groups,"
+      " bool relu, bool with_residual) -> (Tensor, Tensor, Tensor, Tensor)");
+  library.def(
+      "batch_norm_bwd_apply(Tensor grad_out, Tensor x, Tensor out, Tensor weight, Tensor mean, Tensor rstd,"
+      " Tensor sum_g, Tensor sum_gx, int groups, bool relu, bool with_residual) -> (Tensor, Tensor)");
+  library.def(
+      "batch_norm_jvp(Tensor? x_t, Tensor x, Tensor out, Tensor weight, Tensor mean, Tensor rstd, Tensor? weight_t,"
+      " Tensor? bias_t, Tensor? residual_t, int groups, bool relu) -> Tensor");
+  library.def(
+      "batch_norm_bwd_jvp(Tensor? grad_out_t, Tensor? x_t, Tensor? weight_t, Tensor grad_out, Tensor x, Tensor out,"
+      " Tensor weight, Tensor mean, Tensor rstd, Tensor sum_g, Tensor sum_gx, int groups, bool relu,"
+      " bool with_residual) -> (Tensor, Tensor, Tensor, Tensor)");
 }
 
 namespace {

@@ -19,7 +19,6 @@ from bissl_fast.ops import native
 
 BACKENDS = ("reference", "cpp", "triton", "cuda")
 PREFERRED = {"cpu": ("cpp",), "cuda": ("triton", "cuda")}  # the CUDA kernels take what Triton leaves
-COMPILED = {"cpu": "cpp", "cuda": "cuda"}
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 REBUILD = "`BISSL_FAST_NATIVE=1 pip install --no-build-isolation .` in the repository builds them or says why not"
 
@@ -100,30 +99,46 @@ def choose(z: torch.Tensor, temperature: float = 1.0) -> str:
     return "reference"
 
 
-def choose_compiled(vector: torch.Tensor, subject: str) -> str:
-    """The backend for work that Triton has no kernels for; asking for ``triton`` is asking for the best here.
+def choose_among(x: torch.Tensor, names: tuple[str, ...], lacks: Callable[[str, torch.Tensor], str], work: str) -> str:
+    """The backend for work that only some backends have kernels for; without data (meta tensors), the reference.
+
+    Asking for a backend of the right device that has none is asking for the best there is.
 
     Args:
-        vector: any of the tensors to be worked on.
-        subject: who runs on plain PyTorch where nothing else serves, for the warning.
+        x: The tensor to be worked on.
+        names: The backends with kernels.
+        lacks: What those cannot serve of tensors like ``x``, empty if nothing.
+        work: Who "runs" on plain PyTorch where nothing else serves, for the warning.
 
     Raises:
-        UserError: The backend that was asked for cannot serve them.
+        UserError: The backend that was asked for cannot serve it.
     """
     asked = wanted()
-    if asked == "reference":
-        return asked
-    best = COMPILED.get(vector.device.type, "")
-    name = best if asked in ("auto", "triton") else asked
-    reason = why_not(name, vector) if name else f"no kernels for the device {vector.device.type}"
-    if not reason and vector.dtype not in (torch.float32, torch.float64):
-        reason = f"no kernels for {vector.dtype}"
-    if reason and name == asked:
-        raise UserError(f"The backend {name!r} was chosen, but {reason}. Choose `auto` or `reference`.")
-    if reason:
-        say_once(reason, subject)
+    if asked == "reference" or x.is_meta:
         return "reference"
-    return name
+    candidates = [name for name in PREFERRED.get(x.device.type, ()) if name in names]
+    if asked != "auto" and (asked in names or out_of_reach(asked, x)):
+        candidates = [asked]
+    reasons = []
+    for name in candidates:
+        reason = out_of_reach(name, x) or lacks(name, x)
+        if not reason:
+            return name
+        reasons.append(f"{name}: {reason}")
+    if asked != "auto":
+        raise UserError(f"The backend {asked!r} was chosen, but {'; '.join(reasons)}. Choose `auto` or `reference`.")
+    say_once("; ".join(reasons) or f"no kernels for the device {x.device.type}", work)
+    return "reference"
+
+
+def choose_compiled(vector: torch.Tensor, subject: str) -> str:
+    """The backend for vector work in float32 and float64, which is compiled for either device."""
+
+    def lacks(name: str, vector: torch.Tensor) -> str:
+        served = vector.dtype in (torch.float32, torch.float64)
+        return "" if served else f"it has no kernels for {vector.dtype}"
+
+    return choose_among(vector, ("cpp", "cuda"), lacks, subject)
 
 
 def wanted() -> str:
@@ -158,12 +173,17 @@ def why_absent(name: str) -> str:
     return "" if name == "cpp" or torch.cuda.is_available() else "PyTorch finds no CUDA device"
 
 
+def out_of_reach(name: str, x: torch.Tensor) -> str:
+    """What keeps a backend from tensors on the device of ``x``, empty if nothing does."""
+    device = {"cpp": "cpu", "triton": "cuda", "cuda": "cuda"}.get(name, x.device.type)
+    if x.device.type != device:
+        return f"it serves {device} tensors, not {x.device.type}"
+    return why_absent(name)
+
+
 def why_not(name: str, z: torch.Tensor) -> str:
     """What keeps a backend from serving embeddings like ``z``, empty if nothing does."""
-    device = {"cpp": "cpu", "triton": "cuda", "cuda": "cuda"}.get(name, z.device.type)
-    if z.device.type != device:
-        return f"it serves {device} tensors, not {z.device.type}"
-    reason = why_absent(name)
+    reason = out_of_reach(name, z)
     if not reason and name == "triton":
         from bissl_fast.ops.triton import launch
 

@@ -45,11 +45,11 @@ class TwiceDifferentiable(Function):
         raise NotImplementedError(NO_VMAP)
 
 
-def refuse_forward_over_forward() -> None:
+def refuse_forward_over_forward(sentence: str = FORWARD_TWICE) -> None:
     """Raise under two levels of forward mode."""
     levels = torch._C._functorch.get_interpreter_stack() or []
     if sum(level.key() == torch._C._functorch.TransformType.Jvp for level in levels) > 1:
-        raise NotImplementedError(FORWARD_TWICE)
+        raise NotImplementedError(sentence)
 
 
 class ContrastiveLoss(TwiceDifferentiable):

@@ -120,8 +120,8 @@ def register_compiled(fakes: dict[str, Callable[..., Any]], advice: str) -> Libr
         advice: what to call where a derivative is wanted, a sentence.
     """
     library = Library("bissl_fast", "FRAGMENT")  # type: ignore[no-untyped-call]
-    if _C is not None:
-        register(library, "", fakes, advice)
+    declared = {name: fake for name, fake in fakes.items() if hasattr(torch.ops.bissl_fast, name)}
+    register(library, "", declared, advice)  # none without the extension, few if it was built from older sources
     return library
 
 

@@ -10,3 +10,4 @@
 
 // For the templates that a marked function calls: they must be compiled inside it, once per instruction set.
 #define INLINE [[gnu::always_inline]] inline
+#define INLINE_LAMBDA __attribute__((always_inline))

@@ -1,0 +1,7 @@
+"""Batch norm with a residual and a ReLU, by groups, differentiable twice."""
+
+from bissl_fast.ops.batch_norm import schemas as schemas  # declares what the compiled ops return
+from bissl_fast.ops.batch_norm.function import batch_norm_act
+from bissl_fast.ops.batch_norm.module import BatchNormAct, statistics_groups
+
+__all__ = ["BatchNormAct", "batch_norm_act", "statistics_groups"]

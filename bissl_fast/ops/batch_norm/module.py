@@ -1,0 +1,114 @@
+"""Batch norm as a layer, and the number of groups that its statistics are taken over."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from bissl_fast.errors import UserError
+from bissl_fast.ops.batch_norm.function import batch_norm_act
+
+
+class BatchNormAct(_BatchNorm):
+    """``nn.BatchNorm`` of any number of spatial axes, with a residual and a ReLU in the same pass.
+
+    Parameters, buffers and their initialisation are those of ``nn.BatchNorm2d``. In train mode the running statistics
+    move as its do; with ``groups`` (see :func:`statistics_groups`) they move group after group, as by separate passes.
+    In eval mode it is plain PyTorch.
+
+    As with timm's ``BatchNormAct2d``, ``nn.SyncBatchNorm.convert_sync_batchnorm`` would lose the ReLU: convert first.
+
+    Args:
+        num_features: C.
+        eps: Added to the variance.
+        momentum: Weight of a new batch in the running statistics; None: every batch so far weighs the same.
+        relu: Whether negative results become zero.
+        **options: ``track_running_stats``, ``device`` and ``dtype``, as of ``nn.BatchNorm2d``.
+
+    Example:
+        >>> layer = BatchNormAct(3, relu=True)
+        >>> out = layer(torch.randn(8, 3, 4, 4), residual=torch.randn(8, 3, 4, 4))
+    """
+
+    groups = 1
+    relu = False
+
+    def __init__(
+        self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1, relu: bool = False, **options: Any
+    ) -> None:
+        super().__init__(num_features, eps, momentum, affine=True, **options)
+        self.relu = relu
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """``(N, C, *spatial)`` or ``(N, C)``, and a residual of that shape, to the same shape."""
+        if not self.training and self.running_mean is not None:
+            return self._by_running_statistics(x, residual)
+        out, mean, var = batch_norm_act(
+            x, self.weight, self.bias, residual, groups=self.groups, relu=self.relu, eps=self.eps
+        )
+        if self.training and self.running_mean is not None:
+            self._track(mean, var, values=x.numel() // mean.numel())
+        return out
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, relu={self.relu}"  # type: ignore[no-untyped-call]
+
+    def _by_running_statistics(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        out = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        if residual is not None:
+            out += residual
+        return out.relu_() if self.relu else out
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, var: Tensor, values: int) -> None:
+        """Move the running statistics by mean and biased variance ``(G, C)`` of so many values each."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        unbiased = var * (values / (values - 1))
+        for group_mean, group_var in zip(mean, unbiased, strict=True):
+            self.num_batches_tracked.add_(1)
+            share = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+            self.running_mean.lerp_(group_mean.to(self.running_mean.dtype), share)
+            self.running_var.lerp_(group_var.to(self.running_var.dtype), share)
+
+
+@contextmanager
+def statistics_groups(module: nn.Module, groups: int) -> Iterator[None]:
+    """Let every batch norm of ``module`` cut the batch into ``groups`` equal parts inside the block.
+
+    Several views or stored batches, concatenated, then pass at once and give the numbers that they give one by one.
+
+    Args:
+        module: All of its batch norms that take statistics from the batch must be :class:`BatchNormAct`.
+        groups: G; batches in the block have a multiple of G images.
+
+    Raises:
+        UserError: A batch norm of another class would mix the groups, or ``groups`` is not positive.
+
+    Example:
+        >>> with statistics_groups(network, 2):
+        ...     first, second = network(torch.cat([view_1, view_2])).chunk(2)
+    """
+    if groups < 1:
+        raise UserError(f"Statistics are taken over 1 group or more, found {groups}.")
+    layers = [layer for layer in module.modules() if isinstance(layer, BatchNormAct)]
+    for name, layer in module.named_modules():
+        mixes = isinstance(layer, _BatchNorm) and (layer.training or layer.running_mean is None)
+        if groups > 1 and mixes and not isinstance(layer, BatchNormAct):
+            raise UserError(
+                f"{name or type(module).__name__} is a {type(layer).__name__}, which takes its statistics over all "
+                f"{groups} groups at once; `bissl_fast.models.fuse_batch_norm` replaces those that it can."
+            )
+    before = [layer.groups for layer in layers]
+    for layer in layers:
+        layer.groups = groups
+    try:
+        yield
+    finally:
+        for layer, value in zip(layers, before, strict=True):
+            layer.groups = value

@@ -1,0 +1,157 @@
+"""Raw batch-norm kernels: what a backend implements, and how each op is declared to PyTorch.
+
+One op is batch norm over the batch and all spatial axes, an optional residual and an optional ReLU; the batch is
+cut into G equal groups (views, stored batches) with statistics of their own. With M values per group and channel,
+
+    xhat = (x − mean) · rstd,   rstd = 1/sqrt(var + eps),   out = relu(weight · xhat + bias + residual).
+
+x is ``(N, C, *spatial)``, or ``(N, C)``; weight and bias are ``(C,)``. Whatever is shaped like x is returned in
+x's layout: channels-last where x is that and not contiguous, contiguous otherwise. *Statistics* are ``(G, C)``,
+contiguous and *wide*: float64 for float64 inputs, float32 for all others. The mask of the ReLU is ``out > 0``.
+
+``fwd -> (out, mean, rstd)`` and ``apply -> out``
+    apply gives the bits of fwd's out again from x and its statistics.
+``bwd -> (dx, dresidual, sum_g, sum_gx)`` and ``bwd_apply -> (dx, dresidual)``
+    With g = mask · grad_out: dx = weight · rstd · (g − sum_g/M − xhat · sum_gx/M), where sum_g = Σ g and
+    sum_gx = Σ g · xhat are per group what the gradients of bias and weight are in total. dresidual = g, or empty
+    ``(0,)`` without a residual. bwd_apply takes the sums as given.
+``jvp -> out_t``
+    With a = mean(x_t), s = mean(xhat · x_t): xhat_t = rstd · (x_t − a − xhat · s), rstd_t = −rstd² · s and
+    out_t = mask · (weight_t · xhat + weight · xhat_t + bias_t + residual_t). An absent tangent is zero.
+``bwd_jvp -> (dx_t, dresidual_t, sum_g_t, sum_gx_t)``
+    The tangents of bwd's outputs along grad_out_t, x_t and weight_t.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bissl_fast.ops import native
+from bissl_fast.ops.schemas import wide_dtype
+
+ARGUMENTS = {
+    "fwd": "(Tensor x, Tensor weight, Tensor bias, Tensor? residual, int groups, bool relu, float eps)"
+    " -> (Tensor, Tensor, Tensor)",
+    "apply": "(Tensor x, Tensor weight, Tensor bias, Tensor? residual, Tensor mean, Tensor rstd, int groups, bool relu)"
+    " -> Tensor",
+    "bwd": "(Tensor grad_out, Tensor x, Tensor out, Tensor weight, Tensor mean, Tensor rstd, int groups, bool relu,"
+    " bool with_residual) -> (Tensor, Tensor, Tensor, Tensor)",
+    "bwd_apply": "(Tensor grad_out, Tensor x, Tensor out, Tensor weight, Tensor mean, Tensor rstd, Tensor sum_g,"
+    " Tensor sum_gx, int groups, bool relu, bool with_residual) -> (Tensor, Tensor)",
+    "jvp": "(Tensor? x_t, Tensor x, Tensor out, Tensor weight, Tensor mean, Tensor rstd, Tensor? weight_t,"
+    " Tensor? bias_t, Tensor? residual_t, int groups, bool relu) -> Tensor",
+    "bwd_jvp": "(Tensor? grad_out_t, Tensor? x_t, Tensor? weight_t, Tensor grad_out, Tensor x, Tensor out,"
+    " Tensor weight, Tensor mean, Tensor rstd, Tensor sum_g, Tensor sum_gx, int groups, bool relu,"
+    " bool with_residual) -> (Tensor, Tensor, Tensor, Tensor)",
+}
+"""Of every kernel, by the name that follows ``batch_norm_``; csrc/registration.cpp says the same."""
+
+
+def memory_format(x: Tensor) -> torch.memory_format:
+    """The layout that results shaped like ``x`` have."""
+    if x.is_contiguous():
+        return torch.contiguous_format
+    for dims, layout in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+        if x.dim() == dims and x.is_contiguous(memory_format=layout):
+            return layout
+    return torch.contiguous_format
+
+
+def empty_like(x: Tensor) -> Tensor:
+    """An output shaped like ``x``."""
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
+
+
+def empty_statistics(x: Tensor, groups: int) -> Tensor:
+    """A ``(G, C)`` output."""
+    return x.new_empty((groups, x.shape[1]), dtype=wide_dtype(x.dtype))
+
+
+def empty_residual(x: Tensor, with_residual: bool) -> Tensor:
+    """The gradient of a residual that there may be."""
+    return empty_like(x) if with_residual else x.new_empty(0)
+
+
+def fake_fwd(
+    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, groups: int, relu: bool, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Shapes and dtypes of ``fwd``."""
+    return empty_like(x), empty_statistics(x, groups), empty_statistics(x, groups)
+
+
+def fake_apply(x: Tensor, *_: Any) -> Tensor:
+    """Shape and dtype of ``apply``."""
+    return empty_like(x)
+
+
+def fake_bwd(
+    grad_out: Tensor,
+    x: Tensor,
+    out: Tensor,
+    weight: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    groups: int,
+    relu: bool,
+    with_residual: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Shapes and dtypes of ``bwd``."""
+    return empty_like(x), empty_residual(x, with_residual), empty_statistics(x, groups), empty_statistics(x, groups)
+
+
+def fake_bwd_apply(
+    grad_out: Tensor,
+    x: Tensor,
+    out: Tensor,
+    weight: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    sum_g: Tensor,
+    sum_gx: Tensor,
+    groups: int,
+    relu: bool,
+    with_residual: bool,
+) -> tuple[Tensor, Tensor]:
+    """Shapes and dtypes of ``bwd_apply``."""
+    return empty_like(x), empty_residual(x, with_residual)
+
+
+def fake_jvp(x_t: Tensor | None, x: Tensor, *_: Any) -> Tensor:
+    """Shape and dtype of ``jvp``."""
+    return empty_like(x)
+
+
+def fake_bwd_jvp(
+    grad_out_t: Tensor | None,
+    x_t: Tensor | None,
+    weight_t: Tensor | None,
+    grad_out: Tensor,
+    x: Tensor,
+    out: Tensor,
+    weight: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    sum_g: Tensor,
+    sum_gx: Tensor,
+    groups: int,
+    relu: bool,
+    with_residual: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Shapes and dtypes of ``bwd_jvp``."""
+    return empty_like(x), empty_residual(x, with_residual), empty_statistics(x, groups), empty_statistics(x, groups)
+
+
+FAKES: dict[str, Callable[..., Any]] = {
+    "fwd": fake_fwd,
+    "apply": fake_apply,
+    "bwd": fake_bwd,
+    "bwd_apply": fake_bwd_apply,
+    "jvp": fake_jvp,
+    "bwd_jvp": fake_bwd_jvp,
+}
+
+ADVICE = "Call bissl_fast.ops.batch_norm_act, which is differentiable twice."
+
+_LIBRARY = native.register_compiled({f"batch_norm_{name}": fake for name, fake in FAKES.items()}, ADVICE)

@@ -1,0 +1,205 @@
+#include "cpu/batch_norm_math.h"
+
+#include <type_traits>
+
+#include "cpu/instruction_sets.h"
+
+namespace bissl_fast::cpu {
+namespace {
+
+// Calls work with the condition as a constant, so that loops hold no branch.
+template <class Work>
+INLINE void known(bool condition, const Work& work) {
+  if (condition) {
+    work(std::true_type{});
+  } else {
+    work(std::false_type{});
+  }
+}
+
+template <bool kMasked, class T>
+INLINE T at(const T* values, const T* mask, int64_t k) {
+  if constexpr (kMasked) return mask[k] > 0 ? values[k] : T{0};
+  return values[k];
+}
+
+// sums[c] += the columns of channel c.
+template <class T>
+INLINE void fold(const Tile& tile, const T* columns, double* sums) {
+  if (tile.run == 1) {
+#pragma omp simd
+    for (int64_t c = 0; c < tile.channels; ++c) sums[c] += columns[c];
+    return;
+  }
+  for (int64_t c = 0; c < tile.channels; ++c) {
+    double sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t j = 0; j < tile.run; ++j) sum += columns[c * tile.run + j];
+    sums[c] += sum;
+  }
+}
+
+template <class T>
+INLINE void add_values_body(const Tile& tile, const T* x, double* sums) {
+  alignas(64) T columns[kMaxCols] = {};
+  for (int64_t i = 0; i < tile.rows; ++i) {
+    const T* row = x + i * tile.stride;
+#pragma omp simd
+    for (int64_t j = 0; j < tile.cols(); ++j) columns[j] += row[j];
+  }
+  fold(tile, columns, sums);
+}
+
+template <class T>
+INLINE void add_squares_body(const Tile& tile, const T* x, const T* centre, double* sums) {
+  alignas(64) T columns[kMaxCols] = {};
+  for (int64_t i = 0; i < tile.rows; ++i) {
+    const T* row = x + i * tile.stride;
+#pragma omp simd
+    for (int64_t j = 0; j < tile.cols(); ++j) columns[j] += (row[j] - centre[j]) * (row[j] - centre[j]);
+  }
+  fold(tile, columns, sums);
+}
+
+template <bool kMasked, class T>
+INLINE void add_moments_body(const Tile& tile, Masked<T> g, const T* x, const T* mean, double* sums,
+                             double* products) {
+  alignas(64) T columns[kMaxCols] = {}, weighted[kMaxCols] = {};
+  for (int64_t i = 0; i < tile.rows; ++i) {
+    const int64_t row = i * tile.stride;
+#pragma omp simd
+    for (int64_t j = 0; j < tile.cols(); ++j) {
+      const T value = at<kMasked>(g.values, g.mask, row + j);
+      columns[j] += value;
+      weighted[j] += value * (x[row + j] - mean[j]);
+    }
+  }
+  fold(tile, columns, sums);
+  fold(tile, weighted, products);
+}
+
+template <bool kMasked, class T>
+INLINE void add_products_body(const Tile& tile, Masked<T> g, const T* t, double* products) {
+  alignas(64) T columns[kMaxCols] = {};
+  for (int64_t i = 0; i < tile.rows; ++i) {
+    const int64_t row = i * tile.stride;
+#pragma omp simd
+    for (int64_t j = 0; j < tile.cols(); ++j) columns[j] += at<kMasked>(g.values, g.mask, row + j) * t[row + j];
+  }
+  fold(tile, columns, products);
+}
+
+template <bool kResidual, bool kRelu, class T>
+INLINE void write_normalised_body(const Tile& tile, const Factors<T>& by, const T* x, const T* residual, T* out) {
+  for (int64_t i = 0; i < tile.rows; ++i) {
+    const int64_t row = i * tile.stride;
+#pragma omp simd
+    for (int64_t j = 0; j < tile.cols(); ++j) {
+      T z = by.of_x[j] * (x[row + j] - by.mean[j]) + by.constant[j];
+      if constexpr (kResidual) z += residual[row + j];
+      if constexpr (kRelu) z = z <= 0 ? T{0} : z;  // a NaN stays
+      out[row + j] = z;
+    }
+  }
+}
+
+template <bool kMoving, bool kResidual, bool kMasked, class T>
+INLINE void write_tangent_body(const Tile& tile, const Factors<T>& by, const T* x, const T* x_t,
+                               const T* residual_t, const T* mask, T* out_t) {
+  for (int64_t i = 0; i < tile.rows; ++i) {
+    const int64_t row = i * tile.stride;
+#pragma omp simd
+    for (int64_t j = 0; j < tile.cols(); ++j) {
+      T z_t = by.of_x[j] * (x[row + j] - by.mean[j]) + by.constant[j];
+      if constexpr (kMoving) z_t += by.of_x_t[j] * x_t[row + j];
+      if constexpr (kResidual) z_t += residual_t[row + j];
+      if constexpr (kMasked) z_t = mask[row + j] > 0 ? z_t : T{0};
+      out_t[row + j] = z_t;
+    }
+  }
+}
+
+template <bool kMoving, bool kCotangent, bool kMasked, class T>
+INLINE void write_gradient_body(const Tile& tile, const Factors<T>& by, const T* x, const T* x_t, Masked<T> g,
+                                const T* g_t, T* dx) {
+  for (int64_t i = 0; i < tile.rows; ++i) {
+    const int64_t row = i * tile.stride;
+#pragma omp simd
+    for (int64_t j = 0; j < tile.cols(); ++j) {
+      T value = by.of_x[j] * (x[row + j] - by.mean[j]) + by.constant[j];
+      value += by.of_g[j] * at<kMasked>(g.values, g.mask, row + j);
+      if constexpr (kMoving) value += by.of_x_t[j] * x_t[row + j];
+      if constexpr (kCotangent) value += by.of_g_t[j] * at<kMasked>(g_t, g.mask, row + j);
+      dx[row + j] = value;
+    }
+  }
+}
+
+template <bool kMasked, class T>
+INLINE void write_masked_body(const Tile& tile, Masked<T> g, T* out) {
+  for (int64_t i = 0; i < tile.rows; ++i) {
+    const int64_t row = i * tile.stride;
+#pragma omp simd
+    for (int64_t j = 0; j < tile.cols(); ++j) out[row + j] = at<kMasked>(g.values, g.mask, row + j);
+  }
+}
+
+}  // namespace
+
+// target_clones takes plain functions only, so each template is spelled out for float and double.
+#define DEFINE_BATCH_NORM_MATH(T)                                                                                   \
+  template <>                                                                                                       \
+  PER_INSTRUCTION_SET void add_values(const Tile& tile, const T* x, double* sums) {                                 \
+    add_values_body(tile, x, sums);                                                                                 \
+  }                                                                                                                 \
+  template <>                                                                                                       \
+  PER_INSTRUCTION_SET void add_squares(const Tile& tile, const T* x, const T* centre, double* sums) {               \
+    add_squares_body(tile, x, centre, sums);                                                                        \
+  }                                                                                                                 \
+  template <>                                                                                                       \
+  PER_INSTRUCTION_SET void add_moments(const Tile& tile, Masked<T> g, const T* x, const T* mean, double* sums,      \
+                                       double* products) {                                                          \
+    known(g.mask, [&](auto masked) INLINE_LAMBDA { add_moments_body<masked>(tile, g, x, mean, sums, products); });  \
+  }                                                                                                                 \
+  template <>                                                                                                       \
+  PER_INSTRUCTION_SET void add_products(const Tile& tile, Masked<T> g, const T* t, double* products) {              \
+    known(g.mask, [&](auto masked) INLINE_LAMBDA { add_products_body<masked>(tile, g, t, products); });             \
+  }                                                                                                                 \
+  template <>                                                                                                       \
+  PER_INSTRUCTION_SET void write_normalised(const Tile& tile, const Factors<T>& by, const T* x, const T* residual,  \
+                                            bool relu, T* out) {                                                    \
+    known(residual, [&](auto added) INLINE_LAMBDA {                                                                 \
+      known(relu, [&](auto clipped) INLINE_LAMBDA { write_normalised_body<added, clipped>(tile, by, x, residual, out); }); \
+    });                                                                                                             \
+  }                                                                                                                 \
+  template <>                                                                                                       \
+  PER_INSTRUCTION_SET void write_tangent(const Tile& tile, const Factors<T>& by, const T* x, const T* x_t,          \
+                                         const T* residual_t, const T* mask, T* out_t) {                            \
+    known(x_t, [&](auto moving) INLINE_LAMBDA {                                                                     \
+      known(residual_t, [&](auto added) INLINE_LAMBDA {                                                             \
+        known(mask, [&](auto masked) INLINE_LAMBDA {                                                                \
+          write_tangent_body<moving, added, masked>(tile, by, x, x_t, residual_t, mask, out_t);                     \
+        });                                                                                                         \
+      });                                                                                                           \
+    });                                                                                                             \
+  }                                                                                                                 \
+  template <>                                                                                                       \
+  PER_INSTRUCTION_SET void write_gradient(const Tile& tile, const Factors<T>& by, const T* x, const T* x_t,         \
+                                          Masked<T> g, const T* g_t, T* dx) {                                       \
+    known(x_t, [&](auto moving) INLINE_LAMBDA {                                                                     \
+      known(g_t, [&](auto cotangent) INLINE_LAMBDA {                                                                \
+        known(g.mask, [&](auto masked) INLINE_LAMBDA {                                                              \
+          write_gradient_body<moving, cotangent, masked>(tile, by, x, x_t, g, g_t, dx);                             \
+        });                                                                                                         \
+      });                                                                                                           \
+    });                                                                                                             \
+  }                                                                                                                 \
+  template <>                                                                                                       \
+  PER_INSTRUCTION_SET void write_masked(const Tile& tile, Masked<T> g, T* out) {                                    \
+    known(g.mask, [&](auto masked) INLINE_LAMBDA { write_masked_body<masked>(tile, g, out); });                     \
+  }
+
+DEFINE_BATCH_NORM_MATH(float)
+DEFINE_BATCH_NORM_MATH(double)
+
+}  // namespace bissl_fast::cpu
