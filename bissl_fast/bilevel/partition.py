@@ -79,8 +79,8 @@ def split(traced: fx.GraphModule, tangents: int, recompute: bool = True) -> Halv
         recompute: choose residuals by a minimum cut; otherwise keep every value that crosses the boundary.
     """
     graph = traced.graph
-    use_cheap_twins(graph)
     graph.eliminate_dead_code()
+    use_cheap_twins(graph)  # after it: what only a twin stands for has no reader of its own
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     inputs, tangent_inputs = placeholders[: len(placeholders) - tangents], placeholders[len(placeholders) - tangents :]
     moving = descendants(tangent_inputs)
