@@ -4,12 +4,14 @@ import torch
 from torch import nn
 
 from bissl_fast.errors import UserError
+from bissl_fast.models.fused import fuse_batch_norm
 
 
 def build_backbone(name: str, seed: int) -> nn.Module:
     """A randomly initialised timm CNN without a classifier: ``(N, 3, H, W)`` to pooled features ``(N, F)``.
 
-    ResNets keep timm's zero-initialised last batch-norm weight in every residual block.
+    ResNets keep timm's zero-initialised last batch-norm weight in every residual block. Batch norms are fused: same
+    names, same numbers (:func:`fuse_batch_norm`).
 
     Args:
         name: a timm model name such as ``"resnet18"``.
@@ -32,7 +34,7 @@ def build_backbone(name: str, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         backbone: nn.Module = timm.create_model(name, pretrained=False, num_classes=0)
-        return backbone
+        return fuse_batch_norm(backbone)
 
 
 def probe_features(name: str, size: int) -> int:

@@ -5,9 +5,13 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from bissl_fast.models.fused import fuse_batch_norm
+
 
 def build_projector(features: int, widths: Sequence[int], seed: int) -> nn.Sequential:
     """Linear layers with batch norm and ReLU, the last one bare and without bias (BiSSL, section 4.2.1).
+
+    Batch norms and their ReLUs are fused, so that the ReLUs' places hold identities.
 
     Args:
         features: F, the backbone's features.
@@ -20,7 +24,9 @@ def build_projector(features: int, widths: Sequence[int], seed: int) -> nn.Seque
         for width in widths[:-1]:
             layers += [nn.Linear(features, width), nn.BatchNorm1d(width), nn.ReLU(inplace=True)]
             features = width
-        return nn.Sequential(*layers, nn.Linear(features, widths[-1], bias=False))
+        projector = nn.Sequential(*layers, nn.Linear(features, widths[-1], bias=False))
+    fuse_batch_norm(projector)
+    return projector
 
 
 def build_classifier(features: int, classes: int, seed: int) -> nn.Linear:

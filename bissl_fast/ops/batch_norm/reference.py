@@ -25,15 +25,14 @@ def batch_norm_act(
     """
     wide = wide_dtype(x.dtype)
     per_channel = (-1, *(1,) * (x.dim() - 2))  # (C, 1, ...)
-    with torch.autocast(x.device.type, enabled=False):
-        grouped = x.to(wide).reshape(groups, x.shape[0] // groups, *x.shape[1:])  # (G, N/G, C, *spatial)
-        axes = (1, *range(3, grouped.dim()))
-        mean = grouped.mean(axes, keepdim=True)
-        centred = grouped - mean
-        rstd = torch.rsqrt(centred.square().mean(axes, keepdim=True) + eps)
-        scale = weight.to(wide).view(per_channel) * rstd
-        z = torch.addcmul(bias.to(wide).view(per_channel), centred, scale).reshape(x.shape)
-        if residual is not None:
-            z = z + residual.to(wide)
-        out = (torch.relu(z) if relu else z).to(x.dtype)
+    grouped = x.to(wide).reshape(groups, x.shape[0] // groups, *x.shape[1:])  # (G, N/G, C, *spatial)
+    axes = (1, *range(3, grouped.dim()))
+    mean = grouped.mean(axes, keepdim=True)
+    centred = grouped - mean
+    rstd = torch.rsqrt(centred.square().mean(axes, keepdim=True) + eps)
+    scale = weight.to(wide).view(per_channel) * rstd
+    z = torch.addcmul(bias.to(wide).view(per_channel), centred, scale).reshape(x.shape)
+    if residual is not None:
+        z = z + residual.to(wide)
+    out = (torch.relu(z) if relu else z).to(x.dtype)
     return out, mean.detach().reshape(groups, -1), rstd.detach().reshape(groups, -1)
