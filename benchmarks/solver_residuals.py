@@ -2,8 +2,8 @@
 
 python benchmarks/solver_residuals.py --run runs/NAME --output docs/results/solver_residuals
 
-Takes a finished run of `bissl-fast train`: weights after the pretext warm-up, pretext batches that BiSSL would store, and
-as right-hand sides the gradients of the downstream loss on consecutive batches. Writes .json and .png.
+Takes a finished run of `bissl-fast train`: weights after the pretext warm-up, pretext batches that BiSSL would store,
+and as right-hand sides the gradients of the downstream loss on consecutive batches. Writes .json and .png.
 """
 
 import argparse
