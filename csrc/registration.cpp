@@ -19,6 +19,13 @@ STABLE_TORCH_LIBRARY(bissl_fast, library) {
   library.def(
       "contrastive_bwd_bwd(Tensor units, Tensor inv_norms, Tensor lse, Tensor kept, Tensor grad, Tensor radial,"
       " Tensor tangent, float temperature, bool cross_view) -> Tensor");
+  library.def("segment_dots(Tensor a, Tensor b, int[] segments) -> Tensor");
+  library.def(
+      "cg_update(Tensor(a!) x, Tensor(b!) r, Tensor(c!) d, Tensor q, Tensor rz, int[] segments,"
+      " Tensor? inverse_diagonal=None) -> (Tensor, Tensor, Tensor)");
+  library.def(
+      "lars_step(Tensor(a!)[] weights, Tensor(b!)[] momenta, Tensor[] gradients, bool exclude_1d, float lr,"
+      " float weight_decay, float momentum, float trust_coefficient) -> ()");
   library.def(
       "batch_norm_fwd(Tensor x, Tensor weight, Tensor bias, Tensor? residual, int groups, bool relu, float eps)"
       " -> (Tensor, Tensor, Tensor)");

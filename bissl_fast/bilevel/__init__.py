@@ -1,19 +1,37 @@
 """Operators, solvers and hypergradients. This room knows no image and no data set."""
 
+from bissl_fast.bilevel.hessian import CompositeLoss, HessianOperator
 from bissl_fast.bilevel.hypergradient import implicit_gradient
-from bissl_fast.bilevel.operators import HessianOperator, Operator, ShiftedOperator
+from bissl_fast.bilevel.lanczos import Spectrum, lanczos
+from bissl_fast.bilevel.operators import Operator, ShiftedOperator
 from bissl_fast.bilevel.parameters import ParameterVector, frozen_buffers
-from bissl_fast.bilevel.solvers import Solution, conjugate_gradient, identity, neumann
+from bissl_fast.bilevel.solvers import (
+    Nystrom,
+    Recycler,
+    Solution,
+    conjugate_gradient,
+    estimate_diagonal,
+    identity,
+    minimal_residual,
+    neumann,
+)
 
 __all__ = [
+    "CompositeLoss",
     "HessianOperator",
+    "Nystrom",
     "Operator",
     "ParameterVector",
+    "Recycler",
     "ShiftedOperator",
     "Solution",
+    "Spectrum",
     "conjugate_gradient",
+    "estimate_diagonal",
     "frozen_buffers",
     "identity",
     "implicit_gradient",
+    "lanczos",
+    "minimal_residual",
     "neumann",
 ]

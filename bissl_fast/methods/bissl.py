@@ -9,17 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch.nn.utils import clip_grad_norm_
 
-from bissl_fast.bilevel import (
-    HessianOperator,
-    ParameterVector,
-    Solution,
-    conjugate_gradient,
-    frozen_buffers,
-    identity,
-    implicit_gradient,
-    neumann,
-)
+from bissl_fast.bilevel import HessianOperator, ParameterVector, frozen_buffers
 from bissl_fast.data.loader import Batch, ViewLoader
+from bissl_fast.methods.bilevel import BilevelSettings, PhaseSolver
 from bissl_fast.methods.checks import require
 from bissl_fast.methods.finetune import SGDSettings
 from bissl_fast.methods.pretrain import LARSSettings, pretext_loss
@@ -43,13 +35,9 @@ class BiSSLSettings:
         proximity: weight of ½‖θ_D − θ_P‖² in the lower level [λ].
         damping: added to λ in the operator only [λ_damp].
         downstream_weight: of the plain downstream loss at θ_D in the upper level [γ].
-        solver: of the implicit gradient's system. `layerwise-cg` is the paper's: conjugate gradients with one step
-            length per parameter tensor.
         solver_iterations: products per upper step and stored batch [N_c].
         stored_batches: for the Hessian [K].
         stored_from: `lower`: the first K batches of the lower phase, as the paper; `fresh`: drawn anew, as the code.
-        retained_graphs: how many of the K batches keep the graph of their gradient through an upper phase: faster, the
-            same numbers, and tens of megabytes per image. The others rebuild it for each product, as the released code.
         adaptation_every: θ_D moves towards θ_P every so many alternations, 0 is never [N_a].
         adaptation: by this share of the way [α].
         clip: largest norm of a gradient, once per step over backbone and head together.
@@ -65,11 +53,9 @@ class BiSSLSettings:
     proximity: float = 1e-3
     damping: float = 10.0
     downstream_weight: float = 0.01
-    solver: Literal["layerwise-cg", "cg", "neumann", "identity"] = "layerwise-cg"
     solver_iterations: int = 5
     stored_batches: int = 5
     stored_from: Literal["lower", "fresh"] = "lower"
-    retained_graphs: int = 0
     adaptation_every: int = 100
     adaptation: float = 0.1
     clip: float = 10.0
@@ -84,7 +70,6 @@ class BiSSLSettings:
         require(self.proximity > 0, "bissl.proximity (λ)", self.proximity, "positive")
         require(self.damping >= 0, "bissl.damping (λ_damp)", self.damping, "0 or more")
         require(self.downstream_weight >= 0, "bissl.downstream-weight (γ)", self.downstream_weight, "0 or more")
-        require(self.retained_graphs >= 0, "bissl.retained-graphs", self.retained_graphs, "0 or more")
         require(self.adaptation_every >= 0, "bissl.adaptation-every (N_a)", self.adaptation_every, "0 or more")
         require(0 <= self.adaptation <= 1, "bissl.adaptation (α)", self.adaptation, "between 0 and 1")
         require(self.clip > 0, "bissl.clip", self.clip, "positive")
@@ -110,10 +95,10 @@ class BiSSLTask:
         downstream_loader: batches of the upper level, N_U per alternation.
         fresh_loader: K batches per alternation for the Hessian; ``None``: they are the first of the lower phase.
         settings: of the algorithm.
+        bilevel: how products are taken and systems solved.
         lars: optimiser of the lower level.
         sgd: optimiser of the upper level (Table 3).
-        forward: precision context of a forward pass. Products are taken in float32 whatever it is: bfloat16
-            loses too many digits between two derivatives.
+        forward: precision context of a forward pass. Products have one of their own (``bilevel.products_dtype``).
     """
 
     def __init__(
@@ -125,13 +110,14 @@ class BiSSLTask:
         downstream_loader: ViewLoader,
         fresh_loader: ViewLoader | None,
         settings: BiSSLSettings,
+        bilevel: BilevelSettings,
         lars: LARSSettings,
         sgd: SGDSettings,
         forward: Forward,
     ) -> None:
         self.pretext, self.downstream, self.settings = pretext, downstream, settings
         self.pretext_loader, self.downstream_loader = pretext_loader, downstream_loader
-        self.fresh_loader = fresh_loader
+        self.fresh_loader, self.bilevel = fresh_loader, bilevel
         self.lars, self.sgd, self.forward = lars, sgd, forward
         self.steps, self.log_every = settings.alternations, 1
         self.images_per_step = (
@@ -141,7 +127,8 @@ class BiSSLTask:
         self.theta_d = ParameterVector(downstream, "backbone.")  # θ_D
         self.phi_d = list(downstream.head.parameters())  # φ_D
         self.pretext_loss = pretext_loss(task, forward)  # L^P
-        self.exact_pretext_loss = pretext_loss(task, nullcontext)
+        self.products_loss = pretext_loss(task, nullcontext)
+        self.hessian: HessianOperator | None = None  # built at the first upper phase, moved at every other
         self.lower_optimizer = lars.build(list(pretext.parameters()))
         self.upper_optimizer = sgd.build(list(downstream.parameters()))
 
@@ -203,7 +190,7 @@ class BiSSLTask:
     def _upper_level(self, alternation: int, stored: list[Views]) -> dict[str, torch.Tensor | float]:
         """Lines 10 to 15. θ_P, φ_P and the stored batches stay as they are, so one Hessian serves the whole phase."""
         settings = self.settings
-        hessian = HessianOperator(self.exact_pretext_loss, self.theta_p, stored, retain=settings.retained_graphs)
+        solver = self._solver(stored)
         total = settings.alternations * settings.upper_steps
         losses, plain_losses, residuals = [], [], []
         for index in range(alternation * settings.upper_steps, (alternation + 1) * settings.upper_steps):
@@ -211,7 +198,7 @@ class BiSSLTask:
             set_learning_rate(self.upper_optimizer, rate)
             batch = self.downstream_loader.load(index)
             loss, v, head_gradients = self._gradient_at_theta_p(batch)  # lines 11 and 12, L^D(θ_P, φ_D)
-            solution = self._solve(hessian, v)  # line 13
+            solution = solver(v)  # line 13
             if settings.leak_statistics:
                 self._leak_statistics(stored, solution.products)
             plain = self._gradient_at_theta_d(batch)  # lines 11 and 14, γ L^D(θ_D, φ_D)
@@ -227,9 +214,20 @@ class BiSSLTask:
             "upper_loss_downstream": _mean(plain_losses),
             "lr_upper": rate,
         }
-        if settings.solver != "identity":  # which measures no residual
+        if self.bilevel.solver not in ("identity", "nystrom"):  # which measure no residual
             values["cg_residuals"] = torch.stack(residuals).mean(0)
+        assert self.hessian is not None
+        self.hessian.release()
         return values
+
+    def _solver(self, stored: list[Views]) -> PhaseSolver:
+        """``v ↦ v_IG ≈ [I + ∇²L^P / (λ + λ_damp)]⁻¹ v`` for the right-hand sides of one upper phase."""
+        if self.hessian is None:
+            self.hessian = self.bilevel.build(self.products_loss, self.theta_p, stored)
+        else:
+            self.hessian.update(stored)
+        settings = self.settings
+        return self.bilevel.solver_of(self.hessian, settings.proximity, settings.damping, settings.solver_iterations)
 
     def _gradient_at_theta_p(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, Sequence[torch.Tensor]]:
         """L^D(θ_P, φ_D), its gradient with respect to θ_P as a vector, and with respect to φ_D."""
@@ -251,19 +249,6 @@ class BiSSLTask:
         """L^D of a backbone with φ_D."""
         with self.forward():
             return F.cross_entropy(self.downstream.head(backbone(batch.views[0])), batch.target)
-
-    def _solve(self, hessian: HessianOperator, v: torch.Tensor) -> Solution:
-        """v_IG ≈ [I + ∇²L^P / (λ + λ_damp)]⁻¹ v."""
-        settings = self.settings
-        weight, damping, iterations = settings.proximity, settings.damping, settings.solver_iterations
-        if settings.solver == "identity":
-            return implicit_gradient(hessian, v, weight, damping, identity)
-        if settings.solver == "neumann":
-            return implicit_gradient(hessian, v, weight, damping, neumann, iterations=iterations)
-        layerwise = settings.solver == "layerwise-cg"
-        return implicit_gradient(
-            hessian, v, weight, damping, conjugate_gradient, iterations=iterations, layerwise=layerwise
-        )
 
     @torch.no_grad()
     def _leak_statistics(self, stored: list[Views], products: int) -> None:

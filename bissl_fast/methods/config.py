@@ -15,6 +15,7 @@ import yaml
 from bissl_fast.data.presets import ViewPair, eval_view, finetune_view, vicreg_views
 from bissl_fast.data.views import ViewSettings
 from bissl_fast.errors import UserError
+from bissl_fast.methods.bilevel import BilevelSettings
 from bissl_fast.methods.bissl import BiSSLSettings
 from bissl_fast.methods.checks import require
 from bissl_fast.methods.finetune import FineTuneSettings, HeadSettings, SGDSettings
@@ -23,7 +24,7 @@ from bissl_fast.pretext import SimCLR
 from bissl_fast.training.loop import LoopSettings
 from bissl_fast.training.precision import Precision
 
-CONFIG_VERSION = 1
+CONFIG_VERSION = 2
 """Raised when a config.yaml of before would mean something else."""
 
 
@@ -101,6 +102,7 @@ class TrainConfig:
         pretrain: pretext stages.
         head: warm-up of the downstream head.
         bissl: Algorithm 1.
+        bilevel: second-order products and solver.
         upper: SGD of the head's warm-up and of BiSSL's upper level (Table 3).
         finetune: both arms' fine-tuning.
         finetune_bissl: SGD of fine-tuning after BiSSL (Table 4).
@@ -125,6 +127,7 @@ class TrainConfig:
     pretrain: PretrainSettings = PretrainSettings()
     head: HeadSettings = HeadSettings()
     bissl: BiSSLSettings = BiSSLSettings()
+    bilevel: BilevelSettings = BilevelSettings()
     upper: SGDSettings = field(default_factory=lambda: SGDSettings(0.015, 0.0075))
     finetune: FineTuneSettings = FineTuneSettings()
     finetune_bissl: SGDSettings = field(default_factory=lambda: SGDSettings(0.005, 0.00003))

@@ -124,7 +124,6 @@ def _quick(dataset: str) -> TrainConfig:
             lower_steps=6,
             upper_steps=2,
             damping=100.0,
-            retained_graphs=1,
             solver_iterations=3,
             stored_batches=1,
             adaptation_every=3,

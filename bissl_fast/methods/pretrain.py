@@ -1,11 +1,12 @@
 """Conventional pretext training: minimise L^P over backbone and projection head (BiSSL, section 4.2.1)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from bissl_fast.bilevel import CompositeLoss
 from bissl_fast.data.loader import ViewLoader
 from bissl_fast.errors import UserError
 from bissl_fast.methods.checks import require
@@ -78,15 +79,14 @@ class PretrainSettings:
         require(0 <= self.final_share <= 1, "pretrain.final-share", self.final_share, "between 0 and 1")
 
 
-def pretext_loss(task: SimCLR, forward: Forward) -> Callable[[Network, Sequence[torch.Tensor]], torch.Tensor]:
+def pretext_loss(task: SimCLR, forward: Forward) -> CompositeLoss:
     """``loss(network, views)``: one forward per view, so that batch-norm statistics are a view's own."""
 
-    def loss(network: Network, views: Sequence[torch.Tensor]) -> torch.Tensor:
+    def outputs(network: Network, views: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         with forward():
-            outputs = [network(view) for view in views]
-        return task.loss(outputs)
+            return tuple(network(view) for view in views)
 
-    return loss
+    return CompositeLoss(outputs, task.loss)
 
 
 class PretrainTask:

@@ -214,6 +214,7 @@ class Training:
                     upper,
                     fresh if bissl.stored_from == "fresh" else None,
                     bissl,
+                    config.bilevel,
                     config.pretrain.lars,
                     config.upper,
                     self.forward,
@@ -223,7 +224,8 @@ class Training:
             save_weights(folder / "weights.safetensors", pretext.state_dict() | named)
 
         settings = {
-            "bissl": replace(bissl, retained_graphs=0),  # which changes no number
+            "bissl": bissl,
+            "bilevel": replace(config.bilevel, memory_budget=None),  # which changes no number
             "pretext": config.pretext,
             "lars": config.pretrain.lars,
             "sgd": config.upper,

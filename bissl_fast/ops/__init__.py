@@ -3,6 +3,8 @@
 from bissl_fast.ops.backend import available_backends, backend
 from bissl_fast.ops.batch_norm import BatchNormAct, batch_norm_act, statistics_groups
 from bissl_fast.ops.info_nce import info_nce_loss
+from bissl_fast.ops.krylov import cg_update, segment_dots
+from bissl_fast.ops.lars import lars_step
 from bissl_fast.ops.nt_xent import NTXentLoss, nt_xent_loss
 
 __all__ = [
@@ -11,7 +13,10 @@ __all__ = [
     "available_backends",
     "backend",
     "batch_norm_act",
+    "cg_update",
     "info_nce_loss",
+    "lars_step",
     "nt_xent_loss",
+    "segment_dots",
     "statistics_groups",
 ]

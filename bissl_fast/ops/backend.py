@@ -131,6 +131,16 @@ def choose_among(x: torch.Tensor, names: tuple[str, ...], lacks: Callable[[str, 
     return "reference"
 
 
+def choose_compiled(vector: torch.Tensor, subject: str) -> str:
+    """The backend for vector work in float32 and float64, which is compiled for either device."""
+
+    def lacks(name: str, vector: torch.Tensor) -> str:
+        served = vector.dtype in (torch.float32, torch.float64)
+        return "" if served else f"it has no kernels for {vector.dtype}"
+
+    return choose_among(vector, ("cpp", "cuda"), lacks, subject)
+
+
 def wanted() -> str:
     """The choice in force: of the block, else of the environment, else ``auto``."""
     name = _choice.get() or os.environ.get("BISSL_FAST_BACKEND") or "auto"

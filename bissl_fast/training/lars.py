@@ -6,6 +6,8 @@ from typing import Any, overload
 import torch
 from torch.optim import Optimizer
 
+from bissl_fast.ops.lars import LarsSettings, lars_step
+
 
 class LARS(Optimizer):
     """Layer-wise adaptive rate scaling with momentum.
@@ -61,21 +63,15 @@ class LARS(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    self._update(p, group)
+            weights = [p for p in group["params"] if p.grad is not None]
+            names = ("lr", "weight_decay", "momentum", "trust_coefficient", "exclude_1d")
+            settings = LarsSettings(*(group[name] for name in names))
+            lars_step(weights, [self._momentum(p) for p in weights], [p.grad for p in weights], settings)
         return loss
 
-    def _update(self, p: torch.Tensor, group: dict[str, Any]) -> None:
-        update = p.grad
-        assert update is not None
-        if p.ndim != 1 or not group["exclude_1d"]:
-            update = update + group["weight_decay"] * p
-            weight_norm, update_norm = p.norm(), update.norm()
-            ratio = group["trust_coefficient"] * weight_norm / update_norm
-            update = update * torch.where((weight_norm > 0) & (update_norm > 0), ratio, 1.0)
+    def _momentum(self, p: torch.Tensor) -> torch.Tensor:
         state = self.state[p]
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(p)
-        momentum = state["momentum"].mul_(group["momentum"]).add_(update)
-        p.sub_(group["lr"] * momentum)
+        momentum: torch.Tensor = state["momentum"]
+        return momentum

@@ -1,7 +1,6 @@
 // The contrastive losses on a CUDA device, for what the Triton kernels leave: float64 and very wide rows. All
 // arithmetic is in rows.h and contrastive.h, which a host test runs too; here indices are mapped to threads.
 #include <cuda_runtime.h>
-#include <dlfcn.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
@@ -10,6 +9,7 @@
 
 #include "cuda/contrastive.h"
 #include "cuda/product.h"
+#include "cuda/stream.h"
 #include "tensors.h"
 
 namespace bissl_fast::cuda {
@@ -18,24 +18,6 @@ template <class Body>
 __global__ void at_each_index(int64_t count, Body body) {
   const int64_t index = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (index < count) body(index);
-}
-
-// PyTorch's current stream. Its shim lives in libtorch_cuda, which is looked up and not linked: the same binary then
-// serves a PyTorch without CUDA.
-inline cudaStream_t current_stream(int32_t device) {
-  using Shim = int32_t (*)(int32_t, void**);
-  static const auto shim = [] {
-    void* library = dlopen("libtorch_cuda.so", RTLD_NOLOAD | RTLD_LAZY);
-    return library ? reinterpret_cast<Shim>(dlsym(library, "aoti_torch_get_current_cuda_stream")) : nullptr;
-  }();
-  STD_TORCH_CHECK(shim != nullptr, "PyTorch's CUDA library offers no current stream");
-  void* stream = nullptr;
-  STD_TORCH_CHECK(shim(device, &stream) == 0, "PyTorch's current CUDA stream was refused");
-  return static_cast<cudaStream_t>(stream);
-}
-
-inline void check(cudaError_t error) {
-  STD_TORCH_CHECK(error == cudaSuccess, "a contrastive kernel was not launched: ", cudaGetErrorString(error));
 }
 
 // Runs loops as kernels on the device and the current stream of a tensor.

@@ -1,86 +1,41 @@
 """A product through batch norm and NT-Xent against a Hessian written out."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
 from bissl_fast.bilevel import HessianOperator, ParameterVector, frozen_buffers
-from bissl_fast.models import Network
-from bissl_fast.ops.nt_xent import nt_xent_loss
-
-Views = tuple[torch.Tensor, torch.Tensor]
+from tests.bilevel.networks import batches, contrastive, dense_hessian, tiny_network
 
 
-def tiny_network() -> Network:
-    """Two convolutions with batch norms and a projector with another: 89 backbone parameters."""
-    torch.manual_seed(0)
-    backbone = nn.Sequential(
-        nn.Conv2d(1, 3, 3, bias=False),
-        nn.BatchNorm2d(3),
-        nn.Tanh(),
-        nn.Conv2d(3, 2, 3, bias=False),
-        nn.BatchNorm2d(2),
-        nn.ReLU(),
-        nn.Flatten(),
-    )
-    projector = nn.Sequential(nn.Linear(8, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 4, bias=False))
-    return Network(backbone, projector).double()
-
-
-def contrastive(network: Network, views: Views) -> torch.Tensor:
-    return nt_xent_loss(network(views[0]), network(views[1]), 0.5)
-
-
-def batches(count: int) -> list[Views]:
-    generator = torch.Generator().manual_seed(1)
-    shape = (6, 1, 6, 6)
-    return [
-        (
-            torch.randn(shape, generator=generator, dtype=torch.float64),
-            torch.randn(shape, generator=generator, dtype=torch.float64),
-        )
-        for _ in range(count)
-    ]
-
-
-def dense_hessian(network: Network, stored: list[Views]) -> torch.Tensor:
-    """∂²/∂θ² of the mean loss by functional calls on copied buffers, through torch.autograd.functional."""
-    theta = ParameterVector(network, "backbone.")
-
-    def mean_loss(flat: torch.Tensor) -> torch.Tensor:
-        values = dict(zip(theta.names, theta.unflatten(flat), strict=True))
-        losses = []
-        for views in stored:
-            state = values | {name: buffer.clone() for name, buffer in network.named_buffers()}
-            outputs = [torch.func.functional_call(network, state, (view,)) for view in views]
-            losses.append(nt_xent_loss(outputs[0], outputs[1], 0.5))
-        return torch.stack(losses).mean()
-
-    return torch.autograd.functional.hessian(mean_loss, theta.values())
-
-
-@pytest.mark.parametrize("retain", [None, 0, 1], ids=["graphs kept", "graphs rebuilt", "one kept"])
-def test_product_equals_dense_hessian_of_a_batch_norm_network(retain: int | None) -> None:
+@pytest.mark.parametrize("mode", ["reverse", "linearized"])
+@pytest.mark.parametrize("retain", [None, 0, 1], ids=["all kept", "all made again", "one kept"])
+def test_product_equals_dense_hessian_of_a_batch_norm_network(retain: int | None, mode: Any) -> None:
     network, stored = tiny_network(), batches(3)
     dense = dense_hessian(network, stored)
     assert dense.abs().max() > 0.01
-    operator = HessianOperator(contrastive, ParameterVector(network, "backbone."), stored, retain=retain)
+    operator = HessianOperator(contrastive, ParameterVector(network, "backbone."), stored, mode, retain)
     for index in range(len(dense)):
         unit = torch.zeros(len(dense), dtype=torch.float64)
         unit[index] = 1
-        torch.testing.assert_close(operator.matvec(unit), dense[index], rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(operator.matvec(unit), dense[index], rtol=1e-10, atol=1e-10)
 
 
-def test_products_leave_every_buffer_and_gradient_as_it_was() -> None:
+@pytest.mark.parametrize("mode", ["reverse", "linearized", "gauss_newton", "finite_difference"])
+def test_products_leave_every_buffer_gradient_and_parameter_as_it_was(mode: Any) -> None:
     network = tiny_network()
     network(batches(1)[0][0])  # so that the statistics are not those of a new network
     before = {name: buffer.clone() for name, buffer in network.named_buffers()}
-    operator = HessianOperator(contrastive, ParameterVector(network, "backbone."), batches(2), retain=1)
+    values = [p.detach().clone() for p in network.parameters()]
+    operator = HessianOperator(contrastive, ParameterVector(network, "backbone."), batches(2), mode, retain=1)
     operator.matvec(torch.ones(len(ParameterVector(network, "backbone.")), dtype=torch.float64))
     assert len(before) == 9
     for name, buffer in network.named_buffers():
         assert torch.equal(buffer, before[name]), name
     assert all(p.grad is None for p in network.parameters())
+    assert all(torch.equal(p, q) for p, q in zip(network.parameters(), values, strict=True))
 
 
 class Counter(nn.Module):

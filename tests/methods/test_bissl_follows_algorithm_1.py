@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from bissl_fast.data.loader import Batch
+from bissl_fast.methods.bilevel import BilevelSettings
 from bissl_fast.methods.bissl import BiSSLSettings, BiSSLTask
 from bissl_fast.methods.finetune import SGDSettings
 from bissl_fast.methods.pretrain import LARSSettings
@@ -62,10 +63,10 @@ def networks() -> tuple[Network, Network]:
     return pretext, downstream
 
 
-def task(settings: BiSSLSettings) -> BiSSLTask:
+def task(settings: BiSSLSettings, bilevel: BilevelSettings = BilevelSettings()) -> BiSSLTask:  # noqa: B008
     pretext, downstream = networks()
     loaders: list[Any] = [Draws(1, 2), Draws(2, 1), Draws(3, 2) if settings.stored_from == "fresh" else None]
-    return BiSSLTask(pretext, downstream, SimCLR(0.5), *loaders, settings, LARS, SGD, nullcontext)
+    return BiSSLTask(pretext, downstream, SimCLR(0.5), *loaders, settings, bilevel, LARS, SGD, nullcontext)
 
 
 Tensors = dict[str, torch.Tensor]
@@ -199,12 +200,13 @@ def layerwise(matrix: torch.Tensor, b: torch.Tensor, sizes: list[int], iteration
 
 @pytest.mark.parametrize(
     "change",
-    [{}, {"stored_from": "fresh"}, {"adaptation_every": 0}, {"clip": 1e9}, {"retained_graphs": 2}],
-    ids=["as the paper", "fresh batches", "no adaptation", "no clipping", "graphs kept"],
+    [{}, {"stored_from": "fresh"}, {"adaptation_every": 0}, {"clip": 1e9}, {"mode": "reverse"}],
+    ids=["as the paper", "fresh batches", "no adaptation", "no clipping", "reverse products"],
 )
 def test_every_parameter_after_four_alternations_equals_the_literal_algorithm(change: dict[str, Any]) -> None:
-    settings = replace(SETTINGS, **change)
-    ours, literal = task(settings), Literal(settings)
+    mode = change.get("mode", "linearized")
+    settings = replace(SETTINGS, **{name: value for name, value in change.items() if name != "mode"})
+    ours, literal = task(settings, BilevelSettings(mode)), Literal(settings)
     for t in range(settings.alternations):
         ours.step(t)
     literal.run()
@@ -240,7 +242,7 @@ def test_the_leak_of_the_released_code_moves_the_statistics_of_theta_p_and_nothi
 
 @pytest.mark.parametrize("solver", ["layerwise-cg", "cg", "neumann"])
 def test_residuals_of_every_iteration_are_logged_relative_to_the_first(solver: Any) -> None:
-    values = task(replace(SETTINGS, solver=solver)).step(0)
+    values = task(SETTINGS, BilevelSettings(solver=solver)).step(0)
     residuals = values["cg_residuals"]
     assert isinstance(residuals, torch.Tensor)
     assert residuals.shape == (SETTINGS.solver_iterations + 1,)
@@ -248,4 +250,4 @@ def test_residuals_of_every_iteration_are_logged_relative_to_the_first(solver: A
 
 
 def test_the_identity_solver_applies_no_hessian() -> None:
-    assert "cg_residuals" not in task(replace(SETTINGS, solver="identity")).step(0)
+    assert "cg_residuals" not in task(SETTINGS, BilevelSettings(solver="identity")).step(0)

@@ -26,7 +26,10 @@ def test_paper_preset_is_sections_4_and_b() -> None:
     bissl = config.bissl
     assert (bissl.alternations, bissl.lower_steps, bissl.upper_steps) == (500, 20, 8)
     assert (bissl.proximity, bissl.damping, bissl.downstream_weight) == (0.001, 10, 0.01)
-    assert (bissl.solver, bissl.solver_iterations, bissl.stored_batches) == ("layerwise-cg", 5, 5)
+    assert (bissl.solver_iterations, bissl.stored_batches) == (5, 5)
+    bilevel = config.bilevel
+    assert (bilevel.solver, bilevel.recycle, bilevel.products_dtype) == ("layerwise-cg", False, "float32")
+    assert bilevel.mode == "linearized"  # the exact products of Algorithm 2
     assert (bissl.stored_from, bissl.learning_rate, bissl.clip) == ("lower", 4.8, 10)
     assert (bissl.adaptation_every, bissl.adaptation, bissl.leak_statistics) == (100, 0.1, False)
     assert config.head.epochs == 20

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from bissl_fast.errors import UserError
+from bissl_fast.methods.bilevel import BilevelSettings
 from bissl_fast.methods.bissl import BiSSLSettings
 from bissl_fast.methods.config import ImageSettings, TrainConfig, load_config, save_config
 from bissl_fast.methods.finetune import FineTuneSettings, SGDSettings
@@ -28,6 +29,7 @@ from tests.methods.conftest import write_images
         (BiSSLSettings, {"adaptation": 1.5}, r"\(α\) must be between 0 and 1"),
         (BiSSLSettings, {"stored_batches": 9, "lower_steps": 4}, r"\(K\) must be at most the 4 lower steps"),
         (BiSSLSettings, {"solver_iterations": 0}, "--bissl.solver-iterations must be at least 1"),
+        (BilevelSettings, {"memory_budget": 0.0}, "--bilevel.memory-budget must be positive"),
         (PretrainSettings, {"batch_size": 1}, "--pretrain.batch-size must be at least 2"),
         (FineTuneSettings, {"seeds": 0}, "--finetune.seeds must be at least 1"),
         (BiSSLSettings, {"final_share": -5.0}, "--bissl.final-share must be between 0 and 1"),
@@ -58,13 +60,13 @@ def test_every_config_survives_its_file(tmp_path: Path, preset: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (("version: 1", "version: 99"), "has config version 99, this bissl-fast reads version 1"),
-        (("version: 1\n", ""), "names no version"),
+        (("version: 2", "version: 99"), "has config version 99, this bissl-fast reads version 2"),
+        (("version: 2\n", ""), "names no version"),
         (("seed: 0", "sead: 0"), "has no setting 'sead'"),
         (("seed: 0", "seed: many"), "seed must be int, found 'many'"),
         (("preset: quick", "preset: fast"), "preset must be 'paper' or 'official' or 'quick', found 'fast'"),
         (("proximity: 0.001", "proximity: -3.0"), r"\(λ\) must be positive"),
-        (("version: 1", "version: [1"), "is not YAML"),
+        (("version: 2", "version: [1"), "is not YAML"),
     ],
 )
 def test_config_files(tmp_path: Path, change: tuple[str, str], sentence: str) -> None:

@@ -7,27 +7,36 @@ import torch
 
 def segment_dots(a: torch.Tensor, b: torch.Tensor, segments: Sequence[int]) -> torch.Tensor:
     """Inner products of the segments of two vectors ``(L,)``: ``(S,)``."""
-    return torch.stack([torch.dot(x, y) for x, y in zip(a.split(segments), b.split(segments), strict=True)])
+    pairs = zip(torch.split(a, list(segments)), torch.split(b, list(segments)), strict=True)
+    return torch.stack([torch.dot(x, y) for x, y in pairs])
 
 
 def cg_update(
-    x: torch.Tensor, r: torch.Tensor, d: torch.Tensor, q: torch.Tensor, rr: torch.Tensor, segments: Sequence[int]
-) -> tuple[torch.Tensor, torch.Tensor]:
+    x: torch.Tensor,
+    r: torch.Tensor,
+    d: torch.Tensor,
+    q: torch.Tensor,
+    rz: torch.Tensor,
+    segments: Sequence[int],
+    inverse_diagonal: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """One iteration of conjugate gradients after the product ``q = A d``, in place on x, r and d.
 
-    Per segment: ``α = rr / d·q``, ``x += α d``, ``r −= α q``, ``β = r·r / rr``, ``d = r + β d``; a quotient with
-    numerator zero is zero. Returns ``(d·q, new r·r)``, each ``(S,)``.
+    Per segment, with ``z = M⁻¹ r`` (z = r without a preconditioner): ``α = rz / d·q``, ``x += α d``, ``r −= α q``,
+    ``β = r·z / rz``, ``d = z + β d``; a quotient with numerator zero is zero. Returns ``(d·q, new r·z, new r·r)``, each
+    ``(S,)``.
     """
     curvature = segment_dots(d, q, segments)
-    alpha = ratio(rr, curvature)
+    alpha = ratio(rz, curvature)
     lengths = torch.tensor(segments, device=x.device)
     spread = alpha.repeat_interleave(lengths, output_size=x.numel())
     x.addcmul_(spread, d)
     r.addcmul_(spread, q, value=-1)
-    rr_next = segment_dots(r, r, segments)
-    beta = ratio(rr_next, rr)
-    d.mul_(beta.repeat_interleave(lengths, output_size=x.numel())).add_(r)
-    return curvature, rr_next
+    z = r if inverse_diagonal is None else inverse_diagonal * r
+    rz_next = segment_dots(r, z, segments)
+    beta = ratio(rz_next, rz)
+    d.mul_(beta.repeat_interleave(lengths, output_size=x.numel())).add_(z)
+    return curvature, rz_next, segment_dots(r, r, segments)
 
 
 def ratio(numerator: torch.Tensor, denominator: torch.Tensor) -> torch.Tensor:

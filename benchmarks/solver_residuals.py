@@ -1,0 +1,174 @@
+"""The spectrum of the real system on a trained backbone, and what each solver makes of it, product by product.
+
+python benchmarks/solver_residuals.py --run runs/NAME --output docs/results/solver_residuals
+
+Takes a finished run of `bissl-fast train`: weights after the pretext warm-up, pretext batches that BiSSL would store, and
+as right-hand sides the gradients of the downstream loss on consecutive batches. Writes .json and .png.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from rich.console import Console
+from safetensors.torch import load_file
+
+from bissl_fast.bilevel import (
+    CompositeLoss,
+    HessianOperator,
+    Nystrom,
+    Operator,
+    ParameterVector,
+    Recycler,
+    ShiftedOperator,
+    conjugate_gradient,
+    frozen_buffers,
+    lanczos,
+    minimal_residual,
+    neumann,
+)
+from bissl_fast.methods.config import load_config
+from bissl_fast.methods.train import Training
+from bissl_fast.models import Network
+from bissl_fast.training.environment import describe_environment
+
+PRODUCTS = (1, 2, 3, 5, 7, 10)
+RIGHT_HAND_SIDES = 6
+Solve = Callable[[Operator, torch.Tensor, int], torch.Tensor]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--batches", type=int, default=1)
+    parser.add_argument("--lanczos", type=int, default=30)
+    parser.add_argument("--dampings", type=float, nargs="+", default=[10.0, 100.0])
+    arguments = parser.parse_args()
+    hessian, vectors, like = real_system(arguments.run, arguments.batches)
+    spectrum = lanczos(hessian, like, arguments.lanczos)
+    record: dict[str, Any] = {
+        "environment": describe_environment(like.device),
+        "run": arguments.run.name,
+        "lowest": float(spectrum.values[0]),
+        "highest": float(spectrum.values[-1]),
+        "bounds": [float(spectrum.bounds[0]), float(spectrum.bounds[-1])],
+        "residuals": {},
+    }
+    for damping in arguments.dampings:
+        record["residuals"][damping] = residuals(hessian, vectors, damping)
+    arguments.output.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    draw(record, arguments.output.with_suffix(".png"))
+
+
+def real_system(run: Path, batches: int) -> tuple[HessianOperator, list[torch.Tensor], torch.Tensor]:
+    """The pretext Hessian at the weights after the warm-up, and downstream gradients there."""
+    training = Training(load_config(run / "config.yaml"), Console())
+    config = training.config
+    network = training._pretext_network()
+    network.load_state_dict(load_file(run / "pretext-warmup" / "weights.safetensors"))
+    head = training._classifier("head").to(training.device)
+    head.load_state_dict(load_file(run / "head-warmup" / "weights.safetensors"))
+    network.train()
+    theta = ParameterVector(network, "backbone.")
+    loss = CompositeLoss(lambda module, views: tuple(map(module, views)), config.pretext.loss)
+    batch = config.pretrain.batch_size
+    with training._loader(training.unlabelled, config.images.pretext(), batch, "lower") as loader:
+        stored = [loader.load(k).views for k in range(batches)]
+    view, downstream = (config.images.finetune(),), config.finetune.batch_size
+    with training._loader(training.splits.train, view, downstream, "upper") as loader:
+        vectors = [gradient(network, head, theta, loader.load(k)) for k in range(RIGHT_HAND_SIDES)]
+    return HessianOperator(loss, theta, stored, "linearized"), vectors, vectors[0]
+
+
+def gradient(network: Network, head: torch.nn.Module, theta: ParameterVector, batch: Any) -> torch.Tensor:
+    """∇L^D at θ_P, as a vector."""
+    with frozen_buffers(network):
+        value = F.cross_entropy(head(network.backbone(batch.views[0])), batch.target)
+    return theta.flatten(torch.autograd.grad(value, theta.tensors))
+
+
+def solvers(hessian: HessianOperator, scale: float) -> dict[str, Callable[[], Solve]]:
+    """Each solver as a function that begins a phase: what it returns may remember earlier right-hand sides."""
+
+    def recycled(inner: Solve) -> Callable[[], Solve]:
+        def begin() -> Solve:
+            known = Recycler(ShiftedOperator(hessian, scale), 60)
+
+            def solve(A: Operator, b: torch.Tensor, n: int) -> torch.Tensor:
+                x, r = known.start(b)
+                return x + inner(known, r, n)
+
+            return solve
+
+        return begin
+
+    def sketched() -> Solve:
+        made: list[Nystrom] = []
+
+        def solve(A: Operator, b: torch.Tensor, n: int) -> torch.Tensor:
+            if not made:
+                made.append(Nystrom(hessian, n, scale, b))
+            return made[0](A, b).x
+
+        return solve
+
+    def joint(A: Operator, b: torch.Tensor, n: int) -> torch.Tensor:
+        return conjugate_gradient(A, b, iterations=n).x
+
+    return {
+        "layer-wise CG": lambda: lambda A, b, n: conjugate_gradient(A, b, iterations=n, layerwise=True).x,
+        "CG": lambda: joint,
+        "CG, recycled": recycled(joint),
+        "minimal residual": lambda: lambda A, b, n: minimal_residual(A, b, iterations=n).x,
+        "minimal residual, recycled": recycled(lambda A, b, n: minimal_residual(A, b, iterations=n).x),
+        "Neumann": lambda: lambda A, b, n: neumann(A, b, iterations=n).x,
+        "Nyström": sketched,
+        "identity": lambda: lambda A, b, n: b,
+    }
+
+
+def residuals(hessian: HessianOperator, vectors: list[torch.Tensor], damping: float) -> dict[str, list[float]]:
+    """Mean over the right-hand sides of ‖v − A x‖ / ‖v‖, by products per right-hand side."""
+    scale = 1 / (1e-3 + damping)
+    system = ShiftedOperator(hessian, scale)
+    found: dict[str, list[float]] = {}
+    for name, begin in solvers(hessian, scale).items():
+        found[name] = []
+        for products in PRODUCTS:
+            solve = begin()
+            ratios = []
+            for v in vectors:
+                x = solve(system, v, products)
+                ratios.append(float((v - system.matvec(x)).norm() / v.norm()))
+            found[name].append(sum(ratios) / len(ratios))
+        print(damping, name, [f"{value:.3g}" for value in found[name]], flush=True)
+    return found
+
+
+def draw(record: dict[str, Any], path: Path) -> None:
+    """A panel per damping, a line per solver."""
+    figure = Figure(figsize=(4.2 * len(record["residuals"]) + 1.4, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, len(record["residuals"]), sharey=True, squeeze=False)[0]
+    for panel, (damping, lines) in zip(axes, record["residuals"].items(), strict=True):
+        for number, (name, values) in enumerate(lines.items()):
+            panel.plot(PRODUCTS, values, label=name, color=f"C{number}", marker="o^sDvP*x"[number], markersize=4)
+        panel.set_yscale("log")
+        panel.set_ylim(1e-4, 1e3)
+        panel.set_xlabel("products per right-hand side")
+        panel.set_title(f"λ_damp = {float(damping):g}")
+        panel.grid(alpha=0.3)
+    axes[0].set_ylabel("‖v − A x‖ / ‖v‖")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
+    figure.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""The ends of an operator's spectrum."""
+
+from typing import NamedTuple
+
+import torch
+
+from bissl_fast.bilevel.operators import Operator
+
+
+class Spectrum(NamedTuple):
+    """Ritz values.
+
+    Attributes:
+        values: ``(k,)`` ascending; the outermost are the best.
+        bounds: ``(k,)``: an eigenvalue of A lies within this distance of each.
+    """
+
+    values: torch.Tensor
+    bounds: torch.Tensor
+
+
+def lanczos(operator: Operator, like: torch.Tensor, iterations: int = 30, seed: int = 0) -> Spectrum:
+    """Lanczos' method with full reorthogonalisation, so that no eigenvalue appears twice.
+
+    Args:
+        operator: A, symmetric.
+        like: a vector ``(L,)`` whose dtype and device are used.
+        iterations: products; k of them give k Ritz values (fewer, if the space is exhausted).
+        seed: of the start.
+
+    Returns:
+        The Ritz values with bounds, on the CPU in float64. Waits for the device.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    q = torch.randn(like.numel(), generator=generator).to(like)
+    q /= torch.linalg.vector_norm(q)
+    basis, diagonal, off = [q], [], []
+    for _ in range(min(iterations, like.numel())):
+        w = operator.matvec(basis[-1])
+        scale = float(torch.linalg.vector_norm(w))
+        diagonal.append(float(torch.dot(w, basis[-1])))
+        for _ in range(2):
+            for known in basis:
+                w = w - torch.dot(known, w) * known
+        norm = float(torch.linalg.vector_norm(w))
+        off.append(norm)
+        if norm <= 10 * torch.finfo(like.dtype).eps * scale:
+            break
+        basis.append(w / norm)
+    matrix = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
+    beside = torch.diag(torch.tensor(off[: len(diagonal) - 1], dtype=torch.float64), 1)
+    values, vectors = torch.linalg.eigh(matrix + beside + beside.T)
+    return Spectrum(values, off[-1] * vectors[-1].abs())

@@ -1,0 +1,78 @@
+"""``bissl-fast bench products``: what a Hessian-vector product costs on this machine."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import tyro
+from rich.console import Console
+
+from bissl_fast.bilevel.hessian import ProductsDtype
+from bissl_fast.cli.bench.tables import keep, machine_of, markdown_of, table_of
+from bissl_fast.evaluation.products import Cost, measure, problem
+from bissl_fast.methods.checks import require
+from bissl_fast.training.precision import find_device
+from bissl_fast.training.tracking import say
+
+
+@dataclass(frozen=True)
+class ProductsSettings:
+    """Network and images of the measurement.
+
+    Attributes:
+        backbone: any timm CNN.
+        size: side of the images in pixels.
+        pairs: images per stored batch, each in two views.
+        rounds: turns of every way; the best counts.
+        device: cpu or cuda.
+        products_dtype: float32, tf32 or bfloat16.
+        output: file to keep the table in: Markdown here, and the same numbers as .json beside it.
+    """
+
+    backbone: str = "resnet18"
+    size: int = 96
+    pairs: int = 32
+    rounds: int = 5
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    products_dtype: ProductsDtype = "float32"
+    output: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("size", "pairs", "rounds"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Parse, measure, print, keep."""
+    settings = tyro.cli(ProductsSettings, prog="bissl-fast bench products", args=arguments)
+    find_device(settings.device)
+    console = Console()
+    machine = machine_of(settings.device)
+    say(console, machine)
+    case = problem(settings.backbone, settings.size, settings.pairs, 1, settings.device)
+    rows = list(measure(case, settings.rounds, settings.products_dtype))
+    title = f"{settings.backbone}, {settings.size} px, 2 x {settings.pairs} images, {settings.products_dtype}"
+    headings, cells = cells_of(rows, 2 * settings.pairs)
+    console.print(table_of(headings, cells, title, 1))
+    text = [f"# Second-order products\n\n{machine}\n", markdown_of(headings, cells, title, 1)]
+    keep(settings.output, text, {"machine": machine, "rows": [asdict(row) for row in rows]})
+
+
+def cells_of(rows: Sequence[Cost], views: int) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells: times in milliseconds and in gradients, arithmetic, and memory per view."""
+    floor = next(row.flops for row in rows if row.what == "gradient")
+    headings = ["", "ms", "gradients", "operations, in gradients", "of matrix-product rate", "kept, MB per view"]
+    cells = []
+    for row in rows:
+        cells.append(
+            [
+                row.what,
+                f"{row.seconds * 1e3:.0f}",
+                f"{row.gradients:.2f}",
+                f"{row.flops / floor:.2f}",
+                f"{100 * row.roofline:.0f} %",
+                f"{row.kept_bytes / views / 1e6:.2f}" if row.kept_bytes else "",
+            ]
+        )
+    return headings, cells

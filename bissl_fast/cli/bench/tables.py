@@ -1,0 +1,50 @@
+"""What every benchmark says of its machine, and how it shows and keeps its numbers."""
+
+import platform
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from bissl_fast.ops import available_backends
+from bissl_fast.training.environment import processor
+from bissl_fast.training.files import write_atomic, write_json
+from bissl_fast.version import __version__
+
+
+def machine_of(device: str) -> str:
+    """Machine, versions and date, which every quoted number carries."""
+    on_cpu = f"{torch.get_num_threads()} threads of {processor()}"
+    name = torch.cuda.get_device_name() if device == "cuda" else on_cpu
+    active = ", ".join(name for name, reason in available_backends().items() if not reason)
+    return (
+        f"bissl-fast {__version__}, torch {torch.__version__}, Python {platform.python_version()}, {name}, "
+        f"{datetime.now(timezone.utc).date()}; seed 0; backends: {active}"
+    )
+
+
+def keep(output: Path | None, text: Sequence[str], record: dict[str, Any]) -> None:
+    """Write Markdown to ``output`` and the same numbers as .json beside it; nothing without a path."""
+    if output is not None:
+        write_atomic(output, "\n".join(text).encode())
+        write_json(output.with_suffix(".json"), record)
+
+
+def table_of(headings: Sequence[str], cells: Sequence[Sequence[str]], title: str, texts: int = 2) -> Table:
+    """The table for the terminal; the first ``texts`` columns hold words."""
+    table = Table(title=title)
+    for number, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if number < texts else "right")
+    for line in cells:
+        table.add_row(*line)
+    return table
+
+
+def markdown_of(headings: Sequence[str], cells: Sequence[Sequence[str]], title: str, texts: int = 2) -> str:
+    """The table as Markdown."""
+    rule = ["---"] * texts + ["---:"] * (len(headings) - texts)
+    lines = [f"| {' | '.join(line)} |" for line in (headings, rule, *cells)]
+    return "\n".join([f"## {title}", "", *lines, ""])

@@ -1,0 +1,140 @@
+"""Cost of second-order products on this machine: beside a gradient, other ways, and the arithmetic's floor."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from bissl_fast.bilevel import CompositeLoss, HessianOperator, ParameterVector
+from bissl_fast.bilevel.hessian import ProductsDtype
+from bissl_fast.bilevel.traced import TracedProducts
+from bissl_fast.models import Network, build_backbone, probe_features
+from bissl_fast.pretext import SimCLR
+
+Call = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A contrastive loss of synthetic noise images, as large as asked.
+
+    Attributes:
+        network: backbone and projector.
+        theta: the backbone's parameters.
+        loss: NT-Xent of two views.
+        batches: pairs of views of noise.
+        vector: what the Hessian is multiplied by.
+    """
+
+    network: Network
+    theta: ParameterVector
+    loss: CompositeLoss
+    batches: list[tuple[torch.Tensor, ...]]
+    vector: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One way of computing one thing.
+
+    Attributes:
+        what: its name.
+        seconds: best of the rounds.
+        gradients: the same in compiled gradients.
+        flops: of convolutions and matrix products, as PyTorch's counter has them.
+        roofline: share of the rate of a large matrix product that these reach.
+        kept_bytes: kept between products.
+        working_bytes: most held at once beside inputs and what is kept, read off the graph; None where unknown.
+    """
+
+    what: str
+    seconds: float
+    gradients: float
+    flops: int
+    roofline: float
+    kept_bytes: int = 0
+    working_bytes: int | None = None
+
+
+def problem(
+    backbone: str, size: int, pairs: int, batches: int, device: str, dtype: torch.dtype = torch.float32
+) -> Problem:
+    """Noise images of ``size`` pixels in ``batches`` stored batches of ``pairs`` pairs; seeded."""
+    task = SimCLR()
+    network = Network(build_backbone(backbone, 0), task.head(probe_features(backbone, size), 0)).to(device, dtype)
+    theta = ParameterVector(network, "backbone.")
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).to(device, dtype)
+
+    stored = [tuple(noise(pairs, 3, size, size) for _ in range(task.views)) for _ in range(batches)]
+    loss = CompositeLoss(lambda module, views: tuple(map(module, views)), task.loss)
+    return Problem(network, theta, loss, stored, noise(len(theta)))
+
+
+def measure(case: Problem, rounds: int = 5, dtype: ProductsDtype = "float32") -> Iterator[Cost]:
+    """Costs of gradient and products on the first stored batch, all ways in turns; a compiled gradient is the unit."""
+    batch, theta, v = case.batches[0], case.theta, case.vector
+    device = v.device.type
+    tangents = theta.unflatten(v)
+    compiled = torch.compile(gradient_function(case), dynamic=False)
+    reverse = HessianOperator(case.loss, theta, [batch], "reverse", dtype=dtype)
+    rebuilt = HessianOperator(case.loss, theta, [batch], "reverse", retain=0, dtype=dtype)
+    traced = TracedProducts(case.loss, theta, compiled=device == "cuda", dtype=AUTOCAST[dtype])
+    program, read = traced.linearise(batch)
+    square = torch.randn(2048, 2048, device=device)
+    calls: dict[str, Call] = {
+        "": lambda: square @ square,
+        "gradient, compiled": lambda: compiled(batch),
+        "gradient": lambda: gradient_function(case)(batch),
+        "reverse, graph rebuilt": lambda: rebuilt.matvec(v),
+        "reverse, graph kept": lambda: reverse.matvec(v),
+        "linearized: primal half": lambda: traced.linearise(batch),
+        "linearized: one product": lambda: traced.product((program, read), tangents),
+    }
+    seconds = in_turns(calls, rounds, device)
+    rate = 2 * 2048**3 / seconds.pop("")
+    unit = seconds["gradient, compiled"]
+    kept = {"reverse, graph kept": reverse.kept_bytes, "linearized: one product": program.halves.residual_bytes}
+    for what, value in seconds.items():
+        counted = flops_of(calls[what]) if "compiled" not in what else flops_of(calls["gradient"])
+        working = program.working_bytes if "one product" in what else None
+        yield Cost(what, value, value / unit, counted, counted / value / rate, kept.get(what, 0), working)
+
+
+AUTOCAST = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def gradient_function(case: Problem) -> Callable[[Any], Any]:
+    """``batch -> ∇L``, a list of tensors."""
+
+    def gradient(batch: Any) -> Any:
+        return torch.autograd.grad(case.loss(case.network, batch), case.theta.tensors)
+
+    return gradient
+
+
+def flops_of(call: Call) -> int:
+    """Operations of convolutions and matrix products in a call; of twice as many multiplications as additions each."""
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return int(counter.get_total_flops())
+
+
+def in_turns(calls: dict[str, Call], rounds: int, device: str) -> dict[str, float]:
+    """Shortest time of each call in seconds; they take turns, so that a busy moment hits all alike."""
+    wait: Call = torch.cuda.synchronize if device == "cuda" else lambda: None
+    best = dict.fromkeys(calls, float("inf"))
+    for turn in range(-1, rounds):  # one turn to warm up
+        for name, call in calls.items():
+            wait()
+            start = time.perf_counter()
+            call()
+            wait()
+            if turn >= 0:
+                best[name] = min(best[name], time.perf_counter() - start)
+    return best

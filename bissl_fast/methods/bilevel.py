@@ -1,0 +1,115 @@
+"""How a bilevel method takes its second-order products and solves its systems; shared by all that do."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+
+from bissl_fast.bilevel import (
+    HessianOperator,
+    Nystrom,
+    Operator,
+    ParameterVector,
+    Recycler,
+    ShiftedOperator,
+    Solution,
+    conjugate_gradient,
+    identity,
+    minimal_residual,
+    neumann,
+)
+from bissl_fast.bilevel.hessian import Mode, ProductsDtype
+from bissl_fast.bilevel.traced import Loss
+from bissl_fast.errors import UserError
+from bissl_fast.methods.checks import require
+from bissl_fast.training.environment import available_memory
+
+PhaseSolver = Callable[[torch.Tensor], Solution]
+"""``v ↦ v_IG`` for the right-hand sides of one upper phase, in their order."""
+
+SolverName = Literal["layerwise-cg", "cg", "minimal-residual", "neumann", "nystrom", "identity"]
+
+
+@dataclass(frozen=True)
+class BilevelSettings:
+    """Second-order products and the solver of the implicit gradient's system.
+
+    Attributes:
+        mode: of the products. `linearized`: traced once, the primal half once per upper phase; `reverse`: reverse over
+            reverse, for losses that cannot be traced; both are exact. `gauss_newton` is another, positive
+            semidefinite matrix; `finite_difference` an estimator.
+        solver: of the system. `layerwise-cg` is the paper's: conjugate gradients with one step length per parameter
+            tensor; `cg` the textbook's; `minimal-residual` holds where the system is indefinite; `nystrom` sketches the
+            Hessian once per upper phase, with as many products as one right-hand side has elsewhere.
+        recycle: start each solve from what the earlier right-hand sides of the same upper phase have found out about
+            the Hessian, at no further product.
+        recycled_vectors: pairs of vectors as long as the backbone's parameters that recycling keeps, at most.
+        products_dtype: of the products' forward and backward passes; vectors and solver stay float32.
+        memory_budget: gigabytes that products may hold beside the model; left out: half of what is free. Stored batches
+            that do not fit are linearised again for each product: slower, the same numbers.
+    """
+
+    mode: Mode = "linearized"
+    solver: SolverName = "layerwise-cg"
+    recycle: bool = False
+    recycled_vectors: int = 40
+    products_dtype: ProductsDtype = "float32"
+    memory_budget: float | None = None
+
+    def __post_init__(self) -> None:
+        require(self.recycled_vectors >= 1, "bilevel.recycled-vectors", self.recycled_vectors, "at least 1")
+        if self.memory_budget is not None:
+            require(self.memory_budget > 0, "bilevel.memory-budget", self.memory_budget, "positive")
+
+    def build(self, loss: Loss, parameters: ParameterVector, batches: Sequence[Any]) -> HessianOperator:
+        """The Hessian at the parameters' present values.
+
+        Raises:
+            UserError: if the loss cannot be traced or the budget is too small.
+        """
+        device = parameters.tensors[0].device
+        budget = available_memory(device) // 2 if self.memory_budget is None else int(self.memory_budget * 1e9)
+        try:
+            return HessianOperator(
+                loss, parameters, batches, self.mode, memory_budget=budget, dtype=self.products_dtype
+            )
+        except ValueError as error:
+            hint = "--bilevel.memory-budget, --bilevel.mode and --pretrain.batch-size decide about it"
+            raise UserError(f"the second-order products cannot be set up: {error}. {hint}.") from error
+
+    def solver_of(self, hessian: HessianOperator, weight: float, damping: float, iterations: int) -> PhaseSolver:
+        """The solver of ``[I + H / (λ + λ_damp)] x = v`` while H stays as it is.
+
+        Args:
+            hessian: H.
+            weight: λ.
+            damping: λ_damp.
+            iterations: products per right-hand side.
+        """
+
+        shifted = ShiftedOperator(hessian, 1.0 / (weight + damping))
+        system: Operator = Recycler(shifted, self.recycled_vectors) if self.recycle else shifted
+        sketch: list[Nystrom] = []
+
+        def solve(v: torch.Tensor) -> Solution:
+            if self.solver == "identity":
+                return identity(system, v)
+            if self.solver == "nystrom":
+                if not sketch:  # once per phase
+                    sketch.append(Nystrom(hessian, iterations, 1.0 / (weight + damping), v))
+                return sketch[0](system, v)
+            if self.solver == "minimal-residual":
+                return minimal_residual(system, v, iterations=iterations)
+            if not isinstance(system, Recycler):
+                return self._iterate(system, v, iterations)
+            x, r = system.start(v)
+            rest = self._iterate(system, r, iterations)
+            return replace(rest, x=x + rest.x, b_norm=torch.linalg.vector_norm(v))
+
+        return solve
+
+    def _iterate(self, system: Operator, v: torch.Tensor, iterations: int) -> Solution:
+        if self.solver == "neumann":
+            return neumann(system, v, iterations=iterations)
+        return conjugate_gradient(system, v, iterations=iterations, layerwise=self.solver == "layerwise-cg")

@@ -1,0 +1,15 @@
+// Marks what runs on a GPU and on the host alike.
+#pragma once
+
+#ifdef __CUDACC__
+#define HOST_DEVICE __host__ __device__
+#else
+#define HOST_DEVICE
+#endif
+
+// For loops over memory on a GPU: several rounds' loads at once.
+#ifdef __CUDA_ARCH__
+#define UNROLLED _Pragma("unroll 4")
+#else
+#define UNROLLED
+#endif
