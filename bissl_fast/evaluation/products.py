@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bissl_fast.bilevel import CompositeLoss, HessianOperator, ParameterVector
 from bissl_fast.bilevel.hessian import ProductsDtype
 from bissl_fast.bilevel.traced import TracedProducts
 from bissl_fast.models import Network, build_backbone, probe_features
+from bissl_fast.ops import BatchNormAct
 from bissl_fast.pretext import SimCLR
 
 Call = Callable[[], Any]
@@ -22,7 +24,8 @@ class Problem:
     """A contrastive loss of synthetic noise images, as large as asked.
 
     Attributes:
-        network: backbone and projector.
+        network: backbone and projector, batch norms fused.
+        plain: the same network as timm and PyTorch have it.
         theta: the backbone's parameters.
         loss: NT-Xent of two views.
         batches: pairs of views of noise.
@@ -30,6 +33,7 @@ class Problem:
     """
 
     network: Network
+    plain: Network
     theta: ParameterVector
     loss: CompositeLoss
     batches: list[tuple[torch.Tensor, ...]]
@@ -65,6 +69,7 @@ def problem(
     """Noise images of ``size`` pixels in ``batches`` stored batches of ``pairs`` pairs; seeded."""
     task = SimCLR()
     network = Network(build_backbone(backbone, 0), task.head(probe_features(backbone, size), 0)).to(device, dtype)
+    plain = plain_twin(backbone, network)
     theta = ParameterVector(network, "backbone.")
     generator = torch.Generator().manual_seed(0)
 
@@ -73,32 +78,56 @@ def problem(
 
     stored = [tuple(noise(pairs, 3, size, size) for _ in range(task.views)) for _ in range(batches)]
     loss = CompositeLoss(lambda module, views: tuple(map(module, views)), task.loss)
-    return Problem(network, theta, loss, stored, noise(len(theta)))
+    return Problem(network, plain, theta, loss, stored, noise(len(theta)))
+
+
+def plain_twin(backbone: str, network: Network) -> Network:
+    """The network without fused batch norms: timm's backbone and PyTorch's layers, with the same weights."""
+    import timm
+
+    layers: list[nn.Module] = []
+    for layer in network.head:  # type: ignore[attr-defined]
+        if isinstance(layer, nn.Linear):
+            layers.append(nn.Linear(layer.in_features, layer.out_features, layer.bias is not None))
+        elif isinstance(layer, nn.BatchNorm1d | BatchNormAct):
+            layers.append(nn.BatchNorm1d(layer.num_features))
+        else:
+            layers.append(nn.ReLU())
+    plain = Network(timm.create_model(backbone, num_classes=0), nn.Sequential(*layers))
+    plain.load_state_dict(network.state_dict())
+    first = next(network.parameters())
+    return plain.to(first.device, first.dtype)
 
 
 def measure(case: Problem, rounds: int = 5, dtype: ProductsDtype = "float32") -> Iterator[Cost]:
-    """Costs of gradient and products on the first stored batch, all ways in turns; a compiled gradient is the unit."""
+    """Costs of gradient and products on the first stored batch, all ways in turns; a compiled gradient is the unit.
+
+    *plain* rows are timm's own network, the others the one with fused batch norms.
+    """
     batch, theta, v = case.batches[0], case.theta, case.vector
     device = v.device.type
     tangents = theta.unflatten(v)
-    compiled = torch.compile(gradient_function(case), dynamic=False)
+    plain = gradient_function(case.loss, case.plain)
+    compiled = torch.compile(plain, dynamic=False)
     reverse = HessianOperator(case.loss, theta, [batch], "reverse", dtype=dtype)
-    rebuilt = HessianOperator(case.loss, theta, [batch], "reverse", retain=0, dtype=dtype)
+    plain_theta = ParameterVector(case.plain, "backbone.")
+    rebuilt = HessianOperator(case.loss, plain_theta, [batch], "reverse", retain=0, dtype=dtype)
     traced = TracedProducts(case.loss, theta, compiled=device == "cuda", dtype=AUTOCAST[dtype])
     program, read = traced.linearise(batch)
     square = torch.randn(2048, 2048, device=device)
     calls: dict[str, Call] = {
         "": lambda: square @ square,
-        "gradient, compiled": lambda: compiled(batch),
-        "gradient": lambda: gradient_function(case)(batch),
-        "reverse, graph rebuilt": lambda: rebuilt.matvec(v),
+        "plain: gradient, compiled": lambda: compiled(batch),
+        "plain: gradient": lambda: plain(batch),
+        "plain: reverse, graph rebuilt": lambda: rebuilt.matvec(v),
+        "gradient": lambda: gradient_function(case.loss, case.network)(batch),
         "reverse, graph kept": lambda: reverse.matvec(v),
         "linearized: primal half": lambda: traced.linearise(batch),
         "linearized: one product": lambda: traced.product((program, read), tangents),
     }
     seconds = in_turns(calls, rounds, device)
     rate = 2 * 2048**3 / seconds.pop("")
-    unit = seconds["gradient, compiled"]
+    unit = seconds["plain: gradient, compiled"]
     kept = {"reverse, graph kept": reverse.kept_bytes, "linearized: one product": program.halves.residual_bytes}
     for what, value in seconds.items():
         counted = flops_of(calls[what]) if "compiled" not in what else flops_of(calls["gradient"])
@@ -109,11 +138,12 @@ def measure(case: Problem, rounds: int = 5, dtype: ProductsDtype = "float32") ->
 AUTOCAST = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def gradient_function(case: Problem) -> Callable[[Any], Any]:
-    """``batch -> ∇L``, a list of tensors."""
+def gradient_function(loss: CompositeLoss, network: Network) -> Callable[[Any], Any]:
+    """``batch -> ∇L`` with respect to the backbone, a list of tensors."""
+    theta = list(network.backbone.parameters())
 
     def gradient(batch: Any) -> Any:
-        return torch.autograd.grad(case.loss(case.network, batch), case.theta.tensors)
+        return torch.autograd.grad(loss(network, batch), theta)
 
     return gradient
 
