@@ -123,6 +123,7 @@ class TracedProducts:
         tangents = [torch.zeros_like(t) for t in inputs[:count]]
         traced = self._written_down(self._function(spec), inputs, tangents)
         refuse_random(traced)
+        materialize_zeros(traced)
         from bissl_fast.bilevel.liveness import peak_bytes
         from bissl_fast.bilevel.partition import split
 
@@ -186,6 +187,14 @@ def own(residual: torch.Tensor) -> torch.Tensor:
     """The tensor, or a copy where it would keep a larger one alive."""
     whole: int = residual.untyped_storage().nbytes()
     return residual.clone() if whole > residual.numel() * residual.element_size() else residual
+
+
+def materialize_zeros(traced: fx.GraphModule) -> None:
+    """Make zeros of PyTorch's symbolic ones: autograd writes those down for absent tangents, and no kernel takes them."""
+    for node in traced.graph.nodes:
+        if node.target is torch.ops.aten._efficientzerotensor.default:
+            node.target = torch.ops.aten.zeros.default
+    traced.recompile()
 
 
 def refuse_random(traced: fx.GraphModule) -> None:

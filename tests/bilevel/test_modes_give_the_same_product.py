@@ -29,6 +29,48 @@ def test_on_resnet18_with_nt_xent(dtype: torch.dtype, bound: float) -> None:
     assert relative(HessianOperator(contrastive, theta, stored, "linearized").matvec(v), expected) < bound
 
 
+@pytest.mark.parametrize(
+    "criterion",
+    [nn.MSELoss(), nn.SmoothL1Loss(), nn.KLDivLoss(reduction="batchmean"), nn.BCEWithLogitsLoss(), nn.SoftMarginLoss()],
+    ids=lambda criterion: type(criterion).__name__,
+)
+def test_with_other_losses(criterion: nn.Module) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2)).double()
+    theta = ParameterVector(network)
+    batch = torch.randn(10, 4, dtype=torch.float64), torch.rand(10, 2, dtype=torch.float64)
+    v = torch.randn(len(theta), dtype=torch.float64)
+
+    def loss(module: nn.Module, batch: Any) -> torch.Tensor:
+        return criterion(module(batch[0]), batch[1])
+
+    expected = HessianOperator(loss, theta, [batch]).matvec(v)
+    torch.testing.assert_close(HessianOperator(loss, theta, [batch], "linearized").matvec(v), expected)
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        (nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.SiLU(), nn.AvgPool2d(2), nn.Flatten()),
+        (nn.Conv2d(3, 4, 3, groups=1, stride=2), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()),
+        (nn.Conv2d(3, 6, 3, groups=3), nn.BatchNorm2d(6, affine=False), nn.GELU(), nn.Flatten()),
+        (nn.Flatten(), nn.Linear(192, 8), nn.LayerNorm(8), nn.Softmax(dim=1)),
+        (nn.Flatten(), nn.Linear(192, 8), nn.BatchNorm1d(8), nn.LeakyReLU(), nn.Linear(8, 3)),
+        (nn.ConvTranspose2d(3, 2, 3), nn.Hardtanh(), nn.AdaptiveAvgPool2d(2), nn.Flatten()),
+    ],
+    ids=lambda layers: "-".join(type(layer).__name__ for layer in layers),
+)
+def test_on_every_kind_of_layer(layers: tuple[nn.Module, ...]) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(*layers).double()
+    theta, stored = ParameterVector(network), batches(1, (6, 3, 8, 8))
+    v = torch.randn(len(theta), dtype=torch.float64)
+    expected = HessianOperator(contrastive, theta, stored).matvec(v)
+    assert float(expected.norm()) > 0
+    found = HessianOperator(contrastive, theta, stored, "linearized").matvec(v)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
 def test_without_recomputation_the_same_bits() -> None:
     from bissl_fast.bilevel.traced import TracedProducts
 
