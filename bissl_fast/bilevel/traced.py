@@ -190,7 +190,7 @@ def own(residual: torch.Tensor) -> torch.Tensor:
 
 
 def materialize_zeros(traced: fx.GraphModule) -> None:
-    """Make zeros of PyTorch's symbolic ones: autograd writes those down for absent tangents, and no kernel takes them."""
+    """Make zeros of symbolic ones, which autograd writes down for absent tangents and no kernel takes."""
     for node in traced.graph.nodes:
         if node.target is torch.ops.aten._efficientzerotensor.default:
             node.target = torch.ops.aten.zeros.default

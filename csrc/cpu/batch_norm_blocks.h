@@ -25,15 +25,19 @@ struct Block {
 
 inline constexpr int64_t kMaxChannels = 128;  // of a block
 inline constexpr int64_t kTileBytes = 32768;  // of one tensor
+inline constexpr int64_t kMaxTileRows = 64;
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Columns enough for a block's rows to be whole cache lines: two of them where each column is a channel, so that as many
-// rows as may be stay in the cache.
+// Where each column is a channel: whole cache lines, and as many as leave a block to every thread, since long rows are
+// read faster. All such tiles have kMaxTileRows rows, so that the width does not change a channel's sums.
 template <class T>
 int64_t channels_per_block(const BatchNormShape& shape) {
-  const int64_t wide = shape.run == 1 ? 128 / static_cast<int64_t>(sizeof(T)) : kMaxChannels;
-  return std::min(shape.channels, divide_up(wide, shape.run));
+  if (shape.run > 1) return std::min(shape.channels, divide_up(kMaxChannels, shape.run));
+  constexpr int64_t line = 64 / sizeof(T), widest = kTileBytes / kMaxTileRows / sizeof(T);
+  static_assert(widest <= kMaxChannels);
+  const int64_t share = divide_up(shape.groups * shape.channels, torch::stable::get_num_threads());
+  return std::min(shape.channels, std::clamp(divide_up(share, line) * line, line, widest));
 }
 
 // Calls work(Block) for every block, on several threads.

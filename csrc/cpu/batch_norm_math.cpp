@@ -17,15 +17,33 @@ INLINE void known(bool condition, const Work& work) {
   }
 }
 
+// A NaN in the mask passes, so that it stays visible.
 template <bool kMasked, class T>
 INLINE T at(const T* values, const T* mask, int64_t k) {
-  if constexpr (kMasked) return mask[k] > 0 ? values[k] : T{0};
+  if constexpr (kMasked) return mask[k] <= 0 ? T{0} : values[k];
   return values[k];
 }
 
+// columns += value(k, j) over the rows, for element k of column j: of four rows in T, of all in double.
+template <class Value>
+INLINE void add_columns(const Tile& tile, double* columns, const Value& value) {
+  const int64_t cols = tile.cols(), stride = tile.stride, whole = tile.rows & ~int64_t{3};
+  for (int64_t i = 0; i < whole; i += 4) {
+    const int64_t k = i * stride;
+#pragma omp simd
+    for (int64_t j = 0; j < cols; ++j) {
+      columns[j] += (value(k + j, j) + value(k + stride + j, j)) +
+                    (value(k + 2 * stride + j, j) + value(k + 3 * stride + j, j));
+    }
+  }
+  for (int64_t i = whole; i < tile.rows; ++i) {
+#pragma omp simd
+    for (int64_t j = 0; j < cols; ++j) columns[j] += value(i * stride + j, j);
+  }
+}
+
 // sums[c] += the columns of channel c.
-template <class T>
-INLINE void fold(const Tile& tile, const T* columns, double* sums) {
+INLINE void fold(const Tile& tile, const double* columns, double* sums) {
   if (tile.run == 1) {
 #pragma omp simd
     for (int64_t c = 0; c < tile.channels; ++c) sums[c] += columns[c];
@@ -41,51 +59,38 @@ INLINE void fold(const Tile& tile, const T* columns, double* sums) {
 
 template <class T>
 INLINE void add_values_body(const Tile& tile, const T* x, double* sums) {
-  alignas(64) T columns[kMaxCols] = {};
-  for (int64_t i = 0; i < tile.rows; ++i) {
-    const T* row = x + i * tile.stride;
-#pragma omp simd
-    for (int64_t j = 0; j < tile.cols(); ++j) columns[j] += row[j];
-  }
+  alignas(64) double columns[kMaxCols] = {};
+  add_columns(tile, columns, [&](int64_t k, int64_t) INLINE_LAMBDA { return x[k]; });
   fold(tile, columns, sums);
 }
 
 template <class T>
 INLINE void add_squares_body(const Tile& tile, const T* x, const T* centre, double* sums) {
-  alignas(64) T columns[kMaxCols] = {};
-  for (int64_t i = 0; i < tile.rows; ++i) {
-    const T* row = x + i * tile.stride;
-#pragma omp simd
-    for (int64_t j = 0; j < tile.cols(); ++j) columns[j] += (row[j] - centre[j]) * (row[j] - centre[j]);
-  }
+  alignas(64) double columns[kMaxCols] = {};
+  add_columns(tile, columns, [&](int64_t k, int64_t j) INLINE_LAMBDA {
+    const T distance = x[k] - centre[j];
+    return distance * distance;
+  });
   fold(tile, columns, sums);
 }
 
 template <bool kMasked, class T>
 INLINE void add_moments_body(const Tile& tile, Masked<T> g, const T* x, const T* mean, double* sums,
                              double* products) {
-  alignas(64) T columns[kMaxCols] = {}, weighted[kMaxCols] = {};
-  for (int64_t i = 0; i < tile.rows; ++i) {
-    const int64_t row = i * tile.stride;
-#pragma omp simd
-    for (int64_t j = 0; j < tile.cols(); ++j) {
-      const T value = at<kMasked>(g.values, g.mask, row + j);
-      columns[j] += value;
-      weighted[j] += value * (x[row + j] - mean[j]);
-    }
-  }
+  alignas(64) double columns[kMaxCols] = {}, weighted[kMaxCols] = {};
+  add_columns(tile, columns, [&](int64_t k, int64_t) INLINE_LAMBDA { return at<kMasked>(g.values, g.mask, k); });
+  add_columns(tile, weighted, [&](int64_t k, int64_t j) INLINE_LAMBDA {
+    return at<kMasked>(g.values, g.mask, k) * (x[k] - mean[j]);
+  });
   fold(tile, columns, sums);
   fold(tile, weighted, products);
 }
 
 template <bool kMasked, class T>
 INLINE void add_products_body(const Tile& tile, Masked<T> g, const T* t, double* products) {
-  alignas(64) T columns[kMaxCols] = {};
-  for (int64_t i = 0; i < tile.rows; ++i) {
-    const int64_t row = i * tile.stride;
-#pragma omp simd
-    for (int64_t j = 0; j < tile.cols(); ++j) columns[j] += at<kMasked>(g.values, g.mask, row + j) * t[row + j];
-  }
+  alignas(64) double columns[kMaxCols] = {};
+  add_columns(tile, columns,
+              [&](int64_t k, int64_t) INLINE_LAMBDA { return at<kMasked>(g.values, g.mask, k) * t[k]; });
   fold(tile, columns, products);
 }
 
@@ -113,7 +118,7 @@ INLINE void write_tangent_body(const Tile& tile, const Factors<T>& by, const T* 
       T z_t = by.of_x[j] * (x[row + j] - by.mean[j]) + by.constant[j];
       if constexpr (kMoving) z_t += by.of_x_t[j] * x_t[row + j];
       if constexpr (kResidual) z_t += residual_t[row + j];
-      if constexpr (kMasked) z_t = mask[row + j] > 0 ? z_t : T{0};
+      if constexpr (kMasked) z_t = mask[row + j] <= 0 ? T{0} : z_t;
       out_t[row + j] = z_t;
     }
   }

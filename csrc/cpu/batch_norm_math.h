@@ -12,16 +12,15 @@ struct Tile {
   int64_t cols() const { return channels * run; }
 };
 
-// Where a mask is given, values count as zero unless it is positive.
+// Where a mask is given, values count as zero where it is zero or negative.
 template <class T>
 struct Masked {
   const T* values;
   const T* mask;
 };
 
-// Sums over the rows are formed in T, at most kMaxTileRows at a time, and added to sums per channel in double.
-inline constexpr int64_t kMaxTileRows = 64;
-inline constexpr int64_t kMaxCols = 1024;
+// All sums are formed in double, save of a few neighbours.
+inline constexpr int64_t kMaxCols = 1024;  // of a tile
 
 // sums += x.
 template <class T>

@@ -7,7 +7,8 @@ cut into G equal groups (views, stored batches) with statistics of their own. Wi
 
 x is ``(N, C, *spatial)``, or ``(N, C)``; weight and bias are ``(C,)``. Whatever is shaped like x is returned in
 x's layout: channels-last where x is that and not contiguous, contiguous otherwise. *Statistics* are ``(G, C)``,
-contiguous and *wide*: float64 for float64 inputs, float32 for all others. The mask of the ReLU is ``out > 0``.
+contiguous and *wide*: float64 for float64 inputs, float32 for all others. The mask of the ReLU is ``out > 0``, a NaN
+passes.
 
 ``fwd -> (out, mean, rstd)`` and ``apply -> out``
     apply gives the bits of fwd's out again from x and its statistics.
