@@ -39,7 +39,7 @@ from bissl_fast.models import Network
 from bissl_fast.training.environment import describe_environment
 
 PRODUCTS = (1, 2, 3, 5, 10)
-RIGHT_HAND_SIDES = 4
+RIGHT_HAND_SIDES = 3
 Solve = Callable[[Operator, torch.Tensor, int], torch.Tensor]
 
 
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--batches", type=int, default=1)
-    parser.add_argument("--lanczos", type=int, default=30)
+    parser.add_argument("--lanczos", type=int, default=16)
     parser.add_argument("--dampings", type=float, nargs="+", default=[10.0, 100.0])
     arguments = parser.parse_args()
     hessian, vectors, like = real_system(arguments.run, arguments.batches)
