@@ -36,7 +36,7 @@ def phase(operator):
     for _ in range(2):
         conjugate_gradient(ShiftedOperator(operator, 0.1), torch.ones(len(theta)), iterations=2)
 
-stored = batches(3, (16, 3, 64, 64), torch.float32)
+stored = batches(3, (12, 3, 48, 48), torch.float32)
 program = TracedProducts(contrastive, theta).program(stored[0])
 for kept in (0, 1, 3):
     budget = program.working_bytes + min(kept + 1, 3) * program.halves.residual_bytes
