@@ -13,7 +13,7 @@ SMALL = """
 --backbone test_resnet --images.size 16 --images.cache-size 20 --threads 1 --loop.checkpoint-seconds 0
 --pretrain.batch-size 16 --pretrain.epochs 5 --pretrain.warmup-epochs 1 --head.epochs 4
 --bissl.alternations 8 --bissl.lower-steps 2 --bissl.upper-steps 2 --bissl.solver-iterations 2 --bissl.warmup-steps 2
---finetune.batch-size 8 --finetune.epochs 4 --finetune.seeds 1
+--finetune.batch-size 8 --finetune.epochs 4 --finetune.seeds 1 --bilevel.mode reverse
 """.split()  # noqa: SIM905
 
 
