@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 
 from bissl_fast.bilevel.operators import Operator
+from bissl_fast.ops.krylov import dot, norm
 
 
 class Spectrum(NamedTuple):
@@ -33,20 +34,20 @@ def lanczos(operator: Operator, like: torch.Tensor, iterations: int = 30, seed: 
     """
     generator = torch.Generator().manual_seed(seed)
     q = torch.randn(like.numel(), generator=generator).to(like)
-    q /= torch.linalg.vector_norm(q)
+    q /= norm(q)
     basis, diagonal, off = [q], [], []
     for _ in range(min(iterations, like.numel())):
         w = operator.matvec(basis[-1])
-        scale = float(torch.linalg.vector_norm(w))
-        diagonal.append(float(torch.dot(w, basis[-1])))
+        scale = float(norm(w))
+        diagonal.append(float(dot(w, basis[-1])))
         for _ in range(2):
             for known in basis:
-                w = w - torch.dot(known, w) * known
-        norm = float(torch.linalg.vector_norm(w))
-        off.append(norm)
-        if norm <= 10 * torch.finfo(like.dtype).eps * scale:
+                w = w - dot(known, w) * known
+        left = float(norm(w))
+        off.append(left)
+        if left <= 10 * torch.finfo(like.dtype).eps * scale:
             break
-        basis.append(w / norm)
+        basis.append(w / left)
     matrix = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
     beside = torch.diag(torch.tensor(off[: len(diagonal) - 1], dtype=torch.float64), 1)
     values, vectors = torch.linalg.eigh(matrix + beside + beside.T)

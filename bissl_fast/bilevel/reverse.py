@@ -8,6 +8,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from bissl_fast.bilevel.parameters import ParameterVector, frozen_buffers
 from bissl_fast.bilevel.traced import Loss, LossModule, autocast
+from bissl_fast.ops.krylov import norm
 
 Gradient = tuple[torch.Tensor | None, ...]
 
@@ -83,12 +84,12 @@ class DifferenceProducts:
         """The estimate along a tangent; zero along zero."""
         flat = self._parameters.flatten(tangents)
         values = self._parameters.values()
-        norm = torch.linalg.vector_norm(flat)
-        epsilon = self._step * (1 + torch.linalg.vector_norm(values)) / norm
+        length = norm(flat)
+        epsilon = self._step * (1 + norm(values)) / length
         sides = []
         whole = LossModule(self._loss, self._parameters.module)
         for sign in (1, -1):
-            moved = torch.where(norm > 0, values + sign * epsilon * flat, values)
+            moved = torch.where(length > 0, values + sign * epsilon * flat, values)
             theta = [piece.clone().requires_grad_() for piece in self._parameters.unflatten(moved)]
             state = {f"module.{name}": piece for name, piece in zip(self._parameters.names, theta, strict=True)}
             with torch.enable_grad(), frozen_buffers(self._parameters.module):
@@ -97,4 +98,4 @@ class DifferenceProducts:
                 gradient = torch.autograd.grad(value, theta, allow_unused=True)
             sides.append(self._parameters.flatten(gradient))
         difference = (sides[0] - sides[1]) / (2 * epsilon)
-        return tuple(self._parameters.unflatten(torch.where(norm > 0, difference, 0.0)))
+        return tuple(self._parameters.unflatten(torch.where(length > 0, difference, 0.0)))

@@ -23,6 +23,7 @@ from bissl_fast.bilevel.hessian import Mode, ProductsDtype
 from bissl_fast.bilevel.traced import Loss
 from bissl_fast.errors import UserError
 from bissl_fast.methods.checks import require
+from bissl_fast.ops.krylov import norm
 from bissl_fast.training.environment import available_memory
 
 PhaseSolver = Callable[[torch.Tensor], Solution]
@@ -105,7 +106,7 @@ class BilevelSettings:
                 return self._iterate(system, v, iterations)
             x, r = system.start(v)
             rest = self._iterate(system, r, iterations)
-            return replace(rest, x=x + rest.x, b_norm=torch.linalg.vector_norm(v))
+            return replace(rest, x=x + rest.x, b_norm=norm(v))
 
         return solve
 

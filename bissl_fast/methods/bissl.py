@@ -16,6 +16,7 @@ from bissl_fast.methods.checks import require
 from bissl_fast.methods.finetune import SGDSettings
 from bissl_fast.methods.pretrain import LARSSettings, pretext_loss
 from bissl_fast.models import Network
+from bissl_fast.ops.krylov import norm
 from bissl_fast.pretext import SimCLR
 from bissl_fast.training.loop import Values
 from bissl_fast.training.precision import Forward
@@ -144,7 +145,7 @@ class BiSSLTask:
             first = index * settings.stored_batches
             stored = [self.fresh_loader.load(first + k).views for k in range(settings.stored_batches)]
         upper = self._upper_level(index, stored)
-        distance = torch.linalg.vector_norm(self.theta_d.values() - self.theta_p.values())
+        distance = norm(self.theta_d.values() - self.theta_p.values())
         return {**lower, **upper, "backbone_distance": distance}
 
     def _lower_level(self, alternation: int) -> tuple[list[Views], dict[str, torch.Tensor | float]]:

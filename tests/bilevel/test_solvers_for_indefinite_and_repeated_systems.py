@@ -36,6 +36,27 @@ def test_minimal_residual_never_rises_where_conjugate_gradients_do() -> None:
     assert minimal_residual(Dense(BISSL_LIKE), b, iterations=50).relative_residuals[-1] < 1e-8
 
 
+class Diagonal:
+    """A large operator."""
+
+    def __init__(self, diagonal: torch.Tensor) -> None:
+        self.diagonal, self.segments = diagonal, [len(diagonal)]
+
+    def matvec(self, vector: torch.Tensor) -> torch.Tensor:
+        return self.diagonal * vector
+
+
+def test_millions_of_float32_entries_are_summed_without_loss() -> None:
+    length = 8_000_000  # where PyTorch's own norm is wrong by 4e-4 on a CPU, and the residual stayed there
+    generator = torch.Generator().manual_seed(0)
+    A = Diagonal(torch.empty(length).uniform_(0.9, 1.8, generator=generator))
+    known, b = Recycler(A), torch.randn(length, generator=generator) * torch.rand(length, generator=generator) ** 4
+    x = minimal_residual(known, b, iterations=10).x
+    assert torch.linalg.vector_norm(b - A.matvec(x), dtype=torch.float64) < 2e-6 * torch.linalg.vector_norm(b)
+    _, r = known.start(b)
+    assert torch.linalg.vector_norm(r, dtype=torch.float64) < 2e-6 * torch.linalg.vector_norm(b)
+
+
 def test_a_right_hand_side_that_was_solved_costs_no_product_the_second_time() -> None:
     b = vectors(1, 50)[0]
     known = Recycler(Dense(BISSL_LIKE))

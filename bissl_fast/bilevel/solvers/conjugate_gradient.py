@@ -4,7 +4,7 @@ import torch
 
 from bissl_fast.bilevel.operators import Operator
 from bissl_fast.bilevel.solvers.solution import Event, Solution, flags
-from bissl_fast.ops.krylov import cg_update, segment_dots
+from bissl_fast.ops.krylov import cg_update, norm, segment_dots
 
 
 def conjugate_gradient(
@@ -41,7 +41,7 @@ def conjugate_gradient(
     r = b.clone() if x0 is None else b - A.matvec(x)
     d = r.clone() if inverse_diagonal is None else inverse_diagonal * r
     rz = segment_dots(r, d, segments)
-    norms = [torch.linalg.vector_norm(r)]
+    norms = [norm(r)]
     curvatures, numerators = [], []
     for _ in range(iterations):
         numerators.append(rz)
@@ -54,7 +54,7 @@ def conjugate_gradient(
         curved, started = torch.stack(curvatures), torch.stack(numerators)  # (iterations, segments)
         negative = Event.NEGATIVE_STEP if layerwise else Event.NEGATIVE_CURVATURE
         more = [(negative, (curved < 0).any()), (Event.BREAKDOWN, ((curved == 0) & (started != 0)).any())]
-    b_norm = torch.linalg.vector_norm(b)
+    b_norm = norm(b)
     return Solution(x, residual_norms, b_norm, iterations + (x0 is not None), flags(residual_norms, b_norm, more))
 
 

@@ -5,6 +5,7 @@ import torch
 from bissl_fast.bilevel.operators import Operator
 from bissl_fast.bilevel.solvers.recycling import Recycler
 from bissl_fast.bilevel.solvers.solution import Event, Solution, flags
+from bissl_fast.ops.krylov import dot, norm
 
 
 def minimal_residual(A: Operator, b: torch.Tensor, x0: torch.Tensor | None = None, iterations: int = 5) -> Solution:
@@ -28,23 +29,23 @@ def minimal_residual(A: Operator, b: torch.Tensor, x0: torch.Tensor | None = Non
         >>> x = minimal_residual(operator, gradient, iterations=5).x  # doctest: +SKIP
     """
     space = A if isinstance(A, Recycler) else Recycler(A, max(iterations, 1) + 1)
-    b_norm = torch.linalg.vector_norm(b)
+    b_norm = norm(b)
     if x0 is None:
         x, r = space.start(b)
     else:
         x = x0.clone()
         more, r = space.start(b - space.matvec(x0))
         x += more
-    norms = [torch.linalg.vector_norm(r)]
+    norms = [norm(r)]
     stuck = torch.zeros((), dtype=torch.bool, device=b.device)
     for _ in range(iterations):
         space.matvec(r)
         direction, image = space.newest
-        share = torch.dot(image, r)
+        share = dot(image, r)
         x.addcmul_(share, direction)
         r.addcmul_(share, image, value=-1)
-        stuck |= (torch.linalg.vector_norm(image) == 0) & (norms[-1] > torch.finfo(b.dtype).eps * b_norm)
-        norms.append(torch.linalg.vector_norm(r))
+        stuck |= (norm(image) == 0) & (norms[-1] > torch.finfo(b.dtype).eps * b_norm)
+        norms.append(norm(r))
     residual_norms = torch.stack(norms)
     events = flags(residual_norms, b_norm, [(Event.BREAKDOWN, stuck)])
     return Solution(x, residual_norms, b_norm, iterations + (x0 is not None), events)

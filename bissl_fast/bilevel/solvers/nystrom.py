@@ -6,6 +6,7 @@ import torch
 
 from bissl_fast.bilevel.operators import Operator
 from bissl_fast.bilevel.solvers.solution import Solution
+from bissl_fast.ops.krylov import norm
 
 
 class SeveralProducts(Operator, Protocol):
@@ -64,4 +65,4 @@ class Nystrom:
         shrunk = self._scale * self._eigenvalues
         x = b - self._basis @ (shrunk / (1 + shrunk) * (self._basis.T @ b))
         unknown = b.new_full((1,), float("nan"))
-        return Solution(x, unknown, torch.linalg.vector_norm(b), 0, torch.zeros((), dtype=torch.int64, device=b.device))
+        return Solution(x, unknown, norm(b), 0, torch.zeros((), dtype=torch.int64, device=b.device))

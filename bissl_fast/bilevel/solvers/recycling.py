@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from bissl_fast.bilevel.operators import Operator
+from bissl_fast.ops.krylov import dot, norm
 
 DEPENDENT = {torch.float32: 1e-5, torch.float64: 1e-13}
 """An image whose part outside the known space is smaller than this share of it tells nothing but rounding."""
@@ -62,23 +63,23 @@ class Recycler:
         x, r = torch.zeros_like(b), b.clone()
         for _ in range(2):  # the second time takes away what rounding left
             for direction, image in zip(self._directions, self._images, strict=True):
-                share = torch.dot(image, r)
+                share = dot(image, r)
                 x.addcmul_(share, direction)
                 r.addcmul_(share, image, value=-1)
         return x, r
 
     def _remember(self, vector: torch.Tensor, image: torch.Tensor) -> None:
         direction, image = vector.clone(), image.clone()
-        before = torch.linalg.vector_norm(image)
+        before = norm(image)
         for _ in range(2):  # Gram–Schmidt, twice is enough
             for p, q in zip(self._directions, self._images, strict=True):
-                share = torch.dot(q, image)
+                share = dot(q, image)
                 image.addcmul_(share, q, value=-1)
                 direction.addcmul_(share, p, value=-1)
-        norm = torch.linalg.vector_norm(image)
-        is_new = torch.isfinite(norm) & (norm > DEPENDENT[image.dtype] * before)
+        left = norm(image)
+        is_new = torch.isfinite(left) & (left > DEPENDENT[image.dtype] * before)
         # Selected, not multiplied: zero times a number that is not finite is not zero.
-        self._directions.append(torch.where(is_new, direction / norm, 0.0))
-        self._images.append(torch.where(is_new, image / norm, 0.0))
+        self._directions.append(torch.where(is_new, direction / left, 0.0))
+        self._images.append(torch.where(is_new, image / left, 0.0))
         if len(self._images) > self._capacity:
             del self._directions[0], self._images[0]

@@ -4,6 +4,7 @@ import torch
 
 from bissl_fast.bilevel.operators import Operator
 from bissl_fast.bilevel.solvers.solution import Solution, flags
+from bissl_fast.ops.krylov import norm
 
 
 def neumann(
@@ -22,13 +23,13 @@ def neumann(
     """
     x = torch.zeros_like(b) if x0 is None else x0.clone()
     r = b.clone() if x0 is None else b - A.matvec(x)
-    norms = [torch.linalg.vector_norm(r)]
+    norms = [norm(r)]
     for _ in range(iterations):
         x = x + step * r
         r = r - step * A.matvec(r)
-        norms.append(torch.linalg.vector_norm(r))
+        norms.append(norm(r))
     residual_norms = torch.stack(norms)
-    b_norm = torch.linalg.vector_norm(b)
+    b_norm = norm(b)
     events = flags(residual_norms, b_norm, [])
     return Solution(x, residual_norms, b_norm, iterations + (x0 is not None), events)
 
@@ -42,6 +43,4 @@ def identity(A: Operator, b: torch.Tensor, x0: torch.Tensor | None = None) -> So
         x0: ignored.
     """
     unknown = b.new_full((1,), float("nan"))
-    return Solution(
-        b.clone(), unknown, torch.linalg.vector_norm(b), 0, torch.zeros((), dtype=torch.int64, device=b.device)
-    )
+    return Solution(b.clone(), unknown, norm(b), 0, torch.zeros((), dtype=torch.int64, device=b.device))

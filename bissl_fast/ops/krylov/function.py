@@ -35,6 +35,27 @@ def segment_dots(a: torch.Tensor, b: torch.Tensor, segments: Sequence[int]) -> t
     return dots
 
 
+def dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """The inner product of two vectors ``(L,)``, summed in float64: a scalar in their dtype, on their device.
+
+    ``torch.linalg.vector_norm`` of ten million float32 entries is wrong by 6e-4 on a CPU, and with it every step length
+    and every orthogonalisation.
+
+    Args:
+        a: ``(L,)``, contiguous.
+        b: ``(L,)``, contiguous, of the same dtype and on the same device.
+
+    Raises:
+        ValueError: as :func:`segment_dots`.
+    """
+    return segment_dots(a, b, (a.numel(),))[0]
+
+
+def norm(a: torch.Tensor) -> torch.Tensor:
+    """The Euclidean norm of a vector ``(L,)``, summed in float64: a scalar in its dtype, on its device."""
+    return dot(a, a).sqrt()
+
+
 def cg_update(
     x: torch.Tensor,
     r: torch.Tensor,

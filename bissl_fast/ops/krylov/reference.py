@@ -6,9 +6,9 @@ import torch
 
 
 def segment_dots(a: torch.Tensor, b: torch.Tensor, segments: Sequence[int]) -> torch.Tensor:
-    """Inner products of the segments of two vectors ``(L,)``: ``(S,)``."""
+    """Inner products of the segments of two vectors ``(L,)``, summed in float64: ``(S,)``."""
     pairs = zip(torch.split(a, list(segments)), torch.split(b, list(segments)), strict=True)
-    return torch.stack([torch.dot(x, y) for x, y in pairs])
+    return torch.stack([torch.dot(x.double(), y.double()) for x, y in pairs]).to(a.dtype)
 
 
 def cg_update(

@@ -23,7 +23,7 @@ def lars_step(weight: torch.Tensor, momentum: torch.Tensor, gradient: torch.Tens
     update = gradient
     if weight.ndim != 1 or not settings.exclude_1d:
         update = update + settings.weight_decay * weight
-        weight_norm, update_norm = weight.norm(), update.norm()
+        weight_norm, update_norm = (torch.linalg.vector_norm(v, dtype=torch.float64) for v in (weight, update))
         ratio = settings.trust_coefficient * weight_norm / update_norm
         update = update * torch.where((weight_norm > 0) & (update_norm > 0), ratio, 1.0)
     momentum.mul_(settings.momentum).add_(update)
