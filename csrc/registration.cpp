@@ -45,6 +45,9 @@ STABLE_TORCH_LIBRARY(bissl_fast, library) {
       "batch_norm_bwd_jvp(Tensor? grad_out_t, Tensor? x_t, Tensor? weight_t, Tensor grad_out, Tensor x, Tensor out,"
       " Tensor weight, Tensor mean, Tensor rstd, Tensor sum_g, Tensor sum_gx, int groups, bool relu,"
       " bool with_residual) -> (Tensor, Tensor, Tensor, Tensor)");
+  library.def(
+      "render_views(Tensor images, Tensor samples, Tensor integers, Tensor numbers, Tensor channels, int size,"
+      " bool cubic, float threshold, bool bfloat16) -> Tensor");
 }
 
 namespace {

@@ -13,7 +13,7 @@ import torch
 
 from bissl_fast.data.dataset import ImageSet
 from bissl_fast.data.order import BatchOrder
-from bissl_fast.data.torch_pipeline import render
+from bissl_fast.data.rendering import as_tensor, render
 from bissl_fast.data.views import ViewParameters, ViewSettings, draw_views
 from bissl_fast.errors import UserError
 
@@ -43,9 +43,10 @@ class Batch:
 
 @dataclass(frozen=True)
 class _Staged:
-    """What rendering needs, on the host: (B, H, W, 3) uint8 images, pinned for CUDA, and one table per view."""
+    """What rendering needs, on the host: (M, H, W, 3) uint8 images, which rows of them, and one table per view."""
 
-    images: torch.Tensor
+    images: torch.Tensor  # the batch in pinned memory for CUDA, else the whole set, which is read in place
+    rows: npt.NDArray[np.int64]
     tables: tuple[ViewParameters, ...]
     labels: torch.Tensor | None
     samples: npt.NDArray[np.int64]
@@ -166,19 +167,26 @@ def _stage(
 ) -> _Staged:
     pin = device.type == "cuda"
     height, width = images.images.shape[1:3]
-    pixels = torch.empty((len(samples), height, width, 3), dtype=torch.uint8, pin_memory=pin)
-    np.take(images.images, samples, axis=0, out=pixels.numpy(), mode="clip")  # "raise" would copy twice
+    pixels, rows = as_tensor(images.images), samples
+    if pin:
+        pixels, rows = (
+            torch.empty((len(samples), height, width, 3), dtype=torch.uint8, pin_memory=True),
+            np.arange(len(samples)),
+        )
+        np.take(images.images, samples, axis=0, out=pixels.numpy(), mode="clip")  # "raise" would copy twice
     tables = tuple(
         draw_views(settings, seed, epoch, samples, view, (height, width)) for view, settings in enumerate(views)
     )
     labels = None if images.labels is None else torch.from_numpy(images.labels[samples])
     if labels is not None and pin:
         labels = labels.pin_memory()
-    return _Staged(pixels, tables, labels, samples, epoch)
+    return _Staged(pixels, rows, tables, labels, samples, epoch)
 
 
 def _rendered(staged: _Staged, views: tuple[ViewSettings, ...], device: torch.device) -> Batch:
     pixels = staged.images.to(device, non_blocking=True)
     labels = None if staged.labels is None else staged.labels.to(device, non_blocking=True)
-    rendered = tuple(render(pixels, table, settings) for table, settings in zip(staged.tables, views, strict=True))
+    rendered = tuple(
+        render(pixels, table, settings, staged.rows) for table, settings in zip(staged.tables, views, strict=True)
+    )
     return Batch(rendered, labels, staged.samples, staged.epoch)

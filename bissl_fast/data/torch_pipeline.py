@@ -1,5 +1,7 @@
 """The `torch` pipeline: renders a table of view parameters, the whole batch at once, on any device.
 
+It is the definition of a view, in plain PyTorch, which the compiled kernels are compared with; `rendering` chooses.
+
 Values are float32 in 0..1 and are clamped where torchvision clamps; nothing is rounded to 8 bits on the way. Crop,
 antialiased resize and flip are two matrix products per image, and so is the blur. Each step touches only the samples
 that it changes, and no result depends on which other samples are in the batch.
@@ -40,7 +42,7 @@ def render(images: torch.Tensor, parameters: ViewParameters, settings: ViewSetti
         >>> table = draw_views(settings, seed=0, epoch=0, samples=np.arange(8), view=0, image_size=(112, 112))
         >>> view = render(images, table, settings)
     """
-    _check(images, parameters)
+    check(images, parameters, np.arange(len(images)))
     n, size = len(images), settings.size
     views = torch.empty(
         (n, 3, size, size), dtype=torch.float32, device=images.device, memory_format=torch.channels_last
@@ -52,11 +54,14 @@ def render(images: torch.Tensor, parameters: ViewParameters, settings: ViewSetti
     return views
 
 
-def _check(images: torch.Tensor, parameters: ViewParameters) -> None:
+def check(images: torch.Tensor, parameters: ViewParameters, samples: npt.NDArray[np.int64]) -> None:
+    """Raise unless the images are uint8 RGB, and the samples and their table fit them."""
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[-1] != 3:
         raise UserError(f"Images must be (N, H, W, 3) uint8, not {tuple(images.shape)} {images.dtype}.")
-    if len(parameters) != len(images):
-        raise UserError(f"{len(images)} images came with view parameters for {len(parameters)}.")
+    if len(parameters) != len(samples):
+        raise UserError(f"{len(samples)} images came with view parameters for {len(parameters)}.")
+    if len(samples) and not (samples.min() >= 0 and samples.max() < len(images)):
+        raise UserError(f"Samples {samples.min()} to {samples.max()} were asked for of {len(images)} images.")
     height, width = images.shape[1:3]
     top, left, rows, columns = parameters.box.T
     if ((top + rows > height) | (left + columns > width)).any():
@@ -76,10 +81,14 @@ def _render_planar(images: torch.Tensor, parameters: ViewParameters, settings: V
             _change(x, chosen, adjust_, factors)
     _change(x, parameters.gray, to_gray_)
     _change(x, parameters.sigma > 0, lambda part, sigma: _blur_(part, sigma, settings), parameters.sigma)
-    # Half a level lower: where 8-bit pixels would have been rounded up to the threshold.
-    _change(x, parameters.solarize, lambda part: solarize_(part, (settings.solarize_threshold - 0.5) / 255))
+    _change(x, parameters.solarize, lambda part: solarize_(part, inverted_above(settings)))
     mean, std = (x.new_tensor(channel)[:, None, None] for channel in (settings.mean, settings.std))
     return x.mul_(settings.pixel_range / std).sub_(mean / std)
+
+
+def inverted_above(settings: ViewSettings) -> float:
+    """Solarise's threshold in 0..1, half a level lower: where 8-bit pixels would have been rounded up to it."""
+    return (settings.solarize_threshold - 0.5) / 255
 
 
 def _change(

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from bissl_fast.data.torch_pipeline import render
+from bissl_fast.data.rendering import render
 from bissl_fast.data.views import ViewSettings, draw_views
 from bissl_fast.errors import UserError
 
@@ -21,15 +21,19 @@ class TwoViewAugment:
         first: Settings of the first view, e.g. from `presets.vicreg_views`.
         second: Settings of the second view; the first's if left out.
         seed: Of the view parameters.
+        dtype: Of the views, float32 or bfloat16.
 
     Example:
         >>> augment = TwoViewAugment(*vicreg_views(96), seed=0)
         >>> view_1, view_2 = augment(images, samples=indices, epoch=epoch)  # (B, 3, 96, 96) each
     """
 
-    def __init__(self, first: ViewSettings, second: ViewSettings | None = None, seed: int = 0) -> None:
+    def __init__(
+        self, first: ViewSettings, second: ViewSettings | None = None, seed: int = 0, dtype: torch.dtype = torch.float32
+    ) -> None:
         self.settings = (first, first if second is None else second)
         self.seed = seed
+        self.dtype = dtype
 
     def __call__(
         self, images: torch.Tensor, samples: torch.Tensor | npt.NDArray[np.int64], epoch: int
@@ -42,7 +46,7 @@ class TwoViewAugment:
             epoch: How often the set has been gone through before.
 
         Returns:
-            Two (B, 3, S, S) float32 channels_last tensors, normalised.
+            Two (B, 3, S, S) channels_last tensors, normalised.
 
         Raises:
             UserError: if shapes or dtypes do not fit.
@@ -54,7 +58,12 @@ class TwoViewAugment:
             raise UserError(f"{len(images)} images need as many sample indices, not shape {indices.shape}.")
         height, width = images.shape[1:3]
         first, second = (
-            render(images, draw_views(settings, self.seed, epoch, indices, view, (height, width)), settings)
+            render(
+                images,
+                draw_views(settings, self.seed, epoch, indices, view, (height, width)),
+                settings,
+                dtype=self.dtype,
+            )
             for view, settings in enumerate(self.settings)
         )
         return first, second

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from bissl_fast.data.dataset import ImageSet
 from bissl_fast.data.presets import ViewPair
-from bissl_fast.data.torch_pipeline import render
+from bissl_fast.data.rendering import render
 from bissl_fast.data.views import ViewSettings, draw_views
 
 COUNT = 8

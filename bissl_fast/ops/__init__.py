@@ -6,6 +6,7 @@ from bissl_fast.ops.info_nce import info_nce_loss
 from bissl_fast.ops.krylov import cg_update, segment_dots
 from bissl_fast.ops.lars import lars_step
 from bissl_fast.ops.nt_xent import NTXentLoss, nt_xent_loss
+from bissl_fast.ops.render_views import render_views
 
 __all__ = [
     "BatchNormAct",
@@ -17,6 +18,7 @@ __all__ = [
     "info_nce_loss",
     "lars_step",
     "nt_xent_loss",
+    "render_views",
     "segment_dots",
     "statistics_groups",
 ]

@@ -13,7 +13,7 @@ from bissl_fast.data.dataset import ImageSet
 from bissl_fast.data.loader import Batch, ViewLoader, sequential_batches
 from bissl_fast.data.order import BatchOrder
 from bissl_fast.data.presets import eval_view, vicreg_views
-from bissl_fast.data.torch_pipeline import render
+from bissl_fast.data.rendering import render
 from bissl_fast.data.views import draw_views
 from bissl_fast.errors import UserError
 

@@ -1,0 +1,79 @@
+"""From a table of view parameters to views: one fused kernel where it is compiled, else the `torch` pipeline."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from bissl_fast.data import torch_pipeline
+from bissl_fast.data.dataset import Images
+from bissl_fast.data.views import ViewParameters, ViewSettings
+from bissl_fast.ops.render_views import function as fused
+
+
+def render(
+    images: torch.Tensor,
+    parameters: ViewParameters,
+    settings: ViewSettings,
+    samples: npt.NDArray[np.int64] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:
+    """Renders one view of each sample.
+
+    Args:
+        images: (M, H, W, 3) uint8, on any device.
+        parameters: the table of the N views, drawn for images of this size.
+        settings: what the table was drawn from.
+        samples: (N,) rows of `images`, one per view; row by row if left out.
+        dtype: float32 or bfloat16.
+
+    Returns:
+        (N, 3, S, S) in channels_last memory, normalised by the settings' mean and std.
+
+    Raises:
+        UserError: if the images are not uint8 RGB, or the table or the samples do not fit them.
+
+    Example:
+        >>> table = draw_views(settings, seed=0, epoch=0, samples=np.arange(8), view=0, image_size=(112, 112))
+        >>> view = render(images, table, settings)
+    """
+    rows = np.arange(len(images)) if samples is None else samples
+    torch_pipeline.check(images, parameters, rows)
+    if not fused.serves(images):
+        chosen = images if samples is None else images[torch.from_numpy(samples).to(images.device)]
+        return torch_pipeline.render(chosen, parameters, settings).to(dtype)
+    return fused.render_views(
+        images.contiguous(),
+        torch.from_numpy(np.ascontiguousarray(rows, dtype=np.int64)),
+        *packed(parameters),
+        channels(settings),
+        size=settings.size,
+        cubic=settings.interpolation == "bicubic",
+        threshold=torch_pipeline.inverted_above(settings),
+        dtype=dtype,
+    )
+
+
+def packed(parameters: ViewParameters) -> tuple[torch.Tensor, torch.Tensor]:
+    """The table as the kernels read it: (N, INTEGERS) int32 and (N, NUMBERS) float32."""
+    p = parameters
+    flags = np.stack((p.flip, p.gray, p.solarize), axis=1)
+    integers = np.concatenate((p.box, flags, p.order), axis=1, dtype=np.int32, casting="unsafe")
+    numbers = np.concatenate((p.factors, p.sigma[:, None]), axis=1, dtype=np.float32)
+    return torch.from_numpy(integers), torch.from_numpy(numbers)
+
+
+def channels(settings: ViewSettings) -> torch.Tensor:
+    """(2, 3) float32: a value v in 0..1 is normalised to ``v * first - second``."""
+    mean, std = np.array(settings.mean), np.array(settings.std)
+    return torch.tensor(np.stack((settings.pixel_range / std, mean / std)), dtype=torch.float32)
+
+
+def as_tensor(images: Images) -> torch.Tensor:
+    """An image set's array as a tensor on the same memory. Nobody writes to it: it may be a read-only memory map."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(images)

@@ -1,0 +1,36 @@
+"""The raw kernel of views: what the compiled backends implement, and how the op is declared to PyTorch.
+
+``render_views(images, samples, integers, numbers, channels, size, cubic, threshold, bfloat16) -> views``
+    images ``(M, H, W, 3)`` uint8, contiguous; samples ``(N,)`` int64, the image of each view; integers ``(N, 11)``
+    int32 and numbers ``(N, 5)`` float32, the table of view parameters as `csrc/views.h` names its columns; channels
+    ``(2, 3)`` float32, by which a value in 0..1 becomes ``value * channels[0] - channels[1]``. All but the images lie
+    on the host. Returns ``(N, 3, size, size)`` channels-last on the images' device, float32 or bfloat16. Values above
+    the threshold are the ones that solarise inverts.
+"""
+
+import torch
+from torch import Tensor
+
+from bissl_fast.ops import native
+
+ADVICE = "Views are data: draw them outside of what is differentiated."
+
+
+def fake_render_views(
+    images: Tensor,
+    samples: Tensor,
+    integers: Tensor,
+    numbers: Tensor,
+    channels: Tensor,
+    size: int,
+    cubic: bool,
+    threshold: float,
+    bfloat16: bool,
+) -> Tensor:
+    """Shape, dtype and layout of the result."""
+    shape = (samples.shape[0], 3, size, size)
+    dtype = torch.bfloat16 if bfloat16 else torch.float32
+    return torch.empty(shape, dtype=dtype, device=images.device, memory_format=torch.channels_last)
+
+
+_LIBRARY = native.register_compiled({"render_views": fake_render_views}, ADVICE)

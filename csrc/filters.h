@@ -1,0 +1,71 @@
+// The weights of antialiased resizing and of Gaussian blur along one axis, for every device.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "host_device.h"
+#include "views.h"
+
+namespace bissl_fast {
+
+// A crop of `length` pixels resized to `size`, as PIL does it: when it shrinks, the kernel is stretched by the scale, and
+// pixels outside the crop have no weight.
+struct ResizeAxis {
+  int32_t length, size;
+  bool cubic, flip;
+
+  HOST_DEVICE float scale() const { return static_cast<float>(length) / static_cast<float>(size); }
+  HOST_DEVICE float stretch() const { return scale() > 1 ? scale() : 1.0f; }
+  HOST_DEVICE float radius() const { return stretch() * (cubic ? 2.0f : 1.0f); }
+  // Pixels that any output may need; a window of so many covers the kernel's support within the crop.
+  HOST_DEVICE int32_t taps() const {
+    const auto most = static_cast<int32_t>(ceilf(2 * radius())) + 1;
+    return most < length ? most : length;
+  }
+};
+
+// Distance in stretched pixels.
+HOST_DEVICE inline float resize_kernel(bool cubic, float distance) {
+  if (!cubic) return distance < 1 ? 1 - distance : 0.0f;
+  if (distance < 1) return (1.5f * distance - 2.5f) * distance * distance + 1;  // Keys, a = -0.5
+  if (distance < 2) return ((2.5f - 0.5f * distance) * distance - 4) * distance + 2;
+  return 0;
+}
+
+// Calls store(t, weight) for the taps of an output, which sum to `total`, and gives the first tap's pixel in the crop.
+template <class Store>
+HOST_DEVICE int32_t resize_taps(const ResizeAxis& axis, int32_t out, float total, const Store& store) {
+  const int32_t taps = axis.taps(), last = axis.length - taps;
+  const float centre = (static_cast<float>(axis.flip ? axis.size - 1 - out : out) + 0.5f) * axis.scale();
+  auto first = static_cast<int32_t>(floorf(centre - axis.radius() + 0.5f));
+  first = first < 0 ? 0 : (first > last ? last : first);
+  const auto weight = [&](int32_t t) {
+    return resize_kernel(axis.cubic, fabsf(static_cast<float>(first + t) + 0.5f - centre) / axis.stretch());
+  };
+  float sum = 0;
+  for (int32_t t = 0; t < taps; ++t) sum += weight(t);
+  for (int32_t t = 0; t < taps; ++t) store(t, weight(t) * (total / sum));
+  return first;
+}
+
+// Pixels to each side that a blur reaches; edges are reflected, so at most to the opposite edge.
+HOST_DEVICE inline int32_t blur_radius(float sigma, int64_t size) {
+  const auto wanted = static_cast<int64_t>(ceilf(kBlurRadius * sigma));
+  return static_cast<int32_t>(wanted < size - 1 ? wanted : size - 1);
+}
+
+// Calls store(k, weight) for k = 0 ... radius; the kernel is symmetric and sums to 1.
+template <class Store>
+HOST_DEVICE void blur_taps(float sigma, int32_t radius, const Store& store) {
+  const auto weight = [&](int32_t k) { return expf(-0.5f * (static_cast<float>(k) / sigma) * (static_cast<float>(k) / sigma)); };
+  float sum = 1;
+  for (int32_t k = 1; k <= radius; ++k) sum += 2 * weight(k);
+  for (int32_t k = 0; k <= radius; ++k) store(k, weight(k) / sum);
+}
+
+HOST_DEVICE inline int32_t reflect(int32_t k, int32_t size) {
+  return k < 0 ? -k : (k >= size ? 2 * size - 2 - k : k);
+}
+
+}  // namespace bissl_fast
