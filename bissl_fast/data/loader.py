@@ -97,8 +97,9 @@ class ViewLoader:
 
     @property
     def batch_size(self) -> int:
-        """Images per batch."""
-        return self._order.batch_size
+        """Images per batch, of this rank."""
+        part = self._order.part
+        return part.stop - part.start
 
     def load(self, draw: int) -> Batch:
         """The batch of a draw: the same bits whenever and in whatever order it is asked for.

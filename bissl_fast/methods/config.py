@@ -12,7 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from bissl_fast.data.presets import ViewPair, eval_view, finetune_view, vicreg_views
+from bissl_fast.data.presets import ViewPair, eval_view, finetune_view, paper_views
 from bissl_fast.data.views import ViewSettings
 from bissl_fast.errors import UserError
 from bissl_fast.methods.bilevel import BilevelSettings
@@ -24,59 +24,52 @@ from bissl_fast.pretext import SimCLR
 from bissl_fast.training.loop import LoopSettings
 from bissl_fast.training.precision import Precision
 
-CONFIG_VERSION = 2
+CONFIG_VERSION = 3
 """Raised when a config.yaml of before would mean something else."""
 
 
 @dataclass(frozen=True)
 class ImageSettings:
-    """Sizes, and the views that are drawn: VICReg's two recipes for the pretext task, crop and flip for fine-tuning.
+    """Sizes, and how each view is drawn.
 
     Attributes:
-        size: side of a view in pixels.
+        size: side of every view in pixels.
         cache_size: short side of the decoded images that views are cut from; smaller sets stay as they are.
-        pretext_crop_area: smallest and largest share of the image's area.
-        pretext_crop_ratio: smallest and largest width / height.
-        pretext_pixel_range: value of a white pixel before mean and std: 1, or 255 as in the released code.
-        finetune_crop_area: as above, for the downstream task.
+        first: one view of the pretext task.
+        second: the other one.
+        finetune: training on the downstream task.
+        evaluate: validation and test.
     """
 
     size: int = 96
     cache_size: int = 112
-    pretext_crop_area: tuple[float, float] = (0.5, 1.0)
-    pretext_crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    pretext_pixel_range: float = 1.0
-    finetune_crop_area: tuple[float, float] = (0.5, 1.0)
+    first: ViewSettings = paper_views(96)[0]
+    second: ViewSettings = paper_views(96)[1]
+    finetune: ViewSettings = finetune_view(96)
+    evaluate: ViewSettings = eval_view(96)
 
     def __post_init__(self) -> None:
         require(self.size >= 8, "images.size", self.size, "at least 8 pixels")
         require(8 <= self.cache_size <= 4096, "images.cache-size", self.cache_size, "between 8 and 4096 pixels")
-        for name in ("pretext_crop_area", "finetune_crop_area"):
-            low, high = getattr(self, name)
-            option = f"images.{name.replace('_', '-')}"
-            require(
-                0 < low <= high <= 1, option, f"{low} {high}", "a smallest and a largest share, 0 < low <= high <= 1"
-            )
-        self.pretext()  # which checks the ranges
-        self.finetune()
+        for name in ("first", "second", "finetune", "evaluate"):
+            view = getattr(self, name)
+            agrees = view.size in (ViewSettings.size, self.size)  # left alone, or what every view has
+            require(agrees, f"images.{name}.size", view.size, f"images.size, which is {self.size}: set that one")
 
-    def pretext(self) -> ViewPair:
-        """The two views of the pretext task."""
-        first, second = vicreg_views(self.size)
-        changed = {
-            "crop_scale": self.pretext_crop_area,
-            "crop_ratio": self.pretext_crop_ratio,
-            "pixel_range": self.pretext_pixel_range,
-        }
-        return replace(first, **changed), replace(second, **changed)  # type: ignore[arg-type]
+    @property
+    def pretext_views(self) -> ViewPair:
+        """The two views of the pretext task, in the size of all views."""
+        return replace(self.first, size=self.size), replace(self.second, size=self.size)
 
-    def finetune(self) -> ViewSettings:
-        """The view of downstream training."""
-        return replace(finetune_view(self.size), crop_scale=self.finetune_crop_area)
+    @property
+    def finetune_view(self) -> ViewSettings:
+        """The view of downstream training, likewise."""
+        return replace(self.finetune, size=self.size)
 
-    def evaluate(self) -> ViewSettings:
-        """The view of validation and test."""
-        return eval_view(self.size)
+    @property
+    def evaluation_view(self) -> ViewSettings:
+        """The view of validation and test, likewise."""
+        return replace(self.evaluate, size=self.size)
 
 
 @dataclass(frozen=True)
@@ -97,7 +90,7 @@ class TrainConfig:
         precision: of forward and backward passes.
         threads: CPU threads; 0 leaves the choice to torch.
         backbone: any timm CNN.
-        images: sizes and views.
+        images: sizes, and how views are drawn.
         pretext: SimCLR.
         pretrain: pretext stages.
         head: warm-up of the downstream head.

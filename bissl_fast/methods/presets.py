@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Literal
 
+from bissl_fast.data.presets import official_views
 from bissl_fast.methods.bissl import BiSSLSettings
 from bissl_fast.methods.config import ImageSettings, TrainConfig
 from bissl_fast.methods.finetune import FineTuneSettings, HeadSettings, SGDSettings
@@ -84,15 +85,11 @@ def _paper(dataset: str) -> TrainConfig:
 def _official(dataset: str) -> TrainConfig:
     """The released code where it departs from the paper."""
     paper = _paper(dataset)
+    first, second = official_views(paper.images.size)
     return replace(
         paper,
         preset="official",
-        images=replace(
-            paper.images,
-            pretext_crop_area=(0.08, 1.0),
-            pretext_crop_ratio=(0.5, 1.0),
-            pretext_pixel_range=255.0,
-        ),
+        images=replace(paper.images, first=first, second=second),
         pretrain=replace(paper.pretrain, lars=LARSSettings(exclude_1d=False, scale_learning_rate=False)),
         bissl=replace(
             paper.bissl,

@@ -150,7 +150,7 @@ class Training:
         def body(folder: Path) -> None:
             network = self._pretext_network()
             with self._loader(
-                self.unlabelled, config.images.pretext(), config.pretrain.batch_size, "pretext"
+                self.unlabelled, config.images.pretext_views, config.pretrain.batch_size, "pretext"
             ) as loader:
                 task = PretrainTask(
                     network,
@@ -166,7 +166,7 @@ class Training:
 
         schedule = {"steps": steps, "warmup": min(self.rate_warmup_steps, steps)}  # in place of epochs
         pretrain = {k: v for k, v in asdict(config.pretrain).items() if not k.endswith("epochs")}
-        settings = {"pretext": config.pretext, "views": config.images.pretext(), **pretrain, **schedule}
+        settings = {"pretext": config.pretext, "views": config.images.pretext_views, **pretrain, **schedule}
         return self._stage(name, settings, {"images": self.unlabelled.content_hash}, body)
 
     def head_warmup(self, warmup: StageOutput) -> StageOutput:
@@ -175,7 +175,7 @@ class Training:
 
         def body(folder: Path) -> None:
             network = self._downstream_network(warmup, "head")
-            view = (config.images.finetune(),)
+            view = (config.images.finetune_view,)
             with self._loader(self.splits.train, view, config.finetune.batch_size, "head") as loader:
                 steps = config.head.epochs * self.epoch_steps
                 self._loop(HeadWarmupTask(network, loader, config.upper, steps, self.forward), folder)
@@ -185,7 +185,7 @@ class Training:
             "head": config.head,
             "sgd": config.upper,
             "batch_size": config.finetune.batch_size,
-            "view": config.images.finetune(),
+            "view": config.images.finetune_view,
         }
         inputs = {"images": self.splits.train.content_hash, "backbone": warmup.hash}
         return self._stage("head-warmup", settings, inputs, body)
@@ -199,8 +199,8 @@ class Training:
             pretext.load_state_dict(load_weights(warmup.folder / "weights.safetensors"))
             downstream = Network(copy.deepcopy(pretext.backbone), self._classifier("head"))
             downstream.head.load_state_dict(load_weights(head.folder / "weights.safetensors"))
-            views, batch = config.images.pretext(), config.pretrain.batch_size
-            view, downstream_batch = (config.images.finetune(),), config.finetune.batch_size
+            views, batch = config.images.pretext_views, config.pretrain.batch_size
+            view, downstream_batch = (config.images.finetune_view,), config.finetune.batch_size
             with (
                 self._loader(self.unlabelled, views, batch, "lower", bissl.lower_steps) as lower,
                 self._loader(self.splits.train, view, downstream_batch, "upper", bissl.upper_steps) as upper,
@@ -230,7 +230,7 @@ class Training:
             "lars": config.pretrain.lars,
             "sgd": config.upper,
             "batch_sizes": (config.pretrain.batch_size, config.finetune.batch_size),
-            "views": (*config.images.pretext(), config.images.finetune()),
+            "views": (*config.images.pretext_views, config.images.finetune_view),
         }
         inputs = {
             "unlabelled": self.unlabelled.content_hash,
@@ -249,7 +249,7 @@ class Training:
 
         def body(folder: Path) -> None:
             network = self._downstream_network(backbone, purpose)
-            view = (config.images.finetune(),)
+            view = (config.images.finetune_view,)
             with self._loader(self.splits.train, view, config.finetune.batch_size, purpose) as loader:
                 task = FineTuneTask(
                     network, loader, validate, sgd, config.finetune.epochs, self.epoch_steps, self.forward
@@ -262,7 +262,7 @@ class Training:
             "epochs": config.finetune.epochs,
             "batch_size": config.finetune.batch_size,
             "seed_number": k,
-            "views": (config.images.finetune(), config.images.evaluate()),
+            "views": (config.images.finetune_view, config.images.evaluation_view),
         }
         inputs = {
             "images": self.splits.train.content_hash,
@@ -273,7 +273,7 @@ class Training:
 
     def test(self, arms: dict[str, list[StageOutput]], backbones: dict[str, StageOutput]) -> StageOutput:
         """Test every fine-tuned model once; keep features of both backbones before fine-tuning, and some views."""
-        views = (*self.config.images.pretext(), self.config.images.evaluate())
+        views = (*self.config.images.pretext_views, self.config.images.evaluation_view)
 
         def body(folder: Path) -> None:
             results: dict[str, Any] = {}
@@ -342,7 +342,7 @@ class Training:
         return network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
     def _evaluate(self, network: nn.Module, images: ImageSet) -> Evaluation:
-        batches = sequential_batches(images, self.config.images.evaluate(), EVALUATION_BATCH, self.device)
+        batches = sequential_batches(images, self.config.images.evaluation_view, EVALUATION_BATCH, self.device)
         return evaluate(network, batches, self.device)
 
     def _features(self, backbones: dict[str, StageOutput]) -> tuple[dict[str, Any], Any]:
@@ -351,13 +351,15 @@ class Training:
         for arm, stage in backbones.items():
             backbone = self._downstream_network(stage, "head").backbone
             reestimate_batch_norm(backbone, self._training_batches(), STATISTICS_BATCHES)
-            batches = sequential_batches(self.splits.test, self.config.images.evaluate(), EVALUATION_BATCH, self.device)
+            batches = sequential_batches(
+                self.splits.test, self.config.images.evaluation_view, EVALUATION_BATCH, self.device
+            )
             features[arm], labels = extract_features(backbone, batches)
         return features, labels
 
     def _training_batches(self) -> Iterator[Batch]:
         size = min(EVALUATION_BATCH, len(self.splits.train))
-        with self._loader(self.splits.train, (self.config.images.evaluate(),), size, "statistics") as loader:
+        with self._loader(self.splits.train, (self.config.images.evaluation_view,), size, "statistics") as loader:
             for draw in range(min(STATISTICS_BATCHES, STATISTICS_PASSES * (len(self.splits.train) // size))):
                 yield loader.load(draw)
 

@@ -76,3 +76,20 @@ def test_a_batch_larger_than_the_set_says_both_numbers_and_what_to_lower() -> No
 def test_sizes_below_one_are_refused(batch_size: int, phase_length: int) -> None:
     with pytest.raises(UserError, match="at least 1"):
         BatchOrder(40, batch_size, seed=0, phase_length=phase_length)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 6])
+def test_the_parts_of_all_ranks_are_the_batch_of_one_process(ranks: int) -> None:
+    whole = BatchOrder(50, 6, seed=3, phase_length=2)
+    parts = [BatchOrder(50, 6, seed=3, phase_length=2, rank=rank, ranks=ranks) for rank in range(ranks)]
+    for draw in (0, 1, 7, 30):
+        epoch, samples = whole.indices(draw)
+        found = [part.indices(draw) for part in parts]
+        assert {e for e, _ in found} == {epoch}
+        assert np.concatenate([rows for _, rows in found]).tolist() == samples.tolist()
+
+
+@pytest.mark.parametrize(("rank", "ranks"), [(2, 2), (-1, 2), (0, 4)])
+def test_ranks_that_cannot_share_a_batch_are_refused(rank: int, ranks: int) -> None:
+    with pytest.raises(UserError, match="multiple of their number"):
+        BatchOrder(50, 6, seed=3, rank=rank, ranks=ranks)

@@ -211,6 +211,8 @@ def test_two_view_augment_takes_both_layouts_and_repeats_itself() -> None:
     assert not torch.equal(first, later)
     parameters = draw_views(augment.settings[1], 5, 0, samples.numpy(), 1, (56, 56))
     definition = render(images, parameters, augment.settings[1])
-    torch.testing.assert_close(second, definition, rtol=0, atol=1e-3)  # the augmentation may have taken the fused kernel
+    torch.testing.assert_close(
+        second, definition, rtol=0, atol=1e-3
+    )  # the augmentation may have taken the fused kernel
     with pytest.raises(UserError, match="4 images need as many sample indices"):
         augment(images, samples[:2], epoch=0)

@@ -12,7 +12,8 @@ from bissl_fast.data.presets import eval_view, finetune_view, vicreg_views
 from bissl_fast.data.views import BRIGHTNESS, CONTRAST, HUE, SATURATION, ViewParameters, ViewSettings, draw_views
 from bissl_fast.errors import UserError
 
-DRAWS = 20_000
+DRAWS = 100_000
+THEIRS = 20_000  # torchvision draws one by one
 
 
 def draw(settings: ViewSettings, n: int = DRAWS, seed: int = 0, size: tuple[int, int] = (112, 112)) -> ViewParameters:
@@ -31,7 +32,7 @@ def test_crops_have_the_distribution_of_random_resized_crop(
     box = draw(ViewSettings(crop_scale=scale, crop_ratio=ratio), size=size).box
     torch.manual_seed(0)
     image = torch.empty(3, *size)
-    theirs = np.array([RandomResizedCrop.get_params(image, list(scale), list(ratio)) for _ in range(DRAWS)])
+    theirs = np.array([RandomResizedCrop.get_params(image, list(scale), list(ratio)) for _ in range(THEIRS)])
     for ours_of, theirs_of in zip(box.T, theirs.T, strict=True):  # top, left, height, width
         assert same_distribution(ours_of, theirs_of)
     assert same_distribution(box[:, 2] * box[:, 3], theirs[:, 2] * theirs[:, 3])
@@ -51,7 +52,7 @@ def test_jitter_has_the_distribution_of_color_jitter() -> None:
     ranges = ColorJitter(0.4, 1.5, 0.2, 0.1)
     torch.manual_seed(0)
     bounds = (ranges.brightness, ranges.contrast, ranges.saturation, ranges.hue)
-    theirs = [ColorJitter.get_params(*bounds) for _ in range(5000)]
+    theirs = [ColorJitter.get_params(*bounds) for _ in range(THEIRS)]
     for operation in (BRIGHTNESS, CONTRAST, SATURATION, HUE):
         assert same_distribution(ours.factors[:, operation], np.array([row[1 + operation] for row in theirs]))
     orders, counts = np.unique(ours.order, axis=0, return_counts=True)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from bissl_fast.data.views import ViewSettings
 from bissl_fast.errors import UserError
 from bissl_fast.methods.bilevel import BilevelSettings
 from bissl_fast.methods.bissl import BiSSLSettings
@@ -39,7 +40,7 @@ from tests.methods.conftest import write_images
         (TrainConfig, {"threads": 100000}, "--threads must be between 0 and the"),
         (SGDSettings, {"learning_rate": 0.0, "weight_decay": 0.0}, "learning-rate must be positive"),
         (SimCLR, {"temperature": 0.0}, "--pretext.temperature must be positive"),
-        (ImageSettings, {"pretext_crop_area": (0.0, 1.0)}, "--images.pretext-crop-area must be"),
+        (ImageSettings, {"first": ViewSettings(size=64)}, "--images.first.size must be images.size, which is 96"),
         (ImageSettings, {"size": 0}, "--images.size must be at least 8"),
         (TrainConfig, {"seed": -1}, "--seed must be 0 or more"),
     ],
@@ -60,13 +61,13 @@ def test_every_config_survives_its_file(tmp_path: Path, preset: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (("version: 2", "version: 99"), "has config version 99, this bissl-fast reads version 2"),
-        (("version: 2\n", ""), "names no version"),
+        (("version: 3", "version: 99"), "has config version 99, this bissl-fast reads version 3"),
+        (("version: 3\n", ""), "names no version"),
         (("seed: 0", "sead: 0"), "has no setting 'sead'"),
         (("seed: 0", "seed: many"), "seed must be int, found 'many'"),
         (("preset: quick", "preset: fast"), "preset must be 'paper' or 'official' or 'quick', found 'fast'"),
         (("proximity: 0.001", "proximity: -3.0"), r"\(λ\) must be positive"),
-        (("version: 2", "version: [1"), "is not YAML"),
+        (("version: 3", "version: [1"), "is not YAML"),
     ],
 )
 def test_config_files(tmp_path: Path, change: tuple[str, str], sentence: str) -> None:
