@@ -45,7 +45,8 @@ def unpack(archive: Path, root: Path, limit: int) -> None:
             else:
                 made.replace(place)
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, UnicodeError) as error:
-        raise UserError(f"{archive} is cut off or damaged ({error}): remove it and download it again.") from error
+        reason = str(error).splitlines()[0].rstrip(":") if str(error) else type(error).__name__
+        raise UserError(f"{archive} is cut off or damaged ({reason}): remove it and download it again.") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

@@ -120,5 +120,5 @@ def test_twenty_thousand_pixels_square_are_refused_by_their_header(tmp_path):
     content = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
     path = tmp_path / "bomb.png"
     path.write_bytes(content)
-    with pytest.raises(UnreadableImageError, match="400000000 pixels. exceeds limit"):
+    with pytest.raises(UnreadableImageError, match=r"400000000 pixels\) exceeds limit"):
         decode_file(path, 24)

@@ -216,7 +216,7 @@ def cars_without_labels(folder):
         ("cub200", overwrite("image_class_labels.txt", "5 1", "5 0"), "holds the class number 0 where 1 to 2 are"),
         ("cub200", overwrite("image_class_labels.txt", "20 2\n", ""), "list different images"),
         ("cub200", overwrite("classes.txt", "2 002", "3 002"), "does not count its classes from 1"),
-        ("voc2007", overwrite("ImageSets/Main/cat_val.txt", "-1", "7"), r"cat_val\.txt holds the value 7 where 1, 0 and"),
+        ("voc2007", overwrite("ImageSets/Main/cat_val.txt", "-1", "7"), r"cat_val\.txt holds the value 7 where 1, 0"),
         ("voc2007", overwrite("ImageSets/Main/cat_val.txt", "100001", "9"), "does not label the image 100001"),
         ("tinyimagenet", overwrite("val/val_annotations.txt", "\tn0144", "\tn9944"), "names no class of wnids.txt"),
     ],

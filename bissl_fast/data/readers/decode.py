@@ -55,7 +55,7 @@ def decode_file(path: Path, size: int) -> Images:
             image.draft("RGB", (2 * size, 2 * size))
             return resize_square(to_rgb(image), size)
     except Exception as error:  # a broken file can make a decoder raise anything
-        reason = printable(str(error).replace(str(path), path.name).replace(repr(str(path)), repr(path.name)))
+        reason = printable(str(error).replace(str(path), path.name).replace(repr(str(path)), f"'{path.name}'"))
         raise UnreadableImageError(reason or type(error).__name__) from error
 
 
