@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from http.client import HTTPException
 from pathlib import Path
-from tarfile import TarError
-from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -17,17 +14,19 @@ from rich.table import Table
 
 from bissl_fast.data import cache
 from bissl_fast.data.catalogue import (
-    ENTRIES,
     FOLDER_PREFIX,
-    Entry,
+    download,
     entry_of,
     list_labelled,
     list_unlabelled,
     load_downstream,
     load_pretext,
+    shortfall,
     skipped_notes,
 )
-from bissl_fast.data.dataset import ImageSet
+from bissl_fast.data.dataset import ImageSet, count_by_class
+from bissl_fast.data.entries import ENTRIES, SPLITS
+from bissl_fast.data.readers.decode import printable
 from bissl_fast.data.readers.source import Source
 from bissl_fast.errors import UserError
 
@@ -36,18 +35,21 @@ _VERIFY_SIZE = 32  # small, since only readability matters
 
 
 def list_command(*, data_root: Path | None = None) -> None:
-    """Show the data sets that can be read, where each comes from, and whether it is there.
+    """Show the data sets that can be read, where each comes from, whether it is there, and what it lacks.
 
     Args:
         data_root: Folder that holds the data sets.
     """
     for entry in ENTRIES:
-        _print(f"{entry.name:14}{entry.title}: {entry.classes} classes; {entry.contents}")
+        sizes = ", ".join(f"{size:,} {split}" for split, size in zip(SPLITS, entry.sizes, strict=True))
+        _print(f"{entry.name:14}{entry.title}: {entry.classes:,} classes; {sizes}; {entry.images}")
         if not entry.embedded:
             found = entry.find(data_root) if data_root is not None else None
             place = f"{data_root or 'DIR'}/{entry.folders[0]}"
             state = "" if data_root is None else f" (there: {found})" if found else " (not there)"
-            _print(f"{'':14}in {place}{state}, from {entry.page}")
+            _print(f"{'':14}in {place}{state}, from {entry.page}{'' if entry.downloads else ' (download gone)'}")
+            for sentence in shortfall(entry, found) if found else ():
+                _print(f"{'':14}{sentence}")
     _print(f"{FOLDER_PREFIX + 'PATH':14}any image folder: a sub-folder per class, or loose images for pretext training")
     _print("\n`bissl-fast data prepare NAME --data-root DIR` downloads a set and decodes it into the cache.")
 
@@ -74,6 +76,8 @@ def prepare_command(
         if data_root is None:
             raise UserError(f"{entry.title} needs a folder to be downloaded to: add --data-root DIR.")
         if entry.find(data_root) is None:
+            if entry.downloads:
+                _print(f"Downloading {entry.title} from {entry.page} to {data_root}.")
             download(entry, data_root)
     parts: list[ImageSet] = []
     notes: tuple[str, ...] = ()
@@ -88,25 +92,6 @@ def prepare_command(
         _print(f"{part.name}: {len(part):,} images of {part.size} px")
     _print_notes(notes)
     _print(f"Ready in {cache_dir or cache.default_folder()}.")
-
-
-def download(entry: Entry, root: Path) -> None:
-    """Let torchvision download and unpack a set below `root`.
-
-    Raises:
-        UserError: The download failed, or the folder cannot be written.
-    """
-    from torchvision import datasets
-
-    _print(f"Downloading {entry.title} from {entry.page} to {root}.")
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        getattr(datasets, entry.torchvision)(root, download=True)
-    except (OSError, RuntimeError, HTTPException, EOFError, TarError, BadZipFile) as error:
-        raise UserError(
-            f"Downloading {entry.title} failed ({error}): check the network and the disk and run the command again, or "
-            f"fetch the files from {entry.page} and unpack them to {root / entry.folders[0]}."
-        ) from error
 
 
 def verify_command(name: tyro.conf.Positional[str], *, data_root: Path | None = None) -> None:
@@ -140,7 +125,7 @@ def _split_table(sources: list[Source], readable: list[npt.NDArray[np.bool_]]) -
     for source, good in zip(sources, readable, strict=True):
         classes, spread = "unlabelled", ""
         if source.labels is not None:
-            per_class = np.bincount(source.labels[good], minlength=len(source.classes))
+            per_class = count_by_class(source.labels[good], len(source.classes))
             classes, spread = str(len(source.classes)), f"{per_class.min()} to {per_class.max()}"
         table.add_row(source.name, f"{source.count:,}", f"{good.sum():,}", classes, spread)
     return table
@@ -149,7 +134,7 @@ def _split_table(sources: list[Source], readable: list[npt.NDArray[np.bool_]]) -
 def _class_table(sources: list[Source], readable: list[npt.NDArray[np.bool_]]) -> Table:
     table = Table("class", *(source.name for source in sources))
     columns = [
-        np.bincount(source.labels[good], minlength=len(source.classes))
+        count_by_class(source.labels[good], len(source.classes))
         for source, good in zip(sources, readable, strict=True)
         if source.labels is not None
     ]
@@ -165,4 +150,4 @@ def _print_notes(notes: Sequence[str]) -> None:
 
 def _print(line: str) -> None:
     """Print without reading brackets in file names as markup."""
-    Console().print(line, markup=False, highlight=False, soft_wrap=True)
+    Console().print(printable(line), markup=False, highlight=False, soft_wrap=True)

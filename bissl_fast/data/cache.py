@@ -14,15 +14,16 @@ import os
 import shutil
 import tempfile
 import time
+from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from bissl_fast.data.dataset import Images, ImageSet, Labels
+from bissl_fast.data.dataset import Images, ImageSet, Targets
 from bissl_fast.data.readers.decode import UnreadableImageError
 from bissl_fast.data.readers.source import Source, digest, listed
 from bissl_fast.errors import UserError
@@ -31,6 +32,7 @@ FORMAT = 1
 FOLDER_VARIABLE = "BISSL_FAST_CACHE"
 _STALE_SECONDS = 600.0  # a build that wrote nothing for so long was killed
 _WINDOW = 256  # images in flight between the decoding threads and the file
+_BAR_STEP = 32  # images between two updates of the progress bar, which takes a lock
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,8 @@ def load(source: Source, size: int, folder: Path | None = None, progress: bool =
         _build(source, size, entry, progress)
     except OSError as error:
         failure = error
-    built = _open(entry, source.name)  # also after a failure: another process may have finished the same entry
+    # After a failure another process may have finished the same entry. What was just written was hashed on its way.
+    built = _open(entry, source.name, check=failure is not None)
     if built is None and failure is not None:
         raise _explain(failure, folder, source, size) from failure
     if built is None:
@@ -98,12 +101,19 @@ def decode(source: Source, size: int, progress: bool, title: str = "Decoding") -
         except UnreadableImageError as error:
             return Decoded(index, None, str(error))
 
-    with ThreadPoolExecutor(workers) as pool, _progress_bar(progress) as bar:
+    pool, ahead = ThreadPoolExecutor(workers), deque[Future[Decoded]]()
+    with _progress_bar(progress) as bar:
         task = bar.add_task(f"{title} {source.name}", total=source.count)
-        for start in range(0, source.count, _WINDOW):
-            for decoded in pool.map(one, range(start, min(start + _WINDOW, source.count))):
-                yield decoded
-                bar.advance(task)
+        try:
+            for index in range(source.count + _WINDOW):  # a sliding window: no thread waits for the slowest of a batch
+                if index < source.count:
+                    ahead.append(pool.submit(one, index))
+                if index >= _WINDOW and ahead:
+                    yield ahead.popleft().result()
+                if index % _BAR_STEP == 0:
+                    bar.update(task, completed=max(0, index - _WINDOW))
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _build(source: Source, size: int, entry: Path, progress: bool) -> None:
@@ -112,7 +122,7 @@ def _build(source: Source, size: int, entry: Path, progress: bool) -> None:
     _remove_stale(entry)
     scratch = Path(tempfile.mkdtemp(prefix=f"{entry.name}.building-", dir=folder))
     try:
-        kept, skipped = _write_images(source, size, scratch / "images.npy", progress)
+        kept, skipped, hashed = _write_images(source, size, scratch / "images.npy", progress)
         if not kept:
             raise UserError(
                 f"None of the {source.count} images of {source.name} could be read: {listed(skipped, 3)}. "
@@ -122,7 +132,7 @@ def _build(source: Source, size: int, entry: Path, progress: bool) -> None:
             with (scratch / "labels.npy").open("wb") as file:
                 np.save(file, source.labels[kept])
                 _flush(file)
-        _write_description(source, skipped, scratch)
+        _write_description(source, skipped, scratch, hashed)
         if entry.exists():  # damaged, or written by another process meanwhile: either way ours is good
             entry.rename(scratch / "replaced")
         scratch.rename(entry)
@@ -132,11 +142,12 @@ def _build(source: Source, size: int, entry: Path, progress: bool) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _write_images(source: Source, size: int, path: Path, progress: bool) -> tuple[list[int], list[str]]:
+def _write_images(source: Source, size: int, path: Path, progress: bool) -> tuple[list[int], list[str], str | None]:
     """Stream the images into a `.npy` file; a full disk is then an error, where it would kill a memory map.
 
     Returns:
-        Positions of the images that were written, and the others with their reasons.
+        Positions of the images that were written, the others with their reasons, and the content hash, taken on the way
+        while the other threads decode. An image left out changes the shape that the hash begins with: then `None`.
     """
     side = source.side(size)
     kept: list[int] = []
@@ -144,17 +155,20 @@ def _write_images(source: Source, size: int, path: Path, progress: bool) -> tupl
     with path.open("wb") as file:
         _write_header(file, source.count, side)
         start = file.tell()
+        total = _begin_hash((source.count, side, side, 3), source.classes)
         for decoded in decode(source, size, progress):
             if decoded.image is None:
                 skipped.append(f"{source.describe(decoded.index)}: {decoded.reason}")
                 continue
-            file.write(np.ascontiguousarray(decoded.image).data)
+            data = np.ascontiguousarray(decoded.image).data
+            file.write(data)
+            total.update(data)
             kept.append(decoded.index)
         file.seek(0)
         _write_header(file, len(kept), side)  # NumPy pads the header, so any number of images fits
         assert file.tell() == start
         _flush(file)
-    return kept, skipped
+    return kept, skipped, _end_hash(total, source.labels) if not skipped else None
 
 
 def _write_header(file: IO[bytes], count: int, side: int) -> None:
@@ -162,7 +176,7 @@ def _write_header(file: IO[bytes], count: int, side: int) -> None:
     np.lib.format.write_array_header_1_0(file, header)
 
 
-def _write_description(source: Source, skipped: list[str], scratch: Path) -> None:
+def _write_description(source: Source, skipped: list[str], scratch: Path, hashed: str | None) -> None:
     images, labels = _read_arrays(scratch, source.labels is not None)
     description = {
         "format": FORMAT,
@@ -170,37 +184,45 @@ def _write_description(source: Source, skipped: list[str], scratch: Path) -> Non
         "classes": source.classes,
         "labelled": labels is not None,
         "skipped": skipped,
-        "content_hash": content_hash(images, labels, source.classes),
+        "content_hash": hashed or content_hash(images, labels, source.classes),
     }
     with (scratch / "entry.json").open("wb") as file:
         file.write(json.dumps(description, indent=1).encode())
         _flush(file)
 
 
-def _open(entry: Path, name: str) -> ImageSet | None:
-    """The images of an intact entry; `None` if there is none, or it is damaged in any way."""
+def _open(entry: Path, name: str, check: bool = True) -> ImageSet | None:
+    """The images of an intact entry; `None` if there is none, or it is damaged in any way that `check` can tell."""
     try:
         description: dict[str, Any] = json.loads((entry / "entry.json").read_text())
         classes = tuple(description["classes"])
         images, labels = _read_arrays(entry, description["labelled"])
-        if content_hash(images, labels, classes) != description["content_hash"]:
+        if check and content_hash(images, labels, classes) != description["content_hash"]:
             return None
         return ImageSet(name, images, labels, classes, description["content_hash"], tuple(description["skipped"]))
     except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None
 
 
-def _read_arrays(folder: Path, labelled: bool) -> tuple[Images, Labels | None]:
+def _read_arrays(folder: Path, labelled: bool) -> tuple[Images, Targets | None]:
     images: Images = np.load(folder / "images.npy", mmap_mode="r")
-    labels: Labels | None = np.load(folder / "labels.npy") if labelled else None
+    labels: Targets | None = np.load(folder / "labels.npy") if labelled else None
     return images, labels
 
 
-def content_hash(images: Images, labels: Labels | None, classes: tuple[str, ...]) -> str:
+def content_hash(images: Images, labels: Targets | None, classes: tuple[str, ...]) -> str:
     """SHA-256, shortened to 32 digits, of pixels, labels and class names."""
-    total = hashlib.sha256(repr((images.shape, classes)).encode())
+    total = _begin_hash(images.shape, classes)
     for start in range(0, len(images), _WINDOW):
         total.update(np.ascontiguousarray(images[start : start + _WINDOW]).data)
+    return _end_hash(total, labels)
+
+
+def _begin_hash(shape: tuple[int, ...], classes: tuple[str, ...]) -> hashlib._Hash:
+    return hashlib.sha256(repr((shape, classes)).encode())
+
+
+def _end_hash(total: hashlib._Hash, labels: Targets | None) -> str:
     total.update(b"" if labels is None else labels.tobytes())
     return total.hexdigest()[:32]
 

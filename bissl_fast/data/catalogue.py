@@ -1,141 +1,22 @@
-"""The data sets that can be read: what each is, where it comes from, where it lies, and the functions that load one.
-
-A set is one `Entry` below. To add one, write its reader and append its entry; the command line, its messages and its
-tables follow.
-"""
+"""From what a user types to images: a set is found, downloaded, listed and loaded, or a sentence says why not."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
-from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
+from tarfile import TarError
+from zipfile import BadZipFile
 
 from bissl_fast.data import cache
 from bissl_fast.data.dataset import ImageSet, Splits
-from bissl_fast.data.readers import arrays
-from bissl_fast.data.readers.dtd import dtd
+from bissl_fast.data.entries import ENTRIES, SPLITS, Entry
 from bissl_fast.data.readers.folder import image_folder, loose_images
 from bissl_fast.data.readers.source import Listing, Source, listed
-from bissl_fast.data.textures import texture_source, textures
 from bissl_fast.errors import UserError
 
 FOLDER_PREFIX = "folder:"
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One data set.
-
-    Args:
-        name: What a user types.
-        title: Its full name.
-        classes: Number of classes when complete.
-        contents: Sizes of its splits, in words.
-        labelled: Reader of the labelled splits, given the set's folder.
-        unlabelled: Reader of the unlabelled images; the training split without its labels if `None`.
-        folders: Folders below the data root in which the set may lie; the first is torchvision's layout.
-        marker: A file pattern that is met in the set's folder if it is there at all.
-        page: Official page.
-        torchvision: Name of the torchvision class that downloads it.
-    """
-
-    name: str
-    title: str
-    classes: int
-    contents: str
-    labelled: Callable[[Path], Listing]
-    unlabelled: Callable[[Path], Source] | None = None
-    folders: tuple[str, ...] = ()
-    marker: str = ""
-    page: str = ""
-    torchvision: str = ""
-
-    @property
-    def embedded(self) -> bool:
-        """Whether the set is made here and needs no files."""
-        return not self.folders
-
-    def find(self, root: Path) -> Path | None:
-        """The set's folder below a data root, if it is there."""
-        for name in self.folders:
-            if any((root / name).glob(self.marker)):
-                return root / name
-        return None
-
-
-TEXTURES = Entry(
-    "textures",
-    "procedural textures, embedded",
-    12,
-    "480 train, 240 val, 720 test, 6,000 unlabelled of 23 patterns; 64 px",
-    labelled=lambda _: textures(),
-    unlabelled=lambda _: texture_source("unlabelled"),
-)
-
-ENTRIES = (
-    TEXTURES,
-    Entry(
-        "stl10",
-        "STL-10",
-        10,
-        "5,000 train, 8,000 test, 100,000 unlabelled; 96 px",
-        arrays.stl10,
-        arrays.stl10_unlabelled,
-        ("stl10_binary", "."),
-        "train_X.bin",
-        "https://cs.stanford.edu/~acoates/stl10/",
-        "STL10",
-    ),
-    Entry(
-        "dtd",
-        "Describable Textures Dataset, split 1",
-        47,
-        "1,880 train, 1,880 val, 1,880 test; photographs",
-        dtd,
-        None,
-        ("dtd/dtd", "dtd", "."),
-        "labels/*1.txt",
-        "https://www.robots.ox.ac.uk/~vgg/data/dtd/",
-        "DTD",
-    ),
-    Entry(
-        "fashionmnist",
-        "Fashion-MNIST",
-        10,
-        "60,000 train, 10,000 test; 28 px, gray",
-        arrays.fashion_mnist,
-        None,
-        ("FashionMNIST/raw", "fashion-mnist", "."),
-        "train-images-idx3-ubyte*",
-        "https://github.com/zalandoresearch/fashion-mnist",
-        "FashionMNIST",
-    ),
-    Entry(
-        "cifar10",
-        "CIFAR-10",
-        10,
-        "50,000 train, 10,000 test; 32 px",
-        arrays.cifar10,
-        None,
-        ("cifar-10-batches-py", "."),
-        "data_batch_1",
-        "https://www.cs.toronto.edu/~kriz/cifar.html",
-        "CIFAR10",
-    ),
-    Entry(
-        "cifar100",
-        "CIFAR-100, fine labels",
-        100,
-        "50,000 train, 10,000 test; 32 px",
-        arrays.cifar100,
-        None,
-        ("cifar-100-python", "."),
-        "meta",
-        "https://www.cs.toronto.edu/~kriz/cifar.html",
-        "CIFAR100",
-    ),
-)
+GONE = "its official download is gone, so put the files there by hand, laid out as docs/data.md shows"
 
 
 def load_downstream(
@@ -212,8 +93,9 @@ def entry_of(name: str) -> Entry:
     entries = {entry.name: entry for entry in ENTRIES}
     if name in entries:
         return entries[name]
-    close = difflib.get_close_matches(name.lower().replace("-", "").replace("_", ""), entries, n=1)
-    hint = f" Did you mean '{close[0]}'?" if close else ""
+    names = entries | {entry.alias: entry for entry in ENTRIES if entry.alias}
+    close = difflib.get_close_matches(name.lower().replace("-", "").replace("_", ""), names, n=1)
+    hint = f" Did you mean '{names[close[0]].name}'?" if close else ""
     if Path(name).is_dir():
         hint = f" Did you mean '{FOLDER_PREFIX}{name}'?"
     raise UserError(
@@ -234,10 +116,49 @@ def locate(entry: Entry, root: Path | None) -> Path:
         return found
     where = "DIR" if root is None else root
     reason = "no --data-root was given" if root is None else f"{root} does not hold it"
+    way = f"download it with `bissl-fast data prepare {entry.name} --data-root {where}`" if entry.downloads else GONE
     raise UserError(
-        f"{entry.title} was not found: {reason}. Expected is {where}/{entry.folders[0]}: download it with `bissl-fast "
-        f"data prepare {entry.name} --data-root {where}`, or use the embedded set with `--dataset textures`."
+        f"{entry.title} was not found: {reason}. Expected is {where}/{entry.folders[0]}: {way}, or use the embedded "
+        f"set with `--dataset textures`."
     )
+
+
+def download(entry: Entry, root: Path) -> None:
+    """Download and unpack a set below `root`.
+
+    Raises:
+        UserError: Nobody offers the set any more, the download failed, or the folder cannot be written.
+    """
+    place = root / entry.folders[0]
+    if not entry.downloads:
+        raise UserError(f"{entry.title} cannot be downloaded: {GONE}, to {place}.")
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        for step in entry.downloads:
+            step.get(root)
+    except (OSError, RuntimeError, HTTPException, EOFError, TarError, BadZipFile) as error:
+        raise UserError(
+            f"Downloading {entry.title} failed ({error}): check the network and the disk and run the command again, or "
+            f"fetch the files from {entry.page} and unpack them to {place}."
+        ) from error
+    if entry.find(root) is None:
+        raise UserError(
+            f"{entry.title} was downloaded, but {place} does not hold {entry.marker}: an earlier download was stopped; "
+            f"remove {root / entry.folders[0].split('/')[0]} and run the command again."
+        )
+
+
+def shortfall(entry: Entry, folder: Path) -> tuple[str, ...]:
+    """What a set on disk lacks, in sentences: splits that are not whole, and what cannot be read at all."""
+    try:
+        listing = entry.labelled(folder)
+        if entry.unlabelled is not None:
+            entry.unlabelled(folder)
+    except UserError as error:
+        return (str(error),)
+    parts = zip(SPLITS, (listing.train, listing.val, listing.test), entry.sizes, strict=True)
+    counts = [f"{part.count:,} of {size:,} {split}" for split, part, size in parts if part.count != size]
+    return (f"There are {', '.join(counts)} images.", *listing.notes) if counts else listing.notes
 
 
 def skipped_notes(images: ImageSet) -> tuple[str, ...]:

@@ -5,12 +5,27 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 Images = npt.NDArray[np.uint8]  # (N, S, S, 3)
 Labels = npt.NDArray[np.int64]  # (N,)
+Targets = npt.NDArray[np.signedinteger[Any]]  # labels, or of a multi-label set (N, classes) int8
+
+
+def is_multilabel(targets: Targets | None) -> bool:
+    """Whether targets tell of several classes per image."""
+    return targets is not None and targets.ndim == 2
+
+
+def count_by_class(targets: Targets, classes: int) -> Labels:
+    """Images of every class, `(classes,)` int64; of a multi-label set those in which the class is present."""
+    if is_multilabel(targets):
+        present: Labels = (targets == 1).sum(axis=0, dtype=np.int64)
+        return present
+    return np.bincount(targets, minlength=classes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,7 +35,8 @@ class ImageSet:
     Args:
         name: Set and split, e.g. `"dtd/train"`.
         images: `(N, S, S, 3)` uint8, usually a read-only memory map of the cache.
-        labels: `(N,)` int64 in `[0, len(classes))`, or `None` for an unlabelled set.
+        labels: `(N,)` int64 in `[0, len(classes))`; of a multi-label set `(N, len(classes))` int8 with 1 for present,
+            0 for difficult and -1 for absent, as VOC2007 writes it; or `None` for an unlabelled set.
         classes: Class names by label; empty for an unlabelled set.
         content_hash: Hexadecimal digest of pixels, labels and class names: the input hash of a stage.
         skipped: Files that could not be decoded, each with its reason.
@@ -31,7 +47,7 @@ class ImageSet:
 
     name: str
     images: Images
-    labels: Labels | None
+    labels: Targets | None
     classes: tuple[str, ...]
     content_hash: str
     skipped: tuple[str, ...] = ()
@@ -44,10 +60,20 @@ class ImageSet:
             )
         if self.labels is None:
             return
+        if is_multilabel(self.labels):
+            self._check_multilabel(self.labels)
+            return
         if self.labels.shape != (n,) or self.labels.dtype != np.int64:
             raise ValueError(f"{self.name}: labels must be ({n},) int64, not {self.labels.shape} {self.labels.dtype}")
         if n and not (self.labels.min() >= 0 and self.labels.max() < len(self.classes)):
             raise ValueError(f"{self.name}: labels leave the range of the {len(self.classes)} classes")
+
+    def _check_multilabel(self, targets: Targets) -> None:
+        shape = (len(self.images), len(self.classes))
+        if targets.shape != shape or targets.dtype != np.int8:
+            raise ValueError(f"{self.name}: targets must be {shape} int8, not {targets.shape} {targets.dtype}")
+        if targets.size and not (targets.min() >= -1 and targets.max() <= 1):
+            raise ValueError(f"{self.name}: multi-label targets must be 1, 0 or -1")
 
     def __len__(self) -> int:
         return len(self.images)

@@ -100,6 +100,12 @@ class Training:
 
     def _load_data(self) -> None:
         config = self.config
+        if not config.dataset.startswith(FOLDER_PREFIX) and entry_of(config.dataset).multilabel:
+            raise UserError(
+                f"{config.dataset} names several classes per image, and training knows only sets of one class per "
+                f"image: choose another --dataset; its images can serve the pretext task, --pretext-dataset "
+                f"{config.dataset}."
+            )
         size, root, cache = config.images.cache_size, config.data_root, config.cache_dir
         self.unlabelled = self._load_unlabelled()
         self.splits = load_downstream(config.dataset, root, size, cache)

@@ -6,8 +6,9 @@ from torchvision import datasets
 
 from bissl_fast.cli.data import list_command, prepare_command, verify_command
 from bissl_fast.data import textures
+from bissl_fast.data.readers.voc import CLASSES
 from bissl_fast.errors import UserError
-from tests.data import trees
+from tests.data import sets, trees
 
 
 def test_list_says_what_is_there_and_where_the_rest_comes_from(tmp_path, capsys):
@@ -82,3 +83,41 @@ def test_the_functions_become_subcommands(tmp_path, capsys):
     trees.class_folders(tmp_path / "set", {"a": 5, "b": 5})
     tyro.extras.subcommand_cli_from_dict(commands, args=["verify", f"folder:{tmp_path / 'set'}"])
     assert "Every image can be read." in capsys.readouterr().out
+
+
+def test_a_set_of_two_parts_is_downloaded_in_two_steps(tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def fake(root, download, year, image_set):
+        asked.append((year, image_set))
+        sets.voc2007(root, CLASSES)
+
+    monkeypatch.setattr(datasets, "VOCDetection", fake)
+    prepare_command("voc2007", data_root=tmp_path / "data", size=16, cache_dir=tmp_path / "cache")
+    assert asked == [("2007", "trainval"), ("2007", "test")]
+    assert "voc2007/test: 4 images of 16 px" in capsys.readouterr().out
+    verify_command("voc2007", data_root=tmp_path / "data")
+    rows = [line.replace("│", " ").split() for line in capsys.readouterr().out.splitlines()]
+    assert ["voc2007/train", "4", "4", "20", "0", "to", "1"] in rows
+    assert ["boat", "1", "1", "1"] in rows
+
+
+def test_a_download_that_leaves_the_set_incomplete_is_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, "DTD", lambda root, download: (root / "dtd").mkdir())
+    with pytest.raises(
+        UserError, match=r"does not hold labels/\*1\.txt: an earlier download was stopped; remove .*/dtd "
+    ):
+        prepare_command("dtd", data_root=tmp_path, cache_dir=tmp_path / "cache")
+
+
+def test_list_says_what_a_set_lacks(tmp_path, capsys):
+    trees.dtd(tmp_path)
+    list_command(data_root=tmp_path)
+    output = capsys.readouterr().out
+    assert "There are 4 of 1,880 train, 4 of 1,880 val, 4 of 1,880 test images." in output
+    assert "DTD is here with 2 of its 47 classes" in output
+    assert "(not there), from https://ai.stanford.edu/~jkrause/cars/car_dataset.html (download gone)" in output
+    assert (
+        "caltech101    Caltech-101, 30 training images per class: 101 classes; 2,424 train, 606 val, 5,647 test"
+        in output
+    )

@@ -23,6 +23,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         (["tain"], "there is no command 'tain'"),
         (["train", "--bissl.proximity", "-1"], "--bissl.proximity (λ) must be positive, found -1.0"),
         (["train", "--config", "nowhere.yaml"], "nowhere.yaml cannot be read"),
+        (["train", "--dataset", "voc2007"], "voc2007 names several classes per image, and training knows only sets of"),
         (["train", "--backbone", "resnet_18"], "timm knows no backbone called 'resnet_18'; did you mean"),
         (["report", "nowhere"], "is not a run folder"),
         (["bench", "everything"], "there is no benchmark 'everything'"),

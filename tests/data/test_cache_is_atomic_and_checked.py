@@ -2,6 +2,7 @@
 
 import errno
 import os
+import threading
 import time
 
 import numpy as np
@@ -212,3 +213,38 @@ def test_a_subset_copies_its_images_and_has_a_hash_of_its_own(tmp_path):
     assert part.images[:, 0, 0, 0].tolist() == [4, 1]
     assert part.labels.tolist() == [0, 1]
     assert len({whole.content_hash, part.content_hash, reordered.content_hash}) == 3
+
+
+@pytest.mark.parametrize("broken", [(), (3, 400)])
+def test_the_hash_taken_while_writing_is_that_of_the_content(tmp_path, broken):
+    for _ in ("built", "opened again"):
+        images = load(make_source(count=600, broken=broken), tmp_path)
+        assert images.content_hash == cache.content_hash(images.images, images.labels, images.classes)
+
+
+def test_a_disk_that_fills_up_in_the_middle_leaves_nothing_behind(tmp_path):
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))  # the kernel refuses the write, as on a full disk
+    try:
+        with pytest.raises(UserError, match=r"cannot be written \(File too large\): set BISSL_FAST_CACHE"):
+            load(make_source(count=100), tmp_path, size=32)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_image_waits_for_a_batch_of_slow_ones(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    next_began = threading.Event()
+    source = make_source(count=300)
+
+    def read(index, size):
+        if index == cache._WINDOW:
+            next_began.set()
+        if index == cache._WINDOW - 1:
+            assert next_began.wait(30), "the next image is not begun before this one is done"
+        return source.read(index, size)
+
+    images = load(Source("toy/train", 300, read, source.describe, "a", source.labels, source.classes), tmp_path)
+    assert images.images[:, 0, 0, 0].tolist() == [i % 256 for i in range(300)]

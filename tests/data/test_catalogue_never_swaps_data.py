@@ -1,12 +1,16 @@
 """A set is found by name and place, or a sentence says how to get it; nothing is replaced silently."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from bissl_fast.data import textures
-from bissl_fast.data.catalogue import ENTRIES, load_downstream, load_pretext, skipped_notes
+from bissl_fast.data.catalogue import download, load_downstream, load_pretext, shortfall, skipped_notes
+from bissl_fast.data.entries import ENTRIES
 from bissl_fast.errors import UserError
-from tests.data import trees
+from bissl_fast.methods.presets import TABLE_2_BASELINE
+from tests.data import sets, trees
 
 
 def downstream(spec, root, cache, size=16):
@@ -20,8 +24,10 @@ def pretext(spec, root, cache, size=16):
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("cifar-10", r"There is no data set 'cifar-10'\. Did you mean 'cifar10'\? Known are textures, stl10, dtd"),
+        ("cifar-10", r"There is no data set 'cifar-10'\. Did you mean 'cifar10'\? Known are textures, stl10, flowers"),
         ("DTD", "Did you mean 'dtd'"),
+        ("Flowers-102", "Did you mean 'flowers'"),
+        ("OxfordIIITPet", "Did you mean 'pets'"),
         ("qqqqqq", r"There is no data set 'qqqqqq'\. Known are"),
         ("folder:", r"lacks its path: write it as folder:PATH"),
     ],
@@ -43,7 +49,9 @@ def test_a_missing_set_names_folder_command_and_alternative(entry, tmp_path):
         downstream(entry.name, tmp_path, tmp_path)
     for part in (
         f"Expected is {tmp_path}/{entry.folders[0]}",
-        f"`bissl-fast data prepare {entry.name} --data-root {tmp_path}`",
+        f"`bissl-fast data prepare {entry.name} --data-root {tmp_path}`"
+        if entry.downloads
+        else "its official download is gone",
         "`--dataset textures`",
     ):
         assert part in str(error.value)
@@ -53,7 +61,7 @@ def test_a_missing_set_names_folder_command_and_alternative(entry, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "tree"),
-    [("stl10", trees.stl10), ("cifar10", trees.cifar10), ("cifar100", trees.cifar100), ("dtd", trees.dtd)],
+    [(tree.__name__, tree) for tree in (trees.stl10, trees.cifar10, trees.cifar100, trees.dtd, *sets.TREES)],
 )
 def test_a_set_is_found_under_its_root_or_given_itself(name, tree, tmp_path):
     folder = tree(tmp_path / "data")
@@ -109,3 +117,39 @@ def test_textures_need_no_files(tmp_path, monkeypatch):
     assert splits.train.images.shape == (24, textures.SIZE, textures.SIZE, 3)
     assert np.array_equal(splits.val.images[5], textures.render_texture("val", 5))
     assert len(pretext("textures", None, tmp_path)) == 46
+
+
+def test_a_set_that_nobody_offers_says_so_instead_of_downloading(tmp_path):
+    (cars,) = (entry for entry in ENTRIES if entry.name == "cars")
+    with pytest.raises(
+        UserError, match=r"Stanford Cars cannot be downloaded: its official download is gone.*stanford_"
+    ):
+        download(cars, tmp_path)
+
+
+def test_what_a_set_on_disk_lacks_is_said(tmp_path):
+    entries = {entry.name: entry for entry in ENTRIES}
+    sentences = shortfall(entries["dtd"], trees.dtd(tmp_path))
+    assert sentences[0] == "There are 4 of 1,880 train, 4 of 1,880 val, 4 of 1,880 test images."
+    assert "2 of its 47 classes" in sentences[1]
+    folder = trees.stl10(tmp_path)
+    (folder / "unlabeled_X.bin").unlink()
+    assert "unlabeled_X.bin is missing" in shortfall(entries["stl10"], folder)[0]
+    assert shortfall(entries["textures"], tmp_path) == ()
+
+
+def test_every_set_of_the_papers_tables_is_in_the_catalogue():
+    assert TABLE_2_BASELINE.keys() <= {entry.name for entry in ENTRIES}
+
+
+def test_the_table_in_the_docs_is_the_catalogue():
+    lines = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8").splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| [")]
+    documented = {row[0]: row for row in rows}
+    files = [entry for entry in ENTRIES if not entry.embedded]
+    assert len(documented) == len(files)
+    for entry in files:
+        row = documented[f"[{entry.name}]({entry.page})"]
+        assert row[1] == f"{entry.classes:,}"
+        assert row[2] == " / ".join(f"{size:,}" for size in entry.sizes)
+        assert f"`{entry.folders[0]}/" in row[4]

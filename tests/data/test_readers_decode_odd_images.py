@@ -1,5 +1,8 @@
 """Whatever mode and shape an image file has, a square RGB image comes out, or a reason."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -101,3 +104,21 @@ def test_arrays_are_made_smaller_and_never_larger():
     assert square_array(image, 96).shape == (28, 28, 3)
     assert square_array(image, 14).shape == (14, 14, 3)
     assert (square_array(image, 14) == 9).all()
+
+
+def test_twenty_thousand_pixels_in_a_row_are_read(tmp_path):
+    path = tmp_path / "long.png"
+    Image.fromarray(np.full((3, 20_000, 3), 77, dtype=np.uint8)).save(path)
+    assert (decode_file(path, 24) == 77).all()
+
+
+def test_twenty_thousand_pixels_square_are_refused_by_their_header(tmp_path):
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)
+    content = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    path = tmp_path / "bomb.png"
+    path.write_bytes(content)
+    with pytest.raises(UnreadableImageError, match=r"400000000 pixels\) exceeds limit"):
+        decode_file(path, 24)

@@ -5,12 +5,14 @@ import pickle
 
 import numpy as np
 import pytest
+from scipy.io import savemat
 
-from bissl_fast.data.readers import arrays
-from bissl_fast.data.readers.dtd import dtd
+from bissl_fast.data.readers import arrays, class_folders, lists, matlab
 from bissl_fast.data.readers.folder import image_folder, loose_images
+from bissl_fast.data.readers.lists import dtd
+from bissl_fast.data.readers.voc import CLASSES, voc2007
 from bissl_fast.errors import UserError
-from tests.data import trees
+from tests.data import sets, trees
 
 
 def test_an_stl10_file_that_is_cut_off(tmp_path):
@@ -104,7 +106,7 @@ def test_dtd_without_one_of_its_lists(tmp_path):
 def test_dtd_without_the_images_of_a_split(tmp_path):
     folder = trees.dtd(tmp_path)
     (folder / "labels" / "test1.txt").write_text("banded/elsewhere.jpg\n")
-    with pytest.raises(UserError, match=r"None of the 1 images that labels/test1\.txt lists"):
+    with pytest.raises(UserError, match=r"None of the 1 images that DTD lists for test is in .*images"):
         dtd(folder)
 
 
@@ -147,3 +149,130 @@ def test_a_class_that_train_lacks(tmp_path):
     trees.class_folders(tmp_path / "test", {"a": 4, "c": 4})
     with pytest.raises(UserError, match="holds classes that train/ lacks: c"):
         image_folder(tmp_path)
+
+
+def voc(root):
+    return sets.voc2007(root, CLASSES)
+
+
+READERS = {
+    "flowers": (sets.flowers, matlab.flowers, ["setid.mat", "imagelabels.mat"]),
+    "cars": (sets.cars, matlab.cars, ["devkit/cars_train_annos.mat", "cars_test_annos_withlabels.mat"]),
+    "aircraft": (sets.aircraft, lists.aircraft, ["variants.txt", "images_variant_val.txt"]),
+    "pets": (sets.pets, lists.pets, ["annotations/test.txt"]),
+    "food101": (sets.food101, lists.food101, ["meta/test.json"]),
+    "sun397": (sets.sun397, lists.sun397, ["Partitions/Testing_01.txt"]),
+    "cub200": (sets.cub200, lists.cub200, ["images.txt", "classes.txt"]),
+    "voc2007": (voc, voc2007, ["ImageSets/Main/val.txt", "ImageSets/Main/dog_test.txt"]),
+    "tinyimagenet": (sets.tinyimagenet, class_folders.tiny_imagenet, ["wnids.txt"]),
+}
+FILES = [(tree, read, file) for tree, read, files in READERS.values() for file in files]
+
+
+@pytest.mark.parametrize(("tree", "read", "file"), FILES, ids=[file for _, _, file in FILES])
+def test_a_list_that_is_missing_or_not_what_its_name_says(tree, read, file, tmp_path):
+    folder = tree(tmp_path)
+    (folder / file).write_bytes(b"\xff\xfe\x00 not a list \xe9")
+    with pytest.raises(
+        UserError, match=rf"{file.split('/')[-1]} (cannot be read as text|is damaged|is no MATLAB file)"
+    ):
+        read(folder)
+    (folder / file).unlink()
+    with pytest.raises(UserError, match=rf"is incomplete: .*{file} is missing"):
+        read(folder)
+
+
+def overwrite(file, old, new):
+    def change(folder):
+        text = (folder / file).read_text()
+        assert old in text
+        (folder / file).write_text(text.replace(old, new, 1))
+
+    return change
+
+
+def flowers_label(folder):
+    savemat(folder / "imagelabels.mat", {"labels": np.full((1, 18), 103)})
+
+
+def flowers_image(folder):
+    savemat(folder / "imagelabels.mat", {"labels": np.ones((1, 17))})
+
+
+def cars_without_labels(folder):
+    rows = np.array([(1, "00001.jpg")], dtype=[("bbox_x1", object), ("fname", object)])
+    savemat(folder / "cars_test_annos_withlabels.mat", {"annotations": rows})
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "sentence"),
+    [
+        ("flowers", flowers_label, r"imagelabels\.mat holds the class number 103 where 1 to 102 are expected"),
+        ("flowers", flowers_image, r"setid\.mat names images \d+ to 18 where imagelabels\.mat labels 17"),
+        ("cars", cars_without_labels, "lacks the fields 'fname' and 'class' in its annotations"),
+        ("aircraft", overwrite("variants.txt", "A300B4\n", ""), "names the class 'A300B4', which variants.txt lacks"),
+        ("pets", overwrite("annotations/test.txt", " 3 1 1", " 38 1 1"), "the class number 38 where 1 to 37 are"),
+        ("pets", overwrite("annotations/test.txt", " 3 1 1", " 3 1"), "has the line 'Bengal_100 3 1' where 4 words"),
+        ("cub200", overwrite("image_class_labels.txt", "5 1", "5 0"), "holds the class number 0 where 1 to 2 are"),
+        ("cub200", overwrite("image_class_labels.txt", "20 2\n", ""), "list different images"),
+        ("cub200", overwrite("classes.txt", "2 002", "3 002"), "does not count its classes from 1"),
+        ("voc2007", overwrite("ImageSets/Main/cat_val.txt", "-1", "7"), r"cat_val\.txt holds the value 7 where 1, 0"),
+        ("voc2007", overwrite("ImageSets/Main/cat_val.txt", "100001", "9"), "does not label the image 100001"),
+        ("tinyimagenet", overwrite("val/val_annotations.txt", "\tn0144", "\tn9944"), "names no class of wnids.txt"),
+    ],
+)  # fmt: skip
+def test_labels_out_of_range_and_lists_that_contradict_each_other(name, change, sentence, tmp_path):
+    tree, read, _ = READERS[name]
+    folder = tree(tmp_path)
+    read(folder)
+    change(folder)
+    with pytest.raises(UserError, match=sentence):
+        read(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "images"), [("voc2007", "JPEGImages"), ("pets", "images"), ("flowers", "jpg"), ("cars", "cars_test")]
+)
+def test_lists_without_any_image_on_disk(name, images, tmp_path):
+    tree, read, _ = READERS[name]
+    folder = tree(tmp_path)
+    (folder / images).rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"None of the \d+ images that .* lists for \w+ is in .*unpack the set again"):
+        read(folder)
+
+
+def test_caltech_with_nothing_but_its_background(tmp_path):
+    folder = sets.caltech101(tmp_path, counts=(0, 0))
+    with pytest.raises(UserError, match="holds 0 class folders where 101 are expected"):
+        class_folders.caltech101(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"y": np.array([9] * 15)}, "holds labels outside its 3 classes"),
+        ({"packed": np.zeros((15, 7), dtype=np.uint8)}, r"holds \(15, 7\) uint8 where \(15, 1379\) uint8 is expected"),
+        (None, "cannot be read"),
+    ],
+)
+def test_omniglot_arrays_that_are_damaged(changes, sentence, tmp_path):
+    folder = sets.omniglot_bits(tmp_path)
+    path = folder / "omniglot_images_background_bits105.npz"
+    if changes is None:
+        path.write_bytes(path.read_bytes()[:-100])
+    else:
+        np.savez(path, **(dict(np.load(path)) | changes))
+    with pytest.raises(UserError, match=sentence):
+        class_folders.omniglot(folder)
+
+
+def test_omniglot_with_neither_drawings_nor_bits(tmp_path):
+    with pytest.raises(UserError, match=r"Omniglot is incomplete: .*images_background is missing"):
+        class_folders.omniglot(tmp_path)
+
+
+def test_stl10_class_names_that_are_no_text(tmp_path):
+    folder = trees.stl10(tmp_path)
+    (folder / "class_names.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(UserError, match=r"class_names\.txt cannot be read as text"):
+        arrays.stl10(folder)

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from bissl_fast.data.splitmix import derive_key, splitmix64
-from bissl_fast.data.splits import stratified_holdout
+from bissl_fast.data.splits import fixed_per_class, stratified_holdout
+
+# Stanford Cars' own training images: how many classes have how many of them.
+CARS = {
+    24: 1, 28: 1, 29: 1, 30: 1, 31: 1, 32: 1, 33: 3, 34: 4, 35: 3, 36: 5, 37: 6, 38: 7, 39: 15, 40: 12, 41: 20, 42: 22,
+    43: 26, 44: 27, 45: 24, 46: 10, 47: 2, 48: 2, 49: 1, 68: 1,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -19,11 +25,26 @@ from bissl_fast.data.splits import stratified_holdout
         ([30] * 194 + [29] * 6, 4800, 1194),  # CUB200
         ([30] * 101, 2424, 606),  # Caltech101
         ([50] * 397, 15880, 3970),  # SUN397
+        ([n for n, classes in CARS.items() for _ in range(classes)], 6598, 1546),  # Stanford Cars
     ],
 )
 def test_sizes_are_the_authors(per_class, kept, held):
     labels = np.repeat(np.arange(len(per_class)), per_class)
     assert tuple(map(len, stratified_holdout(labels))) == (kept, held)
+
+
+def test_thirty_per_class_train_and_the_others_test():
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(4), [31, 800, 30, 1]))
+    chosen, rest = fixed_per_class(labels, 30)
+    assert np.array_equal(np.sort(np.concatenate([chosen, rest])), np.arange(862))
+    assert np.bincount(labels[chosen]).tolist() == [30, 30, 29, 1]
+    assert np.bincount(labels[rest], minlength=4).tolist() == [1, 770, 1, 0]
+
+
+def test_the_thirty_are_not_the_first_and_never_change():
+    chosen, _ = fixed_per_class(np.arange(1000) % 7, 30)
+    assert hashlib.sha256(chosen.astype("<i8").tobytes()).hexdigest()[:16] == "7944ac6f04645d2b"
+    assert chosen.max() > 900
 
 
 def test_class_proportions_are_kept_and_nothing_is_lost():

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bissl_fast.data.dataset import Labels
-from bissl_fast.data.readers.source import Listing, Source, carve, from_array, require
+from bissl_fast.data.readers.source import Listing, Source, from_array, read_text, require, with_validation
 from bissl_fast.errors import UserError
 
 FASHION_CLASSES = (
@@ -25,19 +25,13 @@ FASHION_CLASSES = (
 STL10_SIDE, CIFAR_SIDE = 96, 32
 
 
-def with_validation(name: str, train: Source, test: Source) -> Listing:
-    """A set without a validation split: a fixed fifth of the training images becomes one (BiSSL, Appendix B.1)."""
-    rest, val, notes = carve(train, f"{name}/val")
-    return Listing(rest, val, test, notes)
-
-
 # STL10: raw uint8, (N, 3, width, height), labels from 1
 
 
 def stl10(folder: Path) -> Listing:
     """Read `train_X.bin`, `train_y.bin`, `test_X.bin`, `test_y.bin` and `class_names.txt`, if that is there."""
     names = folder / "class_names.txt"
-    classes = tuple(names.read_text().split()) if names.exists() else tuple(f"class {i}" for i in range(1, 11))
+    classes = tuple(read_text(names, "STL10").split()) if names.exists() else tuple(f"class {i}" for i in range(1, 11))
     parts = {}
     for split in ("train", "test"):
         images = require(folder / f"{split}_X.bin", "STL10")
@@ -45,7 +39,7 @@ def stl10(folder: Path) -> Listing:
         _stl10_check(images, len(labels))
         load = partial(_stl10_images, images)
         parts[split] = from_array(f"stl10/{split}", load, STL10_SIDE, (images,), labels, classes)
-    return with_validation("stl10", parts["train"], parts["test"])
+    return with_validation(parts["train"], parts["test"])
 
 
 def stl10_unlabelled(folder: Path) -> Source:
@@ -82,7 +76,7 @@ def fashion_mnist(folder: Path) -> Listing:
         labels = read_idx(_plain_or_gz(folder / f"{prefix}-labels-idx1-ubyte")).astype(np.int64)
         load = partial(_fashion_images, images, len(labels))
         parts[split] = from_array(f"fashionmnist/{split}", load, 28, (images,), labels, FASHION_CLASSES)
-    return with_validation("fashionmnist", parts["train"], parts["test"])
+    return with_validation(parts["train"], parts["test"])
 
 
 def read_idx(path: Path) -> npt.NDArray[np.uint8]:
@@ -144,7 +138,7 @@ def _cifar(name: str, meta: Path, train: list[Path], test: Path, labels_key: str
             raise UserError(f"{files[0].parent} holds images that do not match their labels: download {name} again.")
         return from_array(f"{name}/{split}", partial(_cifar_images, pixels), CIFAR_SIDE, files, labels, classes)
 
-    return with_validation(name, source("train", train), source("test", [test]))
+    return with_validation(source("train", train), source("test", [test]))
 
 
 def _cifar_images(pixels: list[npt.NDArray[np.uint8]]) -> npt.NDArray[np.uint8]:

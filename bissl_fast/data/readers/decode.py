@@ -20,6 +20,11 @@ class UnreadableImageError(Exception):
     """One image could not be decoded; the message is the reason. Not fatal: the image is left out and named."""
 
 
+def printable(name: str | Path) -> str:
+    """A name for messages: bytes of a file name that are no UTF-8 become a replacement character."""
+    return str(name).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
 def is_image(path: Path) -> bool:
     """Whether a file's name says that it is an image; hidden files, such as `._x.jpg` of other systems, are not."""
     return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
@@ -28,7 +33,9 @@ def is_image(path: Path) -> bool:
 def decode_file(path: Path, size: int) -> Images:
     """Decode a file: short side to `size` (antialiased bicubic), square from the middle.
 
-    Grayscale, palette, CMYK and 16-bit images become 8-bit RGB; transparency is dropped.
+    Grayscale, palette, CMYK and 16-bit images become 8-bit RGB; transparency is dropped. An image of more than 179
+    million pixels, such as 20,000 x 20,000, is refused by its header before any memory is taken: Pillow's guard against
+    files that are small packed and huge unpacked. Long and narrow images below that are read.
 
     Args:
         path: A file in any format that Pillow reads.
@@ -48,7 +55,8 @@ def decode_file(path: Path, size: int) -> Images:
             image.draft("RGB", (2 * size, 2 * size))
             return resize_square(to_rgb(image), size)
     except Exception as error:  # a broken file can make a decoder raise anything
-        raise UnreadableImageError(str(error).replace(str(path), path.name) or type(error).__name__) from error
+        reason = printable(str(error).replace(str(path), path.name).replace(repr(str(path)), f"'{path.name}'"))
+        raise UnreadableImageError(reason or type(error).__name__) from error
 
 
 def to_rgb(image: PillowImage.Image) -> PillowImage.Image:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import numpy as np
-
-from bissl_fast.data.readers.decode import EXTENSIONS, is_image
+from bissl_fast.data.readers.decode import EXTENSIONS, is_image, printable
 from bissl_fast.data.readers.source import Listing, Source, carve, from_files, listed
 from bissl_fast.data.splits import TEST_SEED
 from bissl_fast.errors import UserError
@@ -26,13 +24,14 @@ def image_folder(root: Path) -> Listing:
         UserError: There is no folder, no class, only one class, or a split that cannot be made up is missing.
     """
     _check_folder(root)
+    title = printable(root.name)
     train_root = root / "train"
     if not train_root.is_dir():
         return _split_flat(root)
     test_root = root / "test"
     val_root = next((root / name for name in _VALIDATION_NAMES if (root / name).is_dir()), None)
     classes = _classes(train_root)
-    train = _labelled(train_root, f"{root.name}/train", classes)
+    train = _labelled(train_root, f"{title}/train", classes)
     if not test_root.is_dir():
         if val_root is None:
             raise UserError(
@@ -40,12 +39,12 @@ def image_folder(root: Path) -> Listing:
                 f"or give {train_root} itself to have it split into three."
             )
         test_root, val_root = val_root, None
-    test = _labelled(test_root, f"{root.name}/test", classes)
+    test = _labelled(test_root, f"{title}/test", classes)
     if val_root is not None:
-        return Listing(train, _labelled(val_root, f"{root.name}/val", classes), test)
-    train, val, notes = carve(train, f"{root.name}/val")
+        return Listing(train, _labelled(val_root, f"{title}/val", classes), test)
+    train, val, notes = carve(train, f"{title}/val")
     origin = "" if test_root.name == "test" else f", and {test_root.name}/ serves as the test split"
-    notes = (f"{root} lacks a split: a fifth of train/ is held out for validation{origin}.", *notes)
+    notes = (f"{printable(root)} lacks a split: a fifth of train/ is held out for validation{origin}.", *notes)
     return Listing(train, val, test, notes)
 
 
@@ -56,14 +55,15 @@ def loose_images(root: Path) -> Source:
         UserError: There is no folder, or no image in it.
     """
     _check_folder(root)
-    return from_files(f"{root.name}/unlabelled", _images_below(root), root)
+    return from_files(f"{printable(root.name)}/unlabelled", images_below(root), root)
 
 
 def _split_flat(root: Path) -> Listing:
-    whole = _labelled(root, root.name, _classes(root))
-    rest, test, notes = carve(whole, f"{root.name}/test", TEST_SEED)
-    train, val, more = carve(rest, f"{root.name}/val", kept_name=f"{root.name}/train")
-    split = f"{root} has no splits of its own: {train.count} images train"
+    title = printable(root.name)
+    whole = _labelled(root, title, _classes(root))
+    rest, test, notes = carve(whole, f"{title}/test", TEST_SEED)
+    train, val, more = carve(rest, f"{title}/val", kept_name=f"{title}/train")
+    split = f"{printable(root)} has no splits of its own: {train.count} images train"
     return Listing(
         train, val, test, (f"{split}, {val.count} validate, {test.count} test.", *dict.fromkeys(notes + more))
     )
@@ -89,13 +89,13 @@ def _labelled(root: Path, name: str, classes: tuple[str, ...]) -> Source:
     paths: list[Path] = []
     labels: list[int] = []
     for label, name_of_class in enumerate(classes):
-        found = _images_below(root / name_of_class) if (root / name_of_class).is_dir() else []
+        found = images_below(root / name_of_class) if (root / name_of_class).is_dir() else []
         paths += found
         labels += [label] * len(found)
-    return from_files(name, paths, root, np.asarray(labels, dtype=np.int64), classes)
+    return from_files(name, paths, root, labels, tuple(map(printable, classes)))
 
 
-def _images_below(root: Path) -> list[Path]:
+def images_below(root: Path) -> list[Path]:
     """Images at any depth; links to folders are followed, hidden files and folders are not."""
     found: list[Path] = []
     for folder, children, files in os.walk(root, followlinks=True):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bissl_fast.data.dataset import Images, Labels
-from bissl_fast.data.readers.decode import decode_file, square_array
+from bissl_fast.data.dataset import Images, Targets
+from bissl_fast.data.readers.decode import decode_file, printable, square_array
 from bissl_fast.data.splits import VALIDATION_FRACTION, VALIDATION_SEED, stratified_holdout
 from bissl_fast.errors import UserError
 
@@ -28,7 +29,7 @@ class Source:
         read: `read(index, size)` gives `(side(size), side(size), 3)` uint8, or raises `UnreadableImageError`.
         describe: `describe(index)` names an image in messages.
         identity: Digest of all that determines pixels and labels, without reading the pixels: files, sizes, times.
-        labels: `(count,)` int64, or `None` for an unlabelled split.
+        labels: As those of `ImageSet`; `None` for an unlabelled split.
         classes: Class names by label.
         native: Side of the stored images, if all are equal: these are not enlarged.
     """
@@ -38,7 +39,7 @@ class Source:
     read: Callable[[int, int], Images]
     describe: Callable[[int], str]
     identity: str
-    labels: Labels | None = None
+    labels: Targets | None = None
     classes: tuple[str, ...] = ()
     native: int | None = None
 
@@ -77,7 +78,9 @@ def digest(*parts: str | npt.NDArray[Any]) -> str:
     """Hash strings and arrays; the parts' lengths are hashed too, so that they cannot run into each other."""
     total = hashlib.sha256()
     for part in parts:
-        data = part.encode() if isinstance(part, str) else np.ascontiguousarray(part).tobytes()
+        data = (
+            part.encode("utf-8", "surrogateescape") if isinstance(part, str) else np.ascontiguousarray(part).tobytes()
+        )
         total.update(f"{len(data)}:".encode() + data)
     return total.hexdigest()
 
@@ -96,20 +99,79 @@ def from_files(
     name: str,
     paths: Sequence[Path],
     root: Path,
-    labels: Sequence[int] | npt.NDArray[np.int64] | None = None,
+    labels: Sequence[int] | Targets | None = None,
     classes: tuple[str, ...] = (),
+    native: int | None = None,
 ) -> Source:
-    """A source of image files below `root`."""
-    targets = None if labels is None else np.asarray(labels, dtype=np.int64)
+    """A source of image files below `root`; with `native`, the side of all of them, none is enlarged."""
+    targets = labels if labels is None or isinstance(labels, np.ndarray) else np.asarray(labels, dtype=np.int64)
+    side = native or sys.maxsize
     return Source(
         name,
         len(paths),
-        read=lambda index, size: decode_file(paths[index], size),
-        describe=lambda index: paths[index].relative_to(root).as_posix(),
+        read=lambda index, size: decode_file(paths[index], min(size, side)),
+        describe=lambda index: printable(paths[index].relative_to(root).as_posix()),
         identity=digest(file_states(paths, root), np.zeros(0) if targets is None else targets, "\n".join(classes)),
         labels=targets,
         classes=classes if targets is not None else (),
+        native=native,
     )
+
+
+def from_lists(
+    name: str,
+    title: str,
+    root: Path,
+    splits: Mapping[str, Sequence[tuple[str, str]]],
+    classes: Sequence[str],
+    total: int,
+    native: int | None = None,
+) -> Listing:
+    """The splits of a set that names its image files and their classes in lists.
+
+    A tree with only some of the classes, or some of the images, is read as it is, and the notes say so.
+
+    Args:
+        name: Name of the set.
+        title: Its name in messages.
+        root: Folder of the images.
+        splits: File below `root` and class of every image of `train`, `test` and, if the set has it, `val`. Where it
+            has not, a fifth of `train` becomes it.
+        classes: Class names in the order of their labels.
+        total: Number of classes of the complete set.
+        native: Side of the images, if all are equal.
+
+    Raises:
+        UserError: A split has no image on disk.
+    """
+    present = {split: [entry for entry in entries if (root / entry[0]).exists()] for split, entries in splits.items()}
+    for split, entries in splits.items():
+        if not present[split]:
+            raise UserError(
+                f"None of the {len(entries)} images that {title} lists for {split} is in {root}: unpack the set again."
+            )
+    used = {label for entries in present.values() for _, label in entries}
+    kept = tuple(label for label in classes if label in used)
+    number = {label: i for i, label in enumerate(kept)}
+    sources = {
+        split: from_files(
+            f"{name}/{split}", [root / file for file, _ in entries], root, [number[c] for _, c in entries], kept, native
+        )
+        for split, entries in present.items()
+    }
+    notes = [f"{title} is here with {len(kept)} of its {total} classes: {listed(kept, 12)}."] * (len(kept) < total)
+    found = {file for entries in present.values() for file, _ in entries}
+    notes += absent_notes(title, [file for entries in splits.values() for file, _ in entries if file not in found])
+    if "val" in sources:
+        return Listing(sources["train"], sources["val"], sources["test"], tuple(notes))
+    return with_validation(sources["train"], sources["test"], tuple(notes))
+
+
+def absent_notes(title: str, absent: Sequence[str]) -> list[str]:
+    """A note on the images that a set's lists name and the disk does not hold, if any."""
+    if not absent:
+        return []
+    return [f"Not on disk, though {title}'s lists name them: {len(absent)} of its images ({listed(absent)})."]
 
 
 def from_array(
@@ -120,6 +182,7 @@ def from_array(
     labels: npt.NDArray[np.int64] | None,
     classes: tuple[str, ...],
     count: int | None = None,
+    unpack: Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint8]] | None = None,
 ) -> Source:
     """A source whose images lie in one array.
 
@@ -131,6 +194,7 @@ def from_array(
         labels: `(N,)` int64 or `None`.
         classes: Class names by label.
         count: N, where there are no labels to count.
+        unpack: Makes `(H, W)` or `(H, W, 3)` of one stored image, where `load` gives another form.
 
     Raises:
         UserError: A label lies outside the range of the classes.
@@ -144,7 +208,7 @@ def from_array(
     return Source(
         name,
         len(labels) if labels is not None else count or 0,
-        read=lambda index, size: square_array(images()[index], size),
+        read=lambda index, size: square_array(unpack(images()[index]) if unpack else images()[index], size),
         describe=lambda index: f"image {index} of {files[0].name}",
         identity=digest(file_states(files, files[0].parent), np.zeros(0) if labels is None else labels),
         labels=labels,
@@ -178,22 +242,29 @@ def carve(
         UserError: No class has two images.
     """
     assert source.labels is not None
-    kept, held = stratified_holdout(source.labels, VALIDATION_FRACTION, seed)
+    labels = source.labels.astype(np.int64, copy=False)
+    kept, held = stratified_holdout(labels, VALIDATION_FRACTION, seed)
     if len(held) == 0:
         raise UserError(
             f"No class of {source.name} has two images, so none can be held out as {name}: "
             f"add images, or give {name.split('/')[-1]}/ as a folder of its own."
         )
-    counts = np.bincount(source.labels, minlength=len(source.classes))
+    counts = np.bincount(labels, minlength=len(source.classes))
     single = [c for c, n in zip(source.classes, counts, strict=True) if n == 1]
     notes = (f"{listed(single)} of {source.name} has one image only: it stays in training.",) if single else ()
     return source.take(kept, kept_name or source.name), source.take(held, name), notes
 
 
+def with_validation(train: Source, test: Source, notes: tuple[str, ...] = ()) -> Listing:
+    """A set without a validation split: a fixed fifth of the training images becomes one (BiSSL, Appendix B.1)."""
+    rest, val, more = carve(train, f"{train.name.split('/')[0]}/val")
+    return Listing(rest, val, test, notes + more)
+
+
 def listed(names: Sequence[str], limit: int = 5) -> str:
     """Names for a sentence: the first few, and how many more there are."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+    return printable(", ".join(names[:limit])) + more
 
 
 def require(path: Path, what: str) -> Path:
@@ -205,3 +276,43 @@ def require(path: Path, what: str) -> Path:
     if not path.exists():
         raise UserError(f"{what} is incomplete: {path} is missing; download or unpack the set again.")
     return path
+
+
+def read_text(path: Path, what: str) -> str:
+    """The text of a set's file.
+
+    Raises:
+        UserError: It is missing, or is no text in UTF-8.
+    """
+    try:
+        return require(path, what).read_text(encoding="utf-8")
+    except (UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{path} cannot be read as text ({error}): download or unpack {what} again.") from error
+
+
+def read_rows(path: Path, what: str, columns: int | None = None) -> list[list[str]]:
+    """The words of every line that is not blank; with `columns`, each line must have so many.
+
+    Raises:
+        UserError: The file is missing, no text, or a line has another number of words.
+    """
+    rows = [line.split() for line in read_text(path, what).splitlines() if line.strip()]
+    for row in rows:
+        if columns is not None and len(row) != columns:
+            raise UserError(
+                f"{path} has the line '{' '.join(row)}' where {columns} words are expected: download {what} again."
+            )
+    return rows
+
+
+def label_of(number: str | int, classes: int, path: Path) -> int:
+    """The label of a class number that counts from 1, as in the files of many sets.
+
+    Raises:
+        UserError: There is no class of that number.
+    """
+    if not str(number).isdecimal() or not 1 <= int(number) <= classes:
+        raise UserError(
+            f"{path} holds the class number {number} where 1 to {classes} are expected: download the set again."
+        )
+    return int(number) - 1
