@@ -2,7 +2,7 @@
 
 Each reads its tensors once for the sums (``batch_norm_sums``, two launches: partial sums, then their sum) and once for
 the result (``batch_norm_values``, one launch): a reduction over a channel ends before its first result can be written,
-and a channel is larger than a cache. The arithmetic is float32, of float64 tensors float64. Values of tensors as
+and a channel does not stay on the chip. The arithmetic is float32, of float64 tensors float64. Values of tensors as
 large as x that are moved, with a residual and a ReLU:
 
     ===========  ==========================  ==========================  =====
@@ -18,7 +18,7 @@ large as x that are moved, with a residual and a ReLU:
                                              dx_t, dresidual_t
     ===========  ==========================  ==========================  =====
 
-Partial sums add one value per ``TILE`` or more. The same inputs give the same bits on the same kind of device.
+Partial sums are at most five values per program and channel. The same inputs give the same bits on the same kind of device.
 """
 
 from typing import Any, overload
