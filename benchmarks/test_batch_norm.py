@@ -1,18 +1,35 @@
 """Batch norm and ReLU beside PyTorch's own: forward, backward, and a product through both.
 
+On a CPU the C++ kernels serve, on a CUDA device Triton's, which are timed to the end of the device's work.
+
 pytest benchmarks/test_batch_norm.py --benchmark-group-by=group
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bissl_fast.ops import batch_norm_act
+from bissl_fast.ops import backend, batch_norm_act
 
-SHAPE = (64, 64, 24, 24)
+
+class Place(NamedTuple):
+    """Where the work is done, on what, and by which backend."""
+
+    device: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    backend: str
+
+
+PLACES = {
+    "cpu": Place("cpu", (64, 64, 24, 24), torch.float32, "cpp"),
+    "cuda": Place("cuda", (512, 64, 48, 48), torch.float32, "triton"),
+    "cuda bfloat16": Place("cuda", (512, 64, 48, 48), torch.bfloat16, "triton"),
+}
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 TASKS = ("forward", "forward + backward", "reverse over reverse", "forward over reverse")
 pytest.importorskip("pytest_benchmark")
@@ -28,16 +45,17 @@ def eager(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.relu(F.batch_norm(x, None, None, weight, bias, True))
 
 
-def task_of(name: str, layer: Layer, compiled: bool, layout: torch.memory_format) -> Callable[[], object]:
+def task_of(name: str, layer: Layer, compiled: bool, layout: torch.memory_format, place: Place) -> Callable[[], object]:
     """A call that does the task once; a product is the whole of it, forward and backward pass included."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(place.device).manual_seed(0)
+    shape, channels = place.shape, place.shape[1]
 
     def draw(*size: int) -> Tensor:
-        return torch.randn(size, generator=generator)
+        return torch.randn(size, generator=generator, device=place.device).to(place.dtype)
 
-    inputs = (draw(*SHAPE).contiguous(memory_format=layout), draw(SHAPE[1]), draw(SHAPE[1]))
-    directions = (draw(*SHAPE).contiguous(memory_format=layout), draw(SHAPE[1]), draw(SHAPE[1]))
-    cotangent = draw(*SHAPE).contiguous(memory_format=layout)
+    inputs = (draw(*shape).contiguous(memory_format=layout), draw(channels), draw(channels))
+    directions = (draw(*shape).contiguous(memory_format=layout), draw(channels), draw(channels))
+    cotangent = draw(*shape).contiguous(memory_format=layout)
     tracked = (*(t.clone(memory_format=torch.preserve_format).requires_grad_() for t in (*inputs, cotangent)),)
 
     def gradient(*inputs: Tensor) -> tuple[Tensor, ...]:
@@ -69,10 +87,21 @@ def task_of(name: str, layer: Layer, compiled: bool, layout: torch.memory_format
 @pytest.mark.parametrize("layer", ["bissl-fast", "eager", "torch.compile"])
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_time_of(benchmark, layout: str, task: str, layer: str) -> None:
+@pytest.mark.parametrize("place", PLACES)
+def test_time_of(benchmark, place: str, layout: str, task: str, layer: str) -> None:
     if task == "reverse over reverse" and layer == "torch.compile":
         pytest.skip("torch.compile has no double backward")
+    where = PLACES[place]
+    if where.device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("PyTorch finds no CUDA device")
     function = fused if layer == "bissl-fast" else eager
-    benchmark.group = f"{task}, {SHAPE}, {layout}"
-    call = task_of(task, function, layer == "torch.compile", LAYOUTS[layout])
-    benchmark.pedantic(call, rounds=20, warmup_rounds=2)
+    benchmark.group = f"{task}, {place}, {where.shape}, {layout}"
+    call = task_of(task, function, layer == "torch.compile", LAYOUTS[layout], where)
+
+    def finished() -> None:
+        call()
+        if where.device == "cuda":
+            torch.cuda.synchronize()
+
+    with backend(where.backend if layer == "bissl-fast" else "auto"):
+        benchmark.pedantic(finished, rounds=20, warmup_rounds=2)

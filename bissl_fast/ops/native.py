@@ -112,6 +112,21 @@ def register(library: Library, prefix: str, fakes: dict[str, Callable[..., Any]]
             library.impl(f"{prefix}{name}", counting(f"{prefix}{name}"), "ADInplaceOrView")  # type: ignore[no-untyped-call]
 
 
+def register_triton(
+    library: Library,
+    prefix: str,
+    arguments: dict[str, str],
+    kernels: dict[str, Callable[..., Any]],
+    fakes: dict[str, Callable[..., Any]],
+    advice: str,
+) -> None:
+    """Declare ops that only Triton has, with their kernels for CUDA tensors; ``kernels`` import Triton when called."""
+    for name, kernel in kernels.items():
+        library.define(f"{prefix}{name}{arguments[name]}")  # type: ignore[no-untyped-call]
+        library.impl(f"{prefix}{name}", kernel, "CUDA")  # type: ignore[no-untyped-call]
+    register(library, prefix, fakes, advice)
+
+
 def register_compiled(fakes: dict[str, Callable[..., Any]], advice: str) -> Library:
     """Register ops that only the compiled extension has; the library must live as long as they are used.
 
@@ -130,10 +145,8 @@ def register_all() -> Library:
     library = Library("bissl_fast", "FRAGMENT")  # type: ignore[no-untyped-call]
     if _C is not None:
         register(library, "contrastive_", FAKES)
-    for name, kernel in {"fwd": triton_fwd, "bwd": triton_bwd, "bwd_bwd": triton_bwd_bwd}.items():
-        library.define(f"triton_contrastive_{name}{ARGUMENTS[name]}")  # type: ignore[no-untyped-call]
-        library.impl(f"triton_contrastive_{name}", kernel, "CUDA")  # type: ignore[no-untyped-call]
-    register(library, "triton_contrastive_", TRITON_FAKES)
+    kernels: dict[str, Callable[..., Any]] = {"fwd": triton_fwd, "bwd": triton_bwd, "bwd_bwd": triton_bwd_bwd}
+    register_triton(library, "triton_contrastive_", ARGUMENTS, kernels, TRITON_FAKES, LOSSES)
     return library
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from bissl_fast.errors import UserError
 from bissl_fast.ops import backend, batch_norm_act, native
 from bissl_fast.ops.backend import say_once
+from bissl_fast.ops.batch_norm.derivatives import PREFIX
 from bissl_fast.ops.batch_norm.schemas import ARGUMENTS
 
 X, WEIGHT, BIAS, RESIDUAL = case((4, 3, 5, 2)).inputs
@@ -37,8 +38,9 @@ def raw_arguments(name: str, x: Tensor, groups: int = 2, relu: bool = True, with
 @needs_native
 @pytest.mark.parametrize("name", ARGUMENTS)
 @pytest.mark.parametrize("mode", ["forward_ad", "functorch", "requires_grad"])
-def test_a_raw_kernel_met_by_a_derivative_raises(name: str, mode: str) -> None:
-    op = getattr(torch.ops.bissl_fast, f"batch_norm_{name}")
+@pytest.mark.parametrize("prefix", PREFIX.values())
+def test_a_raw_kernel_met_by_a_derivative_raises(prefix: str, name: str, mode: str) -> None:
+    op = getattr(torch.ops.bissl_fast, f"{prefix}{name}")
     first, *rest = raw_arguments(name, X)
 
     def differentiate() -> None:

@@ -47,7 +47,8 @@ ARGUMENTS = {
     " Tensor weight, Tensor mean, Tensor rstd, Tensor sum_g, Tensor sum_gx, int groups, bool relu,"
     " bool with_residual) -> (Tensor, Tensor, Tensor, Tensor)",
 }
-"""Of every kernel, by the name that follows ``batch_norm_``; csrc/registration.cpp says the same."""
+"""Of every kernel, by the name that follows ``batch_norm_`` (C++; csrc/registration.cpp says the same) or
+``triton_batch_norm_``."""
 
 
 def memory_format(x: Tensor) -> torch.memory_format:
@@ -155,4 +156,19 @@ FAKES: dict[str, Callable[..., Any]] = {
 
 ADVICE = "Call bissl_fast.ops.batch_norm_act, which is differentiable twice."
 
+
+def triton_kernel(name: str) -> Callable[..., Any]:
+    """A kernel that imports Triton when it is first called."""
+
+    def call(*args: Any) -> Any:
+        from bissl_fast.ops.triton import batch_norm
+
+        return getattr(batch_norm, name)(*args)
+
+    return call
+
+
 _LIBRARY = native.register_compiled({f"batch_norm_{name}": fake for name, fake in FAKES.items()}, ADVICE)
+native.register_triton(
+    _LIBRARY, "triton_batch_norm_", ARGUMENTS, {name: triton_kernel(name) for name in ARGUMENTS}, FAKES, ADVICE
+)

@@ -1,4 +1,4 @@
-"""The raw contrastive kernels in Triton: ``launch`` has ``fwd``, ``bwd``, ``bwd_bwd`` and ``supports``.
+"""The raw kernels in Triton: ``launch`` has those of the contrastive losses, ``batch_norm`` those of batch norm.
 
 Nothing here is imported before the first CUDA tensor asks for it: ``import triton`` is slow.
 """

@@ -5,10 +5,7 @@ size of 1 / τ would not have: Σ exp((cos − 1) / τ) where one exponential se
 else log2 Σ exp(cos / τ).
 """
 
-import functools
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ParamSpec, TypeVar
 
 import torch
 import triton  # type: ignore[import-untyped,import-not-found,unused-ignore]
@@ -16,13 +13,11 @@ from torch import Tensor
 
 from bissl_fast.ops.schemas import NORM_EPS, unit_dtype
 from bissl_fast.ops.triton import plans, rows, tiles, weights
+from bissl_fast.ops.triton.device import on_device_of_first
 
 WEIGHT_GAIN = 4096.0  # lifts softmax weights (≤ 8 with their tangents) into float16's normal range
 ONE_EXP_LIMIT = 43.0  # 2 / τ ≤ 86: exp((s − 1) / τ) stays a normal float32 for every cosine s
 LOG2E = 1.4426950408889634
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -79,17 +74,6 @@ def is_split(dtype: torch.dtype) -> bool:
 def supports(z: Tensor) -> bool:
     """Whether the kernels take embeddings of this dtype and width."""
     return z.dtype != torch.float64 and plans.padded_width(z.shape[1]) <= plans.MAX_WIDTH
-
-
-def on_device_of_first(kernel: Callable[P, R]) -> Callable[P, R]:
-    """Triton launches on the current device, which need not be the tensors'."""
-
-    @functools.wraps(kernel)
-    def launch(*args: P.args, **kwargs: P.kwargs) -> R:
-        with torch.cuda.device_of(args[0]):  # type: ignore[no-untyped-call]
-            return kernel(*args, **kwargs)
-
-    return launch
 
 
 @on_device_of_first

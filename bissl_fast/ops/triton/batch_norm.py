@@ -1,0 +1,217 @@
+"""The six raw kernels of :mod:`bissl_fast.ops.batch_norm.schemas` in Triton, for both layouts and all four dtypes.
+
+Each reads its tensors once for the sums (``batch_norm_sums``, two launches: partial sums, then their sum) and once for
+the result (``batch_norm_values``, one launch): a reduction over a channel ends before its first result can be written,
+and a channel does not stay on the chip. The arithmetic is float32, of float64 tensors float64. Values of tensors as
+large as x that are moved, with a residual and a ReLU:
+
+    ===========  ==========================  ==========================  =====
+    kernel       read for the sums           read and written after      moved
+    ===========  ==========================  ==========================  =====
+    fwd          x                           x, residual, out                4
+    apply                                    x, residual, out                3
+    bwd          g, out, x                   g, out, x, dx, dresidual        8
+    bwd_apply                                g, out, x, dx, dresidual        5
+    jvp          x_t, x                      x_t, x, out, residual_t,        7
+                                             out_t
+    bwd_jvp      x_t, g_t, g, out, x         x_t, g_t, g, out, x,           12
+                                             dx_t, dresidual_t
+    ===========  ==========================  ==========================  =====
+
+Partial sums are at most five values per program and channel. The same inputs give the same bits on the same kind of device.
+"""
+
+from typing import Any, overload
+
+import torch
+import triton  # type: ignore[import-untyped,import-not-found,unused-ignore]
+from torch import Tensor
+
+from bissl_fast.ops.batch_norm.schemas import empty_like, empty_residual, empty_statistics, memory_format
+from bissl_fast.ops.schemas import wide_dtype
+from bissl_fast.ops.triton import batch_norm_sums as sums
+from bissl_fast.ops.triton import batch_norm_tiles as tiles
+from bissl_fast.ops.triton import batch_norm_values as values
+from bissl_fast.ops.triton import plans
+from bissl_fast.ops.triton.device import on_device_of_first
+
+
+class Problem:
+    """The matrix that x is, and how kernels are launched on it."""
+
+    def __init__(self, x: Tensor, groups: int) -> None:
+        if x.dim() < 2 or x.numel() == 0 or groups < 1 or x.shape[0] % groups:
+            raise ValueError(f"x must be (N, C, ...), not empty and a multiple of {groups}, found {tuple(x.shape)}.")
+        self.shape, self.device, self.wide = x.shape, x.device, wide_dtype(x.dtype)
+        self.format = memory_format(x)
+        rows, channels = x.shape[0] // groups, x.shape[1]
+        run = x.numel() // (x.shape[0] * channels)
+        last = self.format != torch.contiguous_format
+        self.matrix = tiles.Matrix(groups, rows * run if last else rows, channels, 1 if last else run)
+
+    @overload
+    def like_x(self, tensor: Tensor) -> Tensor: ...
+    @overload
+    def like_x(self, tensor: None) -> None: ...
+    @overload
+    def like_x(self, tensor: Tensor | None) -> Tensor | None: ...
+    def like_x(self, tensor: Tensor | None) -> Tensor | None:
+        """A tensor shaped like x, in x's layout."""
+        if tensor is not None and tensor.shape != self.shape:
+            raise ValueError(f"A tensor like x must be {tuple(self.shape)}, found {tuple(tensor.shape)}.")
+        return None if tensor is None else tensor.contiguous(memory_format=self.format)
+
+    def per_channel(self, tensor: Tensor | None) -> Tensor | None:
+        """A weight or a bias."""
+        if tensor is not None and tensor.shape != (self.matrix.channels,):
+            raise ValueError(f"It must be ({self.matrix.channels},), found {tuple(tensor.shape)}.")
+        return None if tensor is None else tensor.contiguous()
+
+    def statistics(self, *found: Tensor) -> tuple[Tensor, ...]:
+        """Statistics or sums."""
+        for tensor in found:
+            if tensor.shape != (self.matrix.groups, self.matrix.channels) or tensor.dtype != self.wide:
+                expected = f"({self.matrix.groups}, {self.matrix.channels}) of {self.wide}"
+                raise ValueError(f"Statistics must be {expected}, found {tuple(tensor.shape)} of {tensor.dtype}.")
+        return tuple(tensor.contiguous() for tensor in found)
+
+    def partials(self, kernel: Any, planes: int, *operands: Tensor | None, tile: int | None = None) -> Tensor:
+        """``(planes, blocks, G · C)``: what ``kernel`` sums of the operands."""
+        matrix, cut = self.matrix, tiles.cut(self.matrix, tile or tiles.TILE)
+        blocks, steps = cut.shared(plans.describe(self.device).processors)
+        out = torch.empty((planes, blocks, matrix.statistics), dtype=self.wide, device=self.device)
+        kernel[cut.columns * blocks,](
+            *operands, out, matrix.rows, matrix.channels, matrix.run, blocks, steps, matrix.statistics,
+            **cut.sides, num_warps=tiles.WARPS,
+        )  # fmt: skip
+        return out
+
+    def join(self, kernel: Any, partials: Tensor, *operands: Tensor, **settings: Any) -> None:
+        """Let ``kernel`` add up partial sums."""
+        statistics = self.matrix.statistics
+        grid = (triton.cdiv(statistics, tiles.JOIN["COLUMNS"]),)
+        kernel[grid](partials, *operands, partials.shape[1], statistics, **settings, **tiles.JOIN)
+
+    def write(self, kernel: Any, *operands: Tensor | None, tile: int | None = None, **settings: Any) -> None:
+        """Let ``kernel`` write every value once."""
+        matrix, cut = self.matrix, tiles.cut(self.matrix, tile or tiles.TILE)
+        kernel[cut.columns * cut.tiles,](
+            *operands, matrix.rows, matrix.channels, matrix.run, cut.tiles, **settings, **cut.sides,
+            num_warps=tiles.WARPS,
+        )  # fmt: skip
+
+
+@on_device_of_first
+def fwd(
+    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, groups: int, relu: bool, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Output, mean and rstd."""
+    problem = Problem(x, groups)
+    x = problem.like_x(x)
+    mean, rstd = empty_statistics(x, groups), empty_statistics(x, groups)
+    partials = problem.partials(sums.partial_statistics, 3, x)
+    problem.join(sums.join_statistics, partials, mean, rstd, values=problem.matrix.values, EPS=eps)
+    return apply(x, weight, bias, residual, mean, rstd, groups, relu), mean, rstd
+
+
+@on_device_of_first
+def apply(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    groups: int,
+    relu: bool,
+) -> Tensor:
+    """Output once more."""
+    problem = Problem(x, groups)
+    out = empty_like(x)
+    problem.write(
+        values.write_output, problem.like_x(x), problem.per_channel(weight), problem.per_channel(bias),
+        problem.like_x(residual), *problem.statistics(mean, rstd), out, RELU=relu,
+    )  # fmt: skip
+    return out
+
+
+@on_device_of_first
+def bwd(
+    grad_out: Tensor, x: Tensor, out: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, groups: int, relu: bool,
+    with_residual: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of x and the residual, and the sums behind those of weight and bias."""
+    problem = Problem(x, groups)
+    grad_out, x, out = (problem.like_x(tensor) for tensor in (grad_out, x, out))
+    mean, rstd = problem.statistics(mean, rstd)
+    sum_g, sum_gx = empty_statistics(x, groups), empty_statistics(x, groups)
+    partials = problem.partials(sums.partial_moments, 2, grad_out, out if relu else None, x, mean)
+    problem.join(sums.join_moments, partials, rstd, sum_g, sum_gx)
+    gradients = bwd_apply(grad_out, x, out, weight, mean, rstd, sum_g, sum_gx, groups, relu, with_residual)
+    return *gradients, sum_g, sum_gx
+
+
+@on_device_of_first
+def bwd_apply(
+    grad_out: Tensor, x: Tensor, out: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, sum_g: Tensor,
+    sum_gx: Tensor, groups: int, relu: bool, with_residual: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Gradients of x and the residual, given the sums."""
+    problem = Problem(x, groups)
+    dx, dresidual = empty_like(x), empty_residual(x, with_residual)
+    problem.write(
+        values.write_gradient, problem.like_x(grad_out), problem.like_x(out) if relu else None, problem.like_x(x),
+        problem.per_channel(weight), *problem.statistics(mean, rstd, sum_g, sum_gx), dx,
+        dresidual if with_residual else None, values=problem.matrix.values,
+    )  # fmt: skip
+    return dx, dresidual
+
+
+@on_device_of_first
+def jvp(
+    x_t: Tensor | None, x: Tensor, out: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, weight_t: Tensor | None,
+    bias_t: Tensor | None, residual_t: Tensor | None, groups: int, relu: bool,
+) -> Tensor:  # fmt: skip
+    """The output's tangent."""
+    problem = Problem(x, groups)
+    out_t = empty_like(x)
+    x_t, x, residual_t = problem.like_x(x_t), problem.like_x(x), problem.like_x(residual_t)
+    mask = problem.like_x(out) if relu else None
+    mean, rstd = problem.statistics(mean, rstd)
+    moved, moved_x = empty_statistics(x, groups), empty_statistics(x, groups)  # read with x_t alone
+    if x_t is not None:
+        problem.join(
+            sums.join_moments, problem.partials(sums.partial_moments, 2, x_t, None, x, mean), rstd, moved, moved_x
+        )
+    problem.write(
+        values.write_tangent, x_t, problem.per_channel(weight_t), problem.per_channel(bias_t), residual_t, x, mask,
+        problem.per_channel(weight), mean, rstd, moved, moved_x, out_t, values=problem.matrix.values,
+    )  # fmt: skip
+    return out_t
+
+
+@on_device_of_first
+def bwd_jvp(
+    grad_out_t: Tensor | None, x_t: Tensor | None, weight_t: Tensor | None, grad_out: Tensor, x: Tensor, out: Tensor,
+    weight: Tensor, mean: Tensor, rstd: Tensor, sum_g: Tensor, sum_gx: Tensor, groups: int, relu: bool,
+    with_residual: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """The tangents of what ``bwd`` gives."""
+    problem = Problem(x, groups)
+    size, tile = problem.matrix.values, max(1, tiles.TILE // 2)  # five tensors and sums need the registers
+    dx_t, dresidual_t = empty_like(x), empty_residual(x, with_residual)
+    g_t, x_t, g, x = problem.like_x(grad_out_t), problem.like_x(x_t), problem.like_x(grad_out), problem.like_x(x)
+    mask = problem.like_x(out) if relu else None
+    mean, rstd, sum_g, sum_gx = problem.statistics(mean, rstd, sum_g, sum_gx)
+    joined = tuple(empty_statistics(x, groups).zero_() for _ in range(4))  # moved, moved_x, sum_g_t, sum_gx_t
+    if x_t is not None or g_t is not None:
+        partials = problem.partials(sums.partial_tangent_moments, 5, g, mask, x, x_t, g_t, mean, tile=tile)
+        problem.join(sums.join_tangent_moments, partials, rstd, sum_g, sum_gx, *joined, values=size)
+    if with_residual and g_t is None:
+        dresidual_t.zero_()
+    problem.write(
+        values.write_gradient_tangent, g, mask, x, x_t, g_t, problem.per_channel(weight),
+        problem.per_channel(weight_t), mean, rstd, sum_g, sum_gx, *joined, dx_t,
+        dresidual_t if with_residual else None, tile=tile, values=size,
+    )  # fmt: skip
+    return dx_t, dresidual_t, joined[2], joined[3]
