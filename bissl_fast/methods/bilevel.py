@@ -46,6 +46,7 @@ class BilevelSettings:
         recycle: start each solve from what the earlier right-hand sides of the same upper phase have found out about
             the Hessian, at no further product.
         recycled_vectors: pairs of vectors as long as the backbone's parameters that recycling keeps, at most.
+        batches_at_once: stored batches that pass the network together, a divisor of K: faster where they are small.
         products_dtype: of the products' forward and backward passes; vectors and solver stay float32.
         memory_budget: gigabytes that products may hold beside the model; left out: half of what is free. Stored batches
             that do not fit are linearised again for each product: slower, the same numbers.
@@ -55,13 +56,29 @@ class BilevelSettings:
     solver: SolverName = "layerwise-cg"
     recycle: bool = False
     recycled_vectors: int = 40
+    batches_at_once: int = 1
     products_dtype: ProductsDtype = "float32"
     memory_budget: float | None = None
 
     def __post_init__(self) -> None:
         require(self.recycled_vectors >= 1, "bilevel.recycled-vectors", self.recycled_vectors, "at least 1")
+        require(self.batches_at_once >= 1, "bilevel.batches-at-once", self.batches_at_once, "at least 1")
         if self.memory_budget is not None:
             require(self.memory_budget > 0, "bilevel.memory-budget", self.memory_budget, "positive")
+
+    def grouped(self, stored: Sequence[Any]) -> list[tuple[Any, ...]]:
+        """The stored batches in groups that pass together.
+
+        Raises:
+            UserError: if they cannot be cut into equal groups, as their mean needs.
+        """
+        count = self.batches_at_once
+        if len(stored) % count:
+            raise UserError(
+                f"--bilevel.batches-at-once {count} does not divide the {len(stored)} stored batches "
+                f"(--bissl.stored-batches)."
+            )
+        return [tuple(stored[k : k + count]) for k in range(0, len(stored), count)]
 
     def build(self, loss: Loss, parameters: ParameterVector, batches: Sequence[Any]) -> HessianOperator:
         """The Hessian at the parameters' present values.

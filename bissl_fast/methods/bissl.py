@@ -1,7 +1,6 @@
 """BiSSL (Zakarias et al., 2025): pretext and downstream training as one bilevel problem, Algorithms 1 and 2."""
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,7 +13,7 @@ from bissl_fast.data.loader import Batch, ViewLoader
 from bissl_fast.methods.bilevel import BilevelSettings, PhaseSolver
 from bissl_fast.methods.checks import require
 from bissl_fast.methods.finetune import SGDSettings
-from bissl_fast.methods.pretrain import LARSSettings, pretext_loss
+from bissl_fast.methods.pretrain import LARSSettings, mean_pretext_loss, pretext_loss
 from bissl_fast.models import Network
 from bissl_fast.ops.krylov import norm
 from bissl_fast.pretext import SimCLR
@@ -128,7 +127,7 @@ class BiSSLTask:
         self.theta_d = ParameterVector(downstream, "backbone.")  # θ_D
         self.phi_d = list(downstream.head.parameters())  # φ_D
         self.pretext_loss = pretext_loss(task, forward)  # L^P
-        self.products_loss = pretext_loss(task, nullcontext)
+        self.products_loss = mean_pretext_loss(task)
         self.hessian: HessianOperator | None = None  # built at the first upper phase, moved at every other
         self.lower_optimizer = lars.build(list(pretext.parameters()))
         self.upper_optimizer = sgd.build(list(downstream.parameters()))
@@ -223,10 +222,11 @@ class BiSSLTask:
 
     def _solver(self, stored: list[Views]) -> PhaseSolver:
         """``v ↦ v_IG ≈ [I + ∇²L^P / (λ + λ_damp)]⁻¹ v`` for the right-hand sides of one upper phase."""
+        batches = self.bilevel.grouped(stored)
         if self.hessian is None:
-            self.hessian = self.bilevel.build(self.products_loss, self.theta_p, stored)
+            self.hessian = self.bilevel.build(self.products_loss, self.theta_p, batches)
         else:
-            self.hessian.update(stored)
+            self.hessian.update(batches)
         settings = self.settings
         return self.bilevel.solver_of(self.hessian, settings.proximity, settings.damping, settings.solver_iterations)
 

@@ -10,7 +10,7 @@ from bissl_fast.bilevel import CompositeLoss
 from bissl_fast.data.loader import ViewLoader
 from bissl_fast.errors import UserError
 from bissl_fast.methods.checks import require
-from bissl_fast.models import Network
+from bissl_fast.models import Network, forward_each
 from bissl_fast.pretext import SimCLR
 from bissl_fast.training.lars import LARS
 from bissl_fast.training.loop import Values
@@ -80,13 +80,26 @@ class PretrainSettings:
 
 
 def pretext_loss(task: SimCLR, forward: Forward) -> CompositeLoss:
-    """``loss(network, views)``: one forward per view, so that batch-norm statistics are a view's own."""
+    """``loss(network, views)``, in which batch-norm statistics are a view's own."""
 
     def outputs(network: Network, views: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         with forward():
-            return tuple(network(view) for view in views)
+            return forward_each(network, views)
 
     return CompositeLoss(outputs, task.loss)
+
+
+def mean_pretext_loss(task: SimCLR) -> CompositeLoss:
+    """``loss(network, batches)``: the mean over batches of views, all of them in one pass where that can be."""
+
+    def outputs(network: Network, batches: Sequence[Sequence[torch.Tensor]]) -> tuple[torch.Tensor, ...]:
+        return forward_each(network, [view for views in batches for view in views])
+
+    def mean(outputs: Sequence[torch.Tensor]) -> torch.Tensor:
+        losses = [task.loss(outputs[k : k + task.views]) for k in range(0, len(outputs), task.views)]
+        return torch.stack(losses).mean()
+
+    return CompositeLoss(outputs, mean)
 
 
 class PretrainTask:

@@ -77,6 +77,15 @@ class BatchNormAct(_BatchNorm):
             self.running_var.lerp_(group_var.to(self.running_var.dtype), share)
 
 
+def mixing(module: nn.Module) -> str | None:
+    """Name and class of a batch norm of ``module`` that cannot keep groups apart, if there is one."""
+    for name, layer in module.named_modules():
+        takes_statistics = isinstance(layer, _BatchNorm) and (layer.training or layer.running_mean is None)
+        if takes_statistics and not isinstance(layer, BatchNormAct):
+            return f"{name or 'the module'}, a {type(layer).__name__},"
+    return None
+
+
 @contextmanager
 def statistics_groups(module: nn.Module, groups: int) -> Iterator[None]:
     """Let every batch norm of ``module`` cut the batch into ``groups`` equal parts inside the block.
@@ -97,13 +106,11 @@ def statistics_groups(module: nn.Module, groups: int) -> Iterator[None]:
     if groups < 1:
         raise UserError(f"Statistics are taken over 1 group or more, found {groups}.")
     layers = [layer for layer in module.modules() if isinstance(layer, BatchNormAct)]
-    for name, layer in module.named_modules():
-        mixes = isinstance(layer, _BatchNorm) and (layer.training or layer.running_mean is None)
-        if groups > 1 and mixes and not isinstance(layer, BatchNormAct):
-            raise UserError(
-                f"{name or type(module).__name__} is a {type(layer).__name__}, which takes its statistics over all "
-                f"{groups} groups at once; `bissl_fast.models.fuse_batch_norm` replaces those that it can."
-            )
+    if groups > 1 and (found := mixing(module)) is not None:
+        raise UserError(
+            f"{found} takes its statistics over all {groups} groups at once; `bissl_fast.models.fuse_batch_norm` "
+            f"replaces those batch norms that it can."
+        )
     before = [layer.groups for layer in layers]
     for layer in layers:
         layer.groups = groups
