@@ -18,7 +18,8 @@ large as x that are moved, with a residual and a ReLU:
                                              dx_t, dresidual_t
     ===========  ==========================  ==========================  =====
 
-Partial sums are at most five values per program and channel. The same inputs give the same bits on the same kind of device.
+Partial sums are at most five values per program and channel. The same inputs give the same bits on the same kind of
+device.
 """
 
 from typing import Any, overload
