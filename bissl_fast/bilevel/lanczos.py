@@ -1,5 +1,6 @@
 """The ends of an operator's spectrum."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -28,21 +29,28 @@ def lanczos(operator: Operator, like: torch.Tensor, iterations: int = 30, seed: 
         iterations: products; k of them give k Ritz values (fewer, if the space is exhausted).
         seed: of the start.
 
+    Raises:
+        ValueError: without an iteration, or where a product is not finite.
+
     Returns:
         The Ritz values with bounds, on the CPU in float64. Waits for the device.
     """
+    if iterations < 1:
+        raise ValueError(f"Lanczos' method takes at least 1 iteration, found {iterations}")
     generator = torch.Generator().manual_seed(seed)
     q = torch.randn(like.numel(), generator=generator).to(like)
     q /= torch.linalg.vector_norm(q)
     basis, diagonal, off = [q], [], []
     for _ in range(min(iterations, like.numel())):
         w = operator.matvec(basis[-1])
-        scale = float(torch.linalg.vector_norm(w))
+        scale = norm_of(w)
         diagonal.append(float(torch.dot(w, basis[-1])))
+        if not math.isfinite(diagonal[-1]):
+            raise ValueError("Lanczos' method needs finite products, found one that is not: is the loss finite?")
         for _ in range(2):
             for known in basis:
                 w = w - torch.dot(known, w) * known
-        norm = float(torch.linalg.vector_norm(w))
+        norm = norm_of(w)
         off.append(norm)
         if norm <= 10 * torch.finfo(like.dtype).eps * scale:
             break
@@ -51,3 +59,9 @@ def lanczos(operator: Operator, like: torch.Tensor, iterations: int = 30, seed: 
     beside = torch.diag(torch.tensor(off[: len(diagonal) - 1], dtype=torch.float64), 1)
     values, vectors = torch.linalg.eigh(matrix + beside + beside.T)
     return Spectrum(values, off[-1] * vectors[-1].abs())
+
+
+def norm_of(vector: torch.Tensor) -> float:
+    """‖v‖ without over- or underflow of its squares."""
+    largest = vector.abs().amax()
+    return float(largest) * float(torch.linalg.vector_norm(vector / largest)) if largest > 0 else float(largest)

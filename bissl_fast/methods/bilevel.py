@@ -1,7 +1,7 @@
 """How a bilevel method takes its second-order products and solves its systems; shared by all that do."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -105,7 +105,7 @@ class BilevelSettings:
                 return self._iterate(system, v, iterations)
             x, r = system.start(v)
             rest = self._iterate(system, r, iterations)
-            return replace(rest, x=x + rest.x, b_norm=torch.linalg.vector_norm(v))
+            return rest.after(x, v)
 
         return solve
 

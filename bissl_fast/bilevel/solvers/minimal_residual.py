@@ -4,9 +4,10 @@ import torch
 
 from bissl_fast.bilevel.operators import Operator
 from bissl_fast.bilevel.solvers.recycling import Recycler
-from bissl_fast.bilevel.solvers.solution import Event, Solution, flags
+from bissl_fast.bilevel.solvers.solution import Event, Solution, flags, scale_free
 
 
+@scale_free
 def minimal_residual(A: Operator, b: torch.Tensor, x0: torch.Tensor | None = None, iterations: int = 5) -> Solution:
     """Generalised conjugate residuals: each iteration makes ``‖b − A x‖`` as small as the products so far allow.
 
