@@ -1,14 +1,16 @@
 """The Hessian of a loss as products with vectors, in four modes and within a budget of memory."""
 
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, Protocol, get_args
 
 import torch
+from torch.utils._pytree import tree_leaves, tree_map
 
-from bissl_fast.bilevel.parameters import ParameterVector
+from bissl_fast.bilevel.parameters import ParameterVector, buffer_copies, replaced
 from bissl_fast.bilevel.reverse import DifferenceProducts, ReverseProducts
-from bissl_fast.bilevel.traced import Loss, TracedProducts
+from bissl_fast.bilevel.traced import CHANGED, Loss, TracedProducts, Versions, autocast, versions
 
 Mode = Literal["reverse", "linearized", "gauss_newton", "finite_difference"]
 ProductsDtype = Literal["float32", "tf32", "bfloat16"]
@@ -17,7 +19,7 @@ ProductsDtype = Literal["float32", "tf32", "bfloat16"]
 class Products(Protocol):
     """A mode: linearise at the present point, then multiply as often as wanted."""
 
-    def linearise(self, batch: Any) -> Any: ...
+    def linearise(self, batch: Any, seed: int) -> Any: ...
 
     def product(self, point: Any, tangents: Sequence[torch.Tensor], last: bool) -> Sequence[torch.Tensor | None]: ...
 
@@ -26,14 +28,20 @@ TOO_SMALL = (
     "a memory budget of {budget:.3g} MB is below the {needed:.3g} MB that one product of this loss needs; "
     "raise it, or use smaller batches"
 )
+STALE = "the module has other parameters than when its ParameterVector was made: make a new one, and a new operator"
+TURNS = threading.RLock()
+"""Products put other tensors into a module while they run, so threads take turns."""
 
 
 class HessianOperator:
     """Hessian of a loss, averaged over batches, as a product (BiSSL, Algorithm 2, lines 3–6).
 
     The Hessian is with respect to ``parameters`` at the values they have when the operator is built, or when
-    :meth:`update` was last called; everything else in the module is a constant. Batch-norm buffers are the same
-    before and after every call.
+    :meth:`update` was last called; everything else in the module is a constant. Buffers are those of that time, too,
+    whatever moves them meanwhile, and no call moves one. Where the loss draws random numbers (dropout), each batch has
+    a seed of its own, drawn from PyTorch's generator by :meth:`update`: all products see the same masks. Contexts
+    around a call (``no_grad``, ``inference_mode``, ``autocast``) have no part in it, and attention runs by PyTorch's
+    plain ("math") kernel, the only one that can be differentiated twice. Threads take turns.
 
     Args:
         loss: ``loss(module, batch) -> scalar``, called with ``parameters.module``. ``gauss_newton`` takes it apart: it
@@ -45,18 +53,19 @@ class HessianOperator:
             is a function of module and batch alone. ``"gauss_newton"``: ``Jᵀ ∇²ℓ J`` with the Jacobian of
             the outputs, positive semidefinite where ℓ is convex; another matrix. ``"finite_difference"``: an estimator.
         retain: how many of the batches keep their linearisation. The rest rebuild it for each product: less memory, the
-            same numbers, unless the module draws random numbers (dropout), which needs all kept.
+            same numbers.
         memory_budget: bytes that linearisations and products may hold at once beside parameters, vectors and batches.
             As many batches keep their linearisation as fit. In ``reverse`` mode only kept graphs are counted.
         dtype: ``"float32"`` (the parameters' own dtype, in fact); ``"tf32"``, on CUDA; ``"bfloat16"`` autocast. Vectors
-            stay as they are.
+            stay as they are. Finite differences take ``"float32"`` only.
         compiled: compile traced products with Inductor; ``None``: on CUDA.
         step: relative step of finite differences.
 
     Raises:
-        ValueError: without a batch, for a mode or dtype that does not exist, a loss that cannot be traced, or a budget
-            below what one product needs.
-        RuntimeError: in a product, if the parameters have changed since the operator was built or updated.
+        ValueError: without a batch, for a mode or dtype that does not exist, a loss that cannot be traced or
+            differentiated twice, a negative ``retain``, or a budget below what one product needs.
+        RuntimeError: in a product, if parameters (also frozen ones), batches or modes (``train``, ``eval``) have
+            changed since the operator was built or updated; at any time, if the module holds other parameters.
 
     Example:
         >>> layer = nn.Linear(2, 1, bias=False)
@@ -81,21 +90,28 @@ class HessianOperator:
             raise ValueError(f"mode {mode!r} does not exist; expected one of {', '.join(get_args(Mode))}")
         if dtype not in get_args(ProductsDtype):
             raise ValueError(f"dtype {dtype!r} does not exist; expected one of {', '.join(get_args(ProductsDtype))}")
+        if retain is not None and retain < 0:
+            raise ValueError(f"retain must be 0 or more, found {retain}")
         self.mode, self._parameters = mode, parameters
         self._retain, self._budget = retain, memory_budget
         self._tf32 = dtype == "tf32"
-        autocast = torch.bfloat16 if dtype == "bfloat16" else torch.float32
+        self._kept: list[Any] = []
+        self._batches: list[Any] = []
+        self._device = parameters.tensors[0].device
+        cast = torch.bfloat16 if dtype == "bfloat16" else torch.float32
         self._products: Products
         if mode == "reverse":
-            self._products = ReverseProducts(loss, parameters, autocast)
+            self._products = ReverseProducts(loss, parameters, cast)
         elif mode == "finite_difference":
-            self._products = DifferenceProducts(loss, parameters, step, autocast)
+            if dtype != "float32":
+                raise ValueError(f"finite differences need dtype 'float32': a small step is lost in {dtype}")
+            self._products = DifferenceProducts(loss, parameters, step)
         else:
             if mode == "gauss_newton" and not isinstance(loss, CompositeLoss):
                 raise ValueError("mode 'gauss_newton' takes a CompositeLoss(outputs, criterion)")
             wanted = parameters.tensors[0].is_cuda if compiled is None else compiled
             kind: Literal["hessian", "gauss_newton"] = "gauss_newton" if mode == "gauss_newton" else "hessian"
-            self._products = TracedProducts(loss, parameters, kind, wanted, dtype=autocast)
+            self._products = TracedProducts(loss, parameters, kind, wanted, dtype=cast)
         self.update(batches)
 
     def update(self, batches: Sequence[Any]) -> None:
@@ -109,18 +125,23 @@ class HessianOperator:
         """
         if not batches:
             raise ValueError("a Hessian needs at least one stored batch")
-        self._kept: list[Any] = []
-        self._batches = list(batches)
-        self._versions = self._parameter_versions()
-        with self._precision():
-            wanted = len(self._batches) if self._retain is None else self._retain
-            for batch in self._batches[:wanted]:
-                if not self._fits(batch):
+        if not set(self._parameters.tensors) <= set(self._parameters.module.parameters()):
+            raise RuntimeError(STALE)
+        self.release()
+        self._buffers = buffer_copies(self._parameters.module)
+        with self._surroundings():
+            stored = [tree_map(usable, batch) for batch in batches]
+            traced = isinstance(self._products, TracedProducts)
+            seeds = [0] * len(stored) if traced else torch.randint(2**62, (len(stored),)).tolist()
+            state = self._state(stored)
+            wanted = len(stored) if self._retain is None else self._retain
+            kept: list[Any] = []
+            for batch, seed in list(zip(stored, seeds, strict=True))[: min(wanted, self._most(stored))]:
+                kept.append(self._products.linearise(batch, seed))
+                if self._is_over(len(kept)):
+                    kept.pop()
                     break
-                self._kept.append(self._products.linearise(batch))
-                if self._is_over():
-                    self._kept.pop()
-                    break
+        self._batches, self._seeds, self._kept, self._before = stored, seeds, kept, state
 
     def release(self) -> None:
         """Let go of batches and linearisations; products raise until :meth:`update`."""
@@ -135,7 +156,7 @@ class HessianOperator:
     def kept_bytes(self) -> int:
         """Bytes that the kept linearisations hold; 0 in modes that keep nothing."""
         if isinstance(self._products, TracedProducts):
-            return sum(program.halves.residual_bytes for program, _ in self._kept)
+            return sum(point.program.halves.residual_bytes for point in self._kept)
         return len(self._kept) * getattr(self._products, "graph_bytes", 0)
 
     @property
@@ -150,62 +171,107 @@ class HessianOperator:
         """Products with the rows of ``(R, L)``: ``(R, L)``. A batch without a linearisation makes one for all rows."""
         if not self._batches:
             raise RuntimeError("this HessianOperator has been released: call update(batches) first")
-        if self._parameter_versions() != self._versions:
-            raise RuntimeError(
-                "the parameters have changed since this HessianOperator was built: build a new one or call update()"
-            )
-        rows = [self._parameters.unflatten(vector) for vector in vectors]
-        total = torch.zeros_like(vectors)
-        with self._precision():
-            for k, batch in enumerate(self._batches):
+        self._check(vectors)
+        with self._surroundings():
+            if self._state(self._batches) != self._before:
+                raise RuntimeError(CHANGED.format(what="parameters have changed (or a batch, or a train or eval mode)"))
+            vectors = vectors.detach()
+            rows = [self._parameters.unflatten(vector) for vector in vectors]
+            total = torch.zeros_like(vectors)
+            for k, (batch, seed) in enumerate(zip(self._batches, self._seeds, strict=True)):
                 kept = k < len(self._kept)
-                point = self._kept[k] if kept else self._products.linearise(batch)
+                point = self._kept[k] if kept else self._products.linearise(batch, seed)
                 for row, tangents in enumerate(rows):
                     last = not kept and row == len(rows) - 1
                     total[row] += self._parameters.flatten(self._products.product(point, tangents, last))
                 del point
-        return total / len(self._batches)
+            return total / len(self._batches)
 
-    def _fits(self, batch: Any) -> bool:
-        """Whether one more linearisation is known to fit; traced programs know what they will hold."""
+    def _check(self, vectors: torch.Tensor) -> None:
+        """Raise unless vectors are ``(R, L)`` and like the parameters."""
+        like = self._parameters.tensors[0]
+        if vectors.dim() != 2 or vectors.shape[1] != len(self._parameters):
+            raise ValueError(
+                f"vectors must have as many entries as the parameters, (R, {len(self._parameters)}), "
+                f"found {tuple(vectors.shape)}"
+            )
+        if vectors.dtype != like.dtype or vectors.device != like.device:
+            raise ValueError(
+                f"vectors must be {like.dtype} on {like.device} as the parameters, "
+                f"found {vectors.dtype} on {vectors.device}"
+            )
+        if torch._C._functorch.is_gradtrackingtensor(vectors):
+            raise RuntimeError("a product has no derivative: call it outside of torch.func.grad, vjp and jvp")
+
+    def _most(self, batches: Sequence[Any]) -> int:
+        """How many linearisations, of the first batches, are known to fit; traced programs know what they will hold."""
         if self._budget is None or not isinstance(self._products, TracedProducts):
-            return True
-        program = self._products.program(batch)
-        residuals, working = program.halves.residual_bytes, program.working_bytes
-        if residuals + working > self._budget:
-            raise ValueError(TOO_SMALL.format(budget=self._budget / 1e6, needed=(residuals + working) / 1e6))
-        rest = len(self._batches) - len(self._kept) - 1  # a batch without its own residuals makes them for each product
-        return (len(self._kept) + 1 + (rest > 0)) * residuals + working <= self._budget
+            return len(batches)
+        programs = [self._products.program(batch) for batch in batches]
+        residuals = [program.halves.residual_bytes for program in programs]
+        working = [program.working_bytes for program in programs]
+        needed = max(r + w for r, w in zip(residuals, working, strict=True))
+        if needed > self._budget:
+            raise ValueError(TOO_SMALL.format(budget=self._budget / 1e6, needed=needed / 1e6))
+        for kept in range(len(batches), 0, -1):  # a batch without its own residuals makes them for each product
+            rest = max((r + w for r, w in zip(residuals[kept:], working[kept:], strict=True)), default=0)
+            if sum(residuals[:kept]) + max(*working[:kept], rest) <= self._budget:
+                return kept
+        return 0
 
-    def _is_over(self) -> bool:
-        """Whether the graphs kept in reverse mode, all alike, are more than the budget."""
+    def _is_over(self, kept: int) -> bool:
+        """Whether so many graphs kept in reverse mode, all alike, are more than the budget."""
         if self._budget is None or not isinstance(self._products, ReverseProducts):
             return False
-        return len(self._kept) * self._products.graph_bytes > self._budget
+        return kept * self._products.graph_bytes > self._budget
 
-    def _parameter_versions(self) -> list[int]:
-        return [tensor._version for tensor in self._parameters.tensors]
+    def _state(self, batches: Sequence[Any]) -> tuple[Versions, list[bool]]:
+        """What must stay as it is between two products."""
+        module = self._parameters.module
+        tensors = [leaf for leaf in tree_leaves(batches) if isinstance(leaf, torch.Tensor)]
+        return versions([*module.parameters(), *tensors]), [part.training for part in module.modules()]
 
     @contextmanager
-    def _precision(self) -> Iterator[None]:
-        """TensorFloat-32 inside the block, if it was asked for."""
-        if not self._tf32:
+    def _surroundings(self) -> Iterator[None]:
+        """What every product runs in, whatever its caller runs in."""
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+
+        with ExitStack() as stack:
+            stack.enter_context(TURNS)
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(autocast(self._device, torch.float32))
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            stack.enter_context(replaced(self._buffers))
+            stack.enter_context(tf32(self._tf32))
             yield
-            return
-        matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn
-        before = matmul.allow_tf32, convolution.allow_tf32
+
+
+@contextmanager
+def tf32(wanted: bool) -> Iterator[None]:
+    """TensorFloat-32 inside the block, if it is wanted."""
+    matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, convolution.allow_tf32
+    if wanted:
         matmul.allow_tf32 = convolution.allow_tf32 = True
-        try:
-            yield
-        finally:
+    try:
+        yield
+    finally:
+        if wanted:
             matmul.allow_tf32, convolution.allow_tf32 = before
+
+
+def usable(leaf: Any) -> Any:
+    """A tensor of a batch, or a copy where it was made in inference mode, which autograd does not take."""
+    return leaf.clone() if isinstance(leaf, torch.Tensor) and leaf.is_inference() else leaf
 
 
 class CompositeLoss:
     """A loss in two parts, as ``gauss_newton`` needs it.
 
     Args:
-        outputs: ``outputs(module, batch)``: what the network says, a tensor or a tuple of tensors.
+        outputs: ``outputs(module, batch)``: what the network says, a tensor or a tuple, list or dict of tensors. Labels
+            that the criterion needs pass along with them: integers are constants of J, and floating-point tensors that
+            do not depend on the parameters have a Jacobian of zero.
         criterion: ``criterion(outputs) -> scalar``.
     """
 

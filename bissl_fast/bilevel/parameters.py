@@ -1,7 +1,8 @@
 """A module's tensors as one flat vector, and its buffers held still."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,10 +13,12 @@ class ParameterVector:
 
     Args:
         module: the module whose parameters are meant; its buffers are protected by the operators.
-        prefix: only parameters whose name starts with ``prefix`` (``"backbone."``), all others being constants.
+        prefix: only parameters whose name starts with ``prefix`` (``"backbone."``), all others being constants. A
+            parameter with several names counts once, and counts if one of them has the prefix.
 
     Raises:
-        ValueError: if no trainable parameter has that prefix.
+        ValueError: if no trainable parameter has that prefix, or if they are not real numbers of one floating-point
+            dtype on one device.
 
     Example:
         >>> theta = ParameterVector(nn.Linear(2, 1))
@@ -24,12 +27,17 @@ class ParameterVector:
     """
 
     def __init__(self, module: nn.Module, prefix: str = "") -> None:
-        named = [(n, p) for n, p in module.named_parameters() if n.startswith(prefix) and p.requires_grad]
+        every = module.named_parameters(remove_duplicate=False)
+        named = {p: n for n, p in reversed(list(every)) if n.startswith(prefix) and p.requires_grad}
         if not named:
             raise ValueError(f"no trainable parameter of {type(module).__name__} starts with {prefix!r}")
+        kinds = {(p.dtype, p.device) for p in named}
+        if len(kinds) > 1 or not next(iter(kinds))[0].is_floating_point:
+            found = ", ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds))
+            raise ValueError(f"parameters must have one real floating-point dtype and one device, found {found}")
         self.module = module
-        self.names = [name for name, _ in named]
-        self.tensors: list[torch.Tensor] = [parameter for _, parameter in named]
+        self.names = list(named.values())[::-1]
+        self.tensors: list[torch.Tensor] = [*reversed(named)]
         self.segments = [parameter.numel() for parameter in self.tensors]
 
     def __len__(self) -> int:
@@ -56,6 +64,38 @@ class ParameterVector:
             parameter.copy_(piece)
 
 
+Place = tuple[dict[str, Any], str, torch.Tensor]
+"""A module's table of parameters or buffers, a name in it, and a tensor for that name."""
+
+
+def places(module: nn.Module, tensors: Mapping[torch.Tensor, torch.Tensor]) -> list[Place]:
+    """Everywhere that a module holds one of the keys, with what shall stand there; names of one tensor stay one."""
+    tables = [table for owner in module.modules() for table in (owner._parameters, owner._buffers)]
+    held = [(table, name, tensor) for table in tables for name, tensor in table.items() if tensor is not None]
+    return [(table, name, tensors[tensor]) for table, name, tensor in held if tensor in tensors]
+
+
+@contextmanager
+def replaced(held: Sequence[Place]) -> Iterator[None]:
+    """Let other tensors stand at some places of a module inside the block.
+
+    Unlike ``torch.func.functional_call``, which leaves its own tensors behind in a module that has two names.
+    """
+    before = [table[name] for table, name, _ in held]
+    for table, name, tensor in held:
+        table[name] = tensor
+    try:
+        yield
+    finally:
+        for (table, name, _), tensor in zip(held, before, strict=True):
+            table[name] = tensor
+
+
+def buffer_copies(*modules: nn.Module) -> list[Place]:
+    """The buffers of modules, copied."""
+    return [place for m in modules for place in places(m, {b: b.clone() for b in m.buffers()})]
+
+
 @contextmanager
 def frozen_buffers(*modules: nn.Module) -> Iterator[None]:
     """Let forward passes move copies of all buffers (batch-norm running statistics, counters) instead of the buffers.
@@ -63,18 +103,5 @@ def frozen_buffers(*modules: nn.Module) -> Iterator[None]:
     The output of a batch norm in train mode does not depend on its running statistics, so products are unchanged. The
     buffers themselves are put back on leaving; autograd, which remembers the copies, sees neither change.
     """
-    kept = {
-        (owner, name): buffer
-        for module in modules
-        for owner in module.modules()
-        for name, buffer in owner._buffers.items()  # named_buffers() leaves out the second name of a shared buffer
-        if buffer is not None
-    }
-    copies = {id(buffer): buffer.clone() for buffer in kept.values()}
-    for (owner, name), buffer in kept.items():
-        setattr(owner, name, copies[id(buffer)])
-    try:
+    with replaced(buffer_copies(*modules)):
         yield
-    finally:
-        for (owner, name), buffer in kept.items():
-            setattr(owner, name, buffer)

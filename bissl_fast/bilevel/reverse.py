@@ -1,16 +1,26 @@
 """Products without a trace: reverse over reverse, and finite differences of the gradient."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from bissl_fast.bilevel.parameters import ParameterVector, frozen_buffers
-from bissl_fast.bilevel.traced import Loss, LossModule, autocast
+from bissl_fast.bilevel.traced import Loss, autocast
 from bissl_fast.ops.krylov import norm
 
 Gradient = tuple[torch.Tensor | None, ...]
+
+ONCE = {
+    "WeightNormInterfaceBackward0": "PyTorch's fused weight norm, whose second derivative is wrong",
+    "torch::autograd::Error": "a function that is marked @once_differentiable",
+}
+"""Nodes of a graph that PyTorch passes in silence, though nothing right can come of them in a second derivative."""
+
+NOT_TWICE = "the loss contains {what}, so it has no exact product; mode='finite_difference' estimates it"
 
 
 class ReverseProducts:
@@ -20,15 +30,20 @@ class ReverseProducts:
         loss: ``loss(module, batch) -> scalar``.
         parameters: what is differentiated.
         dtype: of autocast; parameters and vectors stay as they are.
+
+    Raises:
+        ValueError: in :meth:`linearise`, for a loss that is no scalar, does not depend on the parameters, or cannot be
+            differentiated twice.
     """
 
     def __init__(self, loss: Loss, parameters: ParameterVector, dtype: torch.dtype = torch.float32) -> None:
         self._loss, self._parameters, self._dtype = loss, parameters, dtype
+        self._checked = False
         self.graph_bytes = 0
         """Bytes that the graph of the last linearisation holds beside parameters."""
 
-    def linearise(self, batch: Any) -> Gradient:
-        """The gradient at the present parameters, with its graph."""
+    def linearise(self, batch: Any, seed: int = 0) -> Gradient:
+        """The gradient at the present parameters, with its graph; random numbers of the loss start from the seed."""
         held: dict[int, int] = {}
 
         def weigh(tensor: torch.Tensor) -> torch.Tensor:
@@ -36,12 +51,14 @@ class ReverseProducts:
             held[storage._cdata] = storage.nbytes()
             return tensor
 
-        theta, module = self._parameters.tensors, self._parameters.module
-        with torch.enable_grad(), saved_tensors_hooks(weigh, lambda tensor: tensor), frozen_buffers(module):
-            with autocast(theta[0].device, self._dtype):
-                value = self._loss(module, batch)
+        theta = self._parameters.tensors
+        with torch.enable_grad(), saved_tensors_hooks(weigh, lambda tensor: tensor):
+            value = value_of(self._loss, self._parameters, batch, seed, self._dtype)
             gradient = torch.autograd.grad(value, theta, create_graph=True, allow_unused=True)
-        own = {tensor.untyped_storage()._cdata for tensor in self._parameters.tensors}
+        if not self._checked:
+            refuse_once_differentiable([value, *(g for g in gradient if g is not None)])
+            self._checked = True
+        own = {tensor.untyped_storage()._cdata for tensor in theta}
         self.graph_bytes = sum(size for storage, size in held.items() if storage not in own)
         return gradient
 
@@ -49,53 +66,108 @@ class ReverseProducts:
         """The product with a tangent; the graph is freed with the ``last`` one."""
         # A gradient that does not depend on the parameters has a Hessian of zero and no graph to walk.
         pairs = [(g, t) for g, t in zip(gradient, tangents, strict=True) if g is not None and g.requires_grad]
-        return torch.autograd.grad(
-            [g for g, _ in pairs],
-            self._parameters.tensors,
-            grad_outputs=[t for _, t in pairs],
-            retain_graph=not last,
-            allow_unused=True,
-        )
+        try:
+            return torch.autograd.grad(
+                [g for g, _ in pairs],
+                self._parameters.tensors,
+                grad_outputs=[t for _, t in pairs],
+                retain_graph=not last,
+                allow_unused=True,
+            )
+        except RuntimeError as error:
+            if "is not implemented" not in str(error):
+                raise
+            raise ValueError(NOT_TWICE.format(what=f"an operation that is differentiable once ({error})")) from error
 
 
 class DifferenceProducts:
     """``(∇L(θ + ε v) − ∇L(θ − ε v)) / 2ε``: an estimator of the product, not the product.
 
     A network with ReLU or max pooling has gradients that jump, and a difference across a jump measures the jump: it is
-    the curvature of a smoothed loss. Rounding adds an error of about ``eps·‖∇L‖/ε``. Docs: bilevel.md.
+    the curvature of a smoothed loss. What the loss makes of θ under ``torch.no_grad`` or ``detach`` moves along with θ
+    here; the exact modes hold it still. Rounding adds an error of about ``eps·‖∇L‖/ε``. Docs: bilevel.md.
 
     Args:
         loss: ``loss(module, batch) -> scalar``.
-        parameters: what is differentiated; they stay where they are.
-        step: relative step: ``ε = step · (1 + ‖θ‖) / ‖v‖``.
-        dtype: of autocast.
+        parameters: what is differentiated, float32 or float64; moved for each gradient and put back.
+        step: relative step, positive: ``ε = step · (1 + ‖θ‖) / ‖v‖``.
+
+    Raises:
+        ValueError: for a step that is not positive, or parameters whose dtype is too coarse for steps.
     """
 
-    def __init__(
-        self, loss: Loss, parameters: ParameterVector, step: float = 1e-4, dtype: torch.dtype = torch.float32
-    ) -> None:
-        self._loss, self._parameters, self._step, self._dtype = loss, parameters, step, dtype
+    def __init__(self, loss: Loss, parameters: ParameterVector, step: float = 1e-4) -> None:
+        if not 0 < step < float("inf"):
+            raise ValueError(f"the step of finite differences must be positive and finite, found {step}")
+        dtype = parameters.tensors[0].dtype
+        if dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"finite differences need float32 or float64: a small step is lost in {dtype}")
+        self._loss, self._parameters, self._step = loss, parameters, step
 
-    def linearise(self, batch: Any) -> Any:
+    def linearise(self, batch: Any, seed: int = 0) -> tuple[Any, int]:
         """Nothing is computed ahead."""
-        return batch
+        return batch, seed
 
-    def product(self, batch: Any, tangents: Sequence[torch.Tensor], last: bool) -> Gradient:
+    def product(self, point: tuple[Any, int], tangents: Sequence[torch.Tensor], last: bool) -> Gradient:
         """The estimate along a tangent; zero along zero."""
         flat = self._parameters.flatten(tangents)
+        largest = flat.abs().amax()  # the norm of a tiny or huge vector is 0 or infinite in float32
+        is_zero = largest == 0
+        direction = torch.where(is_zero, 0.0, flat / largest)
+        length = norm(direction)
         values = self._parameters.values()
-        length = norm(flat)
-        epsilon = self._step * (1 + norm(values)) / length
+        epsilon = self._step * (1 + norm(values)) / torch.where(is_zero, 1.0, length)
         sides = []
-        whole = LossModule(self._loss, self._parameters.module)
         for sign in (1, -1):
-            moved = torch.where(length > 0, values + sign * epsilon * flat, values)
-            theta = [piece.clone().requires_grad_() for piece in self._parameters.unflatten(moved)]
-            state = {f"module.{name}": piece for name, piece in zip(self._parameters.names, theta, strict=True)}
-            with torch.enable_grad(), frozen_buffers(self._parameters.module):
-                with autocast(theta[0].device, self._dtype):
-                    value = torch.func.functional_call(whole, state, (batch,))
-                gradient = torch.autograd.grad(value, theta, allow_unused=True)
+            with self._moved_to(values + sign * epsilon * direction), torch.enable_grad():
+                value = value_of(self._loss, self._parameters, *point)
+                gradient = torch.autograd.grad(value, self._parameters.tensors, allow_unused=True)
             sides.append(self._parameters.flatten(gradient))
-        difference = (sides[0] - sides[1]) / (2 * epsilon)
-        return tuple(self._parameters.unflatten(torch.where(length > 0, difference, 0.0)))
+        return tuple(self._parameters.unflatten((sides[0] - sides[1]) * (largest / (2 * epsilon))))
+
+    @contextmanager
+    def _moved_to(self, flat: torch.Tensor) -> Iterator[None]:
+        """Other values in the parameters themselves, so that a loss that holds on to them sees them, too."""
+        before = [parameter.data for parameter in self._parameters.tensors]
+        try:
+            for parameter, piece in zip(self._parameters.tensors, self._parameters.unflatten(flat), strict=True):
+                parameter.data = piece.clone()
+            yield
+        finally:
+            for parameter, data in zip(self._parameters.tensors, before, strict=True):
+                parameter.data = data
+
+
+def value_of(
+    loss: Loss, parameters: ParameterVector, batch: Any, seed: int, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
+    """The loss at the parameters' values, with random numbers of its own and copies of all buffers."""
+    device = parameters.tensors[0].device
+    parts = (loss, getattr(loss, "outputs", None), getattr(loss, "criterion", None))
+    with ExitStack() as stack:
+        stack.enter_context(frozen_buffers(parameters.module, *(p for p in parts if isinstance(p, nn.Module))))
+        stack.enter_context(torch.random.fork_rng([device.index or 0] if device.type == "cuda" else []))
+        stack.enter_context(autocast(device, dtype))
+        torch.manual_seed(seed)
+        value = loss(parameters.module, batch)
+    if not isinstance(value, torch.Tensor) or value.dim() > 0:
+        found = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+        raise ValueError(f"a loss must return a scalar tensor, of shape (), found {found}")
+    if not value.requires_grad:
+        raise ValueError(
+            "the loss does not depend on the parameters: is it detached, or is there another network in it?"
+        )
+    return value
+
+
+def refuse_once_differentiable(tensors: Iterable[torch.Tensor]) -> None:
+    """Raise if the graph of one of the tensors has a node that makes second derivatives wrong in silence."""
+    stack = [tensor.grad_fn for tensor in tensors]
+    seen = set()
+    while stack:
+        node = stack.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            stack += [below for below, _ in node.next_functions]
+            if node.name() in ONCE:
+                raise ValueError(NOT_TWICE.format(what=ONCE[node.name()]))

@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
-from torch import fx, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from bissl_fast.bilevel.parameters import ParameterVector
+from bissl_fast.bilevel.parameters import ParameterVector, places, replaced
+from bissl_fast.bilevel.written import written_down
 
 if TYPE_CHECKING:
     from bissl_fast.bilevel.partition import Halves  # imports networkx
@@ -20,10 +21,15 @@ if TYPE_CHECKING:
 Loss = Callable[[Any, Any], torch.Tensor]
 Tensors = tuple[torch.Tensor, ...]
 
-NOT_TRACEABLE = (
-    "the loss cannot be traced ({reason}). A loss for traced products is a function of the module and the batch alone, "
-    "without branches on values; mode='reverse' takes any other."
+Versions = list[tuple[int, int]]
+PLAIN = (torch.Tensor, bool, int, float, complex, str, bytes, torch.dtype, torch.device, type(None))
+"""What a batch may hold, in tuples, lists and dicts."""
+
+OPAQUE = (
+    "a batch for traced products is made of tensors and numbers in tuples, lists and dicts, found {kind}; take it "
+    "apart, or use mode='reverse', which passes a batch on as it is"
 )
+CHANGED = "the {what} since this HessianOperator was built: build a new one or call update()"
 
 
 class Program(NamedTuple):
@@ -33,24 +39,22 @@ class Program(NamedTuple):
         halves: the two graphs.
         primal, tangent: what runs them: the graphs themselves, or their compiled form.
         working_bytes: most that either half holds at once beside inputs and residuals.
+        constants: tensors that the loss takes from elsewhere than module and batch.
     """
 
     halves: "Halves"
     primal: Callable[..., Tensors]
     tangent: Callable[..., Tensors]
     working_bytes: int
+    constants: list[torch.Tensor]
 
 
-class LossModule(nn.Module):
-    """The loss as a module, so that `functional_call` reaches the parameters of the module inside it."""
+class Point(NamedTuple):
+    """A program at a point: what its tangent half reads, and the versions that its constants had."""
 
-    def __init__(self, loss: Loss, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-        self.loss = loss
-
-    def forward(self, batch: Any) -> Any:
-        return self.loss(self.module, batch)
+    program: Program
+    read: Tensors
+    before: Versions
 
 
 class TracedProducts:
@@ -66,6 +70,7 @@ class TracedProducts:
 
     Raises:
         ValueError: when a batch is met whose loss cannot be traced.
+        RuntimeError: in a product, if a tensor that the loss takes from elsewhere has changed.
     """
 
     def __init__(
@@ -81,100 +86,114 @@ class TracedProducts:
         self._compiled, self._recompute, self._dtype = compiled, recompute, dtype
         self._programs: dict[Any, Program] = {}
 
-    def linearise(self, batch: Any) -> tuple[Program, Tensors]:
-        """The program for batches like this one, and what its tangent half reads at the present parameters."""
+    def linearise(self, batch: Any, seed: int = 0) -> Point:
+        """The program for batches like this one, and what its tangent half reads at the present parameters.
+
+        The seed is not needed: a loss that draws random numbers is refused.
+        """
         inputs, spec = self._inputs(batch)
         program = self._program(inputs, spec)
         with torch.no_grad():
             residuals = program.primal(*inputs)
-        return program, (*map(own, residuals), *(inputs[position] for position in program.halves.reread))
+        read = (*map(own, residuals), *(inputs[position] for position in program.halves.reread))
+        return Point(program, read, versions(program.constants))
 
     @torch.no_grad()
-    def product(self, point: tuple[Program, Tensors], tangents: Sequence[torch.Tensor], last: bool = False) -> Tensors:
+    def product(self, point: Point, tangents: Sequence[torch.Tensor], last: bool = False) -> Tensors:
         """The product with a tangent, given as tensors shaped like the parameters; the ``last`` one is like all."""
-        program, read = point
-        return program.tangent(*read, *tangents)
+        if versions(point.program.constants) != point.before:
+            raise RuntimeError(CHANGED.format(what="tensors that the loss takes from elsewhere have changed"))
+        return point.program.tangent(*point.read, *tangents)
 
     def program(self, batch: Any) -> Program:
         """The program for batches like this one; traced if there is none yet."""
         return self._program(*self._inputs(batch))
 
-    def _inputs(self, batch: Any) -> tuple[list[torch.Tensor], TreeSpec]:
+    def _inputs(self, batch: Any) -> tuple[list[Any], TreeSpec]:
         leaves, spec = tree_flatten(batch)
+        for leaf in leaves:
+            if not isinstance(leaf, PLAIN):
+                raise ValueError(OPAQUE.format(kind=type(leaf).__name__))
         theta = [parameter.detach() for parameter in self._parameters.tensors]
-        return [*theta, *self._constants().values(), *leaves], spec
+        return [*theta, *(constant.detach() for constant in self._constants()), *leaves], spec
 
-    def _constants(self) -> dict[str, torch.Tensor]:
+    def _constants(self) -> list[torch.Tensor]:
         """Everything in the module that is not differentiated: other parameters and buffers."""
-        module, moving = self._parameters.module, set(self._parameters.names)
-        named = {n: p.detach() for n, p in module.named_parameters() if n not in moving}
-        return {**named, **dict(module.named_buffers())}
+        module, moving = self._parameters.module, set(self._parameters.tensors)
+        return [*(p for p in module.parameters() if p not in moving), *module.buffers()]
 
-    def _program(self, inputs: list[torch.Tensor], spec: TreeSpec) -> Program:
+    def _program(self, inputs: list[Any], spec: TreeSpec) -> Program:
         modes = tuple(module.training for module in self._parameters.module.modules())
-        layout = tuple((t.shape, t.dtype, t.stride(), t.device) if isinstance(t, torch.Tensor) else t for t in inputs)
+        layout = tuple(
+            (t.shape, t.dtype, t.stride(), t.device) if isinstance(t, torch.Tensor) else (type(t), t) for t in inputs
+        )
         key = (layout, spec, modes)
         if key not in self._programs:
             self._programs[key] = self._trace(inputs, spec)
         return self._programs[key]
 
-    def _trace(self, inputs: list[torch.Tensor], spec: TreeSpec) -> Program:
+    def _trace(self, inputs: list[Any], spec: TreeSpec) -> Program:
         count = len(self._parameters.tensors)
         tangents = [torch.zeros_like(t) for t in inputs[:count]]
-        traced = self._written_down(self._function(spec), inputs, tangents)
-        refuse_random(traced)
-        materialize_zeros(traced)
+        with autocast(inputs[0].device, self._dtype), torch.enable_grad():
+            traced, constants = written_down(self._function(spec), inputs, tangents)
         from bissl_fast.bilevel.liveness import peak_bytes
         from bissl_fast.bilevel.partition import split
 
         halves = split(traced, count, self._recompute)
         working = max(peak_bytes(halves.primal.graph) - halves.residual_bytes, peak_bytes(halves.tangent.graph))
+        run: list[Callable[..., Tensors]] = [halves.primal, halves.tangent]
         if self._compiled:
-            run = [torch.compile(half, fullgraph=True, dynamic=False) for half in (halves.primal, halves.tangent)]
-            return Program(halves, run[0], run[1], working)
-        return Program(halves, halves.primal, halves.tangent, working)
-
-    def _written_down(
-        self, function: Callable[..., Any], inputs: list[torch.Tensor], tangents: list[torch.Tensor]
-    ) -> fx.GraphModule:
-        """The function as a graph. Shapes alone are enough to write most down; the rest is computed once for it."""
-        from torch.fx.experimental.proxy_tensor import make_fx
-
-        for mode in ("fake", "real"):
-            try:
-                with autocast(inputs[0].device, self._dtype), torch.enable_grad():
-                    return make_fx(function, tracing_mode=mode, _allow_non_fake_inputs=True)(inputs, tangents)
-            except Exception as error:  # whatever the loss, or PyTorch below it, raises
-                cause = error
-        reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
-        raise ValueError(NOT_TRACEABLE.format(reason=reason)) from cause
+            run = [torch.compile(half, fullgraph=True, dynamic=False) for half in run]
+        return Program(halves, run[0], run[1], working, constants)
 
     def _function(self, spec: TreeSpec) -> Callable[..., Any]:
         """``(inputs, tangents) -> product`` as plain tensors."""
-        names, constants = self._parameters.names, list(self._constants())
-        buffers = {name for name, _ in self._parameters.module.named_buffers()}
-        count = len(names)
+        module, moving, constants = self._parameters.module, self._parameters.tensors, self._constants()
+        buffers, count = set(module.buffers()), len(moving)
 
-        def call(function: Callable[..., Any], theta: Tensors, inputs: list[torch.Tensor]) -> Any:
-            rest = dict(zip(constants, inputs[count:], strict=False))
-            rest = {name: t.clone() if name in buffers else t for name, t in rest.items()}  # forward passes move them
+        def call(function: Callable[..., Any], theta: Tensors, inputs: list[Any]) -> Any:
+            rest = zip(constants, inputs[count:], strict=False)
+            state = dict(zip(moving, theta, strict=True))
+            state |= {t: value.clone() if t in buffers else value for t, value in rest}  # forward passes move buffers
             batch = tree_unflatten(inputs[count + len(constants) :], spec)
-            state = {f"module.{name}": t for name, t in {**dict(zip(names, theta, strict=True)), **rest}.items()}
-            return torch.func.functional_call(LossModule(function, self._parameters.module), state, (batch,))
+            with replaced(places(module, state)), NoGradStopsTangents():
+                return function(module, batch)
 
-        def hessian_product(inputs: list[torch.Tensor], tangents: list[torch.Tensor]) -> Any:
+        def hessian_product(inputs: list[Any], tangents: list[torch.Tensor]) -> Any:
             gradient = torch.func.grad(lambda theta: call(self._loss, theta, inputs))
             return torch.func.jvp(gradient, (tuple(inputs[:count]),), (tuple(tangents),))[1]
 
-        def gauss_newton_product(inputs: list[torch.Tensor], tangents: list[torch.Tensor]) -> Any:
-            outputs, criterion = self._loss.outputs, self._loss.criterion  # type: ignore[attr-defined]
+        def gauss_newton_product(inputs: list[Any], tangents: list[torch.Tensor]) -> Any:
             theta = tuple(inputs[:count])
-            jvp, vjp = torch.func.jvp, torch.func.vjp
-            values, moved, *_ = jvp(lambda t: call(outputs, t, inputs), (theta,), (tuple(tangents),))
-            curved = jvp(torch.func.grad(criterion), (values,), (moved,))[1]
-            return vjp(lambda t: call(outputs, t, inputs), theta)[1](curved)[0]
+            fixed: dict[str, Any] = {}
+
+            def outputs(theta: Tensors) -> list[torch.Tensor]:
+                leaves, form = tree_flatten(call(self._loss.outputs, theta, inputs))  # type: ignore[attr-defined]
+                fixed.update(form=form, leaves=[None if t.is_floating_point() else t for t in leaves])
+                return [t for t in leaves if t.is_floating_point()]
+
+            def criterion(values: list[torch.Tensor]) -> torch.Tensor:
+                rest = iter(values)
+                leaves = [next(rest) if t is None else t for t in fixed["leaves"]]
+                with NoGradStopsTangents():
+                    found: torch.Tensor = self._loss.criterion(tree_unflatten(leaves, fixed["form"]))  # type: ignore[attr-defined]
+                return found
+
+            values, moved, *_ = torch.func.jvp(outputs, (theta,), (tuple(tangents),))
+            curved = torch.func.jvp(torch.func.grad(criterion), (values,), (moved,))[1]
+            return torch.func.vjp(outputs, theta)[1](curved)[0]
 
         return hessian_product if self._kind == "hessian" else gauss_newton_product
+
+
+class NoGradStopsTangents(TorchFunctionMode):
+    """Let ``torch.no_grad`` hold back tangents as it holds back gradients; forward mode passes through it otherwise."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch._C._set_grad_enabled:
+            torch._C._set_fwd_grad_enabled(args[0])
+        return func(*args, **(kwargs or {}))
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
@@ -189,16 +208,6 @@ def own(residual: torch.Tensor) -> torch.Tensor:
     return residual.clone() if whole > residual.numel() * residual.element_size() else residual
 
 
-def materialize_zeros(traced: fx.GraphModule) -> None:
-    """Make zeros of symbolic ones, which autograd writes down for absent tangents and no kernel takes."""
-    for node in traced.graph.nodes:
-        if node.target is torch.ops.aten._efficientzerotensor.default:
-            node.target = torch.ops.aten.zeros.default
-    traced.recompile()
-
-
-def refuse_random(traced: fx.GraphModule) -> None:
-    """Raise if a traced loss draws random numbers: a batch that is linearised twice would be two different losses."""
-    for node in traced.graph.nodes:
-        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
-            raise ValueError(NOT_TRACEABLE.format(reason=f"it draws random numbers: {node.target}"))
+def versions(tensors: Sequence[torch.Tensor]) -> Versions:
+    """What changes when a tensor's values do, whether written in place or put into ``.data``."""
+    return [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]

@@ -113,7 +113,8 @@ def measure(case: Problem, rounds: int = 5, dtype: ProductsDtype = "float32") ->
     plain_theta = ParameterVector(case.plain, "backbone.")
     rebuilt = HessianOperator(case.loss, plain_theta, [batch], "reverse", retain=0, dtype=dtype)
     traced = TracedProducts(case.loss, theta, compiled=device == "cuda", dtype=AUTOCAST[dtype])
-    program, read = traced.linearise(batch)
+    point = traced.linearise(batch)
+    program = point.program
     square = torch.randn(2048, 2048, device=device)
     calls: dict[str, Call] = {
         "": lambda: square @ square,
@@ -123,7 +124,7 @@ def measure(case: Problem, rounds: int = 5, dtype: ProductsDtype = "float32") ->
         "gradient": lambda: gradient_function(case.loss, case.network)(batch),
         "reverse, graph kept": lambda: reverse.matvec(v),
         "linearized: primal half": lambda: traced.linearise(batch),
-        "linearized: one product": lambda: traced.product((program, read), tangents),
+        "linearized: one product": lambda: traced.product(point, tangents),
     }
     seconds = in_turns(calls, rounds, device)
     rate = 2 * 2048**3 / seconds.pop("")

@@ -1,7 +1,7 @@
 """How a bilevel method takes its second-order products and solves its systems; shared by all that do."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -23,7 +23,6 @@ from bissl_fast.bilevel.hessian import Mode, ProductsDtype
 from bissl_fast.bilevel.traced import Loss
 from bissl_fast.errors import UserError
 from bissl_fast.methods.checks import require
-from bissl_fast.ops.krylov import norm
 from bissl_fast.training.environment import available_memory
 
 PhaseSolver = Callable[[torch.Tensor], Solution]
@@ -123,7 +122,7 @@ class BilevelSettings:
                 return self._iterate(system, v, iterations)
             x, r = system.start(v)
             rest = self._iterate(system, r, iterations)
-            return replace(rest, x=x + rest.x, b_norm=norm(v))
+            return rest.after(x, v)
 
         return solve
 

@@ -43,7 +43,7 @@ def test_breakdown_and_what_follows_are_named_and_not_hidden() -> None:
     assert not torch.isfinite(solution.x).all()
     assert [s.split(":")[0] for s in solution.troubles()] == [
         "breakdown",
-        "the residual is not finite",
+        "the residual or the solution is not finite",
     ]
     stuck = minimal_residual(Dense(torch.zeros(2, 2, dtype=torch.float64)), torch.ones(2, dtype=torch.float64))
     assert torch.equal(stuck.x, torch.zeros(2, dtype=torch.float64))

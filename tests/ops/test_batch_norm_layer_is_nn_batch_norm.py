@@ -82,7 +82,7 @@ def test_groups_end_with_the_block_even_by_an_error_and_refuse_layers_that_would
         layer(batches()[0])
     assert layer.groups == 1
     network = nn.Sequential(layer, nn.BatchNorm2d(5))
-    with pytest.raises(UserError, match="1 is a BatchNorm2d"), statistics_groups(network, 2):
+    with pytest.raises(UserError, match="1, a BatchNorm2d, takes its statistics"), statistics_groups(network, 2):
         pass
     with pytest.raises(UserError, match="1 group or more"), statistics_groups(layer, 0):
         pass

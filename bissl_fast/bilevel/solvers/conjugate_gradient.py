@@ -3,10 +3,11 @@
 import torch
 
 from bissl_fast.bilevel.operators import Operator
-from bissl_fast.bilevel.solvers.solution import Event, Solution, flags
+from bissl_fast.bilevel.solvers.solution import Event, Solution, flags, scale_free
 from bissl_fast.ops.krylov import cg_update, norm, segment_dots
 
 
+@scale_free
 def conjugate_gradient(
     A: Operator,
     b: torch.Tensor,
@@ -66,7 +67,12 @@ def estimate_diagonal(A: Operator, probes: int, like: torch.Tensor, seed: int = 
         probes: number of products.
         like: a vector ``(L,)`` whose dtype and device the estimate has.
         seed: of the signs.
+
+    Raises:
+        ValueError: without a probe.
     """
+    if probes < 1:
+        raise ValueError(f"an estimate takes at least 1 probe, found {probes}")
     generator = torch.Generator().manual_seed(seed)
     total = torch.zeros_like(like)
     for _ in range(probes):

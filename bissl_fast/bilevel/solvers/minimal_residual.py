@@ -4,10 +4,11 @@ import torch
 
 from bissl_fast.bilevel.operators import Operator
 from bissl_fast.bilevel.solvers.recycling import Recycler
-from bissl_fast.bilevel.solvers.solution import Event, Solution, flags
+from bissl_fast.bilevel.solvers.solution import Event, Solution, flags, scale_free
 from bissl_fast.ops.krylov import dot, norm
 
 
+@scale_free
 def minimal_residual(A: Operator, b: torch.Tensor, x0: torch.Tensor | None = None, iterations: int = 5) -> Solution:
     """Generalised conjugate residuals: each iteration makes ``‖b − A x‖`` as small as the products so far allow.
 

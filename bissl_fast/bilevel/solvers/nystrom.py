@@ -5,8 +5,7 @@ from typing import Protocol
 import torch
 
 from bissl_fast.bilevel.operators import Operator
-from bissl_fast.bilevel.solvers.solution import Solution
-from bissl_fast.ops.krylov import norm
+from bissl_fast.bilevel.solvers.solution import Solution, unmeasured
 
 
 class SeveralProducts(Operator, Protocol):
@@ -18,8 +17,9 @@ class SeveralProducts(Operator, Protocol):
 class Nystrom:
     """Solves ``(I + scale · H) x = b`` with ``H ≈ U diag(λ) Uᵀ`` of rank r (Hataya and Yamada, 2023).
 
-    The sketch takes r products; a solve takes none. Negative eigenvalues of the sketch are set to zero: along them the
-    answer is b's own, where the true inverse may have any sign and size. So it is safe, and wrong there.
+    The sketch takes r products and waits for the device; a solve does neither. Negative eigenvalues of the sketch are
+    set to zero: along them the answer is b's own, where the true inverse may have any sign and size. So it is safe, and
+    wrong there.
 
     Args:
         hessian: H, symmetric, with ``matmat``.
@@ -29,7 +29,7 @@ class Nystrom:
         seed: of the random directions.
 
     Raises:
-        ValueError: for a rank outside 1 … L.
+        ValueError: for a rank outside 1 … L, a scale that is not positive, or products that are not finite.
 
     Example:
         >>> solve = Nystrom(hessian, rank=20, scale=0.1, like=gradient)  # doctest: +SKIP
@@ -39,12 +39,17 @@ class Nystrom:
     def __init__(self, hessian: SeveralProducts, rank: int, scale: float, like: torch.Tensor, seed: int = 0) -> None:
         if not 1 <= rank <= like.numel():
             raise ValueError(f"rank must be between 1 and the {like.numel()} entries of a vector, found {rank}")
+        if not 0 < scale < float("inf"):  # a negative one has a pole where the sketch has an eigenvalue of -1/scale
+            raise ValueError(f"scale must be positive and finite, found {scale}")
         generator = torch.Generator().manual_seed(seed)
         drawn = torch.randn(like.numel(), rank, generator=generator).to(like)
         omega = torch.linalg.qr(drawn).Q.T.contiguous()  # (r, L)
         images = hessian.matmat(omega)  # (r, L)
         core = omega @ images.T  # (r, r), ΩᵀHΩ
-        values, vectors = torch.linalg.eigh((core + core.T) / 2)
+        try:
+            values, vectors = torch.linalg.eigh((core + core.T) / 2)
+        except torch.linalg.LinAlgError as error:
+            raise ValueError("a sketch needs finite products, found some that are not: is the loss finite?") from error
         floor = torch.finfo(like.dtype).eps * rank * values.abs().max()
         inverse = torch.where(values.abs() > floor, 1 / values, 0.0)
         q, r = torch.linalg.qr(images.T)  # (L, r), (r, r)
@@ -64,5 +69,4 @@ class Nystrom:
         """The solution for ``b``; ``A`` and ``x0`` are not looked at, and no residual is measured."""
         shrunk = self._scale * self._eigenvalues
         x = b - self._basis @ (shrunk / (1 + shrunk) * (self._basis.T @ b))
-        unknown = b.new_full((1,), float("nan"))
-        return Solution(x, unknown, norm(b), 0, torch.zeros((), dtype=torch.int64, device=b.device))
+        return unmeasured(x, b)

@@ -7,16 +7,20 @@ import torch
 from bissl_fast.bilevel.operators import Operator
 from bissl_fast.ops.krylov import dot, norm
 
-DEPENDENT = {torch.float32: 1e-5, torch.float64: 1e-13}
+DEPENDENT = {torch.float64: 1e-13, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 1e-1}
 """An image whose part outside the known space is smaller than this share of it tells nothing but rounding."""
+
+NOISE = 10
+"""An image smaller than so many roundings of ‖A‖‖v‖ is rounding as a whole: v lies in A's null space."""
 
 
 class Recycler:
     """An operator that remembers every product: directions P with orthonormal images Q = A P.
 
-    It is used in place of A while A stays as it is (one upper phase: N_U right-hand sides, one Hessian). ``start`` then
-    gives, without a product, the x of span(P) with the smallest residual, for positive definite and for indefinite A
-    alike. This is the recycling of GCRO-type methods (Parks et al., 2006) with all directions kept.
+    It is used in place of A while A stays as it is (one upper phase: N_U right-hand sides, one Hessian); it cannot see
+    a change, so every phase takes a new one. ``start`` then gives, without a product, the x of span(P) with the
+    smallest residual, for positive definite and for indefinite A alike. This is the recycling of GCRO-type methods
+    (Parks et al., 2006) with all directions kept.
 
     Args:
         operator: A.
@@ -37,6 +41,7 @@ class Recycler:
         self._operator, self._capacity = operator, capacity
         self._directions: list[torch.Tensor] = []
         self._images: list[torch.Tensor] = []
+        self._largest: torch.Tensor | None = None  # of ‖A v‖ / ‖v‖ so far: what is known about ‖A‖
 
     @property
     def segments(self) -> Sequence[int]:
@@ -70,14 +75,17 @@ class Recycler:
 
     def _remember(self, vector: torch.Tensor, image: torch.Tensor) -> None:
         direction, image = vector.clone(), image.clone()
-        before = norm(image)
+        before, length = norm(image), norm(vector)
+        ratio = torch.where(torch.isfinite(before) & (length > 0), before / length, 0.0)
+        self._largest = ratio if self._largest is None else torch.maximum(self._largest, ratio)
+        rounding = NOISE * torch.finfo(image.dtype).eps * self._largest * length
         for _ in range(2):  # Gram–Schmidt, twice is enough
             for p, q in zip(self._directions, self._images, strict=True):
                 share = dot(q, image)
                 image.addcmul_(share, q, value=-1)
                 direction.addcmul_(share, p, value=-1)
         left = norm(image)
-        is_new = torch.isfinite(left) & (left > DEPENDENT[image.dtype] * before)
+        is_new = torch.isfinite(left) & (left > DEPENDENT[image.dtype] * before) & (left > rounding)
         # Selected, not multiplied: zero times a number that is not finite is not zero.
         self._directions.append(torch.where(is_new, direction / left, 0.0))
         self._images.append(torch.where(is_new, image / left, 0.0))

@@ -1,10 +1,17 @@
 """What a solver returns, and what it has to say about how it went."""
 
 import enum
-from collections.abc import Sequence
-from dataclasses import dataclass
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar, cast
 
 import torch
+
+from bissl_fast.bilevel.operators import Operator
+from bissl_fast.ops.krylov import norm
+
+Solve = TypeVar("Solve", bound=Callable[..., "Solution"])
 
 
 class Event(enum.IntFlag):
@@ -24,7 +31,7 @@ SENTENCES = {
     "indefinite, and also where it is not but couples segments strongly",
     Event.BREAKDOWN: "breakdown: a direction with d·Ad = 0 was met before the system was solved",
     Event.DIVERGENCE: "divergence: the residual is larger than that of x = 0",
-    Event.NON_FINITE: "the residual is not finite",
+    Event.NON_FINITE: "the residual or the solution is not finite",
 }
 
 
@@ -52,6 +59,12 @@ class Solution:
         """``residual_norms`` over ``b_norm``, the residual of x = 0; zero where the residual is."""
         return torch.where(self.residual_norms == 0, 0.0, self.residual_norms / self.b_norm)
 
+    def after(self, x: torch.Tensor, b: torch.Tensor) -> "Solution":
+        """The solution for ``b``, where this one is for what a start ``x`` has left of it."""
+        b_norm = norm(b)
+        events = self.events & ~int(Event.DIVERGENCE) | flags(self.residual_norms, b_norm, [])
+        return replace(self, x=x + self.x, b_norm=b_norm, events=events)
+
     def troubles(self) -> tuple[str, ...]:
         """A sentence for each event. Waits for the device, which nothing else here does."""
         found = Event(int(self.events))
@@ -68,3 +81,31 @@ def flags(
         *more,
     ]
     return torch.stack([happened.to(torch.int64) * int(event) for event, happened in told]).sum()
+
+
+def unmeasured(x: torch.Tensor, b: torch.Tensor) -> Solution:
+    """A solution that took no product, of unknown residual."""
+    unknown = b.new_full((1,), float("nan"))
+    events = (~torch.isfinite(x).all()).to(torch.int64) * int(Event.NON_FINITE)
+    return Solution(x, unknown, norm(b), 0, events)
+
+
+def scale_free(solve: Solve) -> Solve:
+    """Let a solver see a right-hand side of size 1, so that no square over- or underflows.
+
+    The scale is a power of two: the solution has the same bits where nothing would have overflowed.
+    """
+
+    @functools.wraps(solve)
+    def scaled(A: Operator, b: torch.Tensor, x0: torch.Tensor | None = None, **settings: Any) -> Solution:
+        if settings.get("iterations", 0) < 0:
+            raise ValueError(f"iterations must be 0 or more, found {settings['iterations']}")
+        largest = b.abs().amax()
+        _, exponent = torch.frexp(torch.where(torch.isfinite(largest) & (largest > 0), largest, 1.0))
+        scale = torch.ldexp(torch.ones_like(largest), exponent.clamp(-120, 120))
+        found = solve(A, b / scale, None if x0 is None else x0 / scale, **settings)
+        return replace(
+            found, x=found.x * scale, residual_norms=found.residual_norms * scale, b_norm=found.b_norm * scale
+        )
+
+    return cast(Solve, scaled)

@@ -1,0 +1,151 @@
+"""Between two products nothing may change that they depend on: it is refused, held still, or put back."""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from bissl_fast.bilevel import HessianOperator, ParameterVector
+from tests.bilevel.test_traces_hold_whatever_a_loss_does import batch, mlp, network, squares
+
+MODES = ("reverse", "linearized", "finite_difference")
+each_mode = pytest.mark.parametrize("mode", MODES)
+
+
+def with_norm() -> nn.Module:
+    module = network(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 3))
+    module(batch()[0])
+    return module
+
+
+def ones(theta: ParameterVector) -> torch.Tensor:
+    return torch.ones(len(theta), dtype=torch.float64)
+
+
+CHANGES: dict[str, Callable[[nn.Module, Any], Any]] = {
+    "data of a parameter": lambda m, b: setattr(m[0].weight, "data", 3 * m[0].weight.data),
+    "a frozen parameter": lambda m, b: m[3].bias.detach().mul_(2),
+    "a batch": lambda m, b: b[0].mul_(2),
+    "a mode": lambda m, b: m.eval(),
+}
+
+
+@each_mode
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_between_products_is_refused_until_an_update(mode: Any, change: str) -> None:
+    module, data = with_norm(), batch()
+    module[3].bias.requires_grad_(False)
+    theta = ParameterVector(module)
+    operator = HessianOperator(squares, theta, [data, batch(4)], mode, retain=1)
+    operator.matvec(ones(theta))
+    CHANGES[change](module, data)
+    with pytest.raises(RuntimeError, match=r"parameters have changed \(or a batch, or a train or eval mode\)"):
+        operator.matvec(ones(theta))
+    operator.update([data, batch(4)])
+    expected = HessianOperator(squares, theta, [data, batch(4)]).matvec(ones(theta))
+    torch.testing.assert_close(operator.matvec(ones(theta)), expected, rtol=1e-5, atol=1e-6)
+
+
+@each_mode
+def test_buffers_are_those_of_the_last_update(mode: Any) -> None:
+    module = with_norm().eval()
+    theta = ParameterVector(module)
+    operator = HessianOperator(squares, theta, [batch(), batch(4)], mode, retain=1)
+    before = operator.matvec(ones(theta))
+    module[1].running_var.mul_(3)
+    assert torch.equal(operator.matvec(ones(theta)), before)
+    operator.update([batch(), batch(4)])
+    assert not torch.allclose(operator.matvec(ones(theta)), before)
+
+
+@each_mode
+def test_parameters_that_are_no_longer_in_the_module_are_refused(mode: Any) -> None:
+    module = mlp()
+    theta = ParameterVector(module)
+    operator = HessianOperator(squares, theta, [batch()], mode)
+    module.load_state_dict({name: 2 * value for name, value in module.state_dict().items()}, assign=True)
+    with pytest.raises(RuntimeError, match=r"have changed|other parameters"):
+        operator.matvec(ones(theta))
+    for act in (lambda: operator.update([batch()]), lambda: HessianOperator(squares, theta, [batch()], mode)):
+        with pytest.raises(RuntimeError, match="other parameters than when its ParameterVector was made"):
+            act()
+
+
+class Shared(nn.Module):
+    """A layer under two names, the second of which has the prefix, and a parameter in two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(5, 5)
+        self.other = nn.Linear(5, 5)
+        self.other.bias = self.stem.bias
+        self.backbone = nn.Sequential(self.stem, nn.Tanh(), nn.Linear(5, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.backbone(self.other(torch.tanh(self.stem(x))).tanh())
+        return out
+
+
+@each_mode
+def test_shared_layers_and_parameters_count_once_and_are_put_back(mode: Any) -> None:
+    torch.manual_seed(0)
+    module = Shared().double()
+    before = {name: id(p) for name, p in module.named_parameters(remove_duplicate=False)}
+    theta = ParameterVector(module, "backbone.")
+    assert theta.names == ["backbone.0.weight", "backbone.0.bias", "backbone.2.weight", "backbone.2.bias"]
+    found = HessianOperator(squares, theta, [batch()], mode).matvec(ones(theta))
+    assert {name: id(p) for name, p in module.named_parameters(remove_duplicate=False)} == before
+
+    def gradient(step: float) -> torch.Tensor:
+        theta.assign(values + step * ones(theta))
+        return theta.flatten(torch.autograd.grad(squares(module, batch()), theta.tensors))
+
+    values = theta.values()
+    expected = (gradient(1e-6) - gradient(-1e-6)) / 2e-6
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_trace_that_fails_leaves_the_module_as_it_was() -> None:
+    module = Shared().double()
+    before = list(map(id, module.parameters()))
+
+    def branching(module: nn.Module, data: Any) -> torch.Tensor:
+        value = squares(module, data)
+        return value if value > 0 else -value
+
+    with pytest.raises(ValueError, match="cannot be traced"):
+        HessianOperator(branching, ParameterVector(module), [batch()], "linearized")
+    assert list(map(id, module.parameters())) == before
+
+
+@each_mode
+def test_threads_with_one_module_take_turns(mode: Any) -> None:
+    module = with_norm()
+    theta, buffers = ParameterVector(module), list(map(id, module.buffers()))
+    operators = [HessianOperator(squares, theta, [batch(seed)], mode, retain=0) for seed in (3, 4)]
+    expected = [operator.matvec(ones(theta)) for operator in operators]
+    found: list[list[torch.Tensor]] = [[], []]
+
+    def work(k: int) -> None:
+        found[k] += [operators[k].matvec(ones(theta)) for _ in range(20)]
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [len(products) for products in found] == [20, 20]
+    assert all(torch.equal(p, e) for products, e in zip(found, expected, strict=True) for p in products)
+    assert list(map(id, module.buffers())) == buffers
+
+
+def test_an_update_that_fails_leaves_no_half_of_an_operator() -> None:
+    theta = ParameterVector(mlp())
+    operator = HessianOperator(squares, theta, [batch()])
+    with pytest.raises(RuntimeError):
+        operator.update([batch(), (batch()[0][:, :2], batch()[1])])
+    with pytest.raises(RuntimeError, match="released"):
+        operator.matvec(ones(theta))
