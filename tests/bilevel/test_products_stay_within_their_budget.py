@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from bissl_fast.bilevel import HessianOperator, ParameterVector
+from bissl_fast.bilevel.traced import TracedProducts
 from tests.bilevel.networks import batches, contrastive, tiny_network
 
 SCRIPT = """
@@ -76,6 +77,22 @@ def test_fewer_kept_the_same_bits() -> None:
     products = [HessianOperator(contrastive, theta, batches(3), "linearized", retain=k).matvec(v) for k in (0, 2, 3)]
     assert torch.equal(products[0], products[1])
     assert torch.equal(products[0], products[2])
+
+
+def test_a_budget_counts_batches_of_other_sizes_and_holds_where_nothing_is_kept() -> None:
+    theta = ParameterVector(tiny_network(), "backbone.")
+    small, large = batches(1), batches(1, (12, 1, 6, 6))
+    need = {}
+    for name, stored in (("small", small), ("large", large)):
+        program = TracedProducts(contrastive, theta).program(stored[0])
+        need[name] = (program.halves.residual_bytes, program.working_bytes)
+    for stored in ([*small, *large], [*large, *small]):
+        for retain in (None, 0):
+            with pytest.raises(ValueError, match="raise it, or use smaller batches"):
+                HessianOperator(contrastive, theta, stored, "linearized", retain, memory_budget=sum(need["large"]) - 1)
+        assert HessianOperator(contrastive, theta, stored, "linearized", memory_budget=sum(need["large"])).retained == 0
+    both = need["small"][0] + sum(need["large"])
+    assert HessianOperator(contrastive, theta, [*small, *large], "linearized", memory_budget=both).retained == 2
 
 
 def test_a_budget_in_reverse_mode_bounds_the_graphs_that_are_kept() -> None:

@@ -177,9 +177,7 @@ def test_gauss_newton_takes_the_labels_of_each_batch_through_the_outputs() -> No
     module = mlp()
     theta = ParameterVector(module)
     stored = [(batch(s)[0], torch.tensor([0, 1, 2, 2, 1, 0]).roll(s)) for s in (1, 2)]
-    loss = CompositeLoss(
-        lambda m, b: {"logits": m(b[0]), "labels": b[1]}, lambda o: nn.functional.cross_entropy(**named(o))
-    )
+    loss = CompositeLoss(lambda m, b: {"input": m(b[0]), "target": b[1]}, lambda o: nn.functional.cross_entropy(**o))
     found = HessianOperator(loss, theta, stored, "gauss_newton")
     total = torch.zeros(len(theta), len(theta), dtype=torch.float64)
     for x, labels in stored:

@@ -90,6 +90,28 @@ def test_reverse_over_forward_equals_reverse_over_reverse(name: str) -> None:
         )
 
 
+@pytest.mark.parametrize("moving", [m for n in range(1, 5) for m in itertools.combinations(range(4), n)], ids=str)
+def test_any_of_the_inputs_may_be_constants_in_every_nesting(moving: tuple[int, ...]) -> None:
+    given = case((4, 3, 3, 2))
+    primals, tangents = ([group[k] for k in moving] for group in (given.inputs, given.directions))
+
+    def slope(*values: Tensor) -> Tensor:
+        inputs = dict(enumerate(given.inputs)) | dict(zip(moving, values, strict=True))
+        out = batch_norm_act(inputs[0], inputs[1], inputs[2], inputs[3], relu=True, groups=2)[0]
+        return (out * given.cotangent).square().sum()
+
+    axes = tuple(range(len(moving)))
+    found = []
+    for name in ("cpp", "reference"):
+        with backend(name):
+            gradient = torch.func.grad(slope, axes)
+            found.append(torch.func.jvp(gradient, tuple(primals), tuple(tangents))[1])
+            found.append(torch.func.grad(lambda *p: torch.func.jvp(slope, p, tuple(tangents))[1], axes)(*primals))
+            found.append(torch.autograd.functional.vhp(slope, tuple(primals), tuple(tangents))[1])
+    for other in found[:-1]:
+        torch.testing.assert_close(other, found[-1], rtol=1e-9, atol=1e-10)
+
+
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: "-".join(map(str, s.values())))
 def test_gradcheck_and_gradgradcheck_pass_in_reverse_and_forward_mode(settings: dict[str, int]) -> None:
     inputs = tuple(

@@ -221,14 +221,15 @@ def test_bad_input_is_refused_with_a_sentence(case: str, name: str) -> None:
         cg_update(**arguments)
 
 
-def test_vectors_that_share_memory_are_refused() -> None:
+@pytest.mark.parametrize("name", ["cpp", "reference"])
+def test_vectors_that_share_memory_are_refused(name: str) -> None:
     both = torch.ones(9)
     for x, r, d, q in (
         (both[:6], A, both[3:], A),
         (A, both[:6], both[:6], A.clone()),
         (A, A.clone(), both[:6], both[3:]),
     ):
-        with pytest.raises(RuntimeError, match="share no memory"):
+        with backend(name), pytest.raises(RuntimeError, match="share no memory"):
             cg_update(x, r, d, q, S, (3, 3))
 
 

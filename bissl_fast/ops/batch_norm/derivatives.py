@@ -125,13 +125,16 @@ class BatchNormTangent(TwiceDifferentiable):
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad is None:
             return (None,) * 12
-        x_t, weight_t, _, residual_t, *saved = ctx.saved_tensors
+        tangents, saved = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
+        x_t, weight_t, _, residual_t = tangents
         with_residual = residual_t is not None
         d_x_t, d_residual_t, d_weight_t, d_bias_t, *sums = BatchNormGradient.apply(
             grad, *saved, *ctx.settings, with_residual
         )
         dx, _, dweight, _ = BatchNormProduct.apply(None, x_t, weight_t, grad, *saved, *sums, *ctx.settings, False)
-        return d_x_t, d_weight_t, d_bias_t, d_residual_t if with_residual else None, dx, dweight, *(None,) * 6
+        found = (d_x_t, d_weight_t, d_bias_t, d_residual_t)
+        of_tangents = (d if t is not None else None for d, t in zip(found, tangents, strict=True))
+        return *of_tangents, dx, dweight, *(None,) * 6
 
     @staticmethod
     def jvp(ctx: Any, *_: Tensor) -> Tensor:

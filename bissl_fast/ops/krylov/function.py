@@ -86,6 +86,7 @@ def cg_update(
 
     Raises:
         ValueError: lengths that do not add up to L, other shapes, gaps, two dtypes or two devices.
+        RuntimeError: where x, r or d shares memory with another argument.
 
     Example:
         >>> curvature, rz, rr = cg_update(x, r, d, operator.matvec(d), rz, segments)  # doctest: +SKIP
@@ -98,6 +99,7 @@ def cg_update(
         raise ValueError(f"rz must have one entry per segment, shape ({len(segments)},), found {tuple(rz.shape)}.")
     check_like("x", x, "rz", rz)
     if choose_compiled(x, SUBJECT) == "reference":
+        check_apart([x, r, d], [q, rz] if inverse_diagonal is None else [q, rz, inverse_diagonal])
         return reference.cg_update(x, r, d, q, rz, segments, inverse_diagonal)
     scalars = torch.ops.bissl_fast.cg_update(x, r, d, q, rz, segments, inverse_diagonal)
     curvature, rz_next, rr_next = scalars
@@ -125,3 +127,13 @@ def check_like(first_name: str, first: torch.Tensor, name: str, vector: torch.Te
         )
     if not vector.is_contiguous():
         raise ValueError(f"{name} must be contiguous, found stride {vector.stride()}; `.contiguous()` makes it so.")
+
+
+def check_apart(written: Sequence[torch.Tensor], read: Sequence[torch.Tensor]) -> None:
+    """Raise if what is updated in place shares memory with another argument; the compiled kernels look themselves."""
+    if any(type(t) is not torch.Tensor or t.device.type == "meta" for t in (*written, *read)):
+        return  # without memory of its own: traced, or only a shape
+    spans = [(t.data_ptr(), t.data_ptr() + t.nbytes) for t in (*written, *read)]
+    for k, (begin, end) in enumerate(spans[: len(written)]):
+        if any(begin < other_end and other < end for other, other_end in spans[k + 1 :]):
+            raise RuntimeError("what is updated in place must share no memory with another argument")
