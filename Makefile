@@ -20,8 +20,9 @@ $(VENV)/installed: pyproject.toml $(NATIVE)
 demo: $(VENV)/installed
 	$(BIN)/bissl-fast train --dataset textures --name demo
 
+# A worker for each core, with a thread of its own: most tests trace and compile in Python.
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -m 'not gpu and not slow and not peer'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m 'not gpu and not slow and not peer'
 
 # Comparisons with other libraries, which are installed for it.
 peer: $(VENV)/installed

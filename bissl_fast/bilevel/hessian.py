@@ -54,8 +54,9 @@ class HessianOperator:
             the outputs, positive semidefinite where ℓ is convex; another matrix. ``"finite_difference"``: an estimator.
         retain: how many of the batches keep their linearisation. The rest rebuild it for each product: less memory, the
             same numbers.
-        memory_budget: bytes that linearisations and products may hold at once beside parameters, vectors and batches.
-            As many batches keep their linearisation as fit. In ``reverse`` mode only kept graphs are counted.
+        memory_budget: bytes of tensors that linearisations and products may hold at once, beside parameters, vectors
+            and batches. As many batches keep their linearisation as fit. In ``reverse`` mode only kept graphs are
+            counted.
         dtype: ``"float32"`` (the parameters' own dtype, in fact); ``"tf32"``, on CUDA; ``"bfloat16"`` autocast. Vectors
             stay as they are. Finite differences take ``"float32"`` only.
         compiled: compile traced products with Inductor; ``None``: on CUDA.

@@ -15,7 +15,7 @@ from bissl_fast.methods.train import Training
 
 
 @pytest.mark.parametrize(
-    ("backbone", "precision"), [("mnasnet_small", "fp32"), ("test_resnet", "bf16"), ("test_resnet", "tf32")]
+    ("backbone", "precision"), [("test_efficientnet", "fp32"), ("test_resnet", "bf16"), ("test_resnet", "tf32")]
 )
 def test_bissl_and_fine_tuning_run_on(small_data: Path, tmp_path: Path, backbone: str, precision: Any) -> None:
     base = preset_config("quick", f"folder:{small_data / 'labelled'}")
