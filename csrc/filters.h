@@ -23,6 +23,15 @@ struct ResizeAxis {
     const auto most = static_cast<int32_t>(ceilf(2 * radius())) + 1;
     return most < length ? most : length;
   }
+  // Of an output: its place in the crop, and the pixel of its first tap.
+  HOST_DEVICE float centre(int32_t out) const {
+    return (static_cast<float>(flip ? size - 1 - out : out) + 0.5f) * scale();
+  }
+  HOST_DEVICE int32_t first(int32_t out) const {
+    const auto wanted = static_cast<int32_t>(floorf(centre(out) - radius() + 0.5f));
+    const int32_t last = length - taps();
+    return wanted < 0 ? 0 : (wanted > last ? last : wanted);
+  }
 };
 
 // Distance in stretched pixels.
@@ -36,10 +45,8 @@ HOST_DEVICE inline float resize_kernel(bool cubic, float distance) {
 // Calls store(t, weight) for the taps of an output, which sum to `total`, and gives the first tap's pixel in the crop.
 template <class Store>
 HOST_DEVICE int32_t resize_taps(const ResizeAxis& axis, int32_t out, float total, const Store& store) {
-  const int32_t taps = axis.taps(), last = axis.length - taps;
-  const float centre = (static_cast<float>(axis.flip ? axis.size - 1 - out : out) + 0.5f) * axis.scale();
-  auto first = static_cast<int32_t>(floorf(centre - axis.radius() + 0.5f));
-  first = first < 0 ? 0 : (first > last ? last : first);
+  const int32_t taps = axis.taps(), first = axis.first(out);
+  const float centre = axis.centre(out);
   const auto weight = [&](int32_t t) {
     return resize_kernel(axis.cubic, fabsf(static_cast<float>(first + t) + 0.5f - centre) / axis.stretch());
   };

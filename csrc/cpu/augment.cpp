@@ -61,7 +61,7 @@ class Workspace {
 };
 
 void adjust(const Planes& x, int32_t colour, float factor) {
-  if (factor == kNeutral[colour]) return;
+  if (factor == neutral_factor(colour)) return;
   switch (colour) {
     case kBrightness:
       return brighten(x, factor);
