@@ -50,8 +50,8 @@ inline ViewLayout layout_of(int64_t view_size, int64_t height, int64_t width, bo
   at.lines = round_up((size - strip) * at.pitch, 4);
   at.across = at.lines + strip * at.line;
   if (const int32_t end = round_up(size * at.pitch, 4); at.across < end) at.across = end;
-  at.down = at.across + ResizeAxis{columns, size, cubic, false}.taps() * size;
-  at.down_taps = ResizeAxis{rows, size, cubic, false}.taps();
+  at.down = at.across + ResizeAxis{columns, size, cubic, false}.taps * size;
+  at.down_taps = ResizeAxis{rows, size, cubic, false}.taps;
   at.first_outside = at.down_taps <= at.pitch ? size - strip : 0;
   const int32_t weights_end = at.down + (size - at.first_outside) * at.down_taps;
   at.sums = round_up(size * at.pitch, 4);

@@ -56,7 +56,7 @@ HOST_DEVICE void weigh_taps(const Team& team, float* memory, const ViewLayout& a
 template <int kBytes, class Team>
 HOST_DEVICE void weigh_lines(const Team& team, float* memory, const ViewLayout& at, const Crop& crop, int32_t lead,
                              int32_t begin, int32_t end) {
-  const int32_t taps = crop.down.taps(), words = (lead + kChannels * crop.across.length + kBytes - 1) / kBytes;
+  const int32_t taps = crop.down.taps, words = (lead + kChannels * crop.across.length + kBytes - 1) / kBytes;
   team.lanes([&](int lane) {
     each_cell(lane, end - begin, words, [&](int32_t row, int32_t word) {
       const float* weights = memory + at.down_weights(begin + row);
@@ -80,7 +80,7 @@ HOST_DEVICE void weigh_lines(const Team& team, float* memory, const ViewLayout& 
 template <class Team>
 HOST_DEVICE void gather_pixels(const Team& team, float* memory, const ViewLayout& at, const Crop& crop, int32_t lead,
                                int32_t begin, int32_t end) {
-  const int32_t taps = crop.across.taps(), cells = (end - begin) * at.size;
+  const int32_t taps = crop.across.taps, cells = (end - begin) * at.size;
   const auto read = [&](int lane, float* kept) {
     IN_REGISTERS
     for (int n = 0; n < kPixelsKept; ++n) {
