@@ -13,6 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from bissl_fast.data.presets import ViewPair, eval_view, finetune_view, vicreg_views
+from bissl_fast.data.resident import SHARE_OF_FREE_MEMORY, Pipeline
 from bissl_fast.data.views import ViewSettings
 from bissl_fast.errors import UserError
 from bissl_fast.methods.bilevel import BilevelSettings
@@ -39,6 +40,9 @@ class ImageSettings:
         pretext_crop_ratio: smallest and largest width / height.
         pretext_pixel_range: value of a white pixel before mean and std: 1, or 255 as in the released code.
         finetune_crop_area: as above, for the downstream task.
+        pipeline: where views are rendered from, which changes nothing but their time: `resident` keeps whole sets where
+            a GPU reads them, `torch` gathers each batch on the host; `auto` is `resident` on CUDA.
+        resident_share: of the free GPU memory that a resident set may take; a larger one goes to pinned host memory.
     """
 
     size: int = 96
@@ -47,6 +51,8 @@ class ImageSettings:
     pretext_crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     pretext_pixel_range: float = 1.0
     finetune_crop_area: tuple[float, float] = (0.5, 1.0)
+    pipeline: Pipeline = "auto"
+    resident_share: float = SHARE_OF_FREE_MEMORY
 
     def __post_init__(self) -> None:
         require(self.size >= 8, "images.size", self.size, "at least 8 pixels")
@@ -57,6 +63,7 @@ class ImageSettings:
             require(
                 0 < low <= high <= 1, option, f"{low} {high}", "a smallest and a largest share, 0 < low <= high <= 1"
             )
+        require(0 <= self.resident_share <= 1, "images.resident-share", self.resident_share, "between 0 and 1")
         self.pretext()  # which checks the ranges
         self.finetune()
 

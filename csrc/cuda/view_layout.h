@@ -46,7 +46,7 @@ inline ViewLayout layout_of(int64_t view_size, int64_t height, int64_t width, bo
   at.size = size;
   at.strip = strip;
   at.pitch = 3 * size | 1;
-  at.line = round_up(3 * columns + 3, 4);  // a line may begin up to three bytes before the crop
+  at.line = round_up(3 * columns, 4);  // the bytes before the crop in its first word are of the same row
   at.lines = round_up((size - strip) * at.pitch, 4);
   at.across = at.lines + strip * at.line;
   if (const int32_t end = round_up(size * at.pitch, 4); at.across < end) at.across = end;
