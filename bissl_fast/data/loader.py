@@ -85,8 +85,9 @@ class ViewLoader:
         device: torch.device | str,
     ) -> None:
         if order.n_samples != len(images):
+            name = _set(images).name
             raise UserError(
-                f"The batch order is for {order.n_samples} samples, but {_set(images).name} holds {len(images)} images: "
+                f"The batch order is for {order.n_samples} samples, but {name} holds {len(images)} images: "
                 "build it with n_samples=len(images)."
             )
         self._images = images

@@ -49,12 +49,14 @@ def render(
     if not fused.serves(images if device == images.device else torch.empty(0, device=device), settings.size):
         chosen = images if samples is None else images[torch.from_numpy(samples).to(images.device)]
         return torch_pipeline.render(chosen.to(device), parameters, settings).to(dtype)
-    table = (torch.from_numpy(np.ascontiguousarray(rows, dtype=np.int64)), *packed(parameters))
+    table = [torch.from_numpy(np.ascontiguousarray(rows, dtype=np.int64)), *packed(parameters)]
     if device != images.device:
-        table = tuple(column.pin_memory().to(device, non_blocking=True) for column in table)
+        table = [column.pin_memory().to(device, non_blocking=True) for column in table]
     return fused.render_views(
         images.contiguous(),
-        *table,
+        table[0],
+        table[1],
+        table[2],
         channels(settings),
         size=settings.size,
         cubic=settings.interpolation == "bicubic",

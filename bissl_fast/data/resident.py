@@ -1,7 +1,7 @@
-"""The `resident` pipeline: an image set that stays where a CUDA kernel reads it, in GPU memory or in pinned host memory.
+"""The `resident` pipeline: an image set that stays where a CUDA kernel reads it, in GPU or in pinned host memory.
 
-A step then draws a table of view parameters and nothing else: no pixel is gathered, and from GPU memory none crosses the
-bus.
+A step then draws a table of view parameters and nothing else: no pixel is gathered, and from GPU memory none crosses
+the bus.
 """
 
 from __future__ import annotations
@@ -96,8 +96,7 @@ def hold(images: ImageSet, device: torch.device, share: float = SHARE_OF_FREE_ME
     if device.type != "cuda":
         labels = None if images.labels is None else torch.from_numpy(images.labels)
         return ResidentSet(images, source, labels, device, f"{size} stay in host memory")
-    if device.index is None:
-        device = torch.device("cuda", torch.cuda.current_device())
+    device = torch.empty(0, device=device).device  # with its index
     labels = None if images.labels is None else torch.from_numpy(images.labels).to(device)
     free = torch.cuda.mem_get_info(device)[0]
     limit = f"{share:.0%} of the {free / 1e9:.3g} GB that are free on {device}"

@@ -72,7 +72,7 @@ class Training:
             torch.set_num_threads(config.threads)
         self.device = find_device(config.device)
         self.is_resident = is_resident(config.images.pipeline, self.device)
-        self.resident_sets: dict[str, ResidentSet] = {}
+        self.placed_sets: dict[str, ImageSet | ResidentSet] = {}
         self.forward = apply_precision(config.precision, self.device)
         self.features = probe_features(config.backbone, config.images.size)
         self._load_data()
@@ -326,10 +326,19 @@ class Training:
         """The set, in the device's memory from its first use on if views are rendered there."""
         if not self.is_resident:
             return images
-        if images.name not in self.resident_sets:
-            self.resident_sets[images.name] = hold(images, self.device, self.config.images.resident_share)
-            say(self.console, self.resident_sets[images.name].place)
-        return self.resident_sets[images.name]
+        key = images.content_hash
+        if key not in self.placed_sets:
+            try:
+                held = hold(images, self.device, self.config.images.resident_share)
+            except UserError as error:
+                if self.config.images.pipeline == "resident":
+                    raise
+                say(self.console, f"{error} Its batches are gathered on the host.", "yellow")
+                self.placed_sets[key] = images
+            else:
+                say(self.console, held.place)
+                self.placed_sets[key] = held
+        return self.placed_sets[key]
 
     def _backbone(self) -> nn.Module:
         return build_backbone(self.config.backbone, derive_seed(self.config.seed, "backbone"))

@@ -15,7 +15,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 
 def serves(like: Tensor, size: int) -> bool:
-    """Whether a compiled kernel makes views of this size on the device of a tensor, and no other backend was asked for."""
+    """Whether a compiled kernel makes views of this size on a tensor's device, and no other backend was asked for."""
 
     def lacks(name: str, like: Tensor) -> str:
         if name == "cuda" and size > LARGEST_ON_CUDA:

@@ -3,8 +3,9 @@
 ``render_views(images, samples, integers, numbers, channels, size, cubic, threshold, bfloat16) -> views``
     images ``(M, H, W, 3)`` uint8, contiguous; samples ``(N,)`` int64, the image of each view; integers ``(N, 11)``
     int32 and numbers ``(N, 5)`` float32, the table of view parameters as `csrc/views.h` names its columns; channels
-    ``(2, 3)`` float32 on the host, by which a value in 0..1 becomes ``value * channels[0] - channels[1]``. Returns ``(N,
-    3, size, size)`` channels-last, float32 or bfloat16. Values above the threshold are the ones that solarise inverts.
+    ``(2, 3)`` float32 on the host, by which a value in 0..1 becomes ``value * channels[0] - channels[1]``. Returns
+    ``(N, 3, size, size)`` channels-last, float32 or bfloat16. Values above the threshold are the ones that solarise
+    inverts.
 
     Samples, integers and numbers lie on the host and are checked there, and the views lie on the images' device. Or all
     three lie on a CUDA device, unchecked: a row that fits no image gives a view of NaN. Then the images lie on the same
