@@ -8,12 +8,33 @@
 
 namespace bissl_fast {
 
-inline void check_table(const torch::stable::Tensor& tensor, int64_t rows, int64_t columns,
-                        torch::headeronly::ScalarType dtype) {
-  STD_TORCH_CHECK(tensor.dim() == 2 && tensor.size(0) == rows && tensor.size(1) == columns &&
-                      tensor.scalar_type() == dtype && tensor.is_contiguous() && !tensor.is_cuda(),
-                  "integers and numbers must be contiguous tables on the host, int32 (N, ", kViewIntegers,
-                  ") and float32 (N, ", kViewNumbers, ")");
+// The samples of n views and the two halves of their table: all on the host, or all on one device.
+struct ViewTable {
+  const int64_t* samples;
+  const ViewIntegers* integers;
+  const ViewNumbers* numbers;
+  int64_t n;
+  bool on_host;
+};
+
+inline ViewTable table_of(const torch::stable::Tensor& samples, const torch::stable::Tensor& integers,
+                          const torch::stable::Tensor& numbers) {
+  using torch::headeronly::ScalarType;
+  const bool on_host = !samples.is_cuda();
+  STD_TORCH_CHECK(samples.dim() == 1 && samples.scalar_type() == ScalarType::Long && samples.is_contiguous(),
+                  "samples must be contiguous int64 (N,)");
+  const int64_t n = samples.size(0);
+  const auto check = [&](const torch::stable::Tensor& tensor, int64_t columns, ScalarType dtype) {
+    STD_TORCH_CHECK(tensor.dim() == 2 && tensor.size(0) == n && tensor.size(1) == columns &&
+                        tensor.scalar_type() == dtype && tensor.is_contiguous(),
+                    "integers and numbers must be contiguous tables, int32 (N, ", kViewIntegers, ") and float32 (N, ",
+                    kViewNumbers, ")");
+    STD_TORCH_CHECK(tensor.is_cuda() == !on_host && tensor.get_device_index() == samples.get_device_index(),
+                    "samples, integers and numbers must all be on the host or all on one device");
+  };
+  check(integers, kViewIntegers, ScalarType::Int);
+  check(numbers, kViewNumbers, ScalarType::Float);
+  return {data<const int64_t>(samples), data<const ViewIntegers>(integers), data<const ViewNumbers>(numbers), n, on_host};
 }
 
 inline ImageArray images_of(const torch::stable::Tensor& images) {
@@ -40,20 +61,14 @@ inline ViewRecipe recipe_of(int64_t size, bool cubic, double threshold, const to
 
 // A row that a kernel may take at its word.
 inline void check_row(const ImageArray& images, int64_t sample, const ViewIntegers& row, const ViewNumbers& numbers) {
-  STD_TORCH_CHECK(sample >= 0 && sample < images.count, "sample ", sample, " is not one of ", images.count, " images");
-  const int64_t bottom = int64_t{row.top} + row.height, right = int64_t{row.left} + row.width;
-  STD_TORCH_CHECK(row.top >= 0 && row.left >= 0 && row.height > 0 && row.width > 0 && bottom <= images.height &&
-                      right <= images.width,
-                  "a crop leaves the images of ", images.height, " x ", images.width, " pixels");
-  int seen = 0;
-  for (const int32_t colour : row.order) seen |= colour >= 0 && colour < kColours ? 1 << colour : 0;
-  STD_TORCH_CHECK(seen == (1 << kColours) - 1, "order must hold each of the four colour operations once");
-  STD_TORCH_CHECK(numbers.sigma >= 0 && numbers.sigma < 1e6f, "sigma must be 0 or more, and finite");
+  STD_TORCH_CHECK(is_sample(images, sample), "sample ", sample, " is not one of ", images.count, " images");
+  STD_TORCH_CHECK(is_within(images, row), "a crop leaves the images of ", images.height, " x ", images.width, " pixels");
+  STD_TORCH_CHECK(is_order(row), "order must hold each of the four colour operations once");
+  STD_TORCH_CHECK(is_sigma(numbers.sigma), "sigma must be 0 or more, and finite");
 }
 
-inline void check_rows(const ImageArray& images, const int64_t* samples, const ViewIntegers* integers,
-                       const ViewNumbers* numbers, int64_t n) {
-  for (int64_t k = 0; k < n; ++k) check_row(images, samples[k], integers[k], numbers[k]);
+inline void check_rows(const ImageArray& images, const ViewTable& table) {
+  for (int64_t k = 0; k < table.n; ++k) check_row(images, table.samples[k], table.integers[k], table.numbers[k]);
 }
 
 }  // namespace bissl_fast

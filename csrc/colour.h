@@ -1,7 +1,9 @@
-// Colour operations on one pixel in 0..1, torchvision's definitions, for every device.
+// Colour operations on one pixel in 0..1, torchvision's definitions, and how a value leaves a view; for every device.
 #pragma once
 
+#include <bit>
 #include <cmath>
+#include <cstdint>
 
 #include "host_device.h"
 #include "views.h"
@@ -20,7 +22,7 @@ struct Pixel {
 
 PIXEL_FUNCTION float clamp_unit(float x) { return x < 0 ? 0 : (x > 1 ? 1 : x); }
 
-PIXEL_FUNCTION float luma(const Pixel& x) { return kLuma[0] * x.red + kLuma[1] * x.green + kLuma[2] * x.blue; }
+PIXEL_FUNCTION float luma(const Pixel& x) { return kLumaRed * x.red + kLumaGreen * x.green + kLumaBlue * x.blue; }
 
 // factor * x + (1 - factor) * other, where `rest` is the second term: brightness, contrast and saturation.
 PIXEL_FUNCTION Pixel blend(const Pixel& x, float factor, float rest) {
@@ -44,6 +46,19 @@ PIXEL_FUNCTION Pixel turn_hue(const Pixel& x, float sixths) {
   hue -= 6 * floorf(hue * (1.0f / 6));
   return {share_of_chroma(hue, 3, 1, -1) * chroma + low, share_of_chroma(hue, 2, -1, 2) * chroma + low,
           share_of_chroma(hue, 4, -1, 2) * chroma + low};
+}
+
+// A value of a view: inverted above the threshold, then normalised.
+PIXEL_FUNCTION float normalised(float x, float threshold, float scale, float shift) {
+  return (x > threshold ? 1 - x : x) * scale - shift;
+}
+
+PIXEL_FUNCTION void store(float value, float* out) { *out = value; }
+
+// To the nearest bfloat16, ties to even. Values are finite: they come from bytes.
+PIXEL_FUNCTION void store(float value, uint16_t* out) {
+  const auto bits = std::bit_cast<uint32_t>(value);
+  *out = static_cast<uint16_t>((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
 }
 
 }  // namespace bissl_fast

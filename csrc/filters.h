@@ -9,19 +9,40 @@
 
 namespace bissl_fast {
 
+// A product that is never fused with a sum: whoever asks for a tap's pixel must get the same one.
+HOST_DEVICE inline float rounded_product(float a, float b) {
+#ifdef __CUDA_ARCH__
+  return __fmul_rn(a, b);
+#else
+  return a * b;
+#endif
+}
+
 // A crop of `length` pixels resized to `size`, as PIL does it: when it shrinks, the kernel is stretched by the scale, and
 // pixels outside the crop have no weight.
 struct ResizeAxis {
   int32_t length, size;
   bool cubic, flip;
+  float scale, stretch, radius;
+  int32_t taps;  // pixels that any output may need; a window of so many covers the kernel's support within the crop
 
-  HOST_DEVICE float scale() const { return static_cast<float>(length) / static_cast<float>(size); }
-  HOST_DEVICE float stretch() const { return scale() > 1 ? scale() : 1.0f; }
-  HOST_DEVICE float radius() const { return stretch() * (cubic ? 2.0f : 1.0f); }
-  // Pixels that any output may need; a window of so many covers the kernel's support within the crop.
-  HOST_DEVICE int32_t taps() const {
-    const auto most = static_cast<int32_t>(ceilf(2 * radius())) + 1;
-    return most < length ? most : length;
+  HOST_DEVICE ResizeAxis(int32_t crop_length, int32_t view_size, bool is_cubic, bool is_flipped)
+      : length(crop_length), size(view_size), cubic(is_cubic), flip(is_flipped) {
+    scale = static_cast<float>(length) / static_cast<float>(size);
+    stretch = scale > 1 ? scale : 1.0f;
+    radius = stretch * (cubic ? 2.0f : 1.0f);
+    const auto most = static_cast<int32_t>(ceilf(2 * radius)) + 1;
+    taps = most < length ? most : length;
+  }
+
+  // Of an output: its place in the crop, and the pixel of its first tap.
+  HOST_DEVICE float centre(int32_t out) const {
+    return rounded_product(static_cast<float>(flip ? size - 1 - out : out) + 0.5f, scale);
+  }
+  HOST_DEVICE int32_t first(int32_t out) const {
+    const auto wanted = static_cast<int32_t>(floorf(centre(out) - radius + 0.5f));
+    const int32_t last = length - taps;
+    return wanted < 0 ? 0 : (wanted > last ? last : wanted);
   }
 };
 
@@ -36,12 +57,10 @@ HOST_DEVICE inline float resize_kernel(bool cubic, float distance) {
 // Calls store(t, weight) for the taps of an output, which sum to `total`, and gives the first tap's pixel in the crop.
 template <class Store>
 HOST_DEVICE int32_t resize_taps(const ResizeAxis& axis, int32_t out, float total, const Store& store) {
-  const int32_t taps = axis.taps(), last = axis.length - taps;
-  const float centre = (static_cast<float>(axis.flip ? axis.size - 1 - out : out) + 0.5f) * axis.scale();
-  auto first = static_cast<int32_t>(floorf(centre - axis.radius() + 0.5f));
-  first = first < 0 ? 0 : (first > last ? last : first);
+  const int32_t taps = axis.taps, first = axis.first(out);
+  const float centre = axis.centre(out);
   const auto weight = [&](int32_t t) {
-    return resize_kernel(axis.cubic, fabsf(static_cast<float>(first + t) + 0.5f - centre) / axis.stretch());
+    return resize_kernel(axis.cubic, fabsf(static_cast<float>(first + t) + 0.5f - centre) / axis.stretch);
   };
   float sum = 0;
   for (int32_t t = 0; t < taps; ++t) sum += weight(t);

@@ -13,3 +13,10 @@
 #else
 #define UNROLLED
 #endif
+
+// For short loops over arrays that are to live in registers.
+#ifdef __CUDA_ARCH__
+#define IN_REGISTERS _Pragma("unroll")
+#else
+#define IN_REGISTERS
+#endif

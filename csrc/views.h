@@ -3,14 +3,18 @@
 
 #include <cstdint>
 
+#include "host_device.h"
+
 namespace bissl_fast {
 
 enum Colour : int32_t { kBrightness, kContrast, kSaturation, kHue };
 
 inline constexpr int kColours = 4, kChannels = 3;
-inline constexpr float kNeutral[kColours] = {1, 1, 1, 0};     // factors that change no pixel
-inline constexpr float kLuma[kChannels] = {0.299f, 0.587f, 0.114f};  // ITU-R 601
+inline constexpr float kLumaRed = 0.299f, kLumaGreen = 0.587f, kLumaBlue = 0.114f;  // ITU-R 601
 inline constexpr float kBlurRadius = 4;  // standard deviations; what lies beyond weighs less than a level of 255
+
+// The factor that changes no pixel.
+HOST_DEVICE constexpr float neutral_factor(int32_t colour) { return colour == kHue ? 0 : 1; }
 
 // A row of the table: its integers and its numbers, as they lie in two tensors.
 struct ViewIntegers {
@@ -31,6 +35,22 @@ struct ImageArray {
   const uint8_t* pixels;
   int64_t count, height, width;
 };
+
+// What must hold of a row before a kernel takes it at its word.
+HOST_DEVICE inline bool is_sample(const ImageArray& images, int64_t sample) { return sample >= 0 && sample < images.count; }
+
+HOST_DEVICE inline bool is_within(const ImageArray& images, const ViewIntegers& row) {
+  return row.top >= 0 && row.left >= 0 && row.height > 0 && row.width > 0 &&
+         int64_t{row.top} + row.height <= images.height && int64_t{row.left} + row.width <= images.width;
+}
+
+HOST_DEVICE inline bool is_order(const ViewIntegers& row) {
+  int seen = 0;
+  for (const int32_t colour : row.order) seen |= colour >= 0 && colour < kColours ? 1 << colour : 0;
+  return seen == (1 << kColours) - 1;
+}
+
+HOST_DEVICE inline bool is_sigma(float sigma) { return sigma >= 0 && sigma < 1e6f; }
 
 struct ViewRecipe {
   int64_t size;                             // side of a view

@@ -1,4 +1,4 @@
-"""From a memory-mapped image set to batches of rendered views, one batch ahead of the training step."""
+"""From an image set to batches of rendered views, one batch ahead of the training step."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import torch
 from bissl_fast.data.dataset import ImageSet
 from bissl_fast.data.order import BatchOrder
 from bissl_fast.data.rendering import as_tensor, render
+from bissl_fast.data.resident import ResidentSet
 from bissl_fast.data.views import ViewParameters, ViewSettings, draw_views
 from bissl_fast.errors import UserError
 
@@ -43,12 +44,12 @@ class Batch:
 
 @dataclass(frozen=True)
 class _Staged:
-    """What rendering needs, on the host: (M, H, W, 3) uint8 images, which rows of them, and one table per view."""
+    """What rendering needs: (M, H, W, 3) uint8 images, which rows of them, and one table per view."""
 
-    images: torch.Tensor  # the batch in pinned memory for CUDA, else the whole set, which is read in place
+    images: torch.Tensor  # the whole set, which is read in place, or for CUDA the batch in pinned memory
     rows: npt.NDArray[np.int64]
     tables: tuple[ViewParameters, ...]
-    labels: torch.Tensor | None
+    labels: torch.Tensor | None  # on the host; None for a resident set, which has its own
     samples: npt.NDArray[np.int64]
     epoch: int
 
@@ -57,17 +58,18 @@ class ViewLoader:
     """Any batch by its number; the next one is made meanwhile by a background thread.
 
     Every batch, asked for or guessed, is made by that one thread, so that prefetching cannot change a bit of it. On
-    CUDA the thread only gathers into pinned memory; copy and rendering run on the caller's current stream.
+    CUDA the thread only draws the tables and, unless the set is resident, gathers into pinned memory; copies and
+    rendering run on the caller's current stream.
 
     Args:
-        images: The set to draw from.
+        images: The set to draw from, or where it is resident.
         views: Settings of each view.
         order: Which samples each draw holds.
         seed: Of the view parameters.
         device: Where the batches are wanted.
 
     Raises:
-        UserError: if the order is for a set of another size.
+        UserError: if the order is for a set of another size, or the set is resident on another device.
 
     Example:
         >>> with ViewLoader(images, vicreg_views(96), BatchOrder(len(images), 256, seed=0), 0, device) as loader:
@@ -76,22 +78,23 @@ class ViewLoader:
 
     def __init__(
         self,
-        images: ImageSet,
+        images: ImageSet | ResidentSet,
         views: tuple[ViewSettings, ...],
         order: BatchOrder,
         seed: int,
         device: torch.device | str,
     ) -> None:
         if order.n_samples != len(images):
+            name = _set(images).name
             raise UserError(
-                f"The batch order is for {order.n_samples} samples, but {images.name} holds {len(images)} images: "
+                f"The batch order is for {order.n_samples} samples, but {name} holds {len(images)} images: "
                 "build it with n_samples=len(images)."
             )
         self._images = images
         self._views = views
         self._order = order
         self._seed = seed
-        self._device = torch.device(device)
+        self._device = _device(images, device)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="bissl-fast-views")
         self._ahead: tuple[int, Future[Batch | _Staged] | None] = (0, None)  # the draw in the making
 
@@ -117,7 +120,7 @@ class ViewLoader:
             wanted = self._thread.submit(self._make, draw)
         self._ahead = (draw + 1, self._thread.submit(self._make, draw + 1))
         made = wanted.result()
-        return made if isinstance(made, Batch) else _rendered(made, self._views, self._device)
+        return made if isinstance(made, Batch) else _rendered(made, self._images, self._views, self._device)
 
     def close(self) -> None:
         """Stops the thread; the batch in progress is finished and thrown away."""
@@ -134,16 +137,16 @@ class ViewLoader:
     def _make(self, draw: int) -> Batch | _Staged:
         epoch, samples = self._order.indices(draw)
         staged = _stage(self._images, samples, self._views, self._seed, epoch, self._device)
-        return staged if self._device.type == "cuda" else _rendered(staged, self._views, self._device)
+        return staged if self._device.type == "cuda" else _rendered(staged, self._images, self._views, self._device)
 
 
 def sequential_batches(
-    images: ImageSet, view: ViewSettings, batch_size: int, device: torch.device | str
+    images: ImageSet | ResidentSet, view: ViewSettings, batch_size: int, device: torch.device | str
 ) -> Iterator[Batch]:
     """Every image once, in the order of the set, for evaluation; the last batch may be smaller.
 
     Args:
-        images: The set.
+        images: The set, or where it is resident.
         view: Usually `eval_view`; a random one is drawn with seed 0, epoch 0.
         batch_size: Images per batch.
         device: Where the batches are wanted.
@@ -151,43 +154,60 @@ def sequential_batches(
     Yields:
         Batches with one view.
     """
-    device = torch.device(device)
+    device = _device(images, device)
     for start in range(0, len(images), batch_size):
         samples = np.arange(start, min(start + batch_size, len(images)))
         staged = _stage(images, samples, (view,), seed=0, epoch=0, device=device)
-        yield _rendered(staged, (view,), device)
+        yield _rendered(staged, images, (view,), device)
+
+
+def _set(images: ImageSet | ResidentSet) -> ImageSet:
+    return images.images if isinstance(images, ResidentSet) else images
+
+
+def _device(images: ImageSet | ResidentSet, device: torch.device | str) -> torch.device:
+    """The device with its index, which a resident set has settled."""
+    device = torch.device(device)
+    if not isinstance(images, ResidentSet):
+        return device
+    if device.type != images.device.type or device.index not in (None, images.device.index):
+        raise UserError(f"{images.images.name} is resident on {images.device}, but its views are wanted on {device}.")
+    return images.device
 
 
 def _stage(
-    images: ImageSet,
+    images: ImageSet | ResidentSet,
     samples: npt.NDArray[np.int64],
     views: tuple[ViewSettings, ...],
     seed: int,
     epoch: int,
     device: torch.device,
 ) -> _Staged:
-    pin = device.type == "cuda"
-    height, width = images.images.shape[1:3]
-    pixels, rows = as_tensor(images.images), samples
-    if pin:
-        pixels, rows = (
-            torch.empty((len(samples), height, width, 3), dtype=torch.uint8, pin_memory=True),
-            np.arange(len(samples)),
-        )
-        np.take(images.images, samples, axis=0, out=pixels.numpy(), mode="clip")  # "raise" would copy twice
+    height, width = _set(images).images.shape[1:3]
     tables = tuple(
         draw_views(settings, seed, epoch, samples, view, (height, width)) for view, settings in enumerate(views)
     )
+    if isinstance(images, ResidentSet):
+        return _Staged(images.pixels, samples, tables, None, samples, epoch)
     labels = None if images.labels is None else torch.from_numpy(images.labels[samples])
-    if labels is not None and pin:
-        labels = labels.pin_memory()
-    return _Staged(pixels, rows, tables, labels, samples, epoch)
+    if device.type != "cuda":
+        return _Staged(as_tensor(images.images), samples, tables, labels, samples, epoch)
+    pixels = torch.empty((len(samples), height, width, 3), dtype=torch.uint8, pin_memory=True)
+    np.take(images.images, samples, axis=0, out=pixels.numpy(), mode="clip")  # "raise" would copy twice
+    labels = None if labels is None else labels.pin_memory()
+    return _Staged(pixels, np.arange(len(samples)), tables, labels, samples, epoch)
 
 
-def _rendered(staged: _Staged, views: tuple[ViewSettings, ...], device: torch.device) -> Batch:
-    pixels = staged.images.to(device, non_blocking=True)
-    labels = None if staged.labels is None else staged.labels.to(device, non_blocking=True)
+def _rendered(
+    staged: _Staged, images: ImageSet | ResidentSet, views: tuple[ViewSettings, ...], device: torch.device
+) -> Batch:
+    if isinstance(images, ResidentSet):
+        pixels, labels = staged.images, images.labels_of(staged.samples)
+    else:
+        pixels = staged.images.to(device, non_blocking=True)
+        labels = None if staged.labels is None else staged.labels.to(device, non_blocking=True)
     rendered = tuple(
-        render(pixels, table, settings, staged.rows) for table, settings in zip(staged.tables, views, strict=True)
+        render(pixels, table, settings, staged.rows, device=device if isinstance(images, ResidentSet) else None)
+        for table, settings in zip(staged.tables, views, strict=True)
     )
     return Batch(rendered, labels, staged.samples, staged.epoch)

@@ -20,6 +20,7 @@ def render(
     settings: ViewSettings,
     samples: npt.NDArray[np.int64] | None = None,
     dtype: torch.dtype = torch.float32,
+    device: torch.device | None = None,
 ) -> torch.Tensor:
     """Renders one view of each sample.
 
@@ -29,6 +30,8 @@ def render(
         settings: what the table was drawn from.
         samples: (N,) rows of `images`, one per view; row by row if left out.
         dtype: float32 or bfloat16.
+        device: where the views are wanted: the images' device if left out, or a CUDA device that can read the images
+            in pinned host memory.
 
     Returns:
         (N, 3, S, S) in channels_last memory, normalised by the settings' mean and std.
@@ -42,13 +45,18 @@ def render(
     """
     rows = np.arange(len(images)) if samples is None else samples
     torch_pipeline.check(images, parameters, rows)
-    if not fused.serves(images):
+    device = images.device if device is None else device
+    if not fused.serves(images if device == images.device else torch.empty(0, device=device), settings.size):
         chosen = images if samples is None else images[torch.from_numpy(samples).to(images.device)]
-        return torch_pipeline.render(chosen, parameters, settings).to(dtype)
+        return torch_pipeline.render(chosen.to(device), parameters, settings).to(dtype)
+    table = [torch.from_numpy(np.ascontiguousarray(rows, dtype=np.int64)), *packed(parameters)]
+    if device != images.device:
+        table = [column.pin_memory().to(device, non_blocking=True) for column in table]
     return fused.render_views(
         images.contiguous(),
-        torch.from_numpy(np.ascontiguousarray(rows, dtype=np.int64)),
-        *packed(parameters),
+        table[0],
+        table[1],
+        table[2],
         channels(settings),
         size=settings.size,
         cubic=settings.interpolation == "bicubic",

@@ -13,6 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from bissl_fast.data.presets import ViewPair, eval_view, finetune_view, paper_views
+from bissl_fast.data.resident import SHARE_OF_FREE_MEMORY, Pipeline
 from bissl_fast.data.views import ViewSettings
 from bissl_fast.errors import UserError
 from bissl_fast.methods.bilevel import BilevelSettings
@@ -39,6 +40,9 @@ class ImageSettings:
         second: the other one.
         finetune: training on the downstream task.
         evaluate: validation and test.
+        pipeline: where views are rendered from, which changes nothing but their time: `resident` keeps whole sets where
+            a GPU reads them, `torch` gathers each batch on the host; `auto` is `resident` on CUDA.
+        resident_share: of the free GPU memory that a resident set may take; a larger one goes to pinned host memory.
     """
 
     size: int = 96
@@ -47,6 +51,8 @@ class ImageSettings:
     second: ViewSettings = paper_views(96)[1]
     finetune: ViewSettings = finetune_view(96)
     evaluate: ViewSettings = eval_view(96)
+    pipeline: Pipeline = "auto"
+    resident_share: float = SHARE_OF_FREE_MEMORY
 
     def __post_init__(self) -> None:
         require(self.size >= 8, "images.size", self.size, "at least 8 pixels")
@@ -55,6 +61,7 @@ class ImageSettings:
             view = getattr(self, name)
             agrees = view.size in (ViewSettings.size, self.size)  # left alone, or what every view has
             require(agrees, f"images.{name}.size", view.size, f"images.size, which is {self.size}: set that one")
+        require(0 <= self.resident_share <= 1, "images.resident-share", self.resident_share, "between 0 and 1")
 
     @property
     def pretext_views(self) -> ViewPair:

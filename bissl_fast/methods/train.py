@@ -17,6 +17,7 @@ from bissl_fast.data.catalogue import FOLDER_PREFIX, entry_of, load_downstream, 
 from bissl_fast.data.dataset import ImageSet
 from bissl_fast.data.loader import Batch, ViewLoader, sequential_batches
 from bissl_fast.data.order import BatchOrder
+from bissl_fast.data.resident import ResidentSet, hold, is_resident
 from bissl_fast.data.views import ViewSettings
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.features import extract_features, reestimate_batch_norm
@@ -70,6 +71,8 @@ class Training:
         if config.threads:
             torch.set_num_threads(config.threads)
         self.device = find_device(config.device)
+        self.is_resident = is_resident(config.images.pipeline, self.device)
+        self.placed_sets: dict[str, ImageSet | ResidentSet] = {}
         self.forward = apply_precision(config.precision, self.device)
         self.features = probe_features(config.backbone, config.images.size)
         self._load_data()
@@ -322,7 +325,26 @@ class Training:
         self, images: ImageSet, views: tuple[ViewSettings, ...], batch_size: int, purpose: str, phase_length: int = 1
     ) -> ViewLoader:
         seed = derive_seed(self.config.seed, purpose)
-        return ViewLoader(images, views, BatchOrder(len(images), batch_size, seed, phase_length), seed, self.device)
+        order = BatchOrder(len(images), batch_size, seed, phase_length)
+        return ViewLoader(self._placed_set(images), views, order, seed, self.device)
+
+    def _placed_set(self, images: ImageSet) -> ImageSet | ResidentSet:
+        """The set, in the device's memory from its first use on if views are rendered there."""
+        if not self.is_resident:
+            return images
+        key = images.content_hash
+        if key not in self.placed_sets:
+            try:
+                held = hold(images, self.device, self.config.images.resident_share)
+            except UserError as error:
+                if self.config.images.pipeline == "resident":
+                    raise
+                say(self.console, f"{error} Its batches are gathered on the host.", "yellow")
+                self.placed_sets[key] = images
+            else:
+                say(self.console, held.place)
+                self.placed_sets[key] = held
+        return self.placed_sets[key]
 
     def _backbone(self) -> nn.Module:
         return build_backbone(self.config.backbone, derive_seed(self.config.seed, "backbone"))
@@ -348,8 +370,11 @@ class Training:
         return network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
     def _evaluate(self, network: nn.Module, images: ImageSet) -> Evaluation:
-        batches = sequential_batches(images, self.config.images.evaluation_view, EVALUATION_BATCH, self.device)
-        return evaluate(network, batches, self.device)
+        return evaluate(network, self._evaluation_batches(images), self.device)
+
+    def _evaluation_batches(self, images: ImageSet) -> Iterator[Batch]:
+        view = self.config.images.evaluation_view
+        return sequential_batches(self._placed_set(images), view, EVALUATION_BATCH, self.device)
 
     def _features(self, backbones: dict[str, StageOutput]) -> tuple[dict[str, Any], Any]:
         """Test features of each arm's backbone before fine-tuning, batch-norm statistics re-estimated (C.1)."""
@@ -357,10 +382,7 @@ class Training:
         for arm, stage in backbones.items():
             backbone = self._downstream_network(stage, "head").backbone
             reestimate_batch_norm(backbone, self._training_batches(), STATISTICS_BATCHES)
-            batches = sequential_batches(
-                self.splits.test, self.config.images.evaluation_view, EVALUATION_BATCH, self.device
-            )
-            features[arm], labels = extract_features(backbone, batches)
+            features[arm], labels = extract_features(backbone, self._evaluation_batches(self.splits.test))
         return features, labels
 
     def _training_batches(self) -> Iterator[Batch]:

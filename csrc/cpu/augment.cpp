@@ -25,8 +25,8 @@ class Workspace {
   void crop_resize_flip(const uint8_t* image, int64_t image_width, const ViewIntegers& row, bool cubic) {
     const auto size = static_cast<int32_t>(size_);
     const ResizeAxis down{row.height, size, cubic, false}, across{row.width, size, cubic, row.flip != 0};
-    column_weights_.resize(down.taps());
-    row_weights_.resize(across.taps() * size_);
+    column_weights_.resize(down.taps);
+    row_weights_.resize(across.taps * size_);
     line_.resize(kChannels * row.width);
     for (int32_t k = 0; k < size; ++k) {
       first_[k] = kChannels * resize_taps(across, k, 1.0f, [&](int32_t t, float weight) {
@@ -36,10 +36,10 @@ class Workspace {
     const int64_t stride = kChannels * image_width;
     for (int32_t i = 0; i < size; ++i) {
       const int32_t first = resize_taps(down, i, 1.0f / 255, [&](int32_t t, float weight) { column_weights_[t] = weight; });
-      weigh_rows(image + (row.top + first) * stride + kChannels * row.left, stride, column_weights_.data(), down.taps(),
+      weigh_rows(image + (row.top + first) * stride + kChannels * row.left, stride, column_weights_.data(), down.taps,
                  kChannels * row.width, line_.data());
       for (int channel = 0; channel < kChannels; ++channel) {
-        gather_row(line_.data() + channel, first_.data(), row_weights_.data(), across.taps(), size_,
+        gather_row(line_.data() + channel, first_.data(), row_weights_.data(), across.taps, size_,
                    values_.data() + (channel * size_ + i) * size_);
       }
     }
@@ -61,7 +61,7 @@ class Workspace {
 };
 
 void adjust(const Planes& x, int32_t colour, float factor) {
-  if (factor == kNeutral[colour]) return;
+  if (factor == neutral_factor(colour)) return;
   switch (colour) {
     case kBrightness:
       return brighten(x, factor);

@@ -1,7 +1,6 @@
 #include "cpu/view_math.h"
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 
 #include "colour.h"
@@ -23,19 +22,11 @@ INLINE void each_pixel(const Planes& x, const Change& change) {
   }
 }
 
-INLINE void store(float value, float* out) { *out = value; }
-
-// To the nearest bfloat16, ties to even. Values are finite: they come from bytes.
-INLINE void store(float value, uint16_t* out) {
-  const auto bits = std::bit_cast<uint32_t>(value);
-  *out = static_cast<uint16_t>((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
-}
-
 template <class T>
 INLINE void finish_body(const Planes& x, bool solarize, const ViewRecipe& recipe, T* out) {
   const float threshold = solarize ? recipe.threshold : INFINITY;
   const auto value = [&](float v, int channel) {
-    return (v > threshold ? 1 - v : v) * recipe.scale[channel] - recipe.shift[channel];
+    return normalised(v, threshold, recipe.scale[channel], recipe.shift[channel]);
   };
   const float *red = x.red, *green = x.green, *blue = x.blue;
 #pragma omp simd

@@ -42,6 +42,7 @@ from tests.methods.conftest import write_images
         (SimCLR, {"temperature": 0.0}, "--pretext.temperature must be positive"),
         (ImageSettings, {"first": ViewSettings(size=64)}, "--images.first.size must be images.size, which is 96"),
         (ImageSettings, {"size": 0}, "--images.size must be at least 8"),
+        (ImageSettings, {"resident_share": 1.5}, "--images.resident-share must be between 0 and 1, found 1.5"),
         (TrainConfig, {"seed": -1}, "--seed must be 0 or more"),
     ],
 )
@@ -99,6 +100,11 @@ def test_an_unknown_backbone_is_answered_with_its_neighbours(small_data: Path, t
     with pytest.raises(UserError, match="did you mean resnet18"):
         begin(config(small_data, tmp_path, backbone="resnet_18"))
     assert not list(tmp_path.iterdir()), "nothing is written for a run that cannot start"
+
+
+def test_images_that_are_to_stay_on_a_gpu_that_is_not_asked_for(small_data: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"in the memory of a GPU, but the device is cpu: pass --device cuda"):
+        begin(config(small_data, tmp_path, device="cpu", images=ImageSettings(pipeline="resident")))
 
 
 def test_a_backbone_that_cannot_take_the_images(small_data: Path, tmp_path: Path) -> None:

@@ -9,23 +9,27 @@ INTEGERS = 11
 """Columns: top, left, height, width of the crop; flip, gray, solarize; the colour operation done first, second, …"""
 NUMBERS = 5
 """Columns: factors of brightness, contrast, saturation and hue; sigma of the blur."""
+LARGEST_ON_CUDA = 1024
+"""Side of a view in pixels, as in csrc/cuda/view_layout.h."""
 DTYPES = (torch.float32, torch.bfloat16)
 
 
-def serves(images: Tensor) -> bool:
-    """Whether a compiled kernel is there for images like these, and no other backend was asked for."""
+def serves(like: Tensor, size: int) -> bool:
+    """Whether a compiled kernel makes views of this size on a tensor's device, and no other backend was asked for."""
 
-    def lacks(name: str, images: Tensor) -> str:
-        return "" if has_kernel(images) else f"it was built before it had the kernel; {REBUILD}"
+    def lacks(name: str, like: Tensor) -> str:
+        if name == "cuda" and size > LARGEST_ON_CUDA:
+            return f"it renders views of up to {LARGEST_ON_CUDA} pixels, not {size}"
+        return "" if has_kernel(like) else f"it was built before it had the kernel; {REBUILD}"
 
-    return choose_among(images, ("cpp", "cuda"), lacks, "The rendering of views runs") != "reference"
+    return choose_among(like, ("cpp", "cuda"), lacks, "The rendering of views runs") != "reference"
 
 
-def has_kernel(images: Tensor) -> bool:
-    """Whether the binary holds the kernel of the images' device: one that was built from older sources does not."""
+def has_kernel(like: Tensor) -> bool:
+    """Whether the binary holds the kernel of a tensor's device: one that was built from older sources does not."""
     if not hasattr(torch.ops.bissl_fast, "render_views"):
         return False
-    key = images.device.type.upper()
+    key = like.device.type.upper()
     return bool(torch._C._dispatch_has_kernel_for_dispatch_key("bissl_fast::render_views", key))
 
 
@@ -46,10 +50,12 @@ def render_views(
     Most callers want `bissl_fast.TwoViewAugment`, which draws the table, too.
 
     Args:
-        images: ``(M, H, W, 3)`` uint8, contiguous.
-        samples: ``(N,)`` int64 on the host, which image each view is of.
-        integers: ``(N, INTEGERS)`` int32 on the host.
-        numbers: ``(N, NUMBERS)`` float32 on the host.
+        images: ``(M, H, W, 3)`` uint8, contiguous. In pinned host memory they can be rendered by a CUDA device, too: by
+            the one that holds samples, integers and numbers.
+        samples: ``(N,)`` int64, which image each view is of. On the host, like integers and numbers, or for CUDA all
+            three on the device: then they are not checked, and a row that fits no image gives a view of NaN.
+        integers: ``(N, INTEGERS)`` int32.
+        numbers: ``(N, NUMBERS)`` float32.
         channels: ``(2, 3)`` float32 on the host; a value in 0..1 becomes ``value * channels[0] - channels[1]``.
         size: S, side of the views in pixels.
         cubic: bicubic resize, else bilinear; both antialiased.
@@ -57,7 +63,7 @@ def render_views(
         dtype: float32 or bfloat16.
 
     Returns:
-        ``(N, 3, S, S)`` channels-last, on the images' device.
+        ``(N, 3, S, S)`` channels-last, on the images' device, or on that of the samples if it is CUDA.
 
     Raises:
         ValueError: for another dtype.
