@@ -20,11 +20,10 @@ Node = Any  # a DataNode of DALI: N samples
 _FILTERS = {"bilinear": types.INTERP_LINEAR, "bicubic": types.INTERP_CUBIC}  # Keys' cubic with a = -0.5, as PIL's
 _LUMA = [0.299, 0.587, 0.114]  # ITU-R 601
 # As in `colour.py`: a channel's share of the chroma is slope * |hue - centre| + offset within 0..1.
-_CENTRE, _SLOPE, _OFFSET = np.float32([[3, 2, 4], [1, -1, -1], [-1, 2, 2]])
+_CENTRE, _SLOPE, _OFFSET = np.array([[3, 2, 4], [1, -1, -1], [-1, 2, 2]], dtype=np.float32)
 
 
-@pipeline_def(enable_conditionals=True)
-def views_graph(views: tuple[ViewSettings, ...], encoded: bool, gpu: bool) -> tuple[Node, ...]:
+def _views(views: tuple[ViewSettings, ...], encoded: bool, gpu: bool) -> tuple[Node, ...]:
     """All views of the same images, which are decoded once.
 
     Inputs: ``images``, and the columns of `dali_pipeline.graph_inputs` followed by the number of the view.
@@ -50,6 +49,9 @@ def views_graph(views: tuple[ViewSettings, ...], encoded: bool, gpu: bool) -> tu
         if gpu:
             images = images.gpu()
     return tuple(_view(images, settings, str(number), gpu) for number, settings in enumerate(views))
+
+
+views_graph: Any = pipeline_def(enable_conditionals=True)(_views)
 
 
 def _view(images: Node, settings: ViewSettings, suffix: str, gpu: bool) -> Node:
@@ -101,8 +103,8 @@ def _crop_resize(images: Node, settings: ViewSettings, cuts: list[Node], roi: li
         line = _in_zeros(fn.reshape(line, layout="HWC"), pad_start * _ints(along), _line(pad_shape, along, across))
         sides = (size if along[0] else 1, size if along[1] else 1)
         weights.append(_resize(line, settings, sides, start * _ints(along), _line(end, along, across)))
-    weight = weights[0] * weights[1]  # (S, S, 1)
-    return _clamp(x / (weight.gpu() if gpu else weight))  # the cubic overshoots
+    correction = 1.0 / (weights[0] * weights[1])  # (S, S, 1)
+    return _clamp(x * (correction.gpu() if gpu else correction))  # the cubic overshoots
 
 
 def _in_zeros(x: Node, start: Node, shape: Node) -> Node:
@@ -127,7 +129,7 @@ def _line(shape: Node, along: tuple[int, int], across: tuple[int, int]) -> Node:
 
 
 def _ints(pair: tuple[int, int]) -> Node:
-    return types.Constant(np.int32(pair))
+    return types.Constant(np.array(pair, dtype=np.int32))
 
 
 def _adjust(x: Node, operation: Node, factor: Node) -> Node:

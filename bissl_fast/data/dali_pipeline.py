@@ -6,7 +6,6 @@ large: decoding, on the GPU too, and all of a view's operations run in DALI's ow
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Sequence
 from importlib import import_module
@@ -20,8 +19,8 @@ import torch
 from bissl_fast.data.views import HUE, NEUTRAL_FACTORS, ViewParameters, ViewSettings
 from bissl_fast.errors import UserError
 
-Encoded: TypeAlias = Sequence[bytes | npt.NDArray[np.uint8]]  # files as bytes, or as (L,) uint8
-Decoded: TypeAlias = npt.NDArray[np.uint8] | torch.Tensor | Sequence[npt.NDArray[np.uint8]]  # N times (H, W, 3)
+File: TypeAlias = bytes | npt.NDArray[np.uint8]  # as bytes or (L,) uint8
+Images: TypeAlias = npt.NDArray[np.uint8] | torch.Tensor | Sequence[File]  # N times (H, W, 3) uint8, or N files
 
 INSTALL = "pip install 'bissl-fast[dali]'"
 _RADIUS = {"bilinear": 1, "bicubic": 2}  # of the filter in pixels, before the stretch of downscaling
@@ -67,10 +66,7 @@ class DaliPipeline:
         self._pipeline = self._build()
 
     def _build(self) -> Any:
-        try:
-            graph = import_module("bissl_fast.data.dali_graph")
-        except ImportError as error:
-            raise UserError(f"The dali pipeline needs NVIDIA DALI ({error}): {INSTALL}.") from error
+        graph = _import("bissl_fast.data.dali_graph")
         gpu = self.device.type == "cuda"
         pipeline = graph.views_graph(
             self.views,
@@ -87,7 +83,7 @@ class DaliPipeline:
         return pipeline
 
     def render(
-        self, images: Decoded | Encoded, tables: Sequence[ViewParameters], dtype: torch.dtype = torch.float32
+        self, images: Images, tables: Sequence[ViewParameters], dtype: torch.dtype = torch.float32
     ) -> tuple[torch.Tensor, ...]:
         """Renders every view of each image.
 
@@ -127,16 +123,15 @@ class DaliPipeline:
     ) -> None:
         self.close()
 
-    def _check(self, images: Decoded | Encoded, tables: Sequence[ViewParameters]) -> None:
+    def _check(self, images: Images, tables: Sequence[ViewParameters]) -> None:
         n = len(images)
         if not 0 < n <= self.batch_size:
             raise UserError(f"The pipeline was built for 1 to {self.batch_size} images per call, not {n}.")
         if len(tables) != len(self.views) or any(len(table) != n for table in tables):
             found = " and ".join(str(len(table)) for table in tables) or "none"
             raise UserError(f"{len(self.views)} views of {n} images came with view parameters for {found}.")
-        if self.encoded:
-            return
-        sizes = _sizes_of_arrays(images)
+        # The sizes also of files: DALI damages its own memory when it meets a file that it cannot parse.
+        sizes = image_sizes(images) if self.encoded else _sizes_of_arrays(images)
         for table in tables:
             beyond = (table.box[:, :2] + table.box[:, 2:] > sizes).any(axis=1)
             if beyond.any():
@@ -146,7 +141,7 @@ class DaliPipeline:
                 )
 
     def _tensor(self, output: Any, dtype: torch.dtype) -> torch.Tensor:
-        view: torch.Tensor = torch.from_dlpack(output.as_tensor()).permute(0, 3, 1, 2)
+        view: torch.Tensor = torch.utils.dlpack.from_dlpack(output.as_tensor()).permute(0, 3, 1, 2)
         if view.device.type == "cpu":
             return view.to(dtype)
         copy = view.to(dtype, copy=True)
@@ -183,34 +178,43 @@ def graph_inputs(table: ViewParameters, settings: ViewSettings) -> dict[str, npt
     for place in range(4):
         operation = table.order[:, place]
         factor = table.factors[rows, operation]
-        neutral = factor == np.float32(NEUTRAL_FACTORS)[operation]
+        neutral = factor == np.array(NEUTRAL_FACTORS, dtype=np.float32)[operation]
         columns[f"operation{place}_"] = np.where(neutral, _NO_OPERATION, operation).astype(np.int32)
         columns[f"factor{place}_"] = np.where(operation == HUE, 6 * factor, factor).astype(np.float32)
     return {name: np.ascontiguousarray(column) for name, column in columns.items()}
 
 
-def image_sizes(files: Encoded) -> npt.NDArray[np.int64]:
-    """Height and width of encoded images, from their headers: what `draw_views` needs.
+def image_sizes(files: Images | Sequence[str]) -> npt.NDArray[np.int64]:
+    """Height and width of encoded images, from their headers, as DALI's decoder reads them: what `draw_views` needs.
 
     Args:
-        files: N files as bytes.
+        files: N files as bytes, or their paths.
 
     Returns:
-        (N, 2) int64.
+        (N, 2) int64. A turn that the EXIF data ask for is not made, as everywhere in this package.
 
     Raises:
-        UserError: if one is no image.
+        UserError: if one is no image that DALI can read, or DALI is not installed.
     """
-    from PIL import Image
-
-    sizes = []
+    parse = _import("nvidia.nvimgcodec").CodeStream
+    sizes = np.empty((len(files), 2), dtype=np.int64)
     for i, file in enumerate(files):
         try:
-            with Image.open(io.BytesIO(_bytes(file))) as image:
-                sizes.append((image.height, image.width))
-        except Exception as error:  # a broken file can make a decoder raise anything
-            raise UserError(f"File {i} of the batch is no image: {error}.") from error
-    return np.array(sizes, dtype=np.int64).reshape(-1, 2)
+            header = parse(file if isinstance(file, str) else _bytes(file))
+            sizes[i] = header.height, header.width
+        except RuntimeError as error:
+            name = f"{file}" if isinstance(file, str) else f"File {i} of the batch"
+            raise UserError(
+                f"{name} is missing, damaged, or no image of a kind that DALI decodes (JPEG, PNG, ...)."
+            ) from error
+    return sizes
+
+
+def _import(module: str) -> Any:
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise UserError(f"The dali pipeline needs NVIDIA DALI ({error}): {INSTALL}.") from error
 
 
 def _usable(device: torch.device | str) -> torch.device:
@@ -222,22 +226,25 @@ def _usable(device: torch.device | str) -> torch.device:
     return device
 
 
-def _bytes(file: bytes | npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+def _bytes(file: object) -> npt.NDArray[np.uint8]:
     data = np.frombuffer(file, dtype=np.uint8) if isinstance(file, bytes) else file
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 1 or not len(data):
         raise UserError("An encoded pipeline takes files as bytes or (L,) uint8 arrays, none of them empty.")
     return data
 
 
-def _arrays(images: Decoded) -> list[npt.NDArray[np.uint8]]:
+def _arrays(images: Images) -> list[npt.NDArray[np.uint8]]:
     return [np.ascontiguousarray(image) for image in images]
 
 
-def _sizes_of_arrays(images: Decoded) -> npt.NDArray[np.int64]:
-    for image in images:
-        if str(image.dtype).removeprefix("torch.") != "uint8" or image.ndim != 3 or image.shape[-1] != 3:
-            raise UserError(f"Images must be (H, W, 3) uint8 each, not {tuple(image.shape)} {image.dtype}.")
-    return np.array([tuple(image.shape[:2]) for image in images], dtype=np.int64)
+def _sizes_of_arrays(images: Images) -> npt.NDArray[np.int64]:
+    sizes = np.empty((len(images), 2), dtype=np.int64)
+    for i, image in enumerate(images):
+        dtype, shape = str(getattr(image, "dtype", type(image).__name__)), tuple(getattr(image, "shape", ()))
+        if dtype.removeprefix("torch.") != "uint8" or len(shape) != 3 or shape[2] != 3:
+            raise UserError(f"Images must be (H, W, 3) uint8 each, not {shape} {dtype}; files need encoded=True.")
+        sizes[i] = shape[:2]
+    return sizes
 
 
 def _reason(error: RuntimeError) -> str:
