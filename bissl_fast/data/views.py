@@ -141,7 +141,7 @@ def draw_views(
     epoch: int,
     samples: npt.NDArray[np.int64],
     view: int,
-    image_size: tuple[int, int],
+    image_size: tuple[int, int] | npt.NDArray[np.int64],
 ) -> ViewParameters:
     """Draws one view of each sample: a pure function of its arguments, row by row.
 
@@ -151,10 +151,13 @@ def draw_views(
         epoch: How often the set has been shuffled before.
         samples: (N,) indices into the data set, below 2**32.
         view: Which of a sample's views: 0, 1, ...
-        image_size: Height and width of the images in pixels.
+        image_size: Height and width of the images in pixels: one pair, or (N, 2) for images of several sizes.
 
     Returns:
         The table of N rows.
+
+    Raises:
+        UserError: if the sizes are neither, or not positive.
 
     Example:
         >>> draw_views(ViewSettings(flip=0.5), 0, 0, np.arange(4), 0, (112, 112)).flip.shape
@@ -169,7 +172,7 @@ def draw_views(
     drawn = low + factors * (high - low)
     sigma = _between(settings.blur_sigma, last[:, 1])
     return ViewParameters(
-        box=_draw_boxes(settings, u[:, _DECISIONS:], image_size),
+        box=_draw_boxes(settings, u[:, _DECISIONS:], _size_of_each(image_size, len(u))),
         flip=choices[:, 0] < settings.flip,
         order=_ORDERS[(choices[:, 2] * len(_ORDERS)).astype(np.int64)],
         factors=np.where(jittered[:, None], drawn, NEUTRAL_FACTORS).astype(np.float32),
@@ -183,16 +186,28 @@ def _between(bounds: Range, u: Floats) -> Floats:
     return bounds[0] + u * (bounds[1] - bounds[0])
 
 
-def _draw_boxes(settings: ViewSettings, u: Floats, image_size: tuple[int, int]) -> npt.NDArray[np.int64]:
+def _size_of_each(image_size: tuple[int, int] | npt.NDArray[np.int64], n: int) -> npt.NDArray[np.int64]:
+    """(n, 2) int64 height and width."""
+    sizes = np.asarray(image_size)
+    if sizes.shape not in ((2,), (n, 2)) or not np.issubdtype(sizes.dtype, np.integer) or (sizes < 1).any():
+        raise UserError(
+            f"Image sizes must be one (height, width) or ({n}, 2) of them, positive integers; "
+            f"these are {sizes.dtype} of shape {sizes.shape}."
+        )
+    return np.broadcast_to(sizes.astype(np.int64), (n, 2))
+
+
+def _draw_boxes(settings: ViewSettings, u: Floats, sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """RandomResizedCrop: the first attempt that fits, or else a central crop.
 
     Args:
         u: (N, attempts, 4) uniforms for area, log ratio, top, left.
+        sizes: (N, 2) height and width of the images.
 
     Returns:
         (N, 4) int64 top, left, height, width.
     """
-    rows, columns = image_size
+    rows, columns = sizes[:, :1], sizes[:, 1:]  # (N, 1)
     area = rows * columns * _between(settings.crop_scale, u[..., 0])  # (N, attempts)
     log_low, log_high = np.log(settings.crop_ratio)
     ratio = np.exp(_between((log_low, log_high), u[..., 1]))
@@ -204,15 +219,13 @@ def _draw_boxes(settings: ViewSettings, u: Floats, image_size: tuple[int, int]) 
     attempts = np.stack((top, left, height, width), axis=-1)  # (N, attempts, 4)
     first = attempts[np.arange(len(u)), fits.argmax(axis=1)]
     found = np.any(fits, axis=1, keepdims=True)  # (N, 1)
-    return np.where(found, first, _central_box(settings.crop_ratio, image_size))
+    return np.where(found, first, _central_boxes(settings.crop_ratio, sizes))
 
 
-def _central_box(crop_ratio: Range, image_size: tuple[int, int]) -> npt.NDArray[np.int64]:
-    """The largest central crop whose ratio is allowed: torchvision's fallback. (4,) int64."""
-    rows, columns = image_size
-    height, width = rows, columns
-    if columns / rows < crop_ratio[0]:
-        height = round(columns / crop_ratio[0])
-    elif columns / rows > crop_ratio[1]:
-        width = round(rows * crop_ratio[1])
-    return np.array([(rows - height) // 2, (columns - width) // 2, height, width])
+def _central_boxes(crop_ratio: Range, sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The largest central crops whose ratio is allowed: torchvision's fallback. (N, 4) int64."""
+    rows, columns = sizes.T
+    narrow, wide = columns / rows < crop_ratio[0], columns / rows > crop_ratio[1]
+    height = np.where(narrow, np.rint(columns / crop_ratio[0]), rows).astype(np.int64)
+    width = np.where(wide, np.rint(rows * crop_ratio[1]), columns).astype(np.int64)
+    return np.stack(((rows - height) // 2, (columns - width) // 2, height, width), axis=-1)

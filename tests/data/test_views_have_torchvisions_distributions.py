@@ -93,6 +93,29 @@ def test_a_row_depends_on_its_sample_only() -> None:
     assert rows(some) == [everything[70], everything[3]]
 
 
+@pytest.mark.parametrize("size", [(112, 112), (60, 200), (500, 30)], ids=str)  # the last ones need the central crop
+def test_sizes_given_one_by_one_draw_the_same(size: tuple[int, int]) -> None:
+    settings = vicreg_views(96)[1]
+    common = draw(settings, n=300, size=size)
+    each = draw_views(settings, 0, 0, np.arange(300), 0, np.tile(size, (300, 1)))
+    assert rows(each) == rows(common)
+
+
+def test_every_image_is_cropped_by_its_own_size() -> None:
+    settings = vicreg_views(96)[0]
+    sizes = np.array([(112, 112), (60, 200), (500, 30), (1, 1)] * 50)
+    mixed = draw_views(settings, 0, 0, np.arange(200), 0, sizes)
+    for i, size in enumerate(sizes):
+        alone = draw_views(settings, 0, 0, np.array([i]), 0, tuple(size))
+        assert rows(mixed[i : i + 1]) == rows(alone)
+
+
+@pytest.mark.parametrize("sizes", [np.ones((4, 2), np.int64), np.ones(3, np.int64), (0, 5), (10.5, 10)], ids=repr)
+def test_sizes_that_are_none_are_refused(sizes: object) -> None:
+    with pytest.raises(UserError, match=r"one \(height, width\) or \(5, 2\) of them, positive integers"):
+        draw_views(ViewSettings(), 0, 0, np.arange(5), 0, sizes)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("changed", ["seed", "epoch", "view"])
 def test_seed_epoch_and_view_each_change_the_draw(changed: str) -> None:
     settings = vicreg_views(96)[0]

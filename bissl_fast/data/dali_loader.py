@@ -1,0 +1,199 @@
+"""From a set of images, decoded or not, to batches of views rendered by DALI, one batch ahead of the training step."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from bissl_fast.data.dali_pipeline import DaliPipeline, image_sizes
+from bissl_fast.data.dataset import ImageSet, Labels
+from bissl_fast.data.loader import Batch
+from bissl_fast.data.order import BatchOrder
+from bissl_fast.data.views import ViewSettings, draw_views
+from bissl_fast.errors import UserError
+
+WHOLE = slice(None)
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedSet:
+    """Image files of any size, decoded anew for every batch: for sets that are too large for a cache of pixels.
+
+    Args:
+        name: Set and split, e.g. `"imagenet/train"`.
+        files: N paths.
+        sizes: (N, 2) int64 height and width of each.
+        labels: (N,) int64, or None for an unlabelled set.
+        skipped: Files that are left out because they are damaged or of another kind.
+    """
+
+    name: str
+    files: tuple[Path, ...]
+    sizes: npt.NDArray[np.int64]
+    labels: Labels | None
+    skipped: tuple[Path, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    @classmethod
+    def from_files(cls, name: str, files: Sequence[Path], labels: Labels | None = None) -> EncodedSet:
+        """Reads the header of every file, and leaves out those that DALI cannot read.
+
+        Args:
+            name: Set and split.
+            files: Paths of the images.
+            labels: One per path, or None.
+
+        Raises:
+            UserError: if a file does not exist, none is left, labels are not as many, or DALI is not installed.
+        """
+        if labels is not None and len(labels) != len(files):
+            raise UserError(f"{name} has {len(files)} files and {len(labels)} labels: give one for each.")
+        image_sizes([])  # raises where DALI is missing, which is no fault of the files
+        with ThreadPoolExecutor() as pool:
+            found = list(pool.map(_size_or_none, files))
+        kept = [i for i, size in enumerate(found) if size is not None]
+        if not kept:
+            raise UserError(f"None of the {len(files)} files of {name} is an image that DALI can read.")
+        return cls(
+            name,
+            tuple(files[i] for i in kept),
+            np.array([found[i] for i in kept], dtype=np.int64),
+            None if labels is None else labels[kept],
+            tuple(files[i] for i, size in enumerate(found) if size is None),
+        )
+
+
+def _size_or_none(path: Path) -> npt.NDArray[np.int64] | None:
+    try:
+        size: npt.NDArray[np.int64] = image_sizes([os.fspath(path)])[0]
+        return size
+    except UserError:
+        if not path.is_file():  # not a damaged image, but a wrong list
+            raise
+        return None
+
+
+class DaliLoader:
+    """Any batch by its number, as `ViewLoader` gives it; the next one is made meanwhile by a background thread.
+
+    A batch is a pure function of (seed, draw), so a run resumes from the number of its draw; DALI has no state of its
+    own here, and its checkpoints (`enable_checkpointing`) are not needed. The views are `ViewLoader`'s within two
+    levels of 255, not to the bit.
+
+    Args:
+        images: The set to draw from; files of an `EncodedSet` are read and decoded for each batch.
+        views: Settings of each view.
+        order: Which samples each draw holds.
+        seed: Of the view parameters.
+        device: Where the batches are wanted.
+        shard: The rows of each batch that this loader renders: of rank r of w,
+            ``slice(r * B // w, (r + 1) * B // w)``. All ranks together have the batch of one loader without it.
+        threads: Of DALI on the host; all cores that this process may use if left out.
+
+    Raises:
+        UserError: if DALI or the device is missing, the order is for a set of another size, or the shard is empty.
+
+    Example:
+        >>> with DaliLoader(images, vicreg_views(96), BatchOrder(len(images), 256, seed=0), 0, device) as loader:
+        ...     first, second = loader.load(0).views
+    """
+
+    def __init__(
+        self,
+        images: ImageSet | EncodedSet,
+        views: tuple[ViewSettings, ...],
+        order: BatchOrder,
+        seed: int,
+        device: torch.device | str,
+        shard: slice = WHOLE,
+        threads: int | None = None,
+    ) -> None:
+        if order.n_samples != len(images):
+            raise UserError(
+                f"The batch order is for {order.n_samples} samples, but {images.name} holds {len(images)} images: "
+                "build it with n_samples=len(images)."
+            )
+        self._rows = len(range(order.batch_size)[shard])
+        if not self._rows:
+            raise UserError(f"The shard {shard} holds no row of a batch of {order.batch_size}: use fewer ranks.")
+        self._images = images
+        self._order = order
+        self._seed = seed
+        self._shard = shard
+        self._pipeline = DaliPipeline(views, self._rows, device, isinstance(images, EncodedSet), threads)
+        self._device = self._pipeline.device
+        cuda = self._device.type == "cuda"
+        self._stream = torch.cuda.Stream(self._device) if cuda else None  # type: ignore[no-untyped-call]
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="bissl-fast-dali")
+        self._ahead: tuple[int, Future[Batch] | None] = (0, None)  # the draw in the making
+
+    @property
+    def batch_size(self) -> int:
+        """Images per batch of this loader: of its shard."""
+        return self._rows
+
+    def load(self, draw: int) -> Batch:
+        """The batch of a draw: the same bits whenever and in whatever order it is asked for.
+
+        Args:
+            draw: 0 or more; any draw at any time, but the one after the last call's is ready soonest.
+
+        Raises:
+            Exception: whatever went wrong while the batch was made, in the call that asks for it.
+        """
+        guess, wanted = self._ahead
+        if wanted is None or guess != draw:
+            if wanted is not None:
+                wanted.cancel()
+            wanted = self._thread.submit(self._make, draw)
+        self._ahead = (draw + 1, self._thread.submit(self._make, draw + 1))
+        batch = wanted.result()
+        if self._stream is not None:  # the thread has waited for the copies; their memory belongs to its stream
+            caller = torch.cuda.current_stream(self._device)
+            for tensor in (*batch.views, *(() if batch.labels is None else (batch.labels,))):
+                tensor.record_stream(caller)
+        return batch
+
+    def close(self) -> None:
+        """Stops the threads; the batch in progress is finished and thrown away."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+        self._pipeline.close()
+
+    def __enter__(self) -> DaliLoader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _make(self, draw: int) -> Batch:
+        epoch, batch = self._order.indices(draw)
+        samples = batch[self._shard]
+        sizes = self._images.sizes[samples] if isinstance(self._images, EncodedSet) else self._images.images.shape[1:3]
+        tables = [
+            draw_views(settings, self._seed, epoch, samples, view, sizes)
+            for view, settings in enumerate(self._pipeline.views)
+        ]
+        labels = None if self._images.labels is None else torch.from_numpy(self._images.labels[samples])
+        with nullcontext() if self._stream is None else torch.cuda.stream(self._stream):
+            labels = None if labels is None else labels.to(self._device)
+            views = self._pipeline.render(self._read(samples), tables)
+        return Batch(views, labels, samples, epoch)
+
+    def _read(self, samples: npt.NDArray[np.int64]) -> list[npt.NDArray[np.uint8]]:
+        """The samples' pixels, without a copy, or their files."""
+        if isinstance(self._images, EncodedSet):
+            return [np.fromfile(self._images.files[i], dtype=np.uint8) for i in samples]
+        return [self._images.images[i] for i in samples]

@@ -1,0 +1,31 @@
+"""Without DALI the package works, and says what to install where DALI is asked for."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from bissl_fast.data.dali_loader import EncodedSet
+from bissl_fast.data.dali_pipeline import DaliPipeline, image_sizes
+from bissl_fast.data.presets import eval_view
+from bissl_fast.errors import UserError
+
+INSTALL = r"needs NVIDIA DALI .*pip install 'bissl-fast\[dali\]'"
+
+
+@pytest.fixture
+def _without_dali(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "bissl_fast.data.dali_graph", raising=False)
+    for name in ("nvidia.dali", "nvidia.nvimgcodec"):
+        monkeypatch.setitem(sys.modules, name, None)
+
+
+@pytest.mark.usefixtures("_without_dali")
+def test_the_package_to_install_is_named(tmp_path) -> None:
+    with pytest.raises(UserError, match=INSTALL):
+        DaliPipeline([eval_view(24)], 4)
+    with pytest.raises(UserError, match=INSTALL):
+        image_sizes([np.zeros(10, np.uint8)])
+    (tmp_path / "image.jpg").write_bytes(b"any")
+    with pytest.raises(UserError, match=INSTALL):
+        EncodedSet.from_files("mine", [tmp_path / "image.jpg"])

@@ -1,0 +1,155 @@
+"""`DaliLoader`: batches equal the table of (seed, epoch, sample, view), from any start, in any order, on any rank."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_torch_pipeline_equals_torchvision import photos
+
+from bissl_fast.data.dataset import ImageSet
+from bissl_fast.data.loader import Batch, ViewLoader
+from bissl_fast.data.order import BatchOrder
+from bissl_fast.data.presets import vicreg_views
+from bissl_fast.errors import UserError
+
+pytest.importorskip("nvidia.dali")
+from bissl_fast.data.dali_loader import DaliLoader, EncodedSet
+
+VIEWS = vicreg_views(24)
+ORDER = BatchOrder(37, 8, seed=2)
+
+
+@pytest.fixture
+def image_set(tmp_path: Path) -> ImageSet:
+    """37 images of 28 x 28 in a read-only memory map, three classes."""
+    np.save(tmp_path / "images.npy", photos(37, 28, 28).numpy())
+    return ImageSet("mine", np.load(tmp_path / "images.npy", mmap_mode="r"), np.arange(37) % 3, ("a", "b", "c"), "0")
+
+
+@pytest.fixture
+def encoded_set(tmp_path: Path) -> EncodedSet:
+    """37 files of several sizes, and two that are no images."""
+    files = []
+    for i in range(39):
+        files.append(tmp_path / f"{i}.jpg")
+        Image.fromarray(photos(1, 30 + i, 50)[0].contiguous().numpy()).save(files[-1])
+    files[3].write_bytes(b"no image")
+    files[30].write_bytes(b"")
+    return EncodedSet.from_files("mine", files, np.arange(39) % 3)
+
+
+@pytest.fixture
+def loader(image_set: ImageSet) -> Iterator[DaliLoader]:
+    with DaliLoader(image_set, VIEWS, ORDER, seed=1, device="cpu") as loader:
+        yield loader
+
+
+def equal(a: Batch, b: Batch) -> bool:
+    assert a.labels is not None
+    assert b.labels is not None
+    tensors = zip((*a.views, a.labels), (*b.views, b.labels), strict=True)
+    return a.epoch == b.epoch and np.array_equal(a.samples, b.samples) and all(torch.equal(x, y) for x, y in tensors)
+
+
+def test_batches_are_those_of_the_torch_loader_within_two_levels(loader: DaliLoader, image_set: ImageSet) -> None:
+    with ViewLoader(image_set, VIEWS, ORDER, 1, "cpu") as other:
+        assert loader.batch_size == other.batch_size
+        for draw in (0, 1, 5, 5, 2, 1_000_000):
+            found, expected = loader.load(draw), other.load(draw)
+            assert found.epoch == expected.epoch
+            assert found.samples.tolist() == expected.samples.tolist()
+            assert torch.equal(found.target, expected.target)
+            for view, expected_view in zip(found.views, expected.views, strict=True):
+                assert view.stride() == expected_view.stride()
+                std = torch.tensor(VIEWS[0].std)[:, None, None]
+                assert ((view - expected_view).abs() * std * 255).max() <= 2
+
+
+@pytest.mark.parametrize("kind", ["image_set", "encoded_set"])
+def test_a_resumed_run_has_the_same_bits_as_one_that_was_not_killed(kind: str, request) -> None:
+    images = request.getfixturevalue(kind)
+    with DaliLoader(images, VIEWS, ORDER, 1, "cpu") as loader:
+        unbroken = [loader.load(draw) for draw in range(12)]  # three epochs
+    for start in (1, 7, 11):
+        with DaliLoader(images, VIEWS, ORDER, 1, "cpu", threads=1) as loader:
+            assert all(equal(loader.load(draw), unbroken[draw]) for draw in range(start, 12))
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_the_ranks_together_have_the_batch_of_one_process(loader: DaliLoader, image_set: ImageSet, world: int) -> None:
+    shards = [slice(r * 8 // world, (r + 1) * 8 // world) for r in range(world)]
+    ranks = [DaliLoader(image_set, VIEWS, ORDER, 1, "cpu", shard=shard) for shard in shards]
+    for draw in (0, 6):
+        whole, parts = loader.load(draw), [rank.load(draw) for rank in ranks]
+        assert [len(part.samples) for part in parts] == [rank.batch_size for rank in ranks]
+        assert np.array_equal(np.concatenate([part.samples for part in parts]), whole.samples)
+        for view in range(2):
+            assert torch.equal(torch.cat([part.views[view] for part in parts]), whole.views[view])
+    for rank in ranks:
+        rank.close()
+
+
+def test_unreadable_files_are_left_out_and_named(encoded_set: EncodedSet) -> None:
+    assert [path.name for path in encoded_set.skipped] == ["3.jpg", "30.jpg"]
+    assert len(encoded_set) == 37
+    assert encoded_set.sizes[3].tolist() == [34, 50]  # the file after the first that is left out
+    assert encoded_set.labels is not None
+    assert encoded_set.labels[3] == 4 % 3
+
+
+def test_sets_that_cannot_be_are_refused(tmp_path: Path, image_set: ImageSet) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"no image")
+    with pytest.raises(UserError, match="None of the 1 files of mine is an image"):
+        EncodedSet.from_files("mine", [tmp_path / "a.jpg"])
+    with pytest.raises(UserError, match=r"b\.jpg is missing"):
+        EncodedSet.from_files("mine", [tmp_path / "b.jpg"])
+    with pytest.raises(UserError, match="1 files and 2 labels"):
+        EncodedSet.from_files("mine", [tmp_path / "a.jpg"], np.arange(2))
+    with pytest.raises(UserError, match="for 40 samples, but mine holds 37 images"):
+        DaliLoader(image_set, VIEWS, BatchOrder(40, 8, seed=0), 0, "cpu")
+    with pytest.raises(UserError, match="holds no row of a batch of 8: use fewer ranks"):
+        DaliLoader(image_set, VIEWS, ORDER, 0, "cpu", shard=slice(8, 9))
+
+
+def test_a_file_that_breaks_later_fails_in_the_call_that_needs_it(encoded_set: EncodedSet) -> None:
+    with DaliLoader(encoded_set, VIEWS, ORDER, 1, "cpu") as loader:
+        path = encoded_set.files[ORDER.indices(2)[1][0]]
+        content = path.read_bytes()
+        path.write_bytes(b"no image any more")
+        loader.load(1)
+        with pytest.raises(UserError, match="File 0 of the batch is missing, damaged"):
+            loader.load(2)
+        path.write_bytes(content)
+        assert len(loader.load(2).samples) == 8
+
+
+def test_a_closed_loader_refuses_and_closing_twice_is_fine(loader: DaliLoader) -> None:
+    loader.load(0)
+    loader.close()
+    loader.close()
+    with pytest.raises(RuntimeError):
+        loader.load(5)
+
+
+@pytest.mark.parametrize("ending", ["", "raise KeyboardInterrupt"], ids=["end of the script", "Ctrl-C"])
+def test_an_interpreter_that_never_closes_its_loader_still_exits(ending: str) -> None:
+    script = f"""
+import numpy as np
+from bissl_fast.data.dataset import ImageSet
+from bissl_fast.data.dali_loader import DaliLoader
+from bissl_fast.data.order import BatchOrder
+from bissl_fast.data.presets import vicreg_views
+images = ImageSet("noise", np.zeros((64, 64, 64, 3), np.uint8), None, (), "0")
+loader = DaliLoader(images, vicreg_views(48), BatchOrder(64, 32, seed=0), 0, "cpu")
+print(len(loader.load(0).samples), flush=True)
+{ending}
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "32\n"
+    assert (done.returncode == 0) == (ending == "")
+    assert "Fatal" not in done.stderr
