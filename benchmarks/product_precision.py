@@ -21,7 +21,6 @@ from solver_residuals import real_system
 
 from bissl_fast import ops
 from bissl_fast.bilevel import (
-    CompositeLoss,
     HessianOperator,
     ParameterVector,
     ShiftedOperator,
@@ -30,6 +29,7 @@ from bissl_fast.bilevel import (
     minimal_residual,
 )
 from bissl_fast.models import Network, build_backbone, build_projector
+from bissl_fast.pretext import SimCLR, pretext_loss
 from bissl_fast.training.environment import describe_environment
 from bissl_fast.training.files import write_json
 
@@ -107,10 +107,8 @@ def operator(
     network: torch.nn.Module, views: tuple[torch.Tensor, ...], dtype: torch.dtype, mode: Any, step: float = 1e-4
 ) -> HessianOperator:
     """NT-Xent's Hessian in a dtype."""
-    from bissl_fast.pretext import SimCLR
-
     twin = copy.deepcopy(network).to(dtype)
-    loss = CompositeLoss(lambda module, data: tuple(map(module, data)), SimCLR().loss)
+    loss = pretext_loss(SimCLR())
     stored = tuple(view.to(dtype) for view in views)
     return HessianOperator(loss, ParameterVector(twin, "backbone."), [stored], mode, retain=0, step=step)
 

@@ -20,7 +20,6 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from bissl_fast.bilevel import (
-    CompositeLoss,
     HessianOperator,
     Nystrom,
     Operator,
@@ -36,6 +35,7 @@ from bissl_fast.bilevel import (
 from bissl_fast.methods.config import load_config
 from bissl_fast.methods.train import Training
 from bissl_fast.models import Network
+from bissl_fast.pretext import pretext_loss
 from bissl_fast.training.environment import describe_environment
 
 PRODUCTS = (1, 2, 3, 5, 10)
@@ -77,7 +77,7 @@ def real_system(run: Path, batches: int) -> tuple[HessianOperator, list[torch.Te
     head.load_state_dict(load_file(run / "head-warmup" / "weights.safetensors"))
     network.train()
     theta = ParameterVector(network, "backbone.")
-    loss = CompositeLoss(lambda module, views: tuple(map(module, views)), config.pretext.loss)
+    loss = pretext_loss(config.pretext)
     batch = config.pretrain.batch_size
     with training._loader(training.unlabelled, config.images.pretext_views, batch, "lower") as loader:
         stored = [loader.load(k).views for k in range(batches)]

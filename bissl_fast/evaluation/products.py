@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from bissl_fast.bilevel.hessian import ProductsDtype
 from bissl_fast.bilevel.traced import TracedProducts
 from bissl_fast.models import Network, build_backbone, probe_features
 from bissl_fast.ops import BatchNormAct
-from bissl_fast.pretext import SimCLR
+from bissl_fast.pretext import SimCLR, mean_pretext_loss, pretext_loss
 
 Call = Callable[[], Any]
 
@@ -28,6 +29,7 @@ class Problem:
         plain: the same network as timm and PyTorch have it.
         theta: the backbone's parameters.
         loss: NT-Xent of two views.
+        mean_loss: the mean over several batches, which pass the network at once.
         batches: pairs of views of noise.
         vector: what the Hessian is multiplied by.
     """
@@ -36,6 +38,7 @@ class Problem:
     plain: Network
     theta: ParameterVector
     loss: CompositeLoss
+    mean_loss: CompositeLoss
     batches: list[tuple[torch.Tensor, ...]]
     vector: torch.Tensor
 
@@ -77,8 +80,7 @@ def problem(
         return torch.randn(shape, generator=generator).to(device, dtype)
 
     stored = [tuple(noise(pairs, 3, size, size) for _ in range(task.views)) for _ in range(batches)]
-    loss = CompositeLoss(lambda module, views: tuple(map(module, views)), task.loss)
-    return Problem(network, plain, theta, loss, stored, noise(len(theta)))
+    return Problem(network, plain, theta, pretext_loss(task), mean_pretext_loss(task), stored, noise(len(theta)))
 
 
 def plain_twin(backbone: str, network: Network) -> Network:
@@ -102,7 +104,8 @@ def plain_twin(backbone: str, network: Network) -> Network:
 def measure(case: Problem, rounds: int = 5, dtype: ProductsDtype = "float32") -> Iterator[Cost]:
     """Costs of gradient and products on the first stored batch, all ways in turns; a compiled gradient is the unit.
 
-    *plain* rows are timm's own network, the others the one with fused batch norms.
+    *plain* rows are timm's own network, the others the one with fused batch norms. Where there are several stored
+    batches, the last rows are the products of all of them, one after the other and at once.
     """
     batch, theta, v = case.batches[0], case.theta, case.vector
     device = v.device.type
@@ -126,14 +129,30 @@ def measure(case: Problem, rounds: int = 5, dtype: ProductsDtype = "float32") ->
         "linearized: primal half": lambda: traced.linearise(batch),
         "linearized: one product": lambda: traced.product(point, tangents),
     }
+    together = together_and_apart(case, dtype) if len(case.batches) > 1 else {}
+    calls |= {what: partial(operator.matvec, v) for what, operator in together.items()}
     seconds = in_turns(calls, rounds, device)
     rate = 2 * 2048**3 / seconds.pop("")
     unit = seconds["plain: gradient, compiled"]
     kept = {"reverse, graph kept": reverse.kept_bytes, "linearized: one product": program.halves.residual_bytes}
+    kept |= {what: operator.kept_bytes for what, operator in together.items()}
     for what, value in seconds.items():
         counted = flops_of(calls[what]) if "compiled" not in what else flops_of(calls["gradient"])
         working = program.working_bytes if "one product" in what else None
         yield Cost(what, value, value / unit, counted, counted / value / rate, kept.get(what, 0), working)
+
+
+def together_and_apart(case: Problem, dtype: ProductsDtype) -> dict[str, HessianOperator]:
+    """The mean Hessian of all stored batches, as one program for each and as one for all."""
+    count = len(case.batches)
+    return {
+        f"linearized: {count} batches in turn": HessianOperator(
+            case.loss, case.theta, case.batches, "linearized", dtype=dtype
+        ),
+        f"linearized: {count} batches at once": HessianOperator(
+            case.mean_loss, case.theta, [case.batches], "linearized", dtype=dtype
+        ),
+    }
 
 
 AUTOCAST = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16}

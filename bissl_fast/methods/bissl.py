@@ -13,10 +13,10 @@ from bissl_fast.data.loader import Batch, ViewLoader
 from bissl_fast.methods.bilevel import BilevelSettings, PhaseSolver
 from bissl_fast.methods.checks import require
 from bissl_fast.methods.finetune import SGDSettings
-from bissl_fast.methods.pretrain import LARSSettings, mean_pretext_loss, pretext_loss
+from bissl_fast.methods.pretrain import LARSSettings
 from bissl_fast.models import Network
 from bissl_fast.ops.krylov import norm
-from bissl_fast.pretext import SimCLR
+from bissl_fast.pretext import SimCLR, mean_pretext_loss, pretext_loss
 from bissl_fast.training.loop import Values
 from bissl_fast.training.precision import Forward
 from bissl_fast.training.schedules import set_learning_rate, warmup_cosine

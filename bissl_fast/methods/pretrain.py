@@ -6,12 +6,11 @@ from typing import Any
 
 import torch
 
-from bissl_fast.bilevel import CompositeLoss
 from bissl_fast.data.loader import ViewLoader
 from bissl_fast.errors import UserError
 from bissl_fast.methods.checks import require
-from bissl_fast.models import Network, forward_each
-from bissl_fast.pretext import SimCLR
+from bissl_fast.models import Network
+from bissl_fast.pretext import SimCLR, pretext_loss
 from bissl_fast.training.lars import LARS
 from bissl_fast.training.loop import Values
 from bissl_fast.training.precision import Forward
@@ -77,29 +76,6 @@ class PretrainSettings:
         require(self.learning_rate > 0, "pretrain.learning-rate", self.learning_rate, "positive")
         require(self.warmup_epochs >= 0, "pretrain.warmup-epochs", self.warmup_epochs, "0 or more")
         require(0 <= self.final_share <= 1, "pretrain.final-share", self.final_share, "between 0 and 1")
-
-
-def pretext_loss(task: SimCLR, forward: Forward) -> CompositeLoss:
-    """``loss(network, views)``, in which batch-norm statistics are a view's own."""
-
-    def outputs(network: Network, views: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        with forward():
-            return forward_each(network, views)
-
-    return CompositeLoss(outputs, task.loss)
-
-
-def mean_pretext_loss(task: SimCLR) -> CompositeLoss:
-    """``loss(network, batches)``: the mean over batches of views, all of them in one pass where that can be."""
-
-    def outputs(network: Network, batches: Sequence[Sequence[torch.Tensor]]) -> tuple[torch.Tensor, ...]:
-        return forward_each(network, [view for views in batches for view in views])
-
-    def mean(outputs: Sequence[torch.Tensor]) -> torch.Tensor:
-        losses = [task.loss(outputs[k : k + task.views]) for k in range(0, len(outputs), task.views)]
-        return torch.stack(losses).mean()
-
-    return CompositeLoss(outputs, mean)
 
 
 class PretrainTask:

@@ -7,9 +7,8 @@ import torch
 from torch import nn
 
 from bissl_fast.bilevel import HessianOperator, ParameterVector
-from bissl_fast.methods.pretrain import mean_pretext_loss, pretext_loss
 from bissl_fast.models import Network, build_backbone, build_projector, forward_each, fuse_batch_norm, probe_features
-from bissl_fast.pretext import SimCLR
+from bissl_fast.pretext import SimCLR, mean_pretext_loss, pretext_loss
 
 
 def network(name: str = "test_resnet") -> Network:

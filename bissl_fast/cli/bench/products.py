@@ -24,6 +24,7 @@ class ProductsSettings:
         backbone: any timm CNN.
         size: side of the images in pixels.
         pairs: images per stored batch, each in two views.
+        stored_batches: if more than one, also products of all of them, in turn and at once.
         rounds: turns of every way; the best counts.
         device: cpu or cuda.
         products_dtype: float32, tf32 or bfloat16.
@@ -33,14 +34,15 @@ class ProductsSettings:
     backbone: str = "resnet18"
     size: int = 96
     pairs: int = 32
+    stored_batches: int = 1
     rounds: int = 5
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     products_dtype: ProductsDtype = "float32"
     output: Path | None = None
 
     def __post_init__(self) -> None:
-        for name in ("size", "pairs", "rounds"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        for name in ("size", "pairs", "stored_batches", "rounds"):
+            require(getattr(self, name) >= 1, name.replace("_", "-"), getattr(self, name), "at least 1")
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -50,7 +52,7 @@ def run(arguments: Sequence[str]) -> None:
     console = Console()
     machine = machine_of(settings.device)
     say(console, machine)
-    case = problem(settings.backbone, settings.size, settings.pairs, 1, settings.device)
+    case = problem(settings.backbone, settings.size, settings.pairs, settings.stored_batches, settings.device)
     rows = list(measure(case, settings.rounds, settings.products_dtype))
     title = f"{settings.backbone}, {settings.size} px, 2 x {settings.pairs} images, {settings.products_dtype}"
     headings, cells = cells_of(rows, 2 * settings.pairs)
