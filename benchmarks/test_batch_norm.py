@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from bissl_fast.ops import backend, batch_norm_act
 
@@ -45,7 +46,15 @@ def eager(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.relu(F.batch_norm(x, None, None, weight, bias, True))
 
 
-def task_of(name: str, layer: Layer, compiled: bool, layout: torch.memory_format, place: Place) -> Callable[[], object]:
+def traced(function: Callable[..., object], inputs: tuple[object, ...]) -> Callable[..., object]:
+    """As `HessianOperator(mode="linearized")` runs a product: written down once, without what nobody reads."""
+    graph = make_fx(function)(*inputs)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return graph
+
+
+def task_of(name: str, layer: Layer, how: str, layout: torch.memory_format, place: Place) -> Callable[[], object]:
     """A call that does the task once; a product is the whole of it, forward and backward pass included."""
     generator = torch.Generator(place.device).manual_seed(0)
     shape, channels = place.shape, place.shape[1]
@@ -64,8 +73,10 @@ def task_of(name: str, layer: Layer, compiled: bool, layout: torch.memory_format
     def product(*inputs: Tensor) -> object:
         return torch.func.jvp(gradient, inputs, directions)
 
-    if compiled:
+    if how == "torch.compile":
         layer, product = torch.compile(layer, dynamic=False), torch.compile(product, dynamic=False)
+    if how == "bissl-fast, traced":
+        product = traced(product, inputs)
 
     def forward() -> object:
         with torch.no_grad():
@@ -84,24 +95,27 @@ def task_of(name: str, layer: Layer, compiled: bool, layout: torch.memory_format
     return dict(zip(TASKS, (forward, backward, reverse_over_reverse, forward_over_reverse), strict=True))[name]
 
 
-@pytest.mark.parametrize("layer", ["bissl-fast", "eager", "torch.compile"])
+@pytest.mark.parametrize("layer", ["bissl-fast", "bissl-fast, traced", "eager", "torch.compile"])
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("place", PLACES)
 def test_time_of(benchmark, place: str, layout: str, task: str, layer: str) -> None:
     if task == "reverse over reverse" and layer == "torch.compile":
         pytest.skip("torch.compile has no double backward")
+    if layer == "bissl-fast, traced" and task != "forward over reverse":
+        pytest.skip("tangents are traced")
     where = PLACES[place]
     if where.device == "cuda" and not torch.cuda.is_available():
         pytest.skip("PyTorch finds no CUDA device")
-    function = fused if layer == "bissl-fast" else eager
+    function = fused if "bissl-fast" in layer else eager
     benchmark.group = f"{task}, {place}, {where.shape}, {layout}"
-    call = task_of(task, function, layer == "torch.compile", LAYOUTS[layout], where)
+    with backend(where.backend if function is fused else "auto"):
+        call = task_of(task, function, layer, LAYOUTS[layout], where)
 
     def finished() -> None:
         call()
         if where.device == "cuda":
             torch.cuda.synchronize()
 
-    with backend(where.backend if layer == "bissl-fast" else "auto"):
+    with backend(where.backend if function is fused else "auto"):
         benchmark.pedantic(finished, rounds=20, warmup_rounds=2)

@@ -49,4 +49,10 @@ HOST_DEVICE T step_length(double numerator, double denominator) {
   return static_cast<T>(numerator == 0 ? 0 : numerator / denominator);
 }
 
+// β: a segment that had nothing left to do takes no share of its old direction.
+template <class T>
+HOST_DEVICE T conjugation(double rz_next, double rz) {
+  return rz == 0 ? T(0) : step_length<T>(rz_next, rz);
+}
+
 }  // namespace bissl_fast

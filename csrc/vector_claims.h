@@ -97,7 +97,7 @@ Update<Real> expected_update(const Segments& segments, const Update<T>& from) {
       rz += u.r[k] * z(k);
       rr += u.r[k] * u.r[k];
     });
-    const Real beta = rz == 0 ? 0 : rz / u.rz[s];
+    const Real beta = rz == 0 || u.rz[s] == 0 ? 0 : rz / u.rz[s];
     each([&](int64_t k) { u.d[k] = z(k) + beta * u.d[k]; });
     u.curvature.push_back(curvature);
     u.rz_next.push_back(rz);

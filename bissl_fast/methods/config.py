@@ -140,6 +140,9 @@ class TrainConfig:
         require(0 <= self.threads <= cores, "threads", self.threads, f"between 0 and the {cores} cores of this machine")
         plain = self.name is None or (self.name == Path(self.name).name and self.name not in ("", ".", ".."))
         require(plain, "name", repr(self.name), "the name of one folder")
+        count, stored = self.bilevel.batches_at_once, self.bissl.stored_batches
+        wanted = f"a divisor of --bissl.stored-batches, which is {stored}"
+        require(stored % count == 0, "bilevel.batches-at-once", count, wanted)
 
     @property
     def run_folder(self) -> Path:

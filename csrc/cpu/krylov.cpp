@@ -109,7 +109,7 @@ void cg_update(const Segments& segments, const Vectors<T>& v, const Scalars<T>& 
     const double rz = m ? sum_of_slots(segments, s, shares_rz.data()) : rr;
     scalars.rr_next[s] = static_cast<T>(rr);
     scalars.rz_next[s] = static_cast<T>(rz);
-    beta[s] = step_length<T>(rz, static_cast<double>(scalars.rz[s]));
+    beta[s] = conjugation<T>(rz, static_cast<double>(scalars.rz[s]));
   }
   each_slot(segments, [&](int64_t, const Slot& slot) {
     const int64_t at = slot.begin, s = slot.segment;

@@ -99,7 +99,7 @@ struct Direction {
     const Slot slot = segments.slot(number);
     const int64_t s = slot.segment;
     const Pair squares = segment_sums(team, 0, segments, s, u.square_shares);
-    const T alpha = u.alpha[s], beta = step_length<T>(squares.first, static_cast<double>(u.rz[s]));
+    const T alpha = u.alpha[s], beta = conjugation<T>(squares.first, static_cast<double>(u.rz[s]));
     T *__restrict__ x = u.x, *__restrict__ d = u.d;
     const T *__restrict__ r = u.r, *__restrict__ scale = u.inverse_diagonal;
     team.lanes([&](int lane) {

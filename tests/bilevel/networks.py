@@ -11,7 +11,7 @@ Views = tuple[torch.Tensor, torch.Tensor]
 
 
 def tiny_network() -> Network:
-    """Two convolutions with batch norms and a projector with another: 89 backbone parameters."""
+    """Two convolutions with batch norms and a projector with another: 91 backbone parameters."""
     torch.manual_seed(0)
     backbone = nn.Sequential(
         nn.Conv2d(1, 3, 3, bias=False),

@@ -90,6 +90,17 @@ def test_recycling_over_alike_right_hand_sides_beats_starting_anew_with_the_same
     assert all(r < 0.6 * a for r, a in zip(recycled[3:], alone[3:], strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_a_recycler_knows_stays_true_when_solvers_go_on_after_they_are_done(dtype: torch.dtype) -> None:
+    matrix = symmetric(torch.linspace(0.4, 1.6, 40)).to(dtype)
+    known = Recycler(Dense(matrix), capacity=100)
+    for b in vectors(4, 40).to(dtype):
+        x, r = known.start(b)
+        assert float((b - matrix @ x - r).norm()) < torch.finfo(dtype).eps ** 0.5 * float(b.norm())
+        solution = conjugate_gradient(known, r, iterations=40)  # of which the last ones find nothing but rounding
+        assert float((b - matrix @ (x + solution.x)).norm()) < torch.finfo(dtype).eps ** 0.5 * float(b.norm())
+
+
 def test_a_recycler_keeps_no_more_than_its_capacity_and_takes_no_poison() -> None:
     known = Recycler(Dense(BISSL_LIKE), capacity=4)
     for d in vectors(7, 50):

@@ -44,6 +44,11 @@ from tests.methods.conftest import write_images
         (ImageSettings, {"size": 0}, "--images.size must be at least 8"),
         (ImageSettings, {"resident_share": 1.5}, "--images.resident-share must be between 0 and 1, found 1.5"),
         (TrainConfig, {"seed": -1}, "--seed must be 0 or more"),
+        (
+            TrainConfig,
+            {"bilevel": BilevelSettings(batches_at_once=4), "bissl": BiSSLSettings(stored_batches=6)},
+            "--bilevel.batches-at-once must be a divisor of --bissl.stored-batches, which is 6, found 4",
+        ),
     ],
 )
 def test_settings(settings: Any, values: dict[str, Any], sentence: str) -> None:

@@ -7,11 +7,8 @@ import torch
 from bissl_fast.bilevel.operators import Operator
 from bissl_fast.ops.krylov import dot, norm
 
-DEPENDENT = {torch.float64: 1e-13, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 1e-1}
-"""An image whose part outside the known space is smaller than this share of it tells nothing but rounding."""
-
-NOISE = 10
-"""An image smaller than so many roundings of ‖A‖‖v‖ is rounding as a whole: v lies in A's null space."""
+TRUST = 0.5
+"""Digits of a pair, of those that its dtype has, that must be left: ``‖A p − q‖`` is at most about ``eps ** TRUST``."""
 
 
 class Recycler:
@@ -41,6 +38,7 @@ class Recycler:
         self._operator, self._capacity = operator, capacity
         self._directions: list[torch.Tensor] = []
         self._images: list[torch.Tensor] = []
+        self._errors: list[torch.Tensor] = []  # about ‖A p − q‖, by rounding
         self._largest: torch.Tensor | None = None  # of ‖A v‖ / ‖v‖ so far: what is known about ‖A‖
 
     @property
@@ -74,20 +72,25 @@ class Recycler:
         return x, r
 
     def _remember(self, vector: torch.Tensor, image: torch.Tensor) -> None:
-        direction, image = vector.clone(), image.clone()
-        before, length = norm(image), norm(vector)
-        ratio = torch.where(torch.isfinite(before) & (length > 0), before / length, 0.0)
-        self._largest = ratio if self._largest is None else torch.maximum(self._largest, ratio)
-        rounding = NOISE * torch.finfo(image.dtype).eps * self._largest * length
+        length = norm(vector)
+        direction, image = (torch.where(length > 0, v / length, 0.0) for v in (vector, image))
+        size, eps = norm(image), torch.finfo(image.dtype).eps
+        known = torch.where(torch.isfinite(size), size, 0.0)
+        self._largest = known if self._largest is None else torch.maximum(self._largest, known)
+        squares = (eps * self._largest).square()
         for _ in range(2):  # Gram–Schmidt, twice is enough
-            for p, q in zip(self._directions, self._images, strict=True):
+            for p, q, error in zip(self._directions, self._images, self._errors, strict=True):
                 share = dot(q, image)
                 image.addcmul_(share, q, value=-1)
                 direction.addcmul_(share, p, value=-1)
+                squares = squares + (share * error).square()
         left = norm(image)
-        is_new = torch.isfinite(left) & (left > DEPENDENT[image.dtype] * before) & (left > rounding)
+        # The less is left, the more its rounding weighs, and from pair to pair it would grow without a bound.
+        error = squares.sqrt() / left
+        is_new = torch.isfinite(left) & (error < eps**TRUST)
         # Selected, not multiplied: zero times a number that is not finite is not zero.
         self._directions.append(torch.where(is_new, direction / left, 0.0))
         self._images.append(torch.where(is_new, image / left, 0.0))
+        self._errors.append(torch.where(is_new, error, 0.0))
         if len(self._images) > self._capacity:
-            del self._directions[0], self._images[0]
+            del self._directions[0], self._images[0], self._errors[0]

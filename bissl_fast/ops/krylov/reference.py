@@ -23,7 +23,7 @@ def cg_update(
     """One iteration of conjugate gradients after the product ``q = A d``, in place on x, r and d.
 
     Per segment, with ``z = M⁻¹ r`` (z = r without a preconditioner): ``α = rz / d·q``, ``x += α d``, ``r −= α q``,
-    ``β = r·z / rz``, ``d = z + β d``; a quotient with numerator zero is zero. Returns ``(d·q, new r·z, new r·r)``, each
+    ``β = r·z / rz``, ``d = z + β d``; α is zero where rz is, and β where either product is. Returns ``(d·q, new r·z, new r·r)``, each
     ``(S,)``.
     """
     curvature = segment_dots(d, q, segments)
@@ -34,7 +34,7 @@ def cg_update(
     r.addcmul_(spread, q, value=-1)
     z = r if inverse_diagonal is None else inverse_diagonal * r
     rz_next = segment_dots(r, z, segments)
-    beta = ratio(rz_next, rz)
+    beta = torch.where(rz == 0, 0.0, ratio(rz_next, rz))
     d.mul_(beta.repeat_interleave(lengths, output_size=x.numel())).add_(z)
     return curvature, rz_next, segment_dots(r, r, segments)
 
