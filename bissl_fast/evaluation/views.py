@@ -1,6 +1,5 @@
 """How many views per second each pipeline renders on this machine, beside the rate of a plain copy of memory."""
 
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -37,7 +36,7 @@ class Rate:
     Attributes:
         pipeline: its name.
         batches: how many were timed.
-        seconds: median time of a batch, all views, with the drawing of their parameters.
+        seconds: of a batch, all views, with the drawing of their parameters: the mean of the best turn.
         views_per_second: of all views of the images.
         nanoseconds_per_pixel: of the views, three channels each.
         bytes_per_second: pixels of the crops read, and views written.
@@ -73,7 +72,8 @@ def measure_rates(
 ) -> Rates:
     """Times every pipeline that this machine has on the same shuffled batches.
 
-    Pipelines take turns, so that a busy moment hits all alike.
+    Pipelines take turns, so that a busy moment hits all alike. On CUDA the host draws the next batch's parameters while
+    the device renders, as it does in a run.
 
     Args:
         images: To draw from; in a memory map or in memory.
@@ -93,12 +93,10 @@ def measure_rates(
     pixels = views[0].size ** 2 * batch_size + views[1].size ** 2 * batch_size
     read = crop_bytes(images, views, order)
     rows = []
-    for name, found in times.items():
-        median = statistics.median(found)
-        moved = read + 3 * pixels * (2 if "bfloat16" in name else 4)
-        rate = moved / median
-        views_per_second = len(views) * batch_size / median
-        rows.append(Rate(name, len(found), median, views_per_second, 1e9 * median / pixels, rate, rate / copied))
+    for name, (batches, best) in times.items():
+        rate = (read + 3 * pixels * (2 if "bfloat16" in name else 4)) / best
+        views_per_second = len(views) * batch_size / best
+        rows.append(Rate(name, batches, best, views_per_second, 1e9 * best / pixels, rate, rate / copied))
     return Rates(tuple(rows), copied, left_out)
 
 
@@ -171,22 +169,23 @@ def tables_of(
     )
 
 
-def in_turns(calls: dict[str, Render], seconds: float, device: torch.device) -> dict[str, list[float]]:
-    """Times of each call in seconds: turns of equal length, two calls to warm up, batch after batch."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
+def in_turns(calls: dict[str, Render], seconds: float, device: torch.device) -> dict[str, tuple[int, float]]:
+    """How many batches each call made, and its mean seconds per batch in its best turn; two calls warm up."""
+    made = dict.fromkeys(calls, 0)
+    best = dict.fromkeys(calls, float("inf"))
     for call in calls.values():
         for number in range(2):
             call(number)
     for _ in range(TURNS):
         for name, call in calls.items():
             wait_for(device)
-            start = now = time.perf_counter()
-            while now < start + seconds / TURNS:
-                call(2 + len(times[name]))
-                wait_for(device)
-                before, now = now, time.perf_counter()
-                times[name].append(now - before)
-    return times
+            before, start = made[name], time.perf_counter()
+            while made[name] == before or time.perf_counter() < start + seconds / TURNS:
+                call(2 + made[name])
+                made[name] += 1
+            wait_for(device)
+            best[name] = min(best[name], (time.perf_counter() - start) / (made[name] - before))
+    return {name: (made[name], best[name]) for name in calls}
 
 
 def crop_bytes(images: ImageSet, views: ViewPair, order: BatchOrder, draws: int = 4) -> float:

@@ -49,7 +49,8 @@ def test_three_tables_are_printed_and_kept(tmp_path: Path, capsys: pytest.Captur
         assert written < moved < written + 2 * 4 * 3 * 80 * 80
     assert record["step"]["fed_seconds"] >= record["step"]["waiting_seconds"] > 0
     assert (record["step"]["preset"], record["step"]["batch_size"]) == ("quick", 23)
-    assert (record["cache"]["images"], record["cache"]["size"]) == (23, 64)
+    assert 0 < record["cache"]["images"] <= 23
+    assert record["cache"]["size"] == 64
     text = output.read_text()
     for words in ("of a copy's rate", "waiting in it", "reading alone", "enlarged from 64 px", "arithmetic"):
         assert words in text
