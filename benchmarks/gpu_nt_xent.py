@@ -11,23 +11,19 @@ product measured in the same run. Peers: the reference eagerly, `torch.compile` 
 import argparse
 import functools
 import itertools
-import json
-import platform
 import statistics
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import torch
+from gpu_report import Report
 from torch import Tensor
 
 from bissl_fast.ops import backend, nt_xent_loss
 from bissl_fast.ops.nt_xent import reference
-from bissl_fast.version import __version__
 
 SIZES = ((1024, 256), (2048, 256), (4096, 256), (8192, 256))  # (pairs, width)
 SMALL = ((128, 128), (512, 128), (1024, 256))
@@ -41,31 +37,6 @@ TEMPERATURE = 0.5
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
-class Report:
-    """Rows by section, on disk as soon as they are known."""
-
-    def __init__(self, path: Path, environment: dict[str, Any]) -> None:
-        self.path = path
-        self.content: dict[str, Any] = {"environment": environment}
-        path.parent.mkdir(parents=True, exist_ok=True)
-
-    def row(self, section: str, measure: Callable[[], dict[str, Any]], **labels: Any) -> dict[str, Any]:
-        """Run one measurement; what it raises becomes its row."""
-        try:
-            values = measure()
-        except Exception as error:
-            traceback.print_exc()
-            values = {"error": f"{type(error).__name__}: {error}"[:300]}
-        row = {**labels, **values}
-        self.content.setdefault(section, []).append(row)
-        self.path.with_suffix(".json").write_text(json.dumps(self.content, indent=1))
-        self.path.with_suffix(".md").write_text(markdown(self.content))
-        print(section, row, flush=True)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        return row
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
@@ -74,9 +45,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     options = parser.parse_args()
     device = torch.device(options.device)
-    environment = describe(device)
-    label = environment["device"].lower().replace("nvidia ", "").split(" ")[0].strip("()")
-    report = Report(options.out / f"nt_xent_{label}", environment)
+    report = Report(options.out, "nt_xent", "NT-Xent on a GPU: `python benchmarks/gpu_nt_xent.py`", device)
     sizes = ((64, 32),) if options.quick else SIZES
     ceilings = measure_ceilings(report, device, 512 if options.quick else 8192)
     check_exactness(report, device, options.quick)
@@ -91,19 +60,6 @@ def main() -> None:
     report.row("large", lambda: measure_large(device, pairs, width, ceilings), **labels)
     if options.sweep:
         sweep_tiles(report, device, 256 if options.quick else 8192)
-
-
-def describe(device: torch.device) -> dict[str, Any]:
-    """Where and with what the numbers were taken."""
-    versions = {"bissl_fast": __version__, "torch": torch.__version__, "python": platform.python_version()}
-    try:
-        import triton
-
-        versions["triton"] = triton.__version__
-    except ImportError:
-        pass
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu"
-    return {"device": name, "date": datetime.now(timezone.utc).date().isoformat(), **versions}
 
 
 @contextmanager
@@ -350,26 +306,6 @@ def forced(plans: Any, name: str, plan: Any, call: Callable[[], object], device:
         return {"ms": median_ms(call, device, 30.0)}
     finally:
         setattr(plans, name, original)
-
-
-def markdown(content: dict[str, Any]) -> str:
-    """One table per section."""
-    where = ", ".join(f"{key} {value}" for key, value in content["environment"].items())
-    lines = ["# NT-Xent on a GPU", "", f"Written by `python benchmarks/gpu_nt_xent.py`: {where}.", ""]
-    for section, rows in content.items():
-        if section == "environment":
-            continue
-        columns = list(dict.fromkeys(key for row in rows for key in row))
-        lines += [f"## {section}", "", "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-        lines += ["| " + " | ".join(cell(row.get(column, "")) for column in columns) + " |" for row in rows]
-        lines.append("")
-    return "\n".join(lines)
-
-
-def cell(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(cell(item) for item in value)
-    return f"{value:.3g}" if isinstance(value, float) else str(value).replace("|", "/").replace("\n", " ")
 
 
 if __name__ == "__main__":

@@ -1,38 +1,56 @@
-"""What others make VICReg's two views with, to be timed beside `TwoViewAugment` and `DaliPipeline` in one run.
+"""What others make VICReg's two views with, to be timed beside our pipelines in one run.
 
-Each peer is written as its users write it and draws its own parameters. All do the same recipe (crop, bicubic resize,
-flip, colour jitter, gray, blur, solarise, normalise) and give the same kind of result:
+Each peer is written as its users write it and draws its own samples and parameters. All do the same recipe (crop,
+bicubic resize, flip, colour jitter, gray, blur, solarise, normalise) and give the same kind of result, without end:
 
-    peers = {name: build(images, size) for name, build in PEERS.items()}   # images: (M, H, W, 3) uint8
-    first, second = peers["torchvision, PIL"](samples)                     # (B,) indices to two (B, 3, S, S) float32
+    views = PEERS["torchvision, PIL"](images, 96, 256, torch.device("cpu"))  # images: (M, H, W, 3) uint8
+    first, second = next(views)  # two (256, 3, 96, 96) float32
+    views.close()  # ends its workers
+
+On the CPU each has two threads or worker processes. On CUDA torchvision's tensors, DALI and kornia work there, and what
+works on the host has all cores.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image, ImageFilter
+from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torchvision.transforms import InterpolationMode, v2
 
 Images = npt.NDArray[np.uint8]  # (M, H, W, 3)
 Views = tuple[torch.Tensor, torch.Tensor]
-Peer = Callable[[npt.NDArray[np.int64]], Views]
+Peer = Callable[[Images, int, int, torch.device], Iterator[Views]]  # images, size, batch size, device
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SCALE, SIGMA = (0.08, 1.0), (0.1, 2.0)
 JITTER = (0.4, 0.4, 0.2, 0.1)  # brightness, contrast, saturation, hue
 BLUR, SOLARIZE = (1.0, 0.1), (0.0, 0.2)  # probabilities in the first and the second view
-THREADS = 2  # of DALI
+CORES = 2
+
+
+def threads_for(device: torch.device) -> int:
+    """Of DALI, and worker processes of torchvision."""
+    return CORES if device.type == "cpu" else os.cpu_count() or CORES
 
 
 def kernel_of(size: int) -> int:
     """Taps of the blur where a recipe fixes them: a tenth of the image, as SimCLR has it, and odd."""
     return max(3, size // 10 // 2 * 2 + 1)
+
+
+def sampled(count: int, batch_size: int) -> Iterator[npt.NDArray[np.int64]]:
+    """Random samples for batches, without end."""
+    generator = np.random.default_rng(0)
+    while True:
+        yield generator.integers(count, size=batch_size)
 
 
 class PillowBlur(torch.nn.Module):
@@ -59,33 +77,64 @@ def torchvision_recipe(size: int, view: int, blur: torch.nn.Module, to_tensor: l
     )
 
 
-def torchvision_tensors(images: Images, size: int) -> Peer:
-    """Image by image on uint8 tensors."""
+class Pairs(Dataset[Views]):
+    """Two views per image of a map-style data set.
+
+    Args:
+        images: (M, H, W, 3) uint8.
+        opened: what the recipe gets of one (H, W, 3) image.
+        recipes: one per view.
+    """
+
+    def __init__(self, images: Images, opened: Callable[[Images], Any], recipes: tuple[v2.Compose, v2.Compose]) -> None:
+        self.images, self.opened, self.recipes = images, opened, recipes
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Views:
+        image = self.opened(self.images[index])
+        return self.recipes[0](image), self.recipes[1](image)
+
+
+def from_workers(pairs: Pairs, batch_size: int, device: torch.device) -> Iterator[Views]:
+    """Batches from worker processes, which torch gives a thread each. An epoch never ends, so none is started twice."""
+    sampler = RandomSampler(pairs, replacement=True, num_samples=1 << 40)
+    yield from DataLoader(pairs, batch_size, sampler=sampler, num_workers=threads_for(device))
+
+
+def torchvision_tensors(images: Images, size: int, batch_size: int, device: torch.device) -> Iterator[Views]:
+    """Image by image on uint8 tensors, each with its own parameters: in workers, or one after the other on the GPU."""
     blur = v2.GaussianBlur(kernel_of(size), SIGMA)
-    first, second = (torchvision_recipe(size, view, blur, []) for view in (0, 1))
-    tensors = torch.from_numpy(np.asarray(images)).permute(0, 3, 1, 2)
-
-    def views(samples: npt.NDArray[np.int64]) -> Views:
-        pairs = [(first(tensors[i]), second(tensors[i])) for i in samples.tolist()]
-        return torch.stack([a for a, _ in pairs]), torch.stack([b for _, b in pairs])
-
-    return views
-
-
-def torchvision_pillow(images: Images, size: int) -> Peer:
-    """Image by image on Pillow images, as VICReg's released code."""
-    first, second = (torchvision_recipe(size, view, PillowBlur(), [v2.ToImage()]) for view in (0, 1))
-
-    def views(samples: npt.NDArray[np.int64]) -> Views:
-        opened = [Image.fromarray(images[i]) for i in samples]
-        return torch.stack([first(image) for image in opened]), torch.stack([second(image) for image in opened])
-
-    return views
+    recipes = torchvision_recipe(size, 0, blur, []), torchvision_recipe(size, 1, blur, [])
+    if device.type == "cpu":
+        pairs = Pairs(images, lambda image: torch.from_numpy(image).permute(2, 0, 1), recipes)
+        yield from from_workers(pairs, batch_size, device)
+    tensors = torch.from_numpy(images).permute(0, 3, 1, 2).to(device)
+    for samples in sampled(len(images), batch_size):
+        chosen = [tensors[i] for i in samples.tolist()]
+        first, second = (torch.stack([recipe(image) for image in chosen]) for recipe in recipes)
+        yield first, second
 
 
-def dali_recipe(images: Images, size: int) -> Peer:
-    """DALI on the CPU with its own random numbers and its ready-made operators, which are not torchvision's."""
+def torchvision_pillow(images: Images, size: int, batch_size: int, device: torch.device) -> Iterator[Views]:
+    """Image by image on Pillow images, as VICReg's released code, in workers."""
+    recipes = (
+        torchvision_recipe(size, 0, PillowBlur(), [v2.ToImage()]),
+        torchvision_recipe(size, 1, PillowBlur(), [v2.ToImage()]),
+    )
+    for first, second in from_workers(Pairs(images, Image.fromarray, recipes), batch_size, device):
+        yield first.to(device), second.to(device)
+
+
+def dali_recipe(images: Images, size: int, batch_size: int, device: torch.device) -> Iterator[Views]:
+    """DALI with its own random numbers and its ready-made operators, which are not torchvision's.
+
+    Images come from the host, as from a cache; the next batch is made while the last one is in use.
+    """
     from nvidia.dali import fn, pipeline_def, types
+
+    gpu = device.type == "cuda"
 
     def view(image: Any, number: int) -> Any:
         x = fn.random_resized_crop(
@@ -114,24 +163,25 @@ def dali_recipe(images: Images, size: int) -> Peer:
             dtype=types.FLOAT,
         )
 
+    batches = sampled(len(images), batch_size)
+
     @pipeline_def(enable_conditionals=True)
     def graph() -> tuple[Any, Any]:
-        image = fn.external_source(name="images", layout="HWC", ndim=3, dtype=types.UINT8)
+        source = lambda: [images[i] for i in next(batches)]  # noqa: E731
+        image = fn.external_source(source=source, layout="HWC", ndim=3, dtype=types.UINT8)
+        image = image.gpu() if gpu else image
         return view(image, 0), view(image, 1)
 
-    built: dict[int, Any] = {}
-
-    def views(samples: npt.NDArray[np.int64]) -> Views:
-        n = len(samples)
-        if n not in built:
-            built[n] = graph(batch_size=n, num_threads=THREADS, device_id=None, seed=0, prefetch_queue_depth=1)
-        first, second = built[n].run(images=[images[i] for i in samples])
-        return torch.from_dlpack(first.as_tensor()), torch.from_dlpack(second.as_tensor())
-
-    return views
+    pipeline = graph(
+        batch_size=batch_size, num_threads=threads_for(device), device_id=(device.index or 0) if gpu else None, seed=0,
+        prefetch_queue_depth=2,
+    )  # fmt: skip
+    while True:
+        first, second = pipeline.run()
+        yield torch.from_dlpack(first.as_tensor()), torch.from_dlpack(second.as_tensor())
 
 
-def kornia_batches(images: Images, size: int) -> Peer:
+def kornia_batches(images: Images, size: int, batch_size: int, device: torch.device) -> Iterator[Views]:
     """Kornia on whole batches of float tensors, each image with its own parameters."""
     import kornia.augmentation as K
 
@@ -146,17 +196,15 @@ def kornia_batches(images: Images, size: int) -> Peer:
             K.RandomGaussianBlur((kernel, kernel), SIGMA, p=BLUR[view]),
             K.RandomSolarize(thresholds=(0.5, 0.5), additions=(0.0, 0.0), p=SOLARIZE[view]),
             K.Normalize(torch.tensor(MEAN), torch.tensor(STD)),
-        )
+        ).to(device)
 
     first, second = recipe(0), recipe(1)
-    tensors = torch.from_numpy(np.asarray(images)).permute(0, 3, 1, 2)
-
-    @torch.no_grad()
-    def views(samples: npt.NDArray[np.int64]) -> Views:
-        batch = tensors[torch.from_numpy(samples)].float().div_(255)
-        return first(batch), second(batch)
-
-    return views
+    tensors = torch.from_numpy(images).permute(0, 3, 1, 2).to(device)
+    for samples in sampled(len(images), batch_size):
+        batch = tensors[torch.from_numpy(samples).to(device)].float().div_(255)
+        with torch.no_grad():
+            views = first(batch), second(batch)
+        yield views
 
 
 def _installed(module: str) -> bool:
@@ -166,7 +214,7 @@ def _installed(module: str) -> bool:
         return False
 
 
-PEERS: dict[str, Callable[[Images, int], Peer]] = {
+PEERS: dict[str, Peer] = {
     "torchvision, tensors": torchvision_tensors,
     "torchvision, PIL": torchvision_pillow,
     **({"DALI's own operators": dali_recipe} if _installed("nvidia.dali") else {}),

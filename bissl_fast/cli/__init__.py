@@ -12,7 +12,7 @@ usage: bissl-fast COMMAND [OPTIONS]     (bissl-fast COMMAND --help tells more)
 
   train    run BiSSL and its baseline from pretext training to test, e.g. `bissl-fast train --dataset textures`
   data     list, download, prepare and verify data sets
-  bench    measure losses and products beside their peers on this machine: `bissl-fast bench products`
+  bench    measure losses, products and data beside their peers on this machine: `bissl-fast bench data`
   report   write report.html of a run anew
   doctor   versions, device, active backends, and what would make it faster
 """

@@ -91,9 +91,13 @@ def entry_name(source: Source, size: int) -> str:
     return f"{slug}-{side}px-{digest(str(FORMAT), source.name, str(side), source.identity)[:16]}"
 
 
+def decoding_threads() -> int:
+    """Threads that images are decoded with: one for each core that this process may use."""
+    return min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
 def decode(source: Source, size: int, progress: bool, title: str = "Decoding") -> Iterator[Decoded]:
     """Decode every image with all cores, in order, under a progress bar with images/s and time left."""
-    workers = min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
     def one(index: int) -> Decoded:
         try:
@@ -101,7 +105,7 @@ def decode(source: Source, size: int, progress: bool, title: str = "Decoding") -
         except UnreadableImageError as error:
             return Decoded(index, None, str(error))
 
-    pool, ahead = ThreadPoolExecutor(workers), deque[Future[Decoded]]()
+    pool, ahead = ThreadPoolExecutor(decoding_threads()), deque[Future[Decoded]]()
     with _progress_bar(progress) as bar:
         task = bar.add_task(f"{title} {source.name}", total=source.count)
         try:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from bissl_fast.errors import UserError
 
 SUBJECTS = {
+    "data": "views per second of every pipeline, the wait of a training step for its data, the building of a cache",
     "nt-xent": "the contrastive loss beside PyTorch, torch.compile and lightly",
     "products": "Hessian-vector products beside a gradient, and what they hold in memory",
 }
@@ -17,6 +18,10 @@ def bench_command(arguments: Sequence[str]) -> None:
         print("usage: bissl-fast bench SUBJECT [OPTIONS]     (bissl-fast bench SUBJECT --help tells more)\n")
         for name, text in SUBJECTS.items():
             print(f"  {name:10}{text}")
+    elif subject == "data":
+        from bissl_fast.cli.bench import data
+
+        data.run(rest)
     elif subject == "nt-xent":
         from bissl_fast.cli.bench import nt_xent
 
