@@ -3,8 +3,8 @@
 python benchmarks/product_precision.py --run runs/NAME --output docs/results/product_precision.json
 
 On a ResNet-18 with NT-Xent: the error of finite differences along one vector, by step, against the exact product in
-float64, where the network has its ReLUs and maxima, and where a softplus and a mean stand for them. On the weights of a finished run of
-`bissl-fast train`: the error of v_IG with products in float32 and in bfloat16 against float64, solver by solver.
+float64, where the network has its ReLUs and maxima, and where a softplus and a mean stand for them. On the weights of
+a finished run of `bissl-fast train`: the error of v_IG with products in float32 and in bfloat16 against float64.
 """
 
 import argparse
@@ -79,12 +79,12 @@ def finite_differences(pairs: int, size: int) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
     smooth = copy.deepcopy(network)
     smooth.backbone.maxpool = torch.nn.AvgPool2d(3, 2, 1)
-    for kind, network in (("ReLU and max-pooling", network), ("softplus and mean pooling", smooth)):
+    for kind, variant in (("ReLU and max-pooling", network), ("softplus and mean pooling", smooth)):
         with activations(kind):
-            exact = operator(network, views, torch.float64, "reverse").matvec(v.double())
+            exact = operator(variant, views, torch.float64, "reverse").matvec(v.double())
             for dtype in (torch.float32, torch.float64):
                 estimates = {
-                    f"{step:g}": operator(network, views, dtype, "finite_difference", step).matvec(v.to(dtype))
+                    f"{step:g}": operator(variant, views, dtype, "finite_difference", step).matvec(v.to(dtype))
                     for step in STEPS
                 }
                 key = f"{kind}, {str(dtype).removeprefix('torch.')}"

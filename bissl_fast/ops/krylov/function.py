@@ -67,8 +67,8 @@ def cg_update(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """One iteration of (preconditioned) conjugate gradients after the product ``q = A d``, in place on x, r and d.
 
-    Per segment, with ``z = M⁻¹ r``: ``α = rz / d·q``, ``x += α d``, ``r −= α q``, ``β = r·z / rz``, ``d = z + β d``. α is
-    zero where rz is, and β where either product is: a segment that is solved stays so. A breakdown (``d·q = 0`` before)
+    Per segment, with ``z = M⁻¹ r``: ``α = rz / d·q``, ``x += α d``, ``r −= α q``, ``β = r·z / rz``, ``d = z + β d``. A
+    zero rz gives α = 0 and a zero product β = 0: what is solved stays so. A breakdown (``d·q = 0`` before that)
     gives non-finite numbers, which are not hidden. One segment is the textbook's method; a segment per parameter tensor
     is BiSSL's layer-wise form (section 3.3).
 

@@ -23,8 +23,8 @@ def cg_update(
     """One iteration of conjugate gradients after the product ``q = A d``, in place on x, r and d.
 
     Per segment, with ``z = M⁻¹ r`` (z = r without a preconditioner): ``α = rz / d·q``, ``x += α d``, ``r −= α q``,
-    ``β = r·z / rz``, ``d = z + β d``; α is zero where rz is, and β where either product is. Returns ``(d·q, new r·z, new r·r)``, each
-    ``(S,)``.
+    ``β = r·z / rz``, ``d = z + β d``; α is zero where rz is, and β where either product is. Returns
+    ``(d·q, new r·z, new r·r)``, each ``(S,)``.
     """
     curvature = segment_dots(d, q, segments)
     alpha = ratio(rz, curvature)
