@@ -23,6 +23,7 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # columns of `factors`, values
 NEUTRAL_FACTORS = (1.0, 1.0, 1.0, 0.0)  # that change no pixel
 
 _ORDERS = np.array(list(permutations(range(4))))  # (24, 4), lexicographic
+_MAX_SIGMA = 1000.0  # pixels; beyond it every view is one colour, and the kernels refuse it
 _CROP_ATTEMPTS = 10  # torchvision's; each takes one block: area, ratio, top, left
 _DECISIONS = 3  # blocks before the attempts: flip, jitter, order, gray | four factors | blur, sigma, solarise, unused
 
@@ -56,7 +57,7 @@ class ViewSettings:
         std: Per channel, divided by.
 
     Raises:
-        UserError: if a value is out of its range.
+        UserError: if a value is out of its range, or not finite.
     """
 
     size: int = 96
@@ -79,12 +80,15 @@ class ViewSettings:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            _require(name == "interpolation" or bool(np.isfinite(value).all()), name, value, "finite")
         low, high = self.crop_scale
         _require(self.size >= 1, "size", self.size, "at least 1 pixel")
         _require(0 < low <= high <= 1, "crop_scale", self.crop_scale, "fractions of the area: 0 < low <= high <= 1")
         for name in ("crop_ratio", "blur_sigma"):
             low, high = getattr(self, name)
             _require(0 < low <= high, name, (low, high), "a range with 0 < low <= high")
+        _require(self.blur_sigma[1] <= _MAX_SIGMA, "blur_sigma", self.blur_sigma, f"at most {_MAX_SIGMA:.0f} pixels")
         _require(
             self.interpolation in ("bilinear", "bicubic"),
             "interpolation",
@@ -223,9 +227,9 @@ def _draw_boxes(settings: ViewSettings, u: Floats, sizes: npt.NDArray[np.int64])
 
 
 def _central_boxes(crop_ratio: Range, sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """The largest central crops whose ratio is allowed: torchvision's fallback. (N, 4) int64."""
+    """The largest central crops whose ratio is allowed: torchvision's fallback, of one pixel at least. (N, 4) int64."""
     rows, columns = sizes.T
     narrow, wide = columns / rows < crop_ratio[0], columns / rows > crop_ratio[1]
-    height = np.where(narrow, np.rint(columns / crop_ratio[0]), rows).astype(np.int64)
-    width = np.where(wide, np.rint(rows * crop_ratio[1]), columns).astype(np.int64)
+    height = np.where(narrow, np.rint(columns / crop_ratio[0]), rows).astype(np.int64).clip(1)
+    width = np.where(wide, np.rint(rows * crop_ratio[1]), columns).astype(np.int64).clip(1)
     return np.stack(((rows - height) // 2, (columns - width) // 2, height, width), axis=-1)

@@ -57,7 +57,7 @@ class ImageSettings:
     resident_share: float = SHARE_OF_FREE_MEMORY
 
     def __post_init__(self) -> None:
-        require(self.size >= 8, "images.size", self.size, "at least 8 pixels")
+        require(8 <= self.size <= 4096, "images.size", self.size, "between 8 and 4096 pixels")
         require(8 <= self.cache_size <= 4096, "images.cache-size", self.cache_size, "between 8 and 4096 pixels")
         for name in ("first", "second", "finetune", "evaluate"):
             view = getattr(self, name)

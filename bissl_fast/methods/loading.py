@@ -78,8 +78,10 @@ class RunData:
     def _load_unlabelled(self) -> ImageSet:
         config = self.config
         size, root, cache = config.images.cache_size, config.data_root, config.cache_dir
-        if config.pretext_dataset or config.dataset in WITH_UNLABELLED_IMAGES:
-            return load_pretext(config.pretext_dataset or config.dataset, root, size, cache)
+        if config.pretext_dataset is not None:
+            return load_pretext(config.pretext_dataset, root, size, cache)
+        if config.dataset in WITH_UNLABELLED_IMAGES:
+            return load_pretext(config.dataset, root, size, cache)
         if not config.dataset.startswith(FOLDER_PREFIX):
             entry_of(config.dataset)  # so that a misspelt name is answered before the pretext set is missed
         try:

@@ -41,7 +41,7 @@ def pretext(data: Path, output: Path, pipeline: Any = "dali", steps: int = 2) ->
 
 
 def test_killed_in_the_middle_it_ends_with_the_same_bits(small_data: Path, tmp_path: Path) -> None:
-    steps = 120
+    steps = 40
     process = multiprocessing.get_context("spawn").Process(
         target=pretext, args=(small_data, tmp_path / "broken", "dali", steps)
     )
