@@ -21,7 +21,8 @@ from tests.data.views import (
 
 N = 12
 ARCHIVES = {"DTD": ("dtd_10classes_s128.tar.gz", 112), "Tiny-ImageNet": ("tiny_imagenet_train100_val.tar.gz", 64)}
-LEVELS = {"torch": 0.0, "fused": 0.01, "dali": 2.0}  # from the definition, which is the torch pipeline
+FROM_DEFINITION = {"torch": 0.0, "fused": 0.01, "dali": 0.5}  # levels; the definition is the torch pipeline
+FROM_TORCHVISION = {"torch": 0.1, "fused": 0.1, "dali": 0.5}
 
 
 @pytest.fixture(scope="module", params=["drawn", *ARCHIVES])
@@ -47,7 +48,7 @@ def views(images: torch.Tensor, preset: str, pipeline: str) -> list[torch.Tensor
 
 @with_each_pair_of_pipelines()
 @pytest.mark.parametrize("preset", PRESETS)
-def test_pipelines_are_within_two_levels_of_each_other(
+def test_pipelines_are_within_half_a_level_of_each_other(
     images: torch.Tensor, preset: str, pair: tuple[str, str]
 ) -> None:
     for first, second, settings in zip(
@@ -55,7 +56,7 @@ def test_pipelines_are_within_two_levels_of_each_other(
     ):
         assert first.shape == (N, 3, settings.size, settings.size)
         apart = in_levels(first - second, settings)
-        assert apart.max() <= max(LEVELS[name] for name in pair)
+        assert apart.max() <= max(FROM_DEFINITION[name] for name in pair)
         assert apart.mean() <= 0.02
 
 
@@ -68,5 +69,5 @@ def test_a_whole_view_is_what_torchvision_makes_of_the_same_parameters(
         views(images, preset, pipeline), views(images, preset, "torchvision"), PRESETS[preset], strict=True
     ):
         apart = in_levels(found - expected, settings)
-        assert apart.max() <= 1
+        assert apart.max() <= FROM_TORCHVISION[pipeline]
         assert apart.mean() <= 0.02
