@@ -79,10 +79,10 @@ def real_system(run: Path, batches: int) -> tuple[HessianOperator, list[torch.Te
     theta = ParameterVector(network, "backbone.")
     loss = pretext_loss(config.pretext)
     batch = config.pretrain.batch_size
-    with training._loader(training.unlabelled, config.images.pretext_views, batch, "lower") as loader:
+    with training.data.loader(training.unlabelled, config.images.pretext_views, batch, "lower") as loader:
         stored = [loader.load(k).views for k in range(batches)]
     view, downstream = (config.images.finetune_view,), config.finetune.batch_size
-    with training._loader(training.splits.train, view, downstream, "upper") as loader:
+    with training.data.loader(training.splits.train, view, downstream, "upper") as loader:
         vectors = [gradient(network, head, theta, loader.load(k)) for k in range(RIGHT_HAND_SIDES)]
     return HessianOperator(loss, theta, stored, "linearized"), vectors, vectors[0]
 

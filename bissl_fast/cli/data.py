@@ -29,6 +29,7 @@ from bissl_fast.data.entries import ENTRIES, SPLITS
 from bissl_fast.data.readers.decode import printable
 from bissl_fast.data.readers.source import Source
 from bissl_fast.errors import UserError
+from bissl_fast.methods.checks import require
 
 _CLASSES_SHOWN = 60  # with more classes their table is left out
 _VERIFY_SIZE = 32  # small, since only readability matters
@@ -71,6 +72,7 @@ def prepare_command(
         size: Side of the cached images in pixels.
         cache_dir: Cache folder; BISSL_FAST_CACHE or ~/.cache/bissl-fast if not given.
     """
+    require(8 <= size <= 4096, "size", size, "between 8 and 4096 pixels")
     entry = None if name.startswith(FOLDER_PREFIX) else entry_of(name)
     if entry is not None and not entry.embedded:
         if data_root is None:
@@ -117,7 +119,10 @@ def verify_command(name: tyro.conf.Positional[str], *, data_root: Path | None = 
     if len(listing.train.classes) <= _CLASSES_SHOWN:
         Console().print(_class_table(sources[:3], counts[:3]))
     _print_notes((*listing.notes, *(f"unreadable: {line}" for line in unreadable)))
-    _print("Some images cannot be read: training leaves them out." if unreadable else "Every image can be read.")
+    if empty := [source.name for source, good in zip(sources, counts, strict=True) if not good.any()]:
+        _print(f"No image of {', '.join(empty)} can be read: training refuses the set.")
+    else:
+        _print("Some images cannot be read: training leaves them out." if unreadable else "Every image can be read.")
 
 
 def _split_table(sources: list[Source], readable: list[npt.NDArray[np.bool_]]) -> Table:

@@ -51,8 +51,8 @@ def parse_config(arguments: list[str]) -> TrainConfig:
     first.add_argument("--dataset")
     found, rest = first.parse_known_args(arguments)
     if found.config is None:
-        default = preset_config(found.preset or "quick", found.dataset or "textures")
-    elif found.preset or found.dataset:
+        default = preset_config(found.preset or "quick", "textures" if found.dataset is None else found.dataset)
+    elif found.preset or found.dataset is not None:
         raise UserError("--config names preset and data set, whose rates it holds: leave out --preset and --dataset.")
     else:
         default = load_config(found.config)

@@ -32,6 +32,7 @@ FORMAT = 1
 FOLDER_VARIABLE = "BISSL_FAST_CACHE"
 _STALE_SECONDS = 600.0  # a build that wrote nothing for so long was killed
 _WINDOW = 256  # images in flight between the decoding threads and the file
+_WINDOW_BYTES = 1 << 29  # that they may take together
 _BAR_STEP = 32  # images between two updates of the progress bar, which takes a lock
 
 
@@ -105,17 +106,19 @@ def decode(source: Source, size: int, progress: bool, title: str = "Decoding") -
         except UnreadableImageError as error:
             return Decoded(index, None, str(error))
 
-    pool, ahead = ThreadPoolExecutor(decoding_threads()), deque[Future[Decoded]]()
+    workers = decoding_threads()
+    window = max(workers, min(_WINDOW, _WINDOW_BYTES // (3 * source.side(size) ** 2)))
+    pool, ahead = ThreadPoolExecutor(workers), deque[Future[Decoded]]()
     with _progress_bar(progress) as bar:
         task = bar.add_task(f"{title} {source.name}", total=source.count)
         try:
-            for index in range(source.count + _WINDOW):  # a sliding window: no thread waits for the slowest of a batch
+            for index in range(source.count + window):  # a sliding window: no thread waits for the slowest of a batch
                 if index < source.count:
                     ahead.append(pool.submit(one, index))
-                if index >= _WINDOW and ahead:
+                if index >= window and ahead:
                     yield ahead.popleft().result()
                 if index % _BAR_STEP == 0:
-                    bar.update(task, completed=max(0, index - _WINDOW))
+                    bar.update(task, completed=max(0, index - window))
         finally:
             pool.shutdown(cancel_futures=True)
 

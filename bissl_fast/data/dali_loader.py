@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +18,9 @@ from bissl_fast.data.dali_pipeline import DaliPipeline, image_sizes
 from bissl_fast.data.dataset import ImageSet, Labels
 from bissl_fast.data.loader import Batch
 from bissl_fast.data.order import BatchOrder
+from bissl_fast.data.prefetch import Prefetcher
 from bissl_fast.data.views import ViewSettings, draw_views
 from bissl_fast.errors import UserError
-
-WHOLE = slice(None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,15 +93,13 @@ class DaliLoader:
     Args:
         images: The set to draw from; files of an `EncodedSet` are read and decoded for each batch.
         views: Settings of each view.
-        order: Which samples each draw holds.
+        order: Which samples each draw holds, of this rank.
         seed: Of the view parameters.
         device: Where the batches are wanted.
-        shard: The rows of each batch that this loader renders: of rank r of w,
-            ``slice(r * B // w, (r + 1) * B // w)``. All ranks together have the batch of one loader without it.
         threads: Of DALI on the host; all cores that this process may use if left out.
 
     Raises:
-        UserError: if DALI or the device is missing, the order is for a set of another size, or the shard is empty.
+        UserError: if DALI or the device is missing, or the order is for a set of another size.
 
     Example:
         >>> with DaliLoader(images, vicreg_views(96), BatchOrder(len(images), 256, seed=0), 0, device) as loader:
@@ -116,7 +113,6 @@ class DaliLoader:
         order: BatchOrder,
         seed: int,
         device: torch.device | str,
-        shard: slice = WHOLE,
         threads: int | None = None,
     ) -> None:
         if order.n_samples != len(images):
@@ -124,24 +120,20 @@ class DaliLoader:
                 f"The batch order is for {order.n_samples} samples, but {images.name} holds {len(images)} images: "
                 "build it with n_samples=len(images)."
             )
-        self._rows = len(range(order.batch_size)[shard])
-        if not self._rows:
-            raise UserError(f"The shard {shard} holds no row of a batch of {order.batch_size}: use fewer ranks.")
         self._images = images
         self._order = order
         self._seed = seed
-        self._shard = shard
-        self._pipeline = DaliPipeline(views, self._rows, device, isinstance(images, EncodedSet), threads)
+        self._pipeline = DaliPipeline(views, self.batch_size, device, isinstance(images, EncodedSet), threads)
         self._device = self._pipeline.device
         cuda = self._device.type == "cuda"
         self._stream = torch.cuda.Stream(self._device) if cuda else None  # type: ignore[no-untyped-call]
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="bissl-fast-dali")
-        self._ahead: tuple[int, Future[Batch] | None] = (0, None)  # the draw in the making
+        self._ahead = Prefetcher(self._make, "bissl-fast-dali")
 
     @property
     def batch_size(self) -> int:
-        """Images per batch of this loader: of its shard."""
-        return self._rows
+        """Images per batch, of this rank."""
+        part = self._order.part
+        return part.stop - part.start
 
     def load(self, draw: int) -> Batch:
         """The batch of a draw: the same bits whenever and in whatever order it is asked for.
@@ -152,13 +144,7 @@ class DaliLoader:
         Raises:
             Exception: whatever went wrong while the batch was made, in the call that asks for it.
         """
-        guess, wanted = self._ahead
-        if wanted is None or guess != draw:
-            if wanted is not None:
-                wanted.cancel()
-            wanted = self._thread.submit(self._make, draw)
-        self._ahead = (draw + 1, self._thread.submit(self._make, draw + 1))
-        batch = wanted.result()
+        batch = self._ahead.get(draw)
         if self._stream is not None:  # the thread has waited for the copies; their memory belongs to its stream
             caller = torch.cuda.current_stream(self._device)
             for tensor in (*batch.views, *(() if batch.labels is None else (batch.labels,))):
@@ -167,7 +153,7 @@ class DaliLoader:
 
     def close(self) -> None:
         """Stops the threads; the batch in progress is finished and thrown away."""
-        self._thread.shutdown(wait=True, cancel_futures=True)
+        self._ahead.close()
         self._pipeline.close()
 
     def __enter__(self) -> DaliLoader:
@@ -179,8 +165,7 @@ class DaliLoader:
         self.close()
 
     def _make(self, draw: int) -> Batch:
-        epoch, batch = self._order.indices(draw)
-        samples = batch[self._shard]
+        epoch, samples = self._order.indices(draw)
         sizes = self._images.sizes[samples] if isinstance(self._images, EncodedSet) else self._images.images.shape[1:3]
         tables = [
             draw_views(settings, self._seed, epoch, samples, view, sizes)

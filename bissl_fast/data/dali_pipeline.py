@@ -60,7 +60,7 @@ class DaliPipeline:
     ) -> None:
         self.views = tuple(views)
         self.batch_size = batch_size
-        self.device = _usable(device)
+        self.device = check_usable(device)
         self.encoded = encoded
         self._threads = threads or len(os.sched_getaffinity(0))
         self._pipeline = self._build()
@@ -217,7 +217,13 @@ def _import(module: str) -> Any:
         raise UserError(f"The dali pipeline needs NVIDIA DALI ({error}): {INSTALL}.") from error
 
 
-def _usable(device: torch.device | str) -> torch.device:
+def check_usable(device: torch.device | str) -> torch.device:
+    """The device by torch's name, if DALI is installed and renders there.
+
+    Raises:
+        UserError: if not.
+    """
+    _import("nvidia.dali")
     device = torch.device("cuda" if device == "gpu" else device)
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"DALI renders on cpu or cuda, not on {device.type}.")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,7 @@ import torch
 
 from bissl_fast.data.dataset import ImageSet
 from bissl_fast.data.order import BatchOrder
+from bissl_fast.data.prefetch import Prefetcher
 from bissl_fast.data.rendering import as_tensor, render
 from bissl_fast.data.resident import ResidentSet
 from bissl_fast.data.views import ViewParameters, ViewSettings, draw_views
@@ -42,6 +43,26 @@ class Batch:
         return self.labels
 
 
+class Loader(Protocol):
+    """Any batch of a set by its number: what training asks of `ViewLoader` and `DaliLoader`."""
+
+    @property
+    def batch_size(self) -> int:
+        """Images per batch, of this rank."""
+
+    def load(self, draw: int) -> Batch:
+        """The batch of a draw, 0 or more: the same bits whenever and in whatever order it is asked for."""
+
+    def close(self) -> None:
+        """Stops the loader's threads."""
+
+    def __enter__(self) -> Loader: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
 @dataclass(frozen=True)
 class _Staged:
     """What rendering needs: (M, H, W, 3) uint8 images, which rows of them, and one table per view."""
@@ -57,8 +78,7 @@ class _Staged:
 class ViewLoader:
     """Any batch by its number; the next one is made meanwhile by a background thread.
 
-    Every batch, asked for or guessed, is made by that one thread, so that prefetching cannot change a bit of it. On
-    CUDA the thread only draws the tables and, unless the set is resident, gathers into pinned memory; copies and
+    On CUDA the thread only draws the tables and, unless the set is resident, gathers into pinned memory; copies and
     rendering run on the caller's current stream.
 
     Args:
@@ -95,8 +115,7 @@ class ViewLoader:
         self._order = order
         self._seed = seed
         self._device = _device(images, device)
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="bissl-fast-views")
-        self._ahead: tuple[int, Future[Batch | _Staged] | None] = (0, None)  # the draw in the making
+        self._ahead = Prefetcher(self._make, "bissl-fast-views")
 
     @property
     def batch_size(self) -> int:
@@ -113,18 +132,12 @@ class ViewLoader:
         Raises:
             Exception: whatever went wrong while the batch was made, in the call that asks for it.
         """
-        guess, wanted = self._ahead
-        if wanted is None or guess != draw:
-            if wanted is not None:
-                wanted.cancel()
-            wanted = self._thread.submit(self._make, draw)
-        self._ahead = (draw + 1, self._thread.submit(self._make, draw + 1))
-        made = wanted.result()
+        made = self._ahead.get(draw)
         return made if isinstance(made, Batch) else _rendered(made, self._images, self._views, self._device)
 
     def close(self) -> None:
         """Stops the thread; the batch in progress is finished and thrown away."""
-        self._thread.shutdown(wait=True, cancel_futures=True)
+        self._ahead.close()
 
     def __enter__(self) -> ViewLoader:
         return self

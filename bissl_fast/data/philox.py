@@ -65,7 +65,9 @@ def philox4x32(counter: tuple[npt.ArrayLike, ...], key: tuple[int, int]) -> Word
     return np.stack((c0, c1, c2, c3), axis=-1).astype(np.uint32)
 
 
-def random_words(seed: int, stream: Stream, epoch: int, items: npt.ArrayLike, blocks: int, view: int = 0) -> Words:
+def random_words(
+    seed: int, stream: Stream, epoch: int, items: npt.ArrayLike, blocks: int, view: int = 0, first: int = 0
+) -> Words:
     """Words of the package's layout: `blocks` groups of four for every item.
 
     Args:
@@ -75,6 +77,7 @@ def random_words(seed: int, stream: Stream, epoch: int, items: npt.ArrayLike, bl
         items: (N,) integers in 0 ... 2**32 - 1.
         blocks: groups of four words per item.
         view: 0 to 2**16 - 1.
+        first: groups before them that are left out.
 
     Returns:
         (N, blocks, 4) uint32.
@@ -84,7 +87,7 @@ def random_words(seed: int, stream: Stream, epoch: int, items: npt.ArrayLike, bl
         array([[[1713891541, 3781805453, 3159862348, 2600524760]]], dtype=uint32)
     """
     item = np.asarray(items, dtype=np.uint64)[:, None]  # (N, 1)
-    counter = (np.arange(blocks, dtype=np.uint64), item, int(stream) << 16 | view, epoch)
+    counter = (np.arange(first, first + blocks, dtype=np.uint64), item, int(stream) << 16 | view, epoch)
     return philox4x32(counter, (seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF))
 
 

@@ -7,7 +7,6 @@ the bus.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +17,6 @@ from bissl_fast.data.rendering import as_tensor
 from bissl_fast.errors import UserError
 from bissl_fast.ops.backend import why_absent
 
-Pipeline = Literal["auto", "torch", "resident"]
 SHARE_OF_FREE_MEMORY = 0.5
 
 
@@ -51,24 +49,6 @@ class ResidentSet:
         if self.device.type == "cuda":
             where = where.pin_memory()
         return self.labels[where.to(self.device, non_blocking=True)]
-
-
-def is_resident(pipeline: Pipeline, device: torch.device) -> bool:
-    """Whether image sets are to stay on the device.
-
-    Args:
-        pipeline: `auto` is `resident` on CUDA and `torch` elsewhere.
-        device: Where views are wanted.
-
-    Raises:
-        UserError: `resident` was asked for on a device that is not CUDA.
-    """
-    if pipeline == "resident" and device.type != "cuda":
-        raise UserError(
-            f"--images.pipeline resident keeps images in the memory of a GPU, but the device is {device}: "
-            "pass --device cuda, or --images.pipeline auto."
-        )
-    return pipeline != "torch" and device.type == "cuda"
 
 
 def hold(images: ImageSet, device: torch.device, share: float = SHARE_OF_FREE_MEMORY) -> ResidentSet:

@@ -23,6 +23,7 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # columns of `factors`, values
 NEUTRAL_FACTORS = (1.0, 1.0, 1.0, 0.0)  # that change no pixel
 
 _ORDERS = np.array(list(permutations(range(4))))  # (24, 4), lexicographic
+_MAX_SIGMA = 1000.0  # pixels; beyond it every view is one colour, and the kernels refuse it
 _CROP_ATTEMPTS = 10  # torchvision's; each takes one block: area, ratio, top, left
 _DECISIONS = 3  # blocks before the attempts: flip, jitter, order, gray | four factors | blur, sigma, solarise, unused
 
@@ -56,7 +57,7 @@ class ViewSettings:
         std: Per channel, divided by.
 
     Raises:
-        UserError: if a value is out of its range.
+        UserError: if a value is out of its range, or not finite.
     """
 
     size: int = 96
@@ -79,12 +80,15 @@ class ViewSettings:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            _require(name == "interpolation" or bool(np.isfinite(value).all()), name, value, "finite")
         low, high = self.crop_scale
         _require(self.size >= 1, "size", self.size, "at least 1 pixel")
         _require(0 < low <= high <= 1, "crop_scale", self.crop_scale, "fractions of the area: 0 < low <= high <= 1")
         for name in ("crop_ratio", "blur_sigma"):
             low, high = getattr(self, name)
             _require(0 < low <= high, name, (low, high), "a range with 0 < low <= high")
+        _require(self.blur_sigma[1] <= _MAX_SIGMA, "blur_sigma", self.blur_sigma, f"at most {_MAX_SIGMA:.0f} pixels")
         _require(
             self.interpolation in ("bilinear", "bicubic"),
             "interpolation",
@@ -163,7 +167,11 @@ def draw_views(
         >>> draw_views(ViewSettings(flip=0.5), 0, 0, np.arange(4), 0, (112, 112)).flip.shape
         (4,)
     """
-    u = uniforms(random_words(seed, Stream.VIEW, epoch, samples, _DECISIONS + _CROP_ATTEMPTS, view))
+
+    def draw(rows: npt.NDArray[np.int64], first: int, blocks: int) -> Floats:
+        return uniforms(random_words(seed, Stream.VIEW, epoch, rows, blocks, view, first))
+
+    u = draw(samples, 0, _DECISIONS + 1)
     choices, factors, last = u[:, 0], u[:, 1], u[:, 2]  # (N, 4) each
     strengths = np.array([settings.brightness, settings.contrast, settings.saturation, settings.hue])
     low, high = np.maximum(0.0, 1.0 - strengths), 1.0 + strengths
@@ -171,8 +179,15 @@ def draw_views(
     jittered = choices[:, 1] < settings.jitter
     drawn = low + factors * (high - low)
     sigma = _between(settings.blur_sigma, last[:, 1])
+    sizes = _size_of_each(image_size, len(u))
+    box, fits = _crop_attempts(settings, u[:, _DECISIONS:], sizes)
+    if not fits.all():  # most first attempts fit, and nine tenths of the random numbers are not needed
+        others = np.flatnonzero(~fits)
+        more = draw(samples[others], _DECISIONS + 1, _CROP_ATTEMPTS - 1)
+        found, fits = _crop_attempts(settings, more, sizes[others])
+        box[others] = np.where(fits[:, None], found, _central_boxes(settings.crop_ratio, sizes[others]))
     return ViewParameters(
-        box=_draw_boxes(settings, u[:, _DECISIONS:], _size_of_each(image_size, len(u))),
+        box=box,
         flip=choices[:, 0] < settings.flip,
         order=_ORDERS[(choices[:, 2] * len(_ORDERS)).astype(np.int64)],
         factors=np.where(jittered[:, None], drawn, NEUTRAL_FACTORS).astype(np.float32),
@@ -197,15 +212,17 @@ def _size_of_each(image_size: tuple[int, int] | npt.NDArray[np.int64], n: int) -
     return np.broadcast_to(sizes.astype(np.int64), (n, 2))
 
 
-def _draw_boxes(settings: ViewSettings, u: Floats, sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """RandomResizedCrop: the first attempt that fits, or else a central crop.
+def _crop_attempts(
+    settings: ViewSettings, u: Floats, sizes: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """RandomResizedCrop: the first attempt that fits.
 
     Args:
         u: (N, attempts, 4) uniforms for area, log ratio, top, left.
         sizes: (N, 2) height and width of the images.
 
     Returns:
-        (N, 4) int64 top, left, height, width.
+        (N, 4) int64 top, left, height, width, and (N,) whether one fits.
     """
     rows, columns = sizes[:, :1], sizes[:, 1:]  # (N, 1)
     area = rows * columns * _between(settings.crop_scale, u[..., 0])  # (N, attempts)
@@ -217,15 +234,15 @@ def _draw_boxes(settings: ViewSettings, u: Floats, sizes: npt.NDArray[np.int64])
     top = np.floor(u[..., 2] * (rows - height + 1)).astype(np.int64)
     left = np.floor(u[..., 3] * (columns - width + 1)).astype(np.int64)
     attempts = np.stack((top, left, height, width), axis=-1)  # (N, attempts, 4)
-    first = attempts[np.arange(len(u)), fits.argmax(axis=1)]
-    found = np.any(fits, axis=1, keepdims=True)  # (N, 1)
-    return np.where(found, first, _central_boxes(settings.crop_ratio, sizes))
+    first: npt.NDArray[np.intp] = fits.argmax(axis=1)
+    rows_of_attempts = np.arange(len(u))
+    return attempts[rows_of_attempts, first], fits[rows_of_attempts, first]
 
 
 def _central_boxes(crop_ratio: Range, sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """The largest central crops whose ratio is allowed: torchvision's fallback. (N, 4) int64."""
+    """The largest central crops whose ratio is allowed: torchvision's fallback, of one pixel at least. (N, 4) int64."""
     rows, columns = sizes.T
     narrow, wide = columns / rows < crop_ratio[0], columns / rows > crop_ratio[1]
-    height = np.where(narrow, np.rint(columns / crop_ratio[0]), rows).astype(np.int64)
-    width = np.where(wide, np.rint(rows * crop_ratio[1]), columns).astype(np.int64)
+    height = np.where(narrow, np.rint(columns / crop_ratio[0]), rows).astype(np.int64).clip(1)
+    width = np.where(wide, np.rint(rows * crop_ratio[1]), columns).astype(np.int64).clip(1)
     return np.stack(((rows - height) // 2, (columns - width) // 2, height, width), axis=-1)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch.nn.utils import clip_grad_norm_
 
 from bissl_fast.bilevel import HessianOperator, ParameterVector, frozen_buffers
-from bissl_fast.data.loader import Batch, ViewLoader
+from bissl_fast.data.loader import Batch, Loader
 from bissl_fast.methods.bilevel import BilevelSettings, PhaseSolver
 from bissl_fast.methods.checks import require
 from bissl_fast.methods.finetune import SGDSettings
@@ -106,9 +106,9 @@ class BiSSLTask:
         pretext: Network,
         downstream: Network,
         task: SimCLR,
-        pretext_loader: ViewLoader,
-        downstream_loader: ViewLoader,
-        fresh_loader: ViewLoader | None,
+        pretext_loader: Loader,
+        downstream_loader: Loader,
+        fresh_loader: Loader | None,
         settings: BiSSLSettings,
         bilevel: BilevelSettings,
         lars: LARSSettings,

@@ -12,8 +12,9 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
+from bissl_fast.data.pipelines import PipelineName
 from bissl_fast.data.presets import ViewPair, eval_view, finetune_view, paper_views
-from bissl_fast.data.resident import SHARE_OF_FREE_MEMORY, Pipeline
+from bissl_fast.data.resident import SHARE_OF_FREE_MEMORY
 from bissl_fast.data.views import ViewSettings
 from bissl_fast.errors import UserError
 from bissl_fast.methods.bilevel import BilevelSettings
@@ -40,8 +41,9 @@ class ImageSettings:
         second: the other one.
         finetune: training on the downstream task.
         evaluate: validation and test.
-        pipeline: where views are rendered from, which changes nothing but their time: `resident` keeps whole sets where
-            a GPU reads them, `torch` gathers each batch on the host; `auto` is `resident` on CUDA.
+        pipeline: what renders views: `torch` from batches that the host gathers; `resident` from whole sets that stay
+            where a GPU reads them; `auto` is `resident` on CUDA, else `torch`; `dali` renders training views by NVIDIA
+            DALI, within two levels of 255, and its stages are kept apart.
         resident_share: of the free GPU memory that a resident set may take; a larger one goes to pinned host memory.
     """
 
@@ -51,11 +53,11 @@ class ImageSettings:
     second: ViewSettings = paper_views(96)[1]
     finetune: ViewSettings = finetune_view(96)
     evaluate: ViewSettings = eval_view(96)
-    pipeline: Pipeline = "auto"
+    pipeline: PipelineName = "auto"
     resident_share: float = SHARE_OF_FREE_MEMORY
 
     def __post_init__(self) -> None:
-        require(self.size >= 8, "images.size", self.size, "at least 8 pixels")
+        require(8 <= self.size <= 4096, "images.size", self.size, "between 8 and 4096 pixels")
         require(8 <= self.cache_size <= 4096, "images.cache-size", self.cache_size, "between 8 and 4096 pixels")
         for name in ("first", "second", "finetune", "evaluate"):
             view = getattr(self, name)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from bissl_fast.bilevel import frozen_buffers
-from bissl_fast.data.loader import ViewLoader
+from bissl_fast.data.loader import Loader
 from bissl_fast.evaluation.metrics import Evaluation
 from bissl_fast.methods.checks import require
 from bissl_fast.models import Network
@@ -89,7 +89,7 @@ class HeadWarmupTask:
         forward: precision context of a forward pass.
     """
 
-    def __init__(self, network: Network, loader: ViewLoader, sgd: SGDSettings, steps: int, forward: Forward) -> None:
+    def __init__(self, network: Network, loader: Loader, sgd: SGDSettings, steps: int, forward: Forward) -> None:
         self.network, self.loader, self.sgd, self.forward = network, loader, sgd, forward
         self.steps, self.log_every = steps, max(1, min(50, steps // 20))
         self.images_per_step = loader.batch_size
@@ -131,7 +131,7 @@ class FineTuneTask:
     def __init__(
         self,
         network: Network,
-        loader: ViewLoader,
+        loader: Loader,
         validate: Callable[[Network], Evaluation],
         sgd: SGDSettings,
         epochs: int,

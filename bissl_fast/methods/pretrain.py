@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from bissl_fast.data.loader import ViewLoader
+from bissl_fast.data.loader import Loader
 from bissl_fast.errors import UserError
 from bissl_fast.methods.checks import require
 from bissl_fast.models import Network
@@ -95,7 +95,7 @@ class PretrainTask:
         self,
         network: Network,
         task: SimCLR,
-        loader: ViewLoader,
+        loader: Loader,
         settings: PretrainSettings,
         steps: int,
         warmup: int,

@@ -1,10 +1,8 @@
 """The main job: BiSSL and, beside it, the baseline of the paper (Figure 1), stage by stage."""
 
 import copy
-import hashlib
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,20 +11,16 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from bissl_fast.data.catalogue import FOLDER_PREFIX, entry_of, load_downstream, load_pretext
 from bissl_fast.data.dataset import ImageSet
-from bissl_fast.data.loader import Batch, ViewLoader, sequential_batches
-from bissl_fast.data.order import BatchOrder
-from bissl_fast.data.resident import ResidentSet, hold, is_resident
-from bissl_fast.data.views import ViewSettings
-from bissl_fast.errors import UserError
 from bissl_fast.evaluation.features import extract_features, reestimate_batch_norm
 from bissl_fast.evaluation.metrics import Evaluation, evaluate
 from bissl_fast.methods.bissl import BiSSLTask
 from bissl_fast.methods.config import TrainConfig, save_config
 from bissl_fast.methods.finetune import FineTuneTask, HeadWarmupTask, SGDSettings
+from bissl_fast.methods.loading import RunData
 from bissl_fast.methods.pretrain import PretrainTask, steps_per_epoch
 from bissl_fast.methods.samples import sample_views
+from bissl_fast.methods.seeds import derive_seed
 from bissl_fast.models import Network, build_backbone, build_classifier, probe_features
 from bissl_fast.training.environment import describe_environment
 from bissl_fast.training.files import (
@@ -42,17 +36,6 @@ from bissl_fast.training.loop import Task, run_loop
 from bissl_fast.training.precision import apply_precision, find_device
 from bissl_fast.training.stage import StageOutput, run_stage
 from bissl_fast.training.tracking import say
-
-EVALUATION_BATCH = 256
-STATISTICS_BATCHES = 100  # Appendix C.1, at most
-STATISTICS_PASSES = 4  # over a small set: averaged statistics gain nothing from more
-SKIPPED_NAMES = 5
-WITH_UNLABELLED_IMAGES = ("textures", "stl10")
-
-
-def derive_seed(seed: int, purpose: str) -> int:
-    """An independent 63-bit seed for one purpose of a run."""
-    return int.from_bytes(hashlib.sha256(f"{seed}:{purpose}".encode()).digest()[:8], "big") >> 1
 
 
 class Training:
@@ -71,11 +54,10 @@ class Training:
         if config.threads:
             torch.set_num_threads(config.threads)
         self.device = find_device(config.device)
-        self.is_resident = is_resident(config.images.pipeline, self.device)
-        self.placed_sets: dict[str, ImageSet | ResidentSet] = {}
         self.forward = apply_precision(config.precision, self.device)
         self.features = probe_features(config.backbone, config.images.size)
-        self._load_data()
+        self.data = RunData(config, self.device, console)
+        self.unlabelled, self.splits = self.data.unlabelled, self.data.splits
         self._count_steps()
         self.environment = describe_environment(self.device)
         make_folder(self.folder)
@@ -101,41 +83,6 @@ class Training:
         write_json(self.folder / "results.json", about | scores)
         return self.folder
 
-    def _load_data(self) -> None:
-        config = self.config
-        if not config.dataset.startswith(FOLDER_PREFIX) and entry_of(config.dataset).multilabel:
-            raise UserError(
-                f"{config.dataset} names several classes per image, and training knows only sets of one class per "
-                f"image: choose another --dataset; its images can serve the pretext task, --pretext-dataset "
-                f"{config.dataset}."
-            )
-        size, root, cache = config.images.cache_size, config.data_root, config.cache_dir
-        self.unlabelled = self._load_unlabelled()
-        self.splits = load_downstream(config.dataset, root, size, cache)
-        for note in self.splits.notes:
-            say(self.console, note, "yellow")
-        for images in (self.unlabelled, self.splits.train, self.splits.val, self.splits.test):
-            skipped = f", {len(images.skipped)} unreadable and left out" if images.skipped else ""
-            say(self.console, f"{images.name}: {len(images):,} images of {images.size} px{skipped}")
-            for name in images.skipped[:SKIPPED_NAMES]:
-                say(self.console, f"  left out: {name}")
-
-    def _load_unlabelled(self) -> ImageSet:
-        config = self.config
-        size, root, cache = config.images.cache_size, config.data_root, config.cache_dir
-        if config.pretext_dataset or config.dataset in WITH_UNLABELLED_IMAGES:
-            return load_pretext(config.pretext_dataset or config.dataset, root, size, cache)
-        if not config.dataset.startswith(FOLDER_PREFIX):
-            entry_of(config.dataset)  # so that a misspelt name is answered before the pretext set is missed
-        try:
-            return load_pretext("stl10", root, size, cache)
-        except UserError:
-            raise UserError(
-                f"{config.dataset} has no unlabelled images of its own, and STL-10, the paper's pretext set, is not "
-                "there; pass --pretext-dataset folder:PATH (any images), or run "
-                "`bissl-fast data prepare stl10 --data-root DIR`."
-            ) from None
-
     def _count_steps(self) -> None:
         config = self.config
         epoch = steps_per_epoch(len(self.unlabelled), config.pretrain.batch_size, "--pretrain.batch-size")
@@ -158,7 +105,7 @@ class Training:
 
         def body(folder: Path) -> None:
             network = self._pretext_network()
-            with self._loader(
+            with self.data.loader(
                 self.unlabelled, config.images.pretext_views, config.pretrain.batch_size, "pretext"
             ) as loader:
                 task = PretrainTask(
@@ -185,7 +132,7 @@ class Training:
         def body(folder: Path) -> None:
             network = self._downstream_network(warmup, "head")
             view = (config.images.finetune_view,)
-            with self._loader(self.splits.train, view, config.finetune.batch_size, "head") as loader:
+            with self.data.loader(self.splits.train, view, config.finetune.batch_size, "head") as loader:
                 steps = config.head.epochs * self.epoch_steps
                 self._loop(HeadWarmupTask(network, loader, config.upper, steps, self.forward), folder)
             save_weights(folder / "weights.safetensors", network.head.state_dict())
@@ -211,9 +158,9 @@ class Training:
             views, batch = config.images.pretext_views, config.pretrain.batch_size
             view, downstream_batch = (config.images.finetune_view,), config.finetune.batch_size
             with (
-                self._loader(self.unlabelled, views, batch, "lower", bissl.lower_steps) as lower,
-                self._loader(self.splits.train, view, downstream_batch, "upper", bissl.upper_steps) as upper,
-                self._loader(self.unlabelled, views, batch, "fresh", bissl.stored_batches) as fresh,
+                self.data.loader(self.unlabelled, views, batch, "lower", bissl.lower_steps) as lower,
+                self.data.loader(self.splits.train, view, downstream_batch, "upper", bissl.upper_steps) as upper,
+                self.data.loader(self.unlabelled, views, batch, "fresh", bissl.stored_batches) as fresh,
             ):
                 task = BiSSLTask(
                     pretext,
@@ -259,7 +206,7 @@ class Training:
         def body(folder: Path) -> None:
             network = self._downstream_network(backbone, purpose)
             view = (config.images.finetune_view,)
-            with self._loader(self.splits.train, view, config.finetune.batch_size, purpose) as loader:
+            with self.data.loader(self.splits.train, view, config.finetune.batch_size, purpose) as loader:
                 task = FineTuneTask(
                     network, loader, validate, sgd, config.finetune.epochs, self.epoch_steps, self.forward
                 )
@@ -309,7 +256,9 @@ class Training:
         body: Any,
         outputs: tuple[str, ...] = ("weights.safetensors",),
     ) -> StageOutput:
-        shared = {"seed": self.config.seed, "backbone": self.config.backbone, "precision": self.config.precision}
+        config = self.config
+        shared = {"seed": config.seed, "backbone": config.backbone, "precision": config.precision}
+        shared |= self.data.pipeline.key
 
         def recorded(folder: Path) -> None:
             write_json(folder / "environment.json", self.environment)  # a copied stage keeps the one it was made in
@@ -320,31 +269,6 @@ class Training:
     def _loop(self, task: Task, folder: Path) -> None:
         seed = derive_seed(self.config.seed, folder.name)
         run_loop(task, folder, self.device, seed, self.config.loop, self.console)
-
-    def _loader(
-        self, images: ImageSet, views: tuple[ViewSettings, ...], batch_size: int, purpose: str, phase_length: int = 1
-    ) -> ViewLoader:
-        seed = derive_seed(self.config.seed, purpose)
-        order = BatchOrder(len(images), batch_size, seed, phase_length)
-        return ViewLoader(self._placed_set(images), views, order, seed, self.device)
-
-    def _placed_set(self, images: ImageSet) -> ImageSet | ResidentSet:
-        """The set, in the device's memory from its first use on if views are rendered there."""
-        if not self.is_resident:
-            return images
-        key = images.content_hash
-        if key not in self.placed_sets:
-            try:
-                held = hold(images, self.device, self.config.images.resident_share)
-            except UserError as error:
-                if self.config.images.pipeline == "resident":
-                    raise
-                say(self.console, f"{error} Its batches are gathered on the host.", "yellow")
-                self.placed_sets[key] = images
-            else:
-                say(self.console, held.place)
-                self.placed_sets[key] = held
-        return self.placed_sets[key]
 
     def _backbone(self) -> nn.Module:
         return build_backbone(self.config.backbone, derive_seed(self.config.seed, "backbone"))
@@ -370,26 +294,16 @@ class Training:
         return network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
     def _evaluate(self, network: nn.Module, images: ImageSet) -> Evaluation:
-        return evaluate(network, self._evaluation_batches(images), self.device)
-
-    def _evaluation_batches(self, images: ImageSet) -> Iterator[Batch]:
-        view = self.config.images.evaluation_view
-        return sequential_batches(self._placed_set(images), view, EVALUATION_BATCH, self.device)
+        return evaluate(network, self.data.evaluation_batches(images), self.device)
 
     def _features(self, backbones: dict[str, StageOutput]) -> tuple[dict[str, Any], Any]:
         """Test features of each arm's backbone before fine-tuning, batch-norm statistics re-estimated (C.1)."""
         features = {}
         for arm, stage in backbones.items():
             backbone = self._downstream_network(stage, "head").backbone
-            reestimate_batch_norm(backbone, self._training_batches(), STATISTICS_BATCHES)
-            features[arm], labels = extract_features(backbone, self._evaluation_batches(self.splits.test))
+            reestimate_batch_norm(backbone, self.data.statistics_batches())
+            features[arm], labels = extract_features(backbone, self.data.evaluation_batches(self.splits.test))
         return features, labels
-
-    def _training_batches(self) -> Iterator[Batch]:
-        size = min(EVALUATION_BATCH, len(self.splits.train))
-        with self._loader(self.splits.train, (self.config.images.evaluation_view,), size, "statistics") as loader:
-            for draw in range(min(STATISTICS_BATCHES, STATISTICS_PASSES * (len(self.splits.train) // size))):
-                yield loader.load(draw)
 
 
 def train(config: TrainConfig, console: Console) -> Path:

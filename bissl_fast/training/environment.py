@@ -10,7 +10,18 @@ import torch
 
 from bissl_fast.version import __version__
 
-_PACKAGES = ("torch", "torchvision", "timm", "triton", "numpy", "scipy", "scikit-learn", "torchmetrics", "safetensors")
+_PACKAGES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "triton",
+    "nvidia-dali-cuda130",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "torchmetrics",
+    "safetensors",
+)
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:

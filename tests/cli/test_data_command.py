@@ -73,6 +73,22 @@ def test_verify_counts_per_split_and_class_and_names_the_unreadable(tmp_path, ca
     assert "2 of its 47 classes" in output
 
 
+def test_verify_says_when_nothing_is_left_to_train_on(tmp_path, capsys):
+    for name in ("a", "b"):
+        for i in range(5):
+            path = tmp_path / "set" / name / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("no image")
+    verify_command(f"folder:{tmp_path / 'set'}")
+    assert "No image of set/train, set/val, set/test can be read: training refuses the set." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("size", [0, -5, 100_000])
+def test_a_size_that_no_cache_can_hold_is_refused(size, tmp_path):
+    with pytest.raises(UserError, match=f"--size must be between 8 and 4096 pixels, found {size}"):
+        prepare_command("textures", size=size, cache_dir=tmp_path)
+
+
 def test_verify_of_a_missing_set_says_how_to_get_it(tmp_path):
     with pytest.raises(UserError, match="bissl-fast data prepare fashionmnist"):
         verify_command("fashionmnist", data_root=tmp_path)

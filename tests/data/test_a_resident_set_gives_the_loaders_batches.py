@@ -12,9 +12,8 @@ from bissl_fast.data.dataset import ImageSet
 from bissl_fast.data.loader import ViewLoader, sequential_batches
 from bissl_fast.data.order import BatchOrder
 from bissl_fast.data.presets import eval_view, vicreg_views
-from bissl_fast.data.resident import ResidentSet, fits, hold, is_resident
+from bissl_fast.data.resident import ResidentSet, fits, hold
 from bissl_fast.errors import UserError
-from bissl_fast.methods.config import ImageSettings
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -59,13 +58,6 @@ def test_a_set_on_one_device_makes_no_views_on_another(image_set: ImageSet) -> N
         ViewLoader(elsewhere, vicreg_views(24), BatchOrder(37, 8, seed=0), 0, "cpu")
 
 
-def test_where_images_stay_follows_from_the_pipeline_and_the_device() -> None:
-    assert [is_resident(pipeline, CUDA) for pipeline in ("auto", "torch", "resident")] == [True, False, True]
-    assert [is_resident(pipeline, CPU) for pipeline in ("auto", "torch")] == [False, False]
-    with pytest.raises(UserError, match=r"--images.pipeline resident keeps images in the memory of a GPU"):
-        is_resident("resident", CPU)
-
-
 def test_a_set_takes_at_most_its_share_of_the_free_memory() -> None:
     assert fits(40, 80, 0.5)
     assert not fits(41, 80, 0.5)
@@ -79,13 +71,6 @@ def test_host_memory_that_cannot_be_pinned_is_answered_with_a_way_out(monkeypatc
     monkeypatch.setattr(resident.torch, "empty", refuses)
     with pytest.raises(UserError, match=r"\(CUDA error: out of memory\): pass --images.pipeline torch"):
         resident._pinned(torch.zeros(1, dtype=torch.uint8), "noise: 9 GB of pixels")
-
-
-def test_where_views_are_rendered_is_no_part_of_what_they_are() -> None:
-    here, there = ImageSettings(pipeline="torch"), ImageSettings(pipeline="resident", resident_share=0.1)
-    assert here.pretext_views == there.pretext_views
-    assert here.finetune_view == there.finetune_view
-    assert here.evaluation_view == there.evaluation_view
 
 
 def test_a_resident_set_is_as_long_as_its_images(image_set: ImageSet) -> None:

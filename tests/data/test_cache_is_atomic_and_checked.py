@@ -234,6 +234,17 @@ def test_a_disk_that_fills_up_in_the_middle_leaves_nothing_behind(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_large_images_are_decoded_in_a_shorter_window(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    monkeypatch.setattr(cache, "_WINDOW_BYTES", 4 * 3 * 8**2)  # four images
+    reads = []
+    images = cache.decode(make_source(count=100, reads=reads), 8, progress=False)
+    for taken in range(1, 101):
+        next(images)
+        assert len(reads) <= taken + 4
+    assert sorted(reads) == list(range(100))
+
+
 def test_no_image_waits_for_a_batch_of_slow_ones(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
     next_began = threading.Event()

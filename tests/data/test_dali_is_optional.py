@@ -4,9 +4,11 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 from bissl_fast.data.dali_loader import EncodedSet
 from bissl_fast.data.dali_pipeline import DaliPipeline, image_sizes
+from bissl_fast.data.pipelines import Pipeline
 from bissl_fast.data.presets import eval_view
 from bissl_fast.errors import UserError
 
@@ -24,6 +26,8 @@ def _without_dali(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_package_to_install_is_named(tmp_path) -> None:
     with pytest.raises(UserError, match=INSTALL):
         DaliPipeline([eval_view(24)], 4)
+    with pytest.raises(UserError, match=INSTALL):
+        Pipeline("dali", torch.device("cpu"))
     with pytest.raises(UserError, match=INSTALL):
         image_sizes([np.zeros(10, np.uint8)])
     (tmp_path / "image.jpg").write_bytes(b"any")

@@ -1,4 +1,4 @@
-"""`DaliLoader`: batches equal the table of (seed, epoch, sample, view), from any start, in any order, on any rank."""
+"""`DaliLoader`: batches are those of `ViewLoader`, from images and from files, and broken files are named."""
 
 import subprocess
 import sys
@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_torch_pipeline_equals_torchvision import photos
 
 from bissl_fast.data.dataset import ImageSet
 from bissl_fast.data.loader import Batch, ViewLoader
 from bissl_fast.data.order import BatchOrder
 from bissl_fast.data.presets import vicreg_views
 from bissl_fast.errors import UserError
+from tests.data.views import photos
 
 pytest.importorskip("nvidia.dali")
 from bissl_fast.data.dali_loader import DaliLoader, EncodedSet
@@ -70,28 +70,12 @@ def test_batches_are_those_of_the_torch_loader_within_two_levels(loader: DaliLoa
                 assert ((view - expected_view).abs() * std * 255).max() <= 2
 
 
-@pytest.mark.parametrize("kind", ["image_set", "encoded_set"])
-def test_a_resumed_run_has_the_same_bits_as_one_that_was_not_killed(kind: str, request) -> None:
-    images = request.getfixturevalue(kind)
-    with DaliLoader(images, VIEWS, ORDER, 1, "cpu") as loader:
+def test_files_that_are_read_anew_give_the_same_bits_from_any_draw_on(encoded_set: EncodedSet) -> None:
+    with DaliLoader(encoded_set, VIEWS, ORDER, 1, "cpu") as loader:
         unbroken = [loader.load(draw) for draw in range(12)]  # three epochs
     for start in (1, 7, 11):
-        with DaliLoader(images, VIEWS, ORDER, 1, "cpu", threads=1) as loader:
+        with DaliLoader(encoded_set, VIEWS, ORDER, 1, "cpu", threads=1) as loader:
             assert all(equal(loader.load(draw), unbroken[draw]) for draw in range(start, 12))
-
-
-@pytest.mark.parametrize("world", [2, 3])
-def test_the_ranks_together_have_the_batch_of_one_process(loader: DaliLoader, image_set: ImageSet, world: int) -> None:
-    shards = [slice(r * 8 // world, (r + 1) * 8 // world) for r in range(world)]
-    ranks = [DaliLoader(image_set, VIEWS, ORDER, 1, "cpu", shard=shard) for shard in shards]
-    for draw in (0, 6):
-        whole, parts = loader.load(draw), [rank.load(draw) for rank in ranks]
-        assert [len(part.samples) for part in parts] == [rank.batch_size for rank in ranks]
-        assert np.array_equal(np.concatenate([part.samples for part in parts]), whole.samples)
-        for view in range(2):
-            assert torch.equal(torch.cat([part.views[view] for part in parts]), whole.views[view])
-    for rank in ranks:
-        rank.close()
 
 
 def test_unreadable_files_are_left_out_and_named(encoded_set: EncodedSet) -> None:
@@ -112,8 +96,6 @@ def test_sets_that_cannot_be_are_refused(tmp_path: Path, image_set: ImageSet) ->
         EncodedSet.from_files("mine", [tmp_path / "a.jpg"], np.arange(2))
     with pytest.raises(UserError, match="for 40 samples, but mine holds 37 images"):
         DaliLoader(image_set, VIEWS, BatchOrder(40, 8, seed=0), 0, "cpu")
-    with pytest.raises(UserError, match="holds no row of a batch of 8: use fewer ranks"):
-        DaliLoader(image_set, VIEWS, ORDER, 0, "cpu", shard=slice(8, 9))
 
 
 def test_a_file_that_breaks_later_fails_in_the_call_that_needs_it(encoded_set: EncodedSet) -> None:

@@ -47,6 +47,13 @@ def test_an_image_that_no_attempt_fits_is_cropped_centrally(size: tuple[int, int
     assert box.tolist() == [list(theirs)] * 4
 
 
+@pytest.mark.parametrize("ratio", [0.001, 1000.0])
+def test_a_crop_of_any_ratio_has_a_pixel_of_the_image(ratio: float) -> None:
+    box = draw(ViewSettings(crop_ratio=(ratio, ratio)), n=8, size=(20, 20)).box
+    assert (box[:, 2:] >= 1).all()
+    assert (box[:, :2] + box[:, 2:] <= 20).all()
+
+
 def test_jitter_has_the_distribution_of_color_jitter() -> None:
     ours = draw(ViewSettings(jitter=1.0, brightness=0.4, contrast=1.5, saturation=0.2, hue=0.1))
     ranges = ColorJitter(0.4, 1.5, 0.2, 0.1)
@@ -154,6 +161,11 @@ def test_recipes_are_vicregs() -> None:
         {"contrast": -0.4},
         {"hue": 0.6},
         {"blur_sigma": (0.0, 2.0)},
+        {"blur_sigma": (0.1, 1e9)},
+        {"blur_sigma": (0.1, float("inf"))},
+        {"solarize_threshold": float("nan")},
+        {"mean": (float("nan"), 0.0, 0.0)},
+        {"brightness": float("inf")},
         {"pixel_range": 0.0},
         {"std": (0.2, 0.0, 0.2)},
     ],

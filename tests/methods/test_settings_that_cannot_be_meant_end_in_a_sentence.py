@@ -41,7 +41,7 @@ from tests.methods.conftest import write_images
         (SGDSettings, {"learning_rate": 0.0, "weight_decay": 0.0}, "learning-rate must be positive"),
         (SimCLR, {"temperature": 0.0}, "--pretext.temperature must be positive"),
         (ImageSettings, {"first": ViewSettings(size=64)}, "--images.first.size must be images.size, which is 96"),
-        (ImageSettings, {"size": 0}, "--images.size must be at least 8"),
+        (ImageSettings, {"size": 0}, "--images.size must be between 8 and 4096"),
         (ImageSettings, {"resident_share": 1.5}, "--images.resident-share must be between 0 and 1, found 1.5"),
         (TrainConfig, {"seed": -1}, "--seed must be 0 or more"),
         (

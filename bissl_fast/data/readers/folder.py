@@ -78,7 +78,10 @@ def _classes(root: Path) -> tuple[str, ...]:
     classes = tuple(sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")))
     if len(classes) < 2:
         found = f"only the class folder {classes[0]}/" if classes else "no class folder"
-        raise UserError(f"{root} holds {found}: expected one sub-folder of images for each of two or more classes.")
+        raise UserError(
+            f"{root} holds {found}: expected one sub-folder of images for each of two or more classes. "
+            "Images without classes serve the pretext task alone (--pretext-dataset, `data prepare --unlabelled`)."
+        )
     return classes
 
 

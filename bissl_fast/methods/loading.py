@@ -1,0 +1,103 @@
+"""The data side of a run: its sets, and batches of them."""
+
+from collections.abc import Iterator
+
+import torch
+from rich.console import Console
+
+from bissl_fast.data.catalogue import FOLDER_PREFIX, entry_of, load_downstream, load_pretext
+from bissl_fast.data.dataset import ImageSet
+from bissl_fast.data.loader import Batch, Loader
+from bissl_fast.data.order import BatchOrder
+from bissl_fast.data.pipelines import Pipeline
+from bissl_fast.data.views import ViewSettings
+from bissl_fast.errors import UserError
+from bissl_fast.methods.config import TrainConfig
+from bissl_fast.methods.seeds import derive_seed
+from bissl_fast.training.tracking import say
+
+EVALUATION_BATCH = 256
+STATISTICS_BATCHES = 100  # Appendix C.1, at most
+STATISTICS_PASSES = 4  # over a small set: averaged statistics gain nothing from more
+SKIPPED_NAMES = 5
+WITH_UNLABELLED_IMAGES = ("textures", "stl10")
+
+
+class RunData:
+    """The unlabelled set and the labelled splits of a run, and what they are read by.
+
+    Args:
+        config: the run's settings.
+        device: where batches are wanted.
+        console: terminal.
+
+    Attributes:
+        unlabelled: images of the pretext task.
+        splits: of the downstream set.
+        pipeline: where views are rendered.
+
+    Raises:
+        UserError: for a pipeline that does not run here, and sets that are not there or cannot be trained on.
+    """
+
+    def __init__(self, config: TrainConfig, device: torch.device, console: Console) -> None:
+        self.config, self.console = config, console
+        images = config.images
+        self.pipeline = Pipeline(
+            images.pipeline, device, images.resident_share, config.threads or None, lambda line: say(console, line)
+        )
+        if not config.dataset.startswith(FOLDER_PREFIX) and entry_of(config.dataset).multilabel:
+            raise UserError(
+                f"{config.dataset} names several classes per image, and training knows only sets of one class per "
+                f"image: choose another --dataset; its images can serve the pretext task, --pretext-dataset "
+                f"{config.dataset}."
+            )
+        self.unlabelled = self._load_unlabelled()
+        self.splits = load_downstream(config.dataset, config.data_root, images.cache_size, config.cache_dir)
+        self._tell_sizes()
+
+    def loader(
+        self, images: ImageSet, views: tuple[ViewSettings, ...], batch_size: int, purpose: str, phase_length: int = 1
+    ) -> Loader:
+        """Shuffled batches for one purpose of the run, which has a seed of its own."""
+        seed = derive_seed(self.config.seed, purpose)
+        return self.pipeline.loader(images, views, BatchOrder(len(images), batch_size, seed, phase_length), seed)
+
+    def evaluation_batches(self, images: ImageSet) -> Iterator[Batch]:
+        """Every image of a split once."""
+        return self.pipeline.in_order(images, self.config.images.evaluation_view, EVALUATION_BATCH)
+
+    def statistics_batches(self) -> Iterator[Batch]:
+        """Training images in the evaluation view, to re-estimate batch-norm statistics with (Appendix C.1)."""
+        train = self.splits.train
+        size = min(EVALUATION_BATCH, len(train))
+        with self.loader(train, (self.config.images.evaluation_view,), size, "statistics") as loader:
+            for draw in range(min(STATISTICS_BATCHES, STATISTICS_PASSES * (len(train) // size))):
+                yield loader.load(draw)
+
+    def _load_unlabelled(self) -> ImageSet:
+        config = self.config
+        size, root, cache = config.images.cache_size, config.data_root, config.cache_dir
+        if config.pretext_dataset is not None:
+            return load_pretext(config.pretext_dataset, root, size, cache)
+        if config.dataset in WITH_UNLABELLED_IMAGES:
+            return load_pretext(config.dataset, root, size, cache)
+        if not config.dataset.startswith(FOLDER_PREFIX):
+            entry_of(config.dataset)  # so that a misspelt name is answered before the pretext set is missed
+        try:
+            return load_pretext("stl10", root, size, cache)
+        except UserError:
+            raise UserError(
+                f"{config.dataset} has no unlabelled images of its own, and STL-10, the paper's pretext set, is not "
+                "there; pass --pretext-dataset folder:PATH (any images), or run "
+                "`bissl-fast data prepare stl10 --data-root DIR`."
+            ) from None
+
+    def _tell_sizes(self) -> None:
+        for note in self.splits.notes:
+            say(self.console, note, "yellow")
+        for images in (self.unlabelled, self.splits.train, self.splits.val, self.splits.test):
+            skipped = f", {len(images.skipped)} unreadable and left out" if images.skipped else ""
+            say(self.console, f"{images.name}: {len(images):,} images of {images.size} px{skipped}")
+            for name in images.skipped[:SKIPPED_NAMES]:
+                say(self.console, f"  left out: {name}")

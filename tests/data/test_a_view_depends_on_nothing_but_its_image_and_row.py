@@ -1,0 +1,58 @@
+"""The `torch` pipeline, which defines a view: nothing of it depends on the batch, and what does not fit is refused."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from bissl_fast.data.presets import vicreg_views
+from bissl_fast.data.torch_pipeline import render
+from bissl_fast.data.two_view import TwoViewAugment
+from bissl_fast.data.views import draw_views
+from bissl_fast.errors import UserError
+from tests.data.views import PLAIN, photos, table
+
+
+@pytest.mark.parametrize("size", [33, 96], ids=["odd size", "several chunks"])
+def test_a_view_has_the_same_bits_whatever_its_batch(size: int) -> None:
+    settings = dataclasses.replace(vicreg_views(size)[1], blur=0.5)
+    images = photos(70)
+    parameters = draw_views(settings, 0, 0, np.arange(70), 0, (56, 56))
+    together = render(images, parameters, settings)
+    for rows in (np.array([3]), np.array([69]), np.array([41, 8, 12, 69, 0])):
+        assert torch.equal(render(images[rows], parameters[rows], settings), together[rows])
+
+
+def test_output_is_float32_channels_last_and_an_empty_batch_is_fine() -> None:
+    view = render(photos(2), table(2), PLAIN)
+    assert view.dtype == torch.float32
+    assert view.is_contiguous(memory_format=torch.channels_last)
+    assert render(photos(2)[:0], table(0), PLAIN).shape == (0, 3, 40, 40)
+
+
+def test_images_that_the_table_does_not_fit_are_refused() -> None:
+    with pytest.raises(UserError, match=r"must be \(N, H, W, 3\) uint8"):
+        render(photos(2).float(), table(2), PLAIN)
+    with pytest.raises(UserError, match="2 images came with view parameters for 3"):
+        render(photos(2), table(3), PLAIN)
+    with pytest.raises(UserError, match=r"image_size=\(56, 56\)"):
+        render(photos(2), table(2, size=57), PLAIN)
+
+
+def test_two_view_augment_takes_both_layouts_and_repeats_itself() -> None:
+    augment = TwoViewAugment(*vicreg_views(40), seed=5)
+    images, samples = photos(4), torch.tensor([9, 2, 7, 1])
+    first, second = augment(images, samples, epoch=0)
+    again, _ = augment(images.permute(0, 3, 1, 2), samples.numpy(), epoch=0)
+    later, _ = augment(images, samples, epoch=1)
+    assert first.shape == second.shape == (4, 3, 40, 40)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, later)
+    parameters = draw_views(augment.settings[1], 5, 0, samples.numpy(), 1, (56, 56))
+    definition = render(images, parameters, augment.settings[1])
+    torch.testing.assert_close(
+        second, definition, rtol=0, atol=1e-3
+    )  # the augmentation may have taken the fused kernel
+    with pytest.raises(UserError, match="4 images need as many sample indices"):
+        augment(images, samples[:2], epoch=0)
