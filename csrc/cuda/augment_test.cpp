@@ -177,6 +177,14 @@ void check_rows_that_fit_no_image() {
   }
 }
 
+// Blocks with a part of a workspace each: every part must begin at 16 bytes, as shared memory does.
+void check_workspace() {
+  for (int64_t size = 1; size <= 1024; ++size) {
+    const auto layout = cuda::layout_within(std::numeric_limits<int64_t>::max(), size, 56, 57, size % 2 == 0);
+    expect(layout.bytes() % 16 == 0, "the memory of the next view begins at 16 bytes", std::to_string(size) + " px");
+  }
+}
+
 // The shared memory of an H100: 228 KiB on a multiprocessor, 1 KiB of them reserved per block, 227 KiB for one block.
 void check_memory() {
   const int64_t half = 114 * 1024 - 1024, whole = 227 * 1024;
@@ -199,6 +207,7 @@ int main() {
     if (c.size < 100) check(c, false);
   }
   check_rows_that_fit_no_image();
+  check_workspace();
   check_memory();
   std::printf(failures == 0 ? "all claims hold\n" : "%d claims fail\n", failures);
   return failures == 0 ? 0 : 1;
