@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -162,6 +163,17 @@ void check(const Case& c, bool cubic) {
   expect(equal, "bfloat16 views are the rounded float32 ones", where);
 }
 
+// A GPU's own NaN has all bits set but the sign: rounding up would carry into the sign, and leave a zero.
+void check_nan() {
+  for (const uint32_t bits : {0x7FC00000u, 0x7FFFFFFFu, 0xFFFFFFFFu, 0x7F800001u}) {
+    const auto wide = std::bit_cast<float>(static_cast<uint32_t>(rounded(std::bit_cast<float>(bits))) << 16);
+    expect(std::isnan(wide), "a NaN stays one in bfloat16", std::to_string(bits));
+  }
+  for (const float value : {INFINITY, -INFINITY, 0.0f, -1.0f}) {
+    expect(rounded(value) == std::bit_cast<uint32_t>(value) >> 16, "a short value keeps its bits", std::to_string(value));
+  }
+}
+
 void check_rows_that_fit_no_image() {
   for (int wrong = 0; wrong < 3; ++wrong) {
     Scene scene({9, 20, 20}, true, wrong);
@@ -207,6 +219,7 @@ int main() {
     if (c.size < 100) check(c, false);
   }
   check_rows_that_fit_no_image();
+  check_nan();
   check_workspace();
   check_memory();
   std::printf(failures == 0 ? "all claims hold\n" : "%d claims fail\n", failures);
