@@ -229,7 +229,7 @@ def check_usable(device: torch.device | str) -> torch.device:
         raise UserError(f"DALI renders on cpu or cuda, not on {device.type}.")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError("The dali pipeline was asked for a GPU, but torch sees none: use device='cpu'.")
-    if device.type == "cuda" and device.index is None:  # settled here: the thread that renders has its own current device
+    if str(device) == "cuda":  # settled here: a thread that renders has a current device of its own
         device = torch.device("cuda", torch.cuda.current_device())
     return device
 
