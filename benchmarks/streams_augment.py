@@ -66,7 +66,7 @@ def pictures(size: int = CACHE_SIZE) -> tuple[str, Images]:
 
 
 def views_per_second(stream: Iterator[Views], seconds: float, device: torch.device, workers: int = 0) -> float:
-    """Rate of a stream, by whole batches until the time is over; its start and what its workers make ahead do not count."""
+    """Rate of a stream in whole batches; neither its start counts nor what its workers make ahead."""
     for _ in range(MADE_AHEAD * max(1, workers)):
         next(stream)
     wait_for(device)

@@ -76,7 +76,10 @@ def test_on_a_gpu_batches_are_those_of_the_host_and_stay_until_they_are_read(
     image_set: ImageSet, encoded_set: EncodedSet
 ) -> None:
     for images, largest in ((image_set, 2), (encoded_set, 255)):  # decoders of JPEGs differ at a few pixels
-        with DaliLoader(images, VIEWS, ORDER, 1, "cuda") as on_gpu, DaliLoader(images, VIEWS, ORDER, 1, "cpu") as on_cpu:
+        with (
+            DaliLoader(images, VIEWS, ORDER, 1, "cuda") as on_gpu,
+            DaliLoader(images, VIEWS, ORDER, 1, "cpu") as on_cpu,
+        ):
             copies = []
             for draw in range(6):
                 batch = on_gpu.load(draw)
