@@ -95,7 +95,9 @@ void launch(ViewJob<T> job, const Tensor& out, int device) {
   if (placed.shared) {
     const auto bytes = static_cast<int>(job.layout.bytes());
     const auto kernel = render<true, T>;
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+    // Of the device, not of this view: another thread may launch a larger one in between.
+    const auto most = static_cast<int>(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most));
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared));
     kernel<<<static_cast<unsigned>(blocks), kViewTeam, static_cast<size_t>(bytes), stream>>>(job, nullptr);
   } else {
