@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from gpu_report import Report
-from peers_augment import Images, Peer, Views, threads_for
+from peers_augment import Images, Peer, Views, threads_for, workers_for
 from streams_augment import CACHE_SIZE, pictures, streams, views_per_second
 
 from bissl_fast.data import presets, torch_pipeline
@@ -135,7 +135,7 @@ def compare(report: Report, images: Images, size: int, batch: int, seconds: floa
     def rate(name: str, build: Peer) -> dict[str, Any]:
         stream = build(whole, size, batch, device)
         try:
-            rates[name] = views_per_second(stream, seconds, device)
+            rates[name] = views_per_second(stream, seconds, device, workers_for(name, device))
         finally:
             close(stream)
         first = next((rates[key] for key in rates if key.endswith(KERNELS)), None)

@@ -8,7 +8,7 @@ bicubic resize, flip, colour jitter, gray, blur, solarise, normalise) and give t
     views.close()  # ends its workers
 
 On the CPU each has two threads or worker processes. On CUDA torchvision's tensors, DALI and kornia work there, and what
-works on the host has all cores.
+works on the host has all cores, 16 at most.
 """
 
 from __future__ import annotations
@@ -34,11 +34,18 @@ SCALE, SIGMA = (0.08, 1.0), (0.1, 2.0)
 JITTER = (0.4, 0.4, 0.2, 0.1)  # brightness, contrast, saturation, hue
 BLUR, SOLARIZE = (1.0, 0.1), (0.0, 0.2)  # probabilities in the first and the second view
 CORES = 2
+MOST_WORKERS = 16  # each holds two batches of 226 MB, at 1024 images, in /dev/shm
 
 
 def threads_for(device: torch.device) -> int:
     """Of DALI, and worker processes of torchvision."""
-    return CORES if device.type == "cpu" else os.cpu_count() or CORES
+    return CORES if device.type == "cpu" else min(MOST_WORKERS, len(os.sched_getaffinity(0)))
+
+
+def workers_for(name: str, device: torch.device) -> int:
+    """Worker processes of a pipeline; torchvision's tensors need none on a GPU."""
+    from_workers = name == "torchvision, PIL" or (name == "torchvision, tensors" and device.type == "cpu")
+    return threads_for(device) if from_workers else 0
 
 
 def kernel_of(size: int) -> int:

@@ -65,9 +65,9 @@ def pictures(size: int = CACHE_SIZE) -> tuple[str, Images]:
     return f"{len(found):,} photographs of DTD", np.stack(found)
 
 
-def views_per_second(stream: Iterator[Views], seconds: float, device: torch.device) -> float:
-    """Rate of a stream whose start is not counted: whole batches until the time is over."""
-    for _ in range(MADE_AHEAD * threads_for(device)):
+def views_per_second(stream: Iterator[Views], seconds: float, device: torch.device, workers: int = 0) -> float:
+    """Rate of a stream in whole batches; neither its start counts nor what its workers make ahead."""
+    for _ in range(MADE_AHEAD * max(1, workers)):
         next(stream)
     wait_for(device)
     start, views = time.perf_counter(), 0

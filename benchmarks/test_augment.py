@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peers_augment import CORES, Images
+from peers_augment import CORES, Images, workers_for
 from streams_augment import CACHE_SIZE, pictures, streams, two_cores, views_per_second
 
 from bissl_fast.cli.bench.tables import keep, machine_of, markdown_of
@@ -42,7 +42,7 @@ def measure(options: argparse.Namespace) -> None:
     for _ in range(options.turns):
         for pipeline, build in streams(DEVICE).items():
             stream = build(images, SIZE, options.batch_size, DEVICE)
-            rate = views_per_second(stream, options.seconds, DEVICE)
+            rate = views_per_second(stream, options.seconds, DEVICE, workers_for(pipeline, DEVICE))
             stream.close()
             print(f"{pipeline:40}{rate:10,.0f} views/s", flush=True)
             rates[pipeline] = max(rate, rates.get(pipeline, 0.0))

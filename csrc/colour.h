@@ -55,10 +55,11 @@ PIXEL_FUNCTION float normalised(float x, float threshold, float scale, float shi
 
 PIXEL_FUNCTION void store(float value, float* out) { *out = value; }
 
-// To the nearest bfloat16, ties to even. Values are finite: they come from bytes.
+// To the nearest bfloat16, ties to even. A NaN, as a factor may be, stays one: rounded up, a GPU's own would be a zero.
 PIXEL_FUNCTION void store(float value, uint16_t* out) {
   const auto bits = std::bit_cast<uint32_t>(value);
-  *out = static_cast<uint16_t>((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
+  const uint32_t rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
+  *out = static_cast<uint16_t>((bits & 0x7FFFFFFF) > 0x7F800000 ? 0x7FC0 : rounded);
 }
 
 }  // namespace bissl_fast

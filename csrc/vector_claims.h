@@ -208,6 +208,8 @@ int check_all(const Kernels& kernels) {
     check_step<float>(kernels, segments, name + ", float");
     check_step<double>(kernels, segments, name + ", double");
   }
+  const auto offsets = offsets_of({3'000'000'000, 0, 5, 2'147'483'648});  // of which no vector is made
+  check_slots({offsets.data(), 4}, "billions of entries");
   std::printf(failures == 0 ? "all claims hold\n" : "%d claims failed\n", failures);
   return failures == 0 ? 0 : 1;
 }

@@ -74,7 +74,7 @@ class DaliPipeline:
             gpu,
             batch_size=self.batch_size,
             num_threads=self._threads,
-            device_id=(self.device.index or 0) if gpu else None,
+            device_id=self.device.index if gpu else None,
             # The outputs of the dynamic executor are the caller's: DALI takes new memory for the next batch.
             exec_dynamic=True,
             prefetch_queue_depth=1,
@@ -218,7 +218,7 @@ def _import(module: str) -> Any:
 
 
 def check_usable(device: torch.device | str) -> torch.device:
-    """The device by torch's name, if DALI is installed and renders there.
+    """The device by torch's name, CUDA's with its index, if DALI is installed and renders there.
 
     Raises:
         UserError: if not.
@@ -229,6 +229,8 @@ def check_usable(device: torch.device | str) -> torch.device:
         raise UserError(f"DALI renders on cpu or cuda, not on {device.type}.")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError("The dali pipeline was asked for a GPU, but torch sees none: use device='cpu'.")
+    if str(device) == "cuda":  # settled here: a thread that renders has a current device of its own
+        device = torch.device("cuda", torch.cuda.current_device())
     return device
 
 

@@ -40,9 +40,13 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
 
 
 def available_memory(device: torch.device) -> int:
-    """Bytes that this process may still take on a device: free GPU memory, or what machine and container leave."""
+    """Bytes that this process may still take on a device: free GPU memory, or what machine and container leave.
+
+    What PyTorch's allocator has cached of GPU memory is free, too: after a stage it may be most of it.
+    """
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + cached
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     for line in _lines("/proc/meminfo"):
         if line.startswith("MemAvailable:"):

@@ -88,6 +88,7 @@ class _Loop:
     ) -> None:
         self.task, self.folder, self.settings, self.console = task, folder, settings, console
         self.checkpoint = folder / "checkpoint.pt"
+        self.device = device
         self.done = 0
         self.window: list[dict[str, Any]] = []
         torch.manual_seed(seed)
@@ -127,8 +128,8 @@ class _Loop:
             self.task.restore(saved["task"])
             self.done, self.window = saved["done"], saved["window"]
             torch.set_rng_state(saved["rng"].cpu())
-            if saved["cuda_rng"] is not None and torch.cuda.is_available():
-                torch.cuda.set_rng_state(saved["cuda_rng"].cpu())
+            if saved["cuda_rng"] is not None and device.type == "cuda":
+                torch.cuda.set_rng_state(saved["cuda_rng"].cpu(), device)
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             raise UserError(
                 f"{self.checkpoint} is a checkpoint of another model ({str(error).splitlines()[0]}); "
@@ -149,7 +150,7 @@ class _Loop:
                 "window": self.window,
                 "offset": self.metrics.offset,
                 "rng": torch.get_rng_state(),
-                "cuda_rng": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+                "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
             },
         )
         self.saved = self.done

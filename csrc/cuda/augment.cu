@@ -95,7 +95,9 @@ void launch(ViewJob<T> job, const Tensor& out, int device) {
   if (placed.shared) {
     const auto bytes = static_cast<int>(job.layout.bytes());
     const auto kernel = render<true, T>;
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+    // Of the device, not of this view: another thread may launch a larger one in between.
+    const auto most = static_cast<int>(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most));
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared));
     kernel<<<static_cast<unsigned>(blocks), kViewTeam, static_cast<size_t>(bytes), stream>>>(job, nullptr);
   } else {
@@ -109,10 +111,22 @@ void launch(ViewJob<T> job, const Tensor& out, int device) {
 const uint8_t* seen_by_device(const ImageArray& images) {
   if (images.count == 0) return images.pixels;
   cudaPointerAttributes found{};
-  const bool known = cudaPointerGetAttributes(&found, images.pixels) == cudaSuccess && found.devicePointer != nullptr;
+  // Where a GPU reads pageable memory, too, that has an address; but nobody would keep it until the kernel is done.
+  const bool known = cudaPointerGetAttributes(&found, images.pixels) == cudaSuccess &&
+                     found.type != cudaMemoryTypeUnregistered && found.devicePointer != nullptr;
   if (!known) cudaGetLastError();  // or the next check would meet it
   STD_TORCH_CHECK(known, "images must lie on the device or in pinned host memory");
   return static_cast<const uint8_t*>(found.devicePointer);
+}
+
+// PyTorch hands on pinned memory as soon as it is freed, unless one of its own copies still reads it: so one pixel is
+// copied after the kernel, and the images stay until then.
+void keep_until_read(const Tensor& images, const Device& device) {
+  Tensor pixel = images;
+  for (int axis = 0; axis < 3; ++axis) pixel = torch::stable::narrow(pixel, axis, 0, 1);
+  const std::array<int64_t, 4> shape{1, 1, 1, kChannels};
+  Tensor copy = torch::stable::empty(shape, ScalarType::Byte, std::nullopt, device);
+  torch::stable::copy_(copy, pixel, true);
 }
 
 // The table in one block of memory on the device; PyTorch's allocators keep both ends until the copy is done.
@@ -161,6 +175,7 @@ Tensor render_views_op(const Tensor& images, const Tensor& samples, const Tensor
     launch(ViewJob<T>{array, table.samples, table.integers, table.numbers, table.n, recipe, {}, to}, out, device.index());
   };
   bfloat16 ? run(data<uint16_t>(out)) : run(data<float>(out));
+  if (!images.is_cuda() && images.numel() > 0) keep_until_read(images, device);
   return out;
 }
 

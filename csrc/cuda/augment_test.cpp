@@ -1,8 +1,11 @@
 // What the CUDA kernel of views computes, in loops on the host, against the CPU kernel.
 #include "cuda/augment.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -162,6 +165,42 @@ void check(const Case& c, bool cubic) {
   expect(equal, "bfloat16 views are the rounded float32 ones", where);
 }
 
+// The last of 110,000 images, whose bytes lie beyond 2^31; the others are pages that nobody touches.
+void check_large_set() {
+  const bissl_fast::ImageArray few{nullptr, 1, 96, 96}, many{nullptr, 110'000, 96, 96};
+  const size_t image = 96 * 96 * 3, bytes = many.count * image;
+  void* pages = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (pages == MAP_FAILED) return expect(false, "3 GB of addresses can be had", "mmap");
+  auto* last = static_cast<uint8_t*>(pages) + (many.count - 1) * image;
+  for (size_t k = 0; k < image; ++k) last[k] = static_cast<uint8_t>(k * k % 251);
+  const ViewIntegers integers{3, 5, 80, 70, 1, 0, 0, {0, 1, 2, 3}};
+  const ViewNumbers numbers{{0.8f, 1.2f, 0.9f, 0.1f}, 0.7f};
+  const auto view_of = [&](bissl_fast::ImageArray images, const void* pixels, int64_t sample) {
+    images.pixels = static_cast<const uint8_t*>(pixels);
+    const auto layout = cuda::layout_of(16, 96, 96, true, 16);
+    std::vector<float> out(3 * 16 * 16), memory(layout.floats + 4);
+    auto* start = reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(memory.data()) + 15) / 16 * 16);
+    const bissl_fast::ViewRecipe recipe{16, true, 0.5f, {1, 1, 1}, {0, 0, 0}};
+    const cuda::ViewJob<float> job{images, &sample, &integers, &numbers, 1, recipe, layout, out.data()};
+    job(HostTeam{false}, start, 0);
+    return out;
+  };
+  expect(same_bits(view_of(many, pages, many.count - 1), view_of(few, last, 0)), "an image is found beyond 2^31 bytes",
+         "110,000 images");
+  munmap(pages, bytes);
+}
+
+// A GPU's own NaN has all bits set but the sign: rounding up would carry into the sign, and leave a zero.
+void check_nan() {
+  for (const uint32_t bits : {0x7FC00000u, 0x7FFFFFFFu, 0xFFFFFFFFu, 0x7F800001u}) {
+    const auto wide = std::bit_cast<float>(static_cast<uint32_t>(rounded(std::bit_cast<float>(bits))) << 16);
+    expect(std::isnan(wide), "a NaN stays one in bfloat16", std::to_string(bits));
+  }
+  for (const float value : {INFINITY, -INFINITY, 0.0f, -1.0f}) {
+    expect(rounded(value) == std::bit_cast<uint32_t>(value) >> 16, "a short value keeps its bits", std::to_string(value));
+  }
+}
+
 void check_rows_that_fit_no_image() {
   for (int wrong = 0; wrong < 3; ++wrong) {
     Scene scene({9, 20, 20}, true, wrong);
@@ -174,6 +213,14 @@ void check_rows_that_fit_no_image() {
     expect(std::all_of(begin, end, is_nan), "a row that fits no image gives NaN", std::to_string(wrong));
     expect(std::none_of(found.begin(), begin, is_nan) && std::none_of(end, found.end(), is_nan),
            "and its neighbours are whole", std::to_string(wrong));
+  }
+}
+
+// Blocks with a part of a workspace each: every part must begin at 16 bytes, as shared memory does.
+void check_workspace() {
+  for (int64_t size = 1; size <= 1024; ++size) {
+    const auto layout = cuda::layout_within(std::numeric_limits<int64_t>::max(), size, 56, 57, size % 2 == 0);
+    expect(layout.bytes() % 16 == 0, "the memory of the next view begins at 16 bytes", std::to_string(size) + " px");
   }
 }
 
@@ -199,6 +246,9 @@ int main() {
     if (c.size < 100) check(c, false);
   }
   check_rows_that_fit_no_image();
+  check_nan();
+  check_large_set();
+  check_workspace();
   check_memory();
   std::printf(failures == 0 ? "all claims hold\n" : "%d claims fail\n", failures);
   return failures == 0 ? 0 : 1;

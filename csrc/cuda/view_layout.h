@@ -57,7 +57,7 @@ inline ViewLayout layout_of(int64_t view_size, int64_t height, int64_t width, bo
   at.sums = round_up(size * at.pitch, 4);
   const int32_t kernel = 2 * round_up(size - 1, kRun) + 3 * kRun, sums = 2 * kViewTeam;
   const int32_t sums_end = at.sums + (kernel > sums ? kernel : sums);
-  at.floats = weights_end > sums_end ? weights_end : sums_end;
+  at.floats = round_up(weights_end > sums_end ? weights_end : sums_end, 4);  // so that the next view's begins at 16 bytes
   return at;
 }
 

@@ -70,6 +70,31 @@ def test_batches_are_those_of_the_torch_loader_within_two_levels(loader: DaliLoa
                 assert ((view - expected_view).abs() * std * 255).max() <= 2
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no CUDA device")
+def test_on_a_gpu_batches_are_those_of_the_host_and_stay_until_they_are_read(
+    image_set: ImageSet, encoded_set: EncodedSet
+) -> None:
+    for images, largest in ((image_set, 2), (encoded_set, 255)):  # decoders of JPEGs differ at a few pixels
+        with (
+            DaliLoader(images, VIEWS, ORDER, 1, "cuda") as on_gpu,
+            DaliLoader(images, VIEWS, ORDER, 1, "cpu") as on_cpu,
+        ):
+            copies = []
+            for draw in range(6):
+                batch = on_gpu.load(draw)
+                torch.cuda._sleep(50_000_000)  # it is let go and the next ones are made before this one is copied
+                copies.append(([view.clone() for view in batch.views], batch.target.clone()))
+                del batch
+            for draw, (views, target) in enumerate(copies):
+                expected = on_cpu.load(draw)
+                assert torch.equal(target.cpu(), expected.target)
+                for view, expected_view in zip(views, expected.views, strict=True):
+                    apart = (view.cpu() - expected_view).abs() * torch.tensor(VIEWS[0].std)[:, None, None] * 255
+                    assert apart.max() <= largest
+                    assert apart.mean() <= 0.5
+
+
 def test_files_that_are_read_anew_give_the_same_bits_from_any_draw_on(encoded_set: EncodedSet) -> None:
     with DaliLoader(encoded_set, VIEWS, ORDER, 1, "cpu") as loader:
         unbroken = [loader.load(draw) for draw in range(12)]  # three epochs

@@ -18,7 +18,7 @@ from bissl_fast.errors import UserError
 from tests.data.views import PRESETS, in_levels, photos, table
 
 pytest.importorskip("nvidia.dali")
-from bissl_fast.data.dali_pipeline import DaliPipeline, image_sizes
+from bissl_fast.data.dali_pipeline import DaliPipeline, check_usable, image_sizes
 
 N = 48
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -217,3 +217,10 @@ def test_bad_input_ends_in_a_sentence() -> None:
 def test_a_missing_gpu_is_named(name: str) -> None:
     with pytest.raises(UserError, match="asked for a GPU, but torch sees none: use device='cpu'"):
         DaliPipeline(vicreg_views(24), 4, name)
+
+
+def test_a_gpu_without_a_number_is_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    for name, number in (("gpu", 3), ("cuda", 3), ("cuda:1", 1)):
+        assert check_usable(name) == torch.device("cuda", number)

@@ -60,6 +60,15 @@ def test_sizes_for_shared_memory_and_beyond(size: int) -> None:
     assert torch.equal(render(images, table, settings, dtype=torch.bfloat16), fused.to(torch.bfloat16))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_factor_that_is_no_number_gives_nan(dtype: torch.dtype) -> None:
+    images, table, settings = views_of(16)
+    table.factors[3, 0] = np.nan
+    found = render(images, table, settings, dtype=dtype)
+    assert found[3].isnan().any()
+    assert not found[[*range(3), *range(4, 24)]].isnan().any()
+
+
 def test_a_view_has_the_same_bits_in_any_batch() -> None:
     images, table, settings = views_of(96)
     whole = render(images, table, settings)
@@ -74,6 +83,19 @@ def test_images_in_pinned_memory_give_the_same_bits(size: int) -> None:
     found = render(images.cpu().pin_memory(), table, settings, samples, device=images.device)
     assert found.device == images.device
     assert torch.equal(found, render(images, table, settings, samples))
+
+
+def test_pinned_images_that_are_let_go_stay_until_they_are_read() -> None:
+    images, table, settings = views_of(96)
+    expected = render(images, table, settings)
+    pinned = images.cpu().pin_memory()
+    address = pinned.data_ptr()
+    torch.cuda._sleep(100_000_000)
+    found = render(pinned, table, settings, device=images.device)
+    del pinned
+    others = torch.zeros(images.shape, dtype=torch.uint8, pin_memory=True)
+    assert others.data_ptr() != address
+    assert torch.equal(found, expected)
 
 
 def arguments(table: ViewParameters, settings: ViewSettings) -> tuple[torch.Tensor, ...]:

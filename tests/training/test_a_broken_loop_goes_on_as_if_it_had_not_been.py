@@ -53,6 +53,20 @@ def loop(task: Wanderer, folder: Path, settings: LoopSettings = EVERY_STEP) -> W
     return task
 
 
+@pytest.mark.parametrize(("name", "kept"), [("cuda:1", [torch.device("cuda:1")]), ("cpu", [])])
+def test_the_generator_that_is_kept_is_the_devices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, kept: list[torch.device]
+) -> None:
+    asked = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: None)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device=None: asked.append(device))
+    task = Wanderer()
+    task.steps = 2
+    run_loop(task, tmp_path, torch.device(name), 5, EVERY_STEP, Console(quiet=True))
+    assert asked == kept
+
+
 def logged(folder: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in line.items() if name != "images_per_second"} for line in lines]

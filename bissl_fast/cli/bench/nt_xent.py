@@ -8,10 +8,9 @@ import torch
 import tyro
 from rich.console import Console
 
-from bissl_fast.cli.bench.tables import keep, machine_of, markdown_of, table_of
+from bissl_fast.cli.bench.tables import keep, machine_of, markdown_of, measured, table_of
 from bissl_fast.errors import UserError
 from bissl_fast.ops import bench
-from bissl_fast.training.precision import find_device
 from bissl_fast.training.tracking import say
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
@@ -43,15 +42,20 @@ def run(arguments: Sequence[str]) -> None:
         raise UserError(f"--precision must be one of {', '.join(DTYPES)}, found {settings.precision!r}.")
     if settings.rounds < 1:
         raise UserError(f"--rounds must be at least 1, found {settings.rounds}.")
-    find_device(settings.device)
     sizes = [parse_size(size) for size in settings.sizes]
+    with measured(settings.device) as device:
+        measure_sizes(settings, sizes, device)
+
+
+def measure_sizes(settings: NTXentSettings, sizes: Sequence[tuple[int, int]], device: str) -> None:
+    """All sizes, one after the other; what is known is kept at once."""
     console = Console()
-    machine = machine_of(settings.device)
+    machine = machine_of(device)
     say(console, machine)
     kept: list[bench.Row] = []
     text = [f"# NT-Xent beside its peers\n\n{machine}\n"]
     for pairs, width in sizes:
-        rows = list(bench.measure(pairs, width, settings.rounds, settings.device, DTYPES[settings.precision]))
+        rows = list(bench.measure(pairs, width, settings.rounds, device, DTYPES[settings.precision]))
         title = f"2 x {pairs} x {width}, {settings.precision}"
         headings, cells = cells_of(rows)
         console.print(table_of(headings, cells, title))

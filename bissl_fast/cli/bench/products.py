@@ -9,10 +9,10 @@ import tyro
 from rich.console import Console
 
 from bissl_fast.bilevel.hessian import ProductsDtype
-from bissl_fast.cli.bench.tables import keep, machine_of, markdown_of, table_of
+from bissl_fast.cli.bench.tables import keep, machine_of, markdown_of, measured, table_of
 from bissl_fast.evaluation.products import Cost, measure, problem
 from bissl_fast.methods.checks import require
-from bissl_fast.training.precision import find_device
+from bissl_fast.training.precision import apply_precision
 from bissl_fast.training.tracking import say
 
 
@@ -48,12 +48,13 @@ class ProductsSettings:
 def run(arguments: Sequence[str]) -> None:
     """Parse, measure, print, keep."""
     settings = tyro.cli(ProductsSettings, prog="bissl-fast bench products", args=arguments)
-    find_device(settings.device)
     console = Console()
-    machine = machine_of(settings.device)
-    say(console, machine)
-    case = problem(settings.backbone, settings.size, settings.pairs, settings.stored_batches, settings.device)
-    rows = list(measure(case, settings.rounds, settings.products_dtype))
+    with measured(settings.device) as device:
+        apply_precision("tf32" if settings.products_dtype == "tf32" else "fp32", torch.device(device))
+        machine = machine_of(device)
+        say(console, machine)
+        case = problem(settings.backbone, settings.size, settings.pairs, settings.stored_batches, device)
+        rows = list(measure(case, settings.rounds, settings.products_dtype))
     title = f"{settings.backbone}, {settings.size} px, 2 x {settings.pairs} images, {settings.products_dtype}"
     headings, cells = cells_of(rows, 2 * settings.pairs)
     console.print(table_of(headings, cells, title, 1))

@@ -1,7 +1,8 @@
 """What every benchmark says of its machine, and how it shows and keeps its numbers."""
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,20 @@ from rich.table import Table
 from bissl_fast.ops import available_backends
 from bissl_fast.training.environment import processor
 from bissl_fast.training.files import write_atomic, write_json
+from bissl_fast.training.precision import find_device
 from bissl_fast.version import __version__
+
+
+@contextmanager
+def measured(name: str) -> Iterator[str]:
+    """Makes a device the current one, which is what is timed, and gives its type: `cuda` for ``cuda:1``.
+
+    Raises:
+        UserError: if the device does not exist on this machine.
+    """
+    device = find_device(name)
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        yield device.type
 
 
 def machine_of(device: str) -> str:
