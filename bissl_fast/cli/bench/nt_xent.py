@@ -8,7 +8,7 @@ import torch
 import tyro
 from rich.console import Console
 
-from bissl_fast.cli.bench.tables import keep, machine_of, markdown_of, table_of
+from bissl_fast.cli.bench.tables import keep, machine_of, make_place, markdown_of, table_of
 from bissl_fast.errors import UserError
 from bissl_fast.ops import bench
 from bissl_fast.training.precision import find_device
@@ -43,6 +43,7 @@ def run(arguments: Sequence[str]) -> None:
         raise UserError(f"--precision must be one of {', '.join(DTYPES)}, found {settings.precision!r}.")
     if settings.rounds < 1:
         raise UserError(f"--rounds must be at least 1, found {settings.rounds}.")
+    make_place(settings.output)
     find_device(settings.device)
     sizes = [parse_size(size) for size in settings.sizes]
     console = Console()
