@@ -124,6 +124,10 @@ class HessianOperator:
         Raises:
             ValueError: without a batch, or where one product does not fit the budget.
         """
+        given: Any = batches
+        if isinstance(given, torch.Tensor):
+            raise ValueError("batches must be a list of batches, found one tensor: wrap it, as in [batch]")
+        batches = list(batches)
         if not batches:
             raise ValueError("a Hessian needs at least one stored batch")
         if not set(self._parameters.tensors) <= set(self._parameters.module.parameters()):

@@ -35,5 +35,6 @@ class ShiftedOperator:
         return self._operator.segments
 
     def matvec(self, vector: torch.Tensor) -> torch.Tensor:
-        """``(L,)`` to ``(L,)``."""
+        """``(L,)`` to ``(L,)``; the result is detached, as products are."""
+        vector = vector.detach()
         return torch.add(vector, self._operator.matvec(vector), alpha=self._scale)

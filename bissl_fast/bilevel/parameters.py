@@ -45,11 +45,16 @@ class ParameterVector:
 
     def flatten(self, tensors: Sequence[torch.Tensor | None]) -> torch.Tensor:
         """One vector ``(L,)`` of tensors shaped like the parameters; ``None`` (an unused gradient) is zero."""
-        pairs = zip(tensors, self.tensors, strict=True)
+        pairs = list(zip(tensors, self.tensors, strict=True))
+        for name, (t, p) in zip(self.names, pairs, strict=True):
+            if t is not None and t.shape != p.shape:
+                raise ValueError(f"a tensor for {name} must have its shape, {tuple(p.shape)}, found {tuple(t.shape)}")
         return torch.cat([(torch.zeros_like(p) if t is None else t).reshape(-1) for t, p in pairs])
 
     def unflatten(self, flat: torch.Tensor) -> list[torch.Tensor]:
         """Views of a vector ``(L,)``, shaped like the parameters."""
+        if flat.shape != (len(self),):
+            raise ValueError(f"a vector of the parameters must have shape ({len(self)},), found {tuple(flat.shape)}")
         pieces = torch.split(flat, self.segments)
         return [piece.view(p.shape) for piece, p in zip(pieces, self.tensors, strict=True)]
 

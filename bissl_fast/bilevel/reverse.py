@@ -10,6 +10,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from bissl_fast.bilevel.parameters import ParameterVector, frozen_buffers
 from bissl_fast.bilevel.traced import Loss, autocast
+from bissl_fast.bilevel.written import refuse_no_loss
 from bissl_fast.ops.krylov import norm
 
 Gradient = tuple[torch.Tensor | None, ...]
@@ -150,13 +151,7 @@ def value_of(
         stack.enter_context(autocast(device, dtype))
         torch.manual_seed(seed)
         value = loss(parameters.module, batch)
-    if not isinstance(value, torch.Tensor) or value.dim() > 0:
-        found = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
-        raise ValueError(f"a loss must return a scalar tensor, of shape (), found {found}")
-    if not value.requires_grad:
-        raise ValueError(
-            "the loss does not depend on the parameters: is it detached, or is there another network in it?"
-        )
+    refuse_no_loss(value)
     return value
 
 

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from bissl_fast.bilevel.parameters import ParameterVector, places, replaced
-from bissl_fast.bilevel.written import written_down
+from bissl_fast.bilevel.written import DETACHED, LossError, refuse_no_loss, written_down
 
 if TYPE_CHECKING:
     from bissl_fast.bilevel.partition import Halves  # imports networkx
@@ -28,6 +28,10 @@ PLAIN = (torch.Tensor, bool, int, float, complex, str, bytes, torch.dtype, torch
 OPAQUE = (
     "a batch for traced products is made of tensors and numbers in tuples, lists and dicts, found {kind}; take it "
     "apart, or use mode='reverse', which passes a batch on as it is"
+)
+NOT_IN_HALF = (
+    "PyTorch has no forward derivative in {dtype} of a layer of this network ({error}); use dtype='float32', "
+    "mode='reverse', or for batch norms bissl_fast.models.fused.fuse_batch_norm"
 )
 CHANGED = "the {what} since this HessianOperator was built: build a new one or call update()"
 
@@ -71,6 +75,7 @@ class TracedProducts:
     Raises:
         ValueError: when a batch is met whose loss cannot be traced.
         RuntimeError: in a product, if a tensor that the loss takes from elsewhere has changed.
+        ValueError: in a product, if PyTorch cannot take it in half precision.
     """
 
     def __init__(
@@ -103,7 +108,12 @@ class TracedProducts:
         """The product with a tangent, given as tensors shaped like the parameters; the ``last`` one is like all."""
         if versions(point.program.constants) != point.before:
             raise RuntimeError(CHANGED.format(what="tensors that the loss takes from elsewhere have changed"))
-        return point.program.tangent(*point.read, *tangents)
+        try:
+            return point.program.tangent(*point.read, *tangents)
+        except RuntimeError as error:
+            if self._dtype == torch.float32 or isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise ValueError(NOT_IN_HALF.format(dtype=self._dtype, error=str(error).splitlines()[0])) from error
 
     def program(self, batch: Any) -> Program:
         """The program for batches like this one; traced if there is none yet."""
@@ -115,7 +125,8 @@ class TracedProducts:
             if not isinstance(leaf, PLAIN):
                 raise ValueError(OPAQUE.format(kind=type(leaf).__name__))
         theta = [parameter.detach() for parameter in self._parameters.tensors]
-        return [*theta, *(constant.detach() for constant in self._constants()), *leaves], spec
+        batch = [leaf.detach() if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+        return [*theta, *(constant.detach() for constant in self._constants()), *batch], spec
 
     def _constants(self) -> list[torch.Tensor]:
         """Everything in the module that is not differentiated: other parameters and buffers."""
@@ -161,7 +172,12 @@ class TracedProducts:
                 return function(module, batch)
 
         def hessian_product(inputs: list[Any], tangents: list[torch.Tensor]) -> Any:
-            gradient = torch.func.grad(lambda theta: call(self._loss, theta, inputs))
+            def value(theta: Tensors) -> torch.Tensor:
+                found: torch.Tensor = call(self._loss, theta, inputs)
+                refuse_no_loss(found)
+                return found
+
+            gradient = torch.func.grad(value)
             return torch.func.jvp(gradient, (tuple(inputs[:count]),), (tuple(tangents),))[1]
 
         def gauss_newton_product(inputs: list[Any], tangents: list[torch.Tensor]) -> Any:
@@ -178,11 +194,19 @@ class TracedProducts:
                 leaves = [next(rest) if t is None else t for t in fixed["leaves"]]
                 with NoGradStopsTangents():
                     found: torch.Tensor = self._loss.criterion(tree_unflatten(leaves, fixed["form"]))  # type: ignore[attr-defined]
+                refuse_no_loss(found)
                 return found
 
             values, moved, *_ = torch.func.jvp(outputs, (theta,), (tuple(tangents),))
             curved = torch.func.jvp(torch.func.grad(criterion), (values,), (moved,))[1]
-            return torch.func.vjp(outputs, theta)[1](curved)[0]
+
+            def reaching(theta: Tensors) -> list[torch.Tensor]:
+                found = outputs(theta)
+                if not any(t.requires_grad for t in found):
+                    raise LossError(DETACHED)
+                return found
+
+            return torch.func.vjp(reaching, theta)[1](curved)[0]
 
         return hessian_product if self._kind == "hessian" else gauss_newton_product
 

@@ -1,5 +1,6 @@
 """A product written down as a graph of functional ops, and what cannot be written down refused."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,22 @@ CAPTURED = (
 MUTATES = "it writes into its batch, or into a tensor from elsewhere ({name})"
 RANDOM = "it draws random numbers: {name}"
 DATA_DEPENDENT = "the shape of a result depends on values: {name}"
+
+
+class LossError(ValueError):
+    """A loss that no mode can take."""
+
+
+DETACHED = "the loss does not depend on the parameters: is it detached, or is there another network in it?"
+
+
+def refuse_no_loss(value: Any) -> None:
+    """Raise unless a loss has returned a scalar that depends on the parameters."""
+    if not isinstance(value, torch.Tensor) or value.dim() > 0:
+        found = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+        raise LossError(f"a loss must return a scalar tensor, of shape (), found {found}")
+    if not value.requires_grad:
+        raise LossError(DETACHED)
 
 
 def written_down(
@@ -51,7 +68,11 @@ def trace(function: Callable[..., Any], inputs: list[Any], tangents: list[torch.
 
     for mode in ("fake", "real"):
         try:
-            return make_fx(function, tracing_mode=mode, _allow_non_fake_inputs=True)(inputs, tangents)
+            with warnings.catch_warnings():  # PyTorch's own, at the first trace of a process
+                warnings.filterwarnings("ignore", ".*torch.jit.script.* is deprecated")
+                return make_fx(function, tracing_mode=mode, _allow_non_fake_inputs=True)(inputs, tangents)
+        except LossError:
+            raise
         except Exception as error:  # whatever the loss, or PyTorch below it, raises
             cause = error
     reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__

@@ -167,6 +167,8 @@ def sequential_batches(
     Yields:
         Batches with one view.
     """
+    if batch_size < 1:
+        raise UserError(f"batch_size must be at least 1, found {batch_size}.")
     device = _device(images, device)
     for start in range(0, len(images), batch_size):
         samples = np.arange(start, min(start + batch_size, len(images)))

@@ -62,6 +62,8 @@ class BatchOrder:
 
     def locate(self, draw: int) -> tuple[int, int]:
         """Epoch (which shuffling) and position within it of a draw; draws count from 0."""
+        if draw < 0:
+            raise UserError(f"Draws count from 0, found {draw}.")
         return divmod(draw, self.batches_per_epoch)
 
     def indices(self, draw: int) -> tuple[int, npt.NDArray[np.int64]]:

@@ -17,10 +17,13 @@ counter 3   epoch
 
 from __future__ import annotations
 
+import operator
 from enum import IntEnum
 
 import numpy as np
 import numpy.typing as npt
+
+from bissl_fast.errors import UserError
 
 Words = npt.NDArray[np.uint32]
 
@@ -82,11 +85,19 @@ def random_words(
     Returns:
         (N, blocks, 4) uint32.
 
+    Raises:
+        UserError: for an epoch or items outside of their range, or items that are not integers.
+
     Example:
         >>> random_words(0, Stream.VIEW, epoch=0, items=[0], blocks=1)
         array([[[1713891541, 3781805453, 3159862348, 2600524760]]], dtype=uint32)
     """
-    item = np.asarray(items, dtype=np.uint64)[:, None]  # (N, 1)
+    items = np.asarray(items)
+    if items.size and (items.dtype.kind not in "iu" or items.min() < 0 or items.max() >= 2**32):
+        raise UserError(f"samples must be integers from 0 to 2**32 - 1, found {items.dtype} such as {items.min()}.")
+    if not 0 <= operator.index(epoch) < 2**32:
+        raise UserError(f"an epoch must be an integer from 0 to 2**32 - 1, found {epoch}.")
+    item = items.astype(np.uint64)[:, None]  # (N, 1)
     counter = (np.arange(first, first + blocks, dtype=np.uint64), item, int(stream) << 16 | view, epoch)
     return philox4x32(counter, (seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF))
 

@@ -23,6 +23,9 @@ class TwoViewAugment:
         seed: Of the view parameters.
         dtype: Of the views, float32 or bfloat16.
 
+    Raises:
+        UserError: if a view is something else than `ViewSettings`.
+
     Example:
         >>> augment = TwoViewAugment(*vicreg_views(96), seed=0)
         >>> view_1, view_2 = augment(images, samples=indices, epoch=epoch)  # (B, 3, 96, 96) each
@@ -31,6 +34,12 @@ class TwoViewAugment:
     def __init__(
         self, first: ViewSettings, second: ViewSettings | None = None, seed: int = 0, dtype: torch.dtype = torch.float32
     ) -> None:
+        for view in (first, second):
+            if not isinstance(view, ViewSettings | None):
+                raise UserError(
+                    f"TwoViewAugment takes ViewSettings, found {type(view).__name__}; a pair of them is unpacked: "
+                    "TwoViewAugment(*vicreg_views(96))."
+                )
         self.settings = (first, first if second is None else second)
         self.seed = seed
         self.dtype = dtype

@@ -86,7 +86,7 @@ class TrainConfig:
     """Everything that `bissl-fast train` does is determined by this.
 
     Attributes:
-        dataset: downstream set: `textures`, `dtd`, `stl10`, `fashionmnist`, `cifar10`, `cifar100` or `folder:PATH`.
+        dataset: downstream set: a name that `bissl-fast data list` shows, or `folder:PATH`.
         data_root: folder that holds the data sets.
         pretext_dataset: unlabelled set, named likewise; left out: the downstream set's own unlabelled images, or
             STL10's.

@@ -12,6 +12,7 @@ from rich.console import Console
 from torch import nn
 
 from bissl_fast.data.dataset import ImageSet
+from bissl_fast.errors import UserError
 from bissl_fast.evaluation.features import extract_features, reestimate_batch_norm
 from bissl_fast.evaluation.metrics import Evaluation, evaluate
 from bissl_fast.methods.bissl import BiSSLTask
@@ -311,4 +312,12 @@ def train(config: TrainConfig, console: Console) -> Path:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorBoard's writer may pull in a talkative TensorFlow
     training = Training(config, console)
     with exclusive(training.folder):
-        return training.run()
+        try:
+            return training.run()
+        except RuntimeError as error:
+            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+                raise
+            raise UserError(
+                f"memory is full ({str(error).splitlines()[0]}); lower --pretrain.batch-size, --finetune.batch-size or "
+                "--images.size, then run the same command again: finished stages that it leaves alone are kept."
+            ) from None

@@ -29,8 +29,8 @@ def build_backbone(name: str, seed: int) -> nn.Module:
         import difflib
 
         close = difflib.get_close_matches(name, timm.list_models(), n=3)
-        hint = f"did you mean {', '.join(close)}" if close else "`timm.list_models()` names all"
-        raise UserError(f"timm knows no backbone called {name!r}; {hint}? Choose one with --backbone NAME.")
+        hint = f"did you mean {', '.join(close)}?" if close else "`timm.list_models()` names all."
+        raise UserError(f"timm knows no backbone called {name!r}; {hint} Choose one with --backbone NAME.")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         backbone: nn.Module = timm.create_model(name, pretrained=False, num_classes=0)

@@ -1,5 +1,6 @@
 """SimCLR (Chen et al., 2020), as BiSSL section 4.2.1 sets it."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,8 +28,8 @@ class SimCLR:
     """Number of views that :meth:`loss` takes."""
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise UserError(f"--pretext.temperature must be positive, found {self.temperature}.")
+        if not 0 < self.temperature < math.inf:
+            raise UserError(f"--pretext.temperature must be finite and positive, found {self.temperature}.")
         if not self.projector or min(self.projector) < 1:
             raise UserError(f"--pretext.projector takes positive layer widths, found {self.projector}.")
 

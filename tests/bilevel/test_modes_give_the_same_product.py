@@ -200,6 +200,15 @@ def test_bfloat16_products_point_the_same_way_and_leave_vectors_float32() -> Non
         assert torch.cosine_similarity(found, exact, dim=0) > 0.9
 
 
+def test_bfloat16_products_that_pytorch_cannot_take_end_in_a_sentence() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Tanh(), nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2))
+    theta = ParameterVector(network)
+    views = [batches(1, dtype=torch.float32)[0][0]]
+    operator = HessianOperator(lambda m, x: m(x).exp().mean(), theta, views, "linearized", dtype="bfloat16")
+    with pytest.raises(ValueError, match=r"no forward derivative in torch.bfloat16 of a layer .* use dtype='float32'"):
+        operator.matvec(theta.values())
+
+
 def test_a_loss_that_cannot_be_traced_or_draws_random_numbers_is_refused_with_a_sentence() -> None:
     theta = ParameterVector(tiny_network(), "backbone.")
 

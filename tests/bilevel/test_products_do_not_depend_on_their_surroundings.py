@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from bissl_fast.bilevel import HessianOperator, ParameterVector
-from tests.bilevel.test_products_belong_to_one_point import each_mode, ones
+from bissl_fast.bilevel import CompositeLoss, HessianOperator, ParameterVector
+from tests.bilevel.test_products_belong_to_one_point import MODES, each_mode, ones
 from tests.bilevel.test_traces_hold_whatever_a_loss_does import batch, mlp, network, squares
 
 Context = Callable[[], AbstractContextManager[Any]]
@@ -165,7 +165,7 @@ def test_tiny_and_huge_vectors_keep_their_digits(mode: Any, size: float) -> None
 
 def test_losses_that_are_no_scalar_or_no_function_of_the_parameters_are_refused() -> None:
     theta = ParameterVector(mlp())
-    for mode in ("reverse", "finite_difference"):
+    for mode in MODES:
 
         def act(loss: Any, mode: Any = mode) -> None:
             HessianOperator(loss, theta, [batch()], mode).matvec(ones(theta))
@@ -176,10 +176,29 @@ def test_losses_that_are_no_scalar_or_no_function_of_the_parameters_are_refused(
             act(lambda m, b: 3.0)
         with pytest.raises(ValueError, match="does not depend on the parameters"):
             act(lambda m, b: m(b[0]).detach().mean())
+    detached = CompositeLoss(lambda m, b: m(b[0]).detach(), lambda outputs: outputs.square().mean())
+    with pytest.raises(ValueError, match="does not depend on the parameters"):
+        HessianOperator(detached, theta, [batch()], "gauss_newton")
+
+
+@each_mode
+def test_batches_that_require_a_gradient_are_constants(mode: Any) -> None:
+    theta, (x, y) = ParameterVector(mlp()), batch()
+    expected = HessianOperator(squares, theta, [(x, y)], mode).matvec(ones(theta))
+    found = HessianOperator(squares, theta, [(x.clone().requires_grad_() * 1, y)], mode).matvec(ones(theta))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 def test_settings_that_make_no_sense_are_refused() -> None:
     theta = ParameterVector(mlp())
+    with pytest.raises(ValueError, match="list of batches, found one tensor"):
+        HessianOperator(squares, theta, batch()[0])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="at least one stored batch"):
+        HessianOperator(squares, theta, iter([]))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"shape \(39,\), found \(38,\)"):
+        theta.assign(ones(theta)[1:])
+    with pytest.raises(ValueError, match=r"0.weight must have its shape, \(4, 5\), found \(5, 4\)"):
+        theta.flatten([t.flip(0).mT if t.dim() > 1 else t for t in theta.tensors])
     for step in (0.0, -1e-3, float("nan")):
         with pytest.raises(ValueError, match="step of finite differences must be positive"):
             HessianOperator(squares, theta, [batch()], "finite_difference", step=step)

@@ -1,13 +1,16 @@
 """Right-hand sides and operators of any size, singular ones, zeros and poison: the same answer, or its name."""
 
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
+from bissl_fast import ops
 from bissl_fast.bilevel import (
     Nystrom,
     Recycler,
+    ShiftedOperator,
     conjugate_gradient,
     estimate_diagonal,
     identity,
@@ -32,6 +35,17 @@ def test_a_right_hand_side_of_any_size_gives_the_same_bits(solve: Any, size: flo
     assert torch.equal(found.relative_residuals, expected.relative_residuals)
     assert found.troubles() == expected.troubles() == ()
     assert float(expected.relative_residuals[-1]) < 0.01
+
+
+@pytest.mark.parametrize("backend", ["reference", "auto"])
+@pytest.mark.parametrize("solve", [*ITERATIVE, partial(conjugate_gradient, layerwise=True), identity])
+def test_a_solution_has_no_derivative_since_products_have_none(solve: Any, backend: Any) -> None:
+    with ops.backend(backend):
+        expected = solve(ShiftedOperator(Dense(GOOD), 0.1), B)
+        found = solve(ShiftedOperator(Dense(GOOD), 0.1), B.clone().requires_grad_() * 1)
+    assert torch.equal(found.x, expected.x)
+    assert not found.x.requires_grad
+    assert not found.relative_residuals.requires_grad
 
 
 @pytest.mark.parametrize("solve", ITERATIVE)

@@ -84,7 +84,7 @@ def test_a_pipeline_that_is_not_there_is_left_out_with_its_reason(
         (["--size", "1025"], "--size must be between 8 and 1024 pixels, found 1025"),
         (["--cache-size", "5000"], "--cache-size must be between 8 and 4096 pixels"),
         (["--seconds", "0"], "--seconds must be positive"),
-        (["--seconds", "nan"], "--seconds must be positive"),
+        (["--seconds", "nan"], "--seconds must be finite and positive"),
         (["--threads", "-1"], "--threads must be between 0 and"),
         (["--device", "tpu9"], "device 'tpu9' cannot be used"),
     ],

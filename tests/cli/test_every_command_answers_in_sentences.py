@@ -34,6 +34,8 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         (["bench", "everything"], "there is no benchmark 'everything'"),
         (["bench", "nt-xent", "--sizes", "big"], "expected pairs x width"),
         (["bench", "nt-xent", "--rounds", "0"], "--rounds must be at least 1"),
+        (["bench", "nt-xent", "--output", "/dev/null/table.md"], "/dev/null could not be written"),
+        (["bench", "products", "--output", "table.json"], "--output names the Markdown"),
         (["bench", "products", "--rounds", "0"], "--rounds must be at least 1"),
         (["bench", "products", "--device", "tpu9"], "device 'tpu9' cannot be used"),
         (["bench", "nt-xent", "--device", "tpu9"], "device 'tpu9' cannot be used"),

@@ -56,3 +56,10 @@ def test_two_view_augment_takes_both_layouts_and_repeats_itself() -> None:
     )  # the augmentation may have taken the fused kernel
     with pytest.raises(UserError, match="4 images need as many sample indices"):
         augment(images, samples[:2], epoch=0)
+    with pytest.raises(UserError, match="samples must be integers"):
+        augment(images, samples / 10, epoch=0)
+
+
+def test_two_view_augment_tells_how_a_pair_of_views_is_given() -> None:
+    with pytest.raises(UserError, match=r"found tuple; a pair of them is unpacked: TwoViewAugment\(\*"):
+        TwoViewAugment(vicreg_views(40))  # type: ignore[arg-type]

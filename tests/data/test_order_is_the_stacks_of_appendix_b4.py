@@ -78,6 +78,11 @@ def test_sizes_below_one_are_refused(batch_size: int, phase_length: int) -> None
         BatchOrder(40, batch_size, seed=0, phase_length=phase_length)
 
 
+def test_draws_count_from_zero() -> None:
+    with pytest.raises(UserError, match="Draws count from 0, found -1"):
+        BatchOrder(20, 5, seed=0).indices(-1)
+
+
 @pytest.mark.parametrize("ranks", [1, 2, 3, 6])
 def test_the_parts_of_all_ranks_are_the_batch_of_one_process(ranks: int) -> None:
     whole = BatchOrder(50, 6, seed=3, phase_length=2)

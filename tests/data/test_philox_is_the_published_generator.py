@@ -5,6 +5,7 @@ import pytest
 from scipy import stats
 
 from bissl_fast.data.philox import Stream, permutation, philox4x32, random_words, uniforms
+from bissl_fast.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -34,6 +35,18 @@ def test_words_follow_the_documented_layout() -> None:
 
 def test_a_negative_seed_is_taken_modulo_2_to_the_64() -> None:
     assert np.array_equal(random_words(-1, Stream.VIEW, 0, [0], 1), random_words(2**64 - 1, Stream.VIEW, 0, [0], 1))
+
+
+@pytest.mark.parametrize("items", [[0.9], [-1], [2**32], [True]])
+def test_items_that_would_share_the_words_of_others_are_refused(items: list[float]) -> None:
+    with pytest.raises(UserError, match=r"samples must be integers from 0 to 2\*\*32 - 1"):
+        random_words(0, Stream.VIEW, 0, items, 1)
+
+
+@pytest.mark.parametrize("epoch", [-1, 2**32])
+def test_an_epoch_outside_of_its_word_is_refused(epoch: int) -> None:
+    with pytest.raises(UserError, match="an epoch must be an integer from 0"):
+        random_words(0, Stream.VIEW, epoch, [0], 1)
 
 
 def test_uniforms_stay_below_one_and_are_uniform() -> None:

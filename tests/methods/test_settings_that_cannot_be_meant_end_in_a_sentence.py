@@ -16,7 +16,7 @@ from bissl_fast.methods.config import ImageSettings, TrainConfig, load_config, s
 from bissl_fast.methods.finetune import FineTuneSettings, SGDSettings
 from bissl_fast.methods.presets import preset_config
 from bissl_fast.methods.pretrain import PretrainSettings
-from bissl_fast.methods.train import Training
+from bissl_fast.methods.train import Training, train
 from bissl_fast.pretext import SimCLR
 from tests.methods.conftest import write_images
 
@@ -25,7 +25,7 @@ from tests.methods.conftest import write_images
     ("settings", "values", "sentence"),
     [
         (BiSSLSettings, {"proximity": -1.0}, r"--bissl.proximity \(λ\) must be positive, found -1.0"),
-        (BiSSLSettings, {"proximity": float("nan")}, r"\(λ\) must be positive, found nan"),
+        (BiSSLSettings, {"proximity": float("nan")}, r"\(λ\) must be finite and positive, found nan"),
         (BiSSLSettings, {"damping": -0.1}, r"\(λ_damp\) must be 0 or more"),
         (BiSSLSettings, {"adaptation": 1.5}, r"\(α\) must be between 0 and 1"),
         (BiSSLSettings, {"stored_batches": 9, "lower_steps": 4}, r"\(K\) must be at most the 4 lower steps"),
@@ -34,12 +34,17 @@ from tests.methods.conftest import write_images
         (PretrainSettings, {"batch_size": 1}, "--pretrain.batch-size must be at least 2"),
         (FineTuneSettings, {"seeds": 0}, "--finetune.seeds must be at least 1"),
         (BiSSLSettings, {"final_share": -5.0}, "--bissl.final-share must be between 0 and 1"),
-        (BiSSLSettings, {"learning_rate": float("inf")}, "--bissl.learning-rate must be positive, found inf"),
-        (PretrainSettings, {"epochs": float("inf")}, "--pretrain.epochs must be positive, found inf"),
+        (
+            BiSSLSettings,
+            {"learning_rate": float("inf")},
+            "--bissl.learning-rate must be finite and positive, found inf",
+        ),
+        (PretrainSettings, {"epochs": float("inf")}, "--pretrain.epochs must be finite and positive, found inf"),
         (TrainConfig, {"name": "../x"}, "--name must be the name of one folder, found '../x'"),
         (TrainConfig, {"threads": 100000}, "--threads must be between 0 and the"),
         (SGDSettings, {"learning_rate": 0.0, "weight_decay": 0.0}, "learning-rate must be positive"),
-        (SimCLR, {"temperature": 0.0}, "--pretext.temperature must be positive"),
+        (SimCLR, {"temperature": 0.0}, "--pretext.temperature must be finite and positive"),
+        (SimCLR, {"temperature": float("inf")}, "--pretext.temperature must be finite and positive, found inf"),
         (ImageSettings, {"first": ViewSettings(size=64)}, "--images.first.size must be images.size, which is 96"),
         (ImageSettings, {"size": 0}, "--images.size must be between 8 and 4096"),
         (ImageSettings, {"resident_share": 1.5}, "--images.resident-share must be between 0 and 1, found 1.5"),
@@ -122,6 +127,11 @@ def test_a_batch_larger_than_the_set_names_both_numbers_and_the_option(small_dat
         begin(config(small_data, tmp_path, pretrain=PretrainSettings(batch_size=500)))
     with pytest.raises(UserError, match=r"batch of 256 images exceeds the 39 images.*--finetune.batch-size 39"):
         begin(config(small_data, tmp_path, finetune=FineTuneSettings()))
+
+
+def test_a_network_that_no_memory_holds(small_data: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"memory is full \(.*; lower --pretrain.batch-size"):
+        train(config(small_data, tmp_path, pretext=SimCLR(projector=(10**12,))), Console(quiet=True))
 
 
 def test_a_device_that_is_not_there(small_data: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ def conjugate_gradient(
     A: Operator,
     b: torch.Tensor,
     x0: torch.Tensor | None = None,
+    *,
     iterations: int = 5,
     layerwise: bool = False,
     inverse_diagonal: torch.Tensor | None = None,

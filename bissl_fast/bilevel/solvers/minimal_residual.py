@@ -9,7 +9,7 @@ from bissl_fast.ops.krylov import dot, norm
 
 
 @scale_free
-def minimal_residual(A: Operator, b: torch.Tensor, x0: torch.Tensor | None = None, iterations: int = 5) -> Solution:
+def minimal_residual(A: Operator, b: torch.Tensor, x0: torch.Tensor | None = None, *, iterations: int = 5) -> Solution:
     """Generalised conjugate residuals: each iteration makes ``‖b − A x‖`` as small as the products so far allow.
 
     One product an iteration and two kept vectors; equal to MINRES and GMRES in exact arithmetic while it does not break

@@ -9,7 +9,7 @@ from bissl_fast.ops.krylov import norm
 
 @scale_free
 def neumann(
-    A: Operator, b: torch.Tensor, x0: torch.Tensor | None = None, iterations: int = 5, step: float = 1.0
+    A: Operator, b: torch.Tensor, x0: torch.Tensor | None = None, *, iterations: int = 5, step: float = 1.0
 ) -> Solution:
     """Truncated Neumann series, that is Richardson's iteration ``x ← x + step · (b − A x)``.
 

@@ -85,13 +85,16 @@ def flags(
 
 def unmeasured(x: torch.Tensor, b: torch.Tensor) -> Solution:
     """A solution that took no product, of unknown residual."""
+    x, b = x.detach(), b.detach()
     unknown = b.new_full((1,), float("nan"))
     events = (~torch.isfinite(x).all()).to(torch.int64) * int(Event.NON_FINITE)
     return Solution(x, unknown, norm(b), 0, events)
 
 
 def scale_free(solve: Solve) -> Solve:
-    """Let a solver see a right-hand side of size 1, so that no square over- or underflows.
+    """Let a solver see a right-hand side of size 1, so that no square over- or underflows, and without its graph.
+
+    Products have none either: a derivative of the solution would hold only half of what it is.
 
     The scale is a power of two: the solution has the same bits where nothing would have overflowed.
     """
@@ -100,6 +103,7 @@ def scale_free(solve: Solve) -> Solve:
     def scaled(A: Operator, b: torch.Tensor, x0: torch.Tensor | None = None, **settings: Any) -> Solution:
         if settings.get("iterations", 0) < 0:
             raise ValueError(f"iterations must be 0 or more, found {settings['iterations']}")
+        b, x0 = b.detach(), None if x0 is None else x0.detach()
         largest = b.abs().amax()
         _, exponent = torch.frexp(torch.where(torch.isfinite(largest) & (largest > 0), largest, 1.0))
         scale = torch.ldexp(torch.ones_like(largest), exponent.clamp(-120, 120))

@@ -10,7 +10,7 @@ import torch
 import tyro
 from rich.console import Console
 
-from bissl_fast.cli.bench.tables import keep, machine_of, markdown_of, table_of
+from bissl_fast.cli.bench.tables import keep, machine_of, make_place, markdown_of, table_of
 from bissl_fast.data.catalogue import list_unlabelled, load_pretext
 from bissl_fast.data.presets import vicreg_views
 from bissl_fast.errors import UserError
@@ -72,6 +72,7 @@ class DataSettings:
 def run(arguments: Sequence[str]) -> None:
     """Parse, measure, print, keep."""
     settings = tyro.cli(DataSettings, prog="bissl-fast bench data", args=arguments)
+    make_place(settings.output)
     device = find_device(settings.device)
     threads = settings.threads or cores()
     source = list_unlabelled(settings.dataset, settings.data_root)  # before anything is decoded

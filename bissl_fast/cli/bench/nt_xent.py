@@ -8,7 +8,7 @@ import torch
 import tyro
 from rich.console import Console
 
-from bissl_fast.cli.bench.tables import keep, machine_of, markdown_of, measured, table_of
+from bissl_fast.cli.bench.tables import keep, machine_of, make_place, markdown_of, measured, table_of
 from bissl_fast.errors import UserError
 from bissl_fast.ops import bench
 from bissl_fast.training.tracking import say
@@ -42,6 +42,7 @@ def run(arguments: Sequence[str]) -> None:
         raise UserError(f"--precision must be one of {', '.join(DTYPES)}, found {settings.precision!r}.")
     if settings.rounds < 1:
         raise UserError(f"--rounds must be at least 1, found {settings.rounds}.")
+    make_place(settings.output)
     sizes = [parse_size(size) for size in settings.sizes]
     with measured(settings.device) as device:
         measure_sizes(settings, sizes, device)

@@ -9,7 +9,7 @@ import tyro
 from rich.console import Console
 
 from bissl_fast.bilevel.hessian import ProductsDtype
-from bissl_fast.cli.bench.tables import keep, machine_of, markdown_of, measured, table_of
+from bissl_fast.cli.bench.tables import keep, machine_of, make_place, markdown_of, measured, table_of
 from bissl_fast.evaluation.products import Cost, measure, problem
 from bissl_fast.methods.checks import require
 from bissl_fast.training.precision import apply_precision
@@ -48,6 +48,7 @@ class ProductsSettings:
 def run(arguments: Sequence[str]) -> None:
     """Parse, measure, print, keep."""
     settings = tyro.cli(ProductsSettings, prog="bissl-fast bench products", args=arguments)
+    make_place(settings.output)
     console = Console()
     with measured(settings.device) as device:
         apply_precision("tf32" if settings.products_dtype == "tf32" else "fp32", torch.device(device))

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from rich.table import Table
 
+from bissl_fast.errors import UserError
 from bissl_fast.ops import available_backends
 from bissl_fast.training.environment import processor
-from bissl_fast.training.files import write_atomic, write_json
+from bissl_fast.training.files import make_folder, write_atomic, write_json
 from bissl_fast.training.precision import find_device
 from bissl_fast.version import __version__
 
@@ -38,6 +39,18 @@ def machine_of(device: str) -> str:
         f"bissl-fast {__version__}, torch {torch.__version__}, Python {platform.python_version()}, {name}, "
         f"{datetime.now(timezone.utc).date()}; seed 0; backends: {active}"
     )
+
+
+def make_place(output: Path | None) -> None:
+    """Make the folder of what is to be kept, before anything is measured.
+
+    Raises:
+        UserError: if that is not allowed, or Markdown would be written where the numbers go.
+    """
+    if output is not None:
+        if output.suffix == ".json":
+            raise UserError(f"--output names the Markdown, with the numbers as .json beside it; found {output}.")
+        make_folder(output.parent)
 
 
 def keep(output: Path | None, text: Sequence[str], record: dict[str, Any]) -> None:
