@@ -114,7 +114,7 @@ def pack_rows(
     store_packed(packed, part, place, u, WIDTH, SPLIT)
     if TANGENT:
         tangent = load_matrix(tangents, row, exists, width, WIDTH) * (1.0 / power_of_two(tl.load(largest)))
-        store_packed(packed + (2 * part if SPLIT else part), part, place, tangent, WIDTH, SPLIT)
+        store_packed(packed + part + (part if SPLIT else 0), part, place, tangent, WIDTH, SPLIT)
     total = tl.load(others + row, mask=exists, other=0.0)
     if ONE_EXP:
         factor = tl.div_rn(gain, total + tl.exp2((positive - 1.0) * scale))

@@ -55,10 +55,13 @@ def load_rows(
     if SPLIT:
         u_low = tl.load(at + part)
     if TANGENT:
-        v = tl.load(at + (2 * part if SPLIT else part))
+        tangents = at + part  # part by part: a multiple of it could leave 32 bits
+        if SPLIT:
+            tangents += part
+        v = tl.load(tangents)
         v_low = v
         if SPLIT:
-            v_low = tl.load(at + 3 * part)
+            v_low = tl.load(tangents + part)
     return u, u_low, v, v_low
 
 
