@@ -6,6 +6,7 @@ constants and batches are inputs of the graph, so one trace serves every point.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
@@ -160,55 +161,56 @@ class TracedProducts:
 
     def _function(self, spec: TreeSpec) -> Callable[..., Any]:
         """``(inputs, tangents) -> product`` as plain tensors."""
+        product = self._hessian_product if self._kind == "hessian" else self._gauss_newton_product
+        return partial(product, spec)
+
+    def _call(self, function: Callable[..., Any], spec: TreeSpec, theta: Tensors, inputs: list[Any]) -> Any:
+        """``function(module, batch)`` with everything that the module holds taken from ``theta`` and ``inputs``."""
         module, moving, constants = self._parameters.module, self._parameters.tensors, self._constants()
-        buffers, count = set(module.buffers()), len(moving)
+        buffers = set(module.buffers())
+        rest = zip(constants, inputs[len(moving) :], strict=False)
+        state = dict(zip(moving, theta, strict=True))
+        state |= {t: value.clone() if t in buffers else value for t, value in rest}  # forward passes move buffers
+        batch = tree_unflatten(inputs[len(moving) + len(constants) :], spec)
+        with replaced(places(module, state)), NoGradStopsTangents():
+            return function(module, batch)
 
-        def call(function: Callable[..., Any], theta: Tensors, inputs: list[Any]) -> Any:
-            rest = zip(constants, inputs[count:], strict=False)
-            state = dict(zip(moving, theta, strict=True))
-            state |= {t: value.clone() if t in buffers else value for t, value in rest}  # forward passes move buffers
-            batch = tree_unflatten(inputs[count + len(constants) :], spec)
-            with replaced(places(module, state)), NoGradStopsTangents():
-                return function(module, batch)
+    def _hessian_product(self, spec: TreeSpec, inputs: list[Any], tangents: list[torch.Tensor]) -> Any:
+        def value(theta: Tensors) -> torch.Tensor:
+            found: torch.Tensor = self._call(self._loss, spec, theta, inputs)
+            refuse_no_loss(found)
+            return found
 
-        def hessian_product(inputs: list[Any], tangents: list[torch.Tensor]) -> Any:
-            def value(theta: Tensors) -> torch.Tensor:
-                found: torch.Tensor = call(self._loss, theta, inputs)
-                refuse_no_loss(found)
-                return found
+        theta = tuple(inputs[: len(tangents)])
+        return torch.func.jvp(torch.func.grad(value), (theta,), (tuple(tangents),))[1]
 
-            gradient = torch.func.grad(value)
-            return torch.func.jvp(gradient, (tuple(inputs[:count]),), (tuple(tangents),))[1]
+    def _gauss_newton_product(self, spec: TreeSpec, inputs: list[Any], tangents: list[torch.Tensor]) -> Any:
+        theta = tuple(inputs[: len(tangents)])
+        loss: Any = self._loss
+        fixed: dict[str, Any] = {}
 
-        def gauss_newton_product(inputs: list[Any], tangents: list[torch.Tensor]) -> Any:
-            theta = tuple(inputs[:count])
-            fixed: dict[str, Any] = {}
+        def outputs(theta: Tensors) -> list[torch.Tensor]:
+            leaves, form = tree_flatten(self._call(loss.outputs, spec, theta, inputs))
+            fixed.update(form=form, leaves=[None if t.is_floating_point() else t for t in leaves])
+            return [t for t in leaves if t.is_floating_point()]
 
-            def outputs(theta: Tensors) -> list[torch.Tensor]:
-                leaves, form = tree_flatten(call(self._loss.outputs, theta, inputs))  # type: ignore[attr-defined]
-                fixed.update(form=form, leaves=[None if t.is_floating_point() else t for t in leaves])
-                return [t for t in leaves if t.is_floating_point()]
+        def criterion(values: list[torch.Tensor]) -> torch.Tensor:
+            rest = iter(values)
+            leaves = [next(rest) if t is None else t for t in fixed["leaves"]]
+            with NoGradStopsTangents():
+                found: torch.Tensor = loss.criterion(tree_unflatten(leaves, fixed["form"]))
+            refuse_no_loss(found)
+            return found
 
-            def criterion(values: list[torch.Tensor]) -> torch.Tensor:
-                rest = iter(values)
-                leaves = [next(rest) if t is None else t for t in fixed["leaves"]]
-                with NoGradStopsTangents():
-                    found: torch.Tensor = self._loss.criterion(tree_unflatten(leaves, fixed["form"]))  # type: ignore[attr-defined]
-                refuse_no_loss(found)
-                return found
+        def reaching(theta: Tensors) -> list[torch.Tensor]:
+            found = outputs(theta)
+            if not any(t.requires_grad for t in found):
+                raise LossError(DETACHED)
+            return found
 
-            values, moved, *_ = torch.func.jvp(outputs, (theta,), (tuple(tangents),))
-            curved = torch.func.jvp(torch.func.grad(criterion), (values,), (moved,))[1]
-
-            def reaching(theta: Tensors) -> list[torch.Tensor]:
-                found = outputs(theta)
-                if not any(t.requires_grad for t in found):
-                    raise LossError(DETACHED)
-                return found
-
-            return torch.func.vjp(reaching, theta)[1](curved)[0]
-
-        return hessian_product if self._kind == "hessian" else gauss_newton_product
+        values, moved, *_ = torch.func.jvp(outputs, (theta,), (tuple(tangents),))
+        curved = torch.func.jvp(torch.func.grad(criterion), (values,), (moved,))[1]
+        return torch.func.vjp(reaching, theta)[1](curved)[0]
 
 
 class NoGradStopsTangents(TorchFunctionMode):

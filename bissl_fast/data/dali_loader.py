@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +15,7 @@ import torch
 
 from bissl_fast.data.dali_pipeline import DaliPipeline, image_sizes
 from bissl_fast.data.dataset import ImageSet, Labels
-from bissl_fast.data.loader import Batch
+from bissl_fast.data.loader import Batch, Loader
 from bissl_fast.data.order import BatchOrder
 from bissl_fast.data.prefetch import Prefetcher
 from bissl_fast.data.views import ViewSettings, draw_views
@@ -83,7 +82,7 @@ def _size_or_none(path: Path) -> npt.NDArray[np.int64] | None:
         return None
 
 
-class DaliLoader:
+class DaliLoader(Loader):
     """Any batch by its number, as `ViewLoader` gives it; the next one is made meanwhile by a background thread.
 
     A batch is a pure function of (seed, draw), so a run resumes from the number of its draw; DALI has no state of its
@@ -115,13 +114,8 @@ class DaliLoader:
         device: torch.device | str,
         threads: int | None = None,
     ) -> None:
-        if order.n_samples != len(images):
-            raise UserError(
-                f"The batch order is for {order.n_samples} samples, but {images.name} holds {len(images)} images: "
-                "build it with n_samples=len(images)."
-            )
+        super().__init__(images.name, len(images), order)
         self._images = images
-        self._order = order
         self._seed = seed
         self._pipeline = DaliPipeline(views, self.batch_size, device, isinstance(images, EncodedSet), threads)
         self._device = self._pipeline.device
@@ -129,21 +123,7 @@ class DaliLoader:
         self._stream = torch.cuda.Stream(self._device) if cuda else None  # type: ignore[no-untyped-call]
         self._ahead = Prefetcher(self._make, "bissl-fast-dali")
 
-    @property
-    def batch_size(self) -> int:
-        """Images per batch, of this rank."""
-        part = self._order.part
-        return part.stop - part.start
-
     def load(self, draw: int) -> Batch:
-        """The batch of a draw: the same bits whenever and in whatever order it is asked for.
-
-        Args:
-            draw: 0 or more; any draw at any time, but the one after the last call's is ready soonest.
-
-        Raises:
-            Exception: whatever went wrong while the batch was made, in the call that asks for it.
-        """
         batch = self._ahead.get(draw)
         if self._stream is not None:  # the thread has waited for the copies; their memory belongs to its stream
             caller = torch.cuda.current_stream(self._device)
@@ -152,17 +132,8 @@ class DaliLoader:
         return batch
 
     def close(self) -> None:
-        """Stops the threads; the batch in progress is finished and thrown away."""
         self._ahead.close()
         self._pipeline.close()
-
-    def __enter__(self) -> DaliLoader:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _make(self, draw: int) -> Batch:
         epoch, samples = self._order.indices(draw)

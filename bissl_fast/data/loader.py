@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -43,24 +43,54 @@ class Batch:
         return self.labels
 
 
-class Loader(Protocol):
-    """Any batch of a set by its number: what training asks of `ViewLoader` and `DaliLoader`."""
+class Loader(ABC):
+    """Any batch of a set by its number: what training asks of `ViewLoader` and `DaliLoader`.
+
+    Args:
+        name: Of the set.
+        size: Images that it holds.
+        order: Which samples each draw holds, of this rank.
+
+    Raises:
+        UserError: if the order is for a set of another size.
+    """
+
+    def __init__(self, name: str, size: int, order: BatchOrder) -> None:
+        if order.n_samples != size:
+            raise UserError(
+                f"The batch order is for {order.n_samples} samples, but {name} holds {size} images: "
+                "build it with n_samples=len(images)."
+            )
+        self._order = order
 
     @property
     def batch_size(self) -> int:
         """Images per batch, of this rank."""
+        part = self._order.part
+        return part.stop - part.start
 
+    @abstractmethod
     def load(self, draw: int) -> Batch:
-        """The batch of a draw, 0 or more: the same bits whenever and in whatever order it is asked for."""
+        """The batch of a draw: the same bits whenever and in whatever order it is asked for.
 
+        Args:
+            draw: 0 or more; any draw at any time, but the one after the last call's is ready soonest.
+
+        Raises:
+            Exception: whatever went wrong while the batch was made, in the call that asks for it.
+        """
+
+    @abstractmethod
     def close(self) -> None:
-        """Stops the loader's threads."""
+        """Stops the loader's threads; the batch in progress is finished and thrown away."""
 
-    def __enter__(self) -> Loader: ...
+    def __enter__(self) -> Loader:
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    ) -> None:
+        self.close()
 
 
 @dataclass(frozen=True)
@@ -75,7 +105,7 @@ class _Staged:
     epoch: int
 
 
-class ViewLoader:
+class ViewLoader(Loader):
     """Any batch by its number; the next one is made meanwhile by a background thread.
 
     On CUDA the thread only draws the tables and, unless the set is resident, gathers into pinned memory; copies and
@@ -104,48 +134,19 @@ class ViewLoader:
         seed: int,
         device: torch.device | str,
     ) -> None:
-        if order.n_samples != len(images):
-            name = _set(images).name
-            raise UserError(
-                f"The batch order is for {order.n_samples} samples, but {name} holds {len(images)} images: "
-                "build it with n_samples=len(images)."
-            )
+        super().__init__(_set(images).name, len(images), order)
         self._images = images
         self._views = views
-        self._order = order
         self._seed = seed
         self._device = _device(images, device)
         self._ahead = Prefetcher(self._make, "bissl-fast-views")
 
-    @property
-    def batch_size(self) -> int:
-        """Images per batch, of this rank."""
-        part = self._order.part
-        return part.stop - part.start
-
     def load(self, draw: int) -> Batch:
-        """The batch of a draw: the same bits whenever and in whatever order it is asked for.
-
-        Args:
-            draw: 0 or more; any draw at any time, but the one after the last call's is ready soonest.
-
-        Raises:
-            Exception: whatever went wrong while the batch was made, in the call that asks for it.
-        """
         made = self._ahead.get(draw)
         return made if isinstance(made, Batch) else _rendered(made, self._images, self._views, self._device)
 
     def close(self) -> None:
-        """Stops the thread; the batch in progress is finished and thrown away."""
         self._ahead.close()
-
-    def __enter__(self) -> ViewLoader:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _make(self, draw: int) -> Batch | _Staged:
         epoch, samples = self._order.indices(draw)

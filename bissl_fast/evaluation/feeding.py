@@ -14,7 +14,7 @@ import torch
 
 from bissl_fast.data import cache
 from bissl_fast.data.dataset import ImageSet
-from bissl_fast.data.loader import ViewLoader
+from bissl_fast.data.loader import Loader, ViewLoader
 from bissl_fast.data.order import BatchOrder
 from bissl_fast.data.presets import ViewPair
 from bissl_fast.data.readers.decode import UnreadableImageError
@@ -95,7 +95,7 @@ def measure_feeding(
         torch.backends.cudnn.allow_tf32 = before[1]
 
 
-def _alternate(step: Callable[[Views], None], loader: ViewLoader, seconds: float, device: torch.device) -> Feeding:
+def _alternate(step: Callable[[Views], None], loader: Loader, seconds: float, device: torch.device) -> Feeding:
     """Blocks of steps in turns; the first step of each is not timed, for it may share threads with the other kind."""
     draws = iter(range(1 << 62))
     ready = loader.load(next(draws)).views

@@ -1,6 +1,5 @@
 """Cost of second-order products on this machine: beside a gradient, other ways, and the arithmetic's floor."""
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +14,7 @@ from bissl_fast.bilevel.hessian import ProductsDtype
 from bissl_fast.bilevel.traced import TracedProducts
 from bissl_fast.models import Network, build_backbone, probe_features
 from bissl_fast.ops import BatchNormAct
+from bissl_fast.ops.bench import best_of
 from bissl_fast.pretext import SimCLR, mean_pretext_loss, pretext_loss
 
 Call = Callable[[], Any]
@@ -131,7 +131,7 @@ def measure(case: Problem, rounds: int = 5, dtype: ProductsDtype = "float32") ->
     }
     together = together_and_apart(case, dtype) if len(case.batches) > 1 else {}
     calls |= {what: partial(operator.matvec, v) for what, operator in together.items()}
-    seconds = in_turns(calls, rounds, device)
+    seconds = best_of(calls, rounds, device)
     rate = 2 * 2048**3 / seconds.pop("")
     unit = seconds["plain: gradient, compiled"]
     kept = {"reverse, graph kept": reverse.kept_bytes, "linearized: one product": program.halves.residual_bytes}
@@ -173,18 +173,3 @@ def flops_of(call: Call) -> int:
     with FlopCounterMode(display=False) as counter:
         call()
     return int(counter.get_total_flops())
-
-
-def in_turns(calls: dict[str, Call], rounds: int, device: str) -> dict[str, float]:
-    """Shortest time of each call in seconds; they take turns, so that a busy moment hits all alike."""
-    wait: Call = torch.cuda.synchronize if device == "cuda" else lambda: None
-    best = dict.fromkeys(calls, float("inf"))
-    for turn in range(-1, rounds):  # one turn to warm up
-        for name, call in calls.items():
-            wait()
-            start = time.perf_counter()
-            call()
-            wait()
-            if turn >= 0:
-                best[name] = min(best[name], time.perf_counter() - start)
-    return best

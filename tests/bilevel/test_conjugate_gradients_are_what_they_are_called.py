@@ -1,25 +1,13 @@
 """The joint form against scipy, the layer-wise form against its definition written out."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from scipy.sparse.linalg import cg
 
 from bissl_fast.bilevel import conjugate_gradient, neumann
+from tests.bilevel.matrices import Dense, symmetric, vectors
 
 SEGMENTS = [3, 1, 6]
-
-
-class Dense:
-    """A matrix as an operator that counts its products."""
-
-    def __init__(self, matrix: torch.Tensor, segments: Sequence[int]) -> None:
-        self.matrix, self.segments, self.products = matrix, segments, 0
-
-    def matvec(self, vector: torch.Tensor) -> torch.Tensor:
-        self.products += 1
-        return self.matrix @ vector
 
 
 def system(spread: float = 3.0) -> tuple[Dense, torch.Tensor]:
@@ -115,3 +103,11 @@ def test_a_solved_segment_stays_solved_and_a_breakdown_is_not_hidden() -> None:
         torch.testing.assert_close(conjugate_gradient(eye, b, iterations=4, layerwise=layerwise).x, b)
     singular = Dense(torch.zeros(10, 10, dtype=torch.float64), SEGMENTS)
     assert not torch.isfinite(conjugate_gradient(singular, b, iterations=1).x).all()
+
+
+def test_iterations_after_the_last_digit_are_no_breakdown() -> None:
+    matrix, b = symmetric(torch.linspace(0.01, 1.3, 12)).float(), vectors(1, 12)[0].float()
+    for layerwise in (False, True):
+        found = conjugate_gradient(Dense(matrix), b, iterations=60, layerwise=layerwise)
+        assert found.troubles() == ()
+        torch.testing.assert_close(matrix @ found.x, b, rtol=1e-5, atol=1e-5)

@@ -111,3 +111,9 @@ def test_a_budget_in_reverse_mode_bounds_the_graphs_that_are_kept() -> None:
     operator = HessianOperator(contrastive, theta, batches(3), memory_budget=2 * one)
     assert operator.retained == 2
     assert operator.kept_bytes <= 2 * one
+
+
+def test_parameters_are_no_part_of_what_a_graph_holds() -> None:
+    theta = ParameterVector(nn.Sequential(nn.Linear(500, 500), nn.Tanh(), nn.Linear(500, 500)))
+    kept = HessianOperator(lambda m, x: m(x).square().mean(), theta, [torch.ones(2, 500)]).kept_bytes
+    assert 0 < kept < 4 * 500 * 500  # those of one weight

@@ -158,5 +158,6 @@ def test_lanczos_finds_the_ends_of_the_spectrum_within_its_bounds() -> None:
     assert found.values[0] == pytest.approx(float(exact[0]), rel=1e-6)
     for value, bound in zip(found.values, found.bounds, strict=True):
         assert (exact - value).abs().min() <= bound + 1e-9
+    assert found.bounds[-1] < 1e-6 < found.bounds.max(), "the end is known well, and not all between"
     whole = lanczos(Dense(BISSL_LIKE), vectors(1, 50)[0], iterations=90)
     torch.testing.assert_close(whole.values, exact, rtol=1e-8, atol=1e-8)

@@ -1,6 +1,7 @@
 """What earlier right-hand sides have found out about an operator serves the next ones."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -9,6 +10,14 @@ from bissl_fast.ops.krylov import dot, norm
 
 TRUST = 0.5
 """Digits of a pair, of those that its dtype has, that must be left: ``‖A p − q‖`` is at most about ``eps ** TRUST``."""
+
+
+class Pair(NamedTuple):
+    """A direction p, its image q = A p of norm 1 (both zero where it told nothing new), and about ‖A p − q‖."""
+
+    direction: torch.Tensor
+    image: torch.Tensor
+    error: torch.Tensor
 
 
 class Recycler:
@@ -36,9 +45,7 @@ class Recycler:
         if capacity < 1:
             raise ValueError(f"capacity must be at least 1, found {capacity}")
         self._operator, self._capacity = operator, capacity
-        self._directions: list[torch.Tensor] = []
-        self._images: list[torch.Tensor] = []
-        self._errors: list[torch.Tensor] = []  # about ‖A p − q‖, by rounding
+        self._pairs: list[Pair] = []
         self._largest: torch.Tensor | None = None  # of ‖A v‖ / ‖v‖ so far: what is known about ‖A‖
 
     @property
@@ -48,12 +55,12 @@ class Recycler:
     @property
     def size(self) -> int:
         """How many pairs are known."""
-        return len(self._images)
+        return len(self._pairs)
 
     @property
     def newest(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The last direction and its image, of norm 1, or both zero where it told nothing new."""
-        return self._directions[-1], self._images[-1]
+        return self._pairs[-1][:2]
 
     def matvec(self, vector: torch.Tensor) -> torch.Tensor:
         """A's product, remembered."""
@@ -65,7 +72,7 @@ class Recycler:
         """The known x with the smallest ``‖b − A x‖``, and ``b − A x``, each ``(L,)``."""
         x, r = torch.zeros_like(b), b.clone()
         for _ in range(2):  # the second time takes away what rounding left
-            for direction, image in zip(self._directions, self._images, strict=True):
+            for direction, image, _ in self._pairs:
                 share = dot(image, r)
                 x.addcmul_(share, direction)
                 r.addcmul_(share, image, value=-1)
@@ -79,7 +86,7 @@ class Recycler:
         self._largest = known if self._largest is None else torch.maximum(self._largest, known)
         squares = (eps * self._largest).square()
         for _ in range(2):  # Gram–Schmidt, twice is enough
-            for p, q, error in zip(self._directions, self._images, self._errors, strict=True):
+            for p, q, error in self._pairs:
                 share = dot(q, image)
                 image.addcmul_(share, q, value=-1)
                 direction.addcmul_(share, p, value=-1)
@@ -89,8 +96,7 @@ class Recycler:
         error = squares.sqrt() / left
         is_new = torch.isfinite(left) & (error < eps**TRUST)
         # Selected, not multiplied: zero times a number that is not finite is not zero.
-        self._directions.append(torch.where(is_new, direction / left, 0.0))
-        self._images.append(torch.where(is_new, image / left, 0.0))
-        self._errors.append(torch.where(is_new, error, 0.0))
-        if len(self._images) > self._capacity:
-            del self._directions[0], self._images[0], self._errors[0]
+        self._pairs.append(
+            Pair(*(torch.where(is_new, v, 0.0) for v in (direction.div_(left), image.div_(left), error)))
+        )
+        del self._pairs[: -self._capacity]

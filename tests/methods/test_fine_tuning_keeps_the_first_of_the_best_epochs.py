@@ -1,0 +1,48 @@
+"""Which weights fine-tuning keeps: of the epoch with the highest validation accuracy, the earliest of equal ones."""
+
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from bissl_fast.data.loader import Batch, Loader
+from bissl_fast.data.order import BatchOrder
+from bissl_fast.evaluation.metrics import Evaluation
+from bissl_fast.methods.finetune import FineTuneTask, SGDSettings
+from bissl_fast.models import Network
+
+
+class Noise(Loader):
+    """Random vectors of two classes."""
+
+    def __init__(self) -> None:
+        super().__init__("noise", 8, BatchOrder(8, 4, seed=0))
+
+    def load(self, draw: int) -> Batch:
+        views = torch.randn(4, 3, generator=torch.Generator().manual_seed(draw))
+        return Batch((views,), torch.tensor([0, 1, 0, 1]), np.arange(4), draw)
+
+    def close(self) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "best"), [((0.1, 0.5, 0.4), 1), ((0.5, 0.5, 0.5), 0), ((0.0, 0.0, 0.1), 2), ((0.0, 0.0, 0.0), 0)]
+)
+def test_the_epoch_that_is_kept(accuracies: tuple[float, ...], best: int) -> None:
+    torch.manual_seed(0)
+    network = Network(nn.Linear(3, 4), nn.Linear(4, 2))
+    after = []
+
+    def validate(network: nn.Module) -> Evaluation:
+        after.append({name: value.clone() for name, value in network.state_dict().items()})
+        return Evaluation(top1=accuracies[len(after) - 1], top5=1.0, loss=0.0, count=4)
+
+    task = FineTuneTask(network, Noise(), validate, SGDSettings(0.1, 0.0), len(accuracies), 2, nullcontext)
+    for index in range(task.steps):
+        task.step(index)
+    assert len(after) == len(accuracies)
+    assert all(torch.equal(value, after[best][name]) for name, value in task.best.items())
+    others = [epoch for number, epoch in enumerate(after) if number != best]
+    assert all(not torch.equal(epoch["head.weight"], task.best["head.weight"]) for epoch in others)
