@@ -87,6 +87,9 @@ class HessianOperator:
         compiled: bool | None = None,
         step: float = 1e-4,
     ) -> None:
+        if not isinstance(parameters, ParameterVector):
+            found = type(parameters).__name__  # type: ignore[unreachable]
+            raise ValueError(f"parameters must be a ParameterVector, as ParameterVector(network), found {found}")
         if mode not in get_args(Mode):
             raise ValueError(f"mode {mode!r} does not exist; expected one of {', '.join(get_args(Mode))}")
         if dtype not in get_args(ProductsDtype):

@@ -59,6 +59,8 @@ class DaliPipeline:
         threads: int | None = None,
     ) -> None:
         self.views = tuple(views)
+        if not self.views:
+            raise UserError("A pipeline needs the settings of at least one view, found none.")
         self.batch_size = batch_size
         self.device = check_usable(device)
         self.encoded = encoded

@@ -191,6 +191,10 @@ def test_batches_that_require_a_gradient_are_constants(mode: Any) -> None:
 
 def test_settings_that_make_no_sense_are_refused() -> None:
     theta = ParameterVector(mlp())
+    with pytest.raises(
+        ValueError, match="must be a ParameterVector, as ParameterVector\\(network\\), found Sequential"
+    ):
+        HessianOperator(squares, mlp(), [batch()])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="list of batches, found one tensor"):
         HessianOperator(squares, theta, batch()[0])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="at least one stored batch"):

@@ -12,7 +12,7 @@ from bissl_fast.bilevel import HessianOperator, ParameterVector
 from bissl_fast.bilevel.traced import TracedProducts
 from tests.bilevel.networks import batches, contrastive, tiny_network
 
-BESIDE_TENSORS = 2_000_000
+BESIDE_TENSORS = 4_000_000
 """Bytes that PyTorch and its allocator take for themselves: a budget counts tensors."""
 
 SCRIPT = """

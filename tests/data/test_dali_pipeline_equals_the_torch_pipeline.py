@@ -212,6 +212,11 @@ def test_bad_input_ends_in_a_sentence() -> None:
         DaliPipeline(views, 4, "meta")
 
 
+def test_no_view_at_all_is_refused() -> None:
+    with pytest.raises(UserError, match="settings of at least one view"):
+        DaliPipeline((), 4)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
 @pytest.mark.parametrize("name", ["gpu", "cuda:0"])
 def test_a_missing_gpu_is_named(name: str) -> None:
