@@ -28,6 +28,8 @@ TOO_SMALL = (
     "a memory budget of {budget:.3g} MB is below the {needed:.3g} MB that one product of this loss needs; "
     "raise it, or use smaller batches"
 )
+BESIDE_TENSORS = 4_000_000
+"""Bytes of a budget that are left to PyTorch and its allocator, which take some beside the tensors that are counted."""
 STALE = "the module has other parameters than when its ParameterVector was made: make a new one, and a new operator"
 TURNS = threading.RLock()
 """Products put other tensors into a module while they run, so threads take turns."""
@@ -54,9 +56,9 @@ class HessianOperator:
             the outputs, positive semidefinite where ℓ is convex; another matrix. ``"finite_difference"``: an estimator.
         retain: how many of the batches keep their linearisation. The rest rebuild it for each product: less memory, the
             same numbers.
-        memory_budget: bytes of tensors that linearisations and products may hold at once, beside parameters, vectors
-            and batches. As many batches keep their linearisation as fit. In ``reverse`` mode only kept graphs are
-            counted.
+        memory_budget: bytes that linearisations and products may hold at once beside parameters, vectors and batches,
+            4 MB of them for PyTorch itself. As many batches keep their linearisation as fit. In ``reverse`` mode only
+            kept graphs are counted.
         dtype: ``"float32"`` (the parameters' own dtype, in fact); ``"tf32"``, on CUDA; ``"bfloat16"`` autocast. Vectors
             stay as they are. Finite differences take ``"float32"`` only.
         compiled: compile traced products with Inductor; ``None``: on CUDA.
@@ -218,12 +220,12 @@ class HessianOperator:
         programs = [self._products.program(batch) for batch in batches]
         residuals = [program.halves.residual_bytes for program in programs]
         working = [program.working_bytes for program in programs]
-        needed = max(r + w for r, w in zip(residuals, working, strict=True))
+        needed = max(r + w for r, w in zip(residuals, working, strict=True)) + BESIDE_TENSORS
         if needed > self._budget:
             raise ValueError(TOO_SMALL.format(budget=self._budget / 1e6, needed=needed / 1e6))
         for kept in range(len(batches), 0, -1):  # a batch without its own residuals makes them for each product
             rest = max((r + w for r, w in zip(residuals[kept:], working[kept:], strict=True)), default=0)
-            if sum(residuals[:kept]) + max(*working[:kept], rest) <= self._budget:
+            if sum(residuals[:kept]) + max(*working[:kept], rest) + BESIDE_TENSORS <= self._budget:
                 return kept
         return 0
 
