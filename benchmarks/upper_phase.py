@@ -8,16 +8,19 @@ python benchmarks/upper_phase.py --output docs/results/upper_phase_cpu     # 8 s
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import get_args
 
 import torch
 
 from benchmarks.reference import upper_phase
 from bissl_fast.bilevel import HessianOperator, ShiftedOperator
+from bissl_fast.bilevel.hessian import ProductsDtype
 from bissl_fast.evaluation.products import Problem, problem
 from bissl_fast.methods.bilevel import BilevelSettings, SolverName
 from bissl_fast.training.environment import describe_environment
+from bissl_fast.training.precision import apply_precision
 
 WEIGHT, DAMPING = 1e-3, 10.0  # λ, λ_damp
 
@@ -52,6 +55,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=5)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--iterations", type=int, default=5)
+    parser.add_argument("--products-dtype", choices=get_args(ProductsDtype), default="float32", help="of ours")
     parser.add_argument("--weights", type=Path, help="safetensors of a trained network (backbone. and head.)")
     arguments = parser.parse_args()
     record = compare(arguments)
@@ -59,7 +63,8 @@ def main() -> None:
 
 
 def compare(arguments: argparse.Namespace) -> dict[str, object]:
-    """Reference first, then ours with the same solver, then ours with the others."""
+    """Reference first, then ours with the same solver, then ours with the others. Both in TF32 unless in float32."""
+    apply_precision("fp32" if arguments.products_dtype == "float32" else "tf32", torch.device(arguments.device))
     case = problem("resnet18", arguments.size, arguments.pairs, arguments.batches, arguments.device)
     if arguments.weights:
         from safetensors.torch import load_file
@@ -85,13 +90,12 @@ def compare(arguments: argparse.Namespace) -> dict[str, object]:
         arguments.device,
     )
     started = time.perf_counter()
-    hessian = BilevelSettings().build(case.loss, case.theta, case.batches)
+    hessian = BilevelSettings(products_dtype=arguments.products_dtype).build(case.loss, case.theta, case.batches)
     setup = time.perf_counter() - started
     exact = ShiftedOperator(HessianOperator(case.loss, case.theta, case.batches, "linearized"), scale)
     residuals = [true_residual(exact, x, v) for x, v in zip(found, vectors, strict=True)]
     rows: list[dict[str, object]] = [{"what": "reference", "seconds": seconds, "residuals": residuals}]
-    for solver, recycle, iterations in variants(arguments.iterations):
-        settings = BilevelSettings(solver=solver, recycle=recycle)
+    for settings, iterations in variants(arguments.iterations, arguments.device):
 
         def phase(settings: BilevelSettings = settings, iterations: int = iterations) -> list[torch.Tensor]:
             hessian.update(case.batches)  # the primal halves are part of a phase
@@ -101,7 +105,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, object]:
         took, ours = timed(phase, arguments.device)
         rows.append(
             {
-                "what": f"{solver}{', recycled' if recycle else ''}, {iterations} products",
+                "what": f"{described(settings)}, {iterations} products",
                 "seconds": took,
                 "times_faster": seconds / took,
                 "residuals": [true_residual(exact, x, v) for x, v in zip(ours, vectors, strict=True)],
@@ -119,13 +123,19 @@ def compare(arguments: argparse.Namespace) -> dict[str, object]:
     }
 
 
-def variants(iterations: int) -> list[tuple[SolverName, bool, int]]:
-    """Solver, recycling, products per right-hand side."""
-    return [
-        ("layerwise-cg", False, iterations),
-        ("minimal-residual", False, iterations),
-        *(("minimal-residual", True, n) for n in (2, 3)),
-    ]
+def variants(iterations: int, device: str) -> Iterator[tuple[BilevelSettings, int]]:
+    """Settings, and products per right-hand side."""
+    solvers: tuple[SolverName, ...] = ("layerwise-cg", "minimal-residual")
+    for solver in solvers:
+        for capture in (False, True) if device == "cuda" else (False,):
+            yield BilevelSettings(solver=solver, capture=capture), iterations
+    for few in (2, 3):
+        yield BilevelSettings(solver="minimal-residual", recycle=True), few
+
+
+def described(settings: BilevelSettings) -> str:
+    names = [settings.solver, "recycled" if settings.recycle else "", "captured" if settings.capture else ""]
+    return ", ".join(filter(None, names))
 
 
 if __name__ == "__main__":

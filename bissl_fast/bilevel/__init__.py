@@ -1,5 +1,6 @@
 """Operators, solvers and hypergradients. This room knows no image and no data set."""
 
+from bissl_fast.bilevel.captured import CapturedSolver
 from bissl_fast.bilevel.hessian import CompositeLoss, HessianOperator
 from bissl_fast.bilevel.hypergradient import implicit_gradient
 from bissl_fast.bilevel.lanczos import Spectrum, lanczos
@@ -17,6 +18,7 @@ from bissl_fast.bilevel.solvers import (
 )
 
 __all__ = [
+    "CapturedSolver",
     "CompositeLoss",
     "HessianOperator",
     "Nystrom",

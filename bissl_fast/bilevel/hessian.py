@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from bissl_fast.bilevel.parameters import ParameterVector, buffer_copies, replaced
 from bissl_fast.bilevel.reverse import DifferenceProducts, ReverseProducts
-from bissl_fast.bilevel.traced import CHANGED, Loss, TracedProducts, Versions, autocast, versions
+from bissl_fast.bilevel.traced import Loss, TracedProducts, autocast
 
 Mode = Literal["reverse", "linearized", "gauss_newton", "finite_difference"]
 ProductsDtype = Literal["float32", "tf32", "bfloat16"]
@@ -18,6 +18,8 @@ ProductsDtype = Literal["float32", "tf32", "bfloat16"]
 
 class Products(Protocol):
     """A mode: linearise at the present point, then multiply as often as wanted."""
+
+    def constants(self, batch: Any) -> Sequence[torch.Tensor]: ...
 
     def linearise(self, batch: Any, seed: int) -> Any: ...
 
@@ -30,7 +32,13 @@ TOO_SMALL = (
 )
 BESIDE_TENSORS = 4_000_000
 """Bytes of a budget that are left to PyTorch and its allocator, which take some beside the tensors that are counted."""
+RELEASED = "this HessianOperator has been released: call update(batches) first"
+CHANGED = (
+    "the parameters have changed since this HessianOperator was built, or a batch, a train or eval mode, or a tensor "
+    "that the loss takes from elsewhere: build a new one or call update()"
+)
 STALE = "the module has other parameters than when its ParameterVector was made: make a new one, and a new operator"
+Versions = list[tuple[int, int]]
 TURNS = threading.RLock()
 """Products put other tensors into a module while they run, so threads take turns."""
 
@@ -103,6 +111,7 @@ class HessianOperator:
         self._tf32 = dtype == "tf32"
         self._kept: list[Any] = []
         self._batches: list[Any] = []
+        self._updates = 0
         self._device = parameters.tensors[0].device
         cast = torch.bfloat16 if dtype == "bfloat16" else torch.float32
         self._products: Products
@@ -143,6 +152,7 @@ class HessianOperator:
             stored = [tree_map(usable, batch) for batch in batches]
             traced = isinstance(self._products, TracedProducts)
             seeds = [0] * len(stored) if traced else torch.randint(2**62, (len(stored),)).tolist()
+            self._constants = [t for batch in stored for t in self._products.constants(batch)]
             state = self._state(stored)
             wanted = len(stored) if self._retain is None else self._retain
             kept: list[Any] = []
@@ -152,6 +162,7 @@ class HessianOperator:
                     kept.pop()
                     break
         self._batches, self._seeds, self._kept, self._before = stored, seeds, kept, state
+        self._updates += 1
 
     def release(self) -> None:
         """Let go of batches and linearisations; products raise until :meth:`update`."""
@@ -179,12 +190,9 @@ class HessianOperator:
 
     def matmat(self, vectors: torch.Tensor) -> torch.Tensor:
         """Products with the rows of ``(R, L)``: ``(R, L)``. A batch without a linearisation makes one for all rows."""
-        if not self._batches:
-            raise RuntimeError("this HessianOperator has been released: call update(batches) first")
         self._check(vectors)
         with self._surroundings():
-            if self._state(self._batches) != self._before:
-                raise RuntimeError(CHANGED.format(what="parameters have changed (or a batch, or a train or eval mode)"))
+            self.point()
             vectors = vectors.detach()
             rows = [self._parameters.unflatten(vector) for vector in vectors]
             total = torch.zeros_like(vectors)
@@ -196,6 +204,19 @@ class HessianOperator:
                     total[row] += self._parameters.flatten(self._products.product(point, tangents, last))
                 del point
             return total / len(self._batches)
+
+    def point(self) -> int:
+        """Where the products are taken: a number that each :meth:`update` raises.
+
+        Raises:
+            RuntimeError: as a product would.
+        """
+        with TURNS:
+            if not self._batches:
+                raise RuntimeError(RELEASED)
+            if self._state(self._batches) != self._before:
+                raise RuntimeError(CHANGED)
+            return self._updates
 
     def _check(self, vectors: torch.Tensor) -> None:
         """Raise unless vectors are ``(R, L)`` and like the parameters."""
@@ -238,8 +259,9 @@ class HessianOperator:
     def _state(self, batches: Sequence[Any]) -> tuple[Versions, list[bool]]:
         """What must stay as it is between two products."""
         module = self._parameters.module
-        tensors = [leaf for leaf in tree_leaves(batches) if isinstance(leaf, torch.Tensor)]
-        return versions([*module.parameters(), *tensors]), [part.training for part in module.modules()]
+        given = [leaf for leaf in tree_leaves(batches) if isinstance(leaf, torch.Tensor)]
+        tensors = [*module.parameters(), *given, *self._constants]
+        return versions(tensors), [part.training for part in module.modules()]
 
     @contextmanager
     def _surroundings(self) -> Iterator[None]:
@@ -258,16 +280,28 @@ class HessianOperator:
 
 @contextmanager
 def tf32(wanted: bool) -> Iterator[None]:
-    """TensorFloat-32 inside the block, if it is wanted."""
-    matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, convolution.allow_tf32
-    if wanted:
-        matmul.allow_tf32 = convolution.allow_tf32 = True
+    """TensorFloat-32 inside the block, or not, whatever holds outside: PyTorch's default has it in convolutions."""
+    matmul: Any = torch.backends.cuda.matmul
+    convolution: Any = torch.backends.cudnn
+    settings: list[tuple[Any, str, Any]] = [(matmul, "allow_tf32", wanted), (convolution, "allow_tf32", wanted)]
+    try:
+        before = [getattr(owner, name) for owner, name, _ in settings]
+    except RuntimeError:  # they have been set by PyTorch's newer names, and then the older ones cannot be read
+        word = "tf32" if wanted else "ieee"
+        settings = [(matmul, "fp32_precision", word), (convolution.conv, "fp32_precision", word)]
+        before = [getattr(owner, name) for owner, name, _ in settings]
+    for owner, name, value in settings:
+        setattr(owner, name, value)
     try:
         yield
     finally:
-        if wanted:
-            matmul.allow_tf32, convolution.allow_tf32 = before
+        for (owner, name, _), value in zip(settings, before, strict=True):
+            setattr(owner, name, value)
+
+
+def versions(tensors: Sequence[torch.Tensor]) -> Versions:
+    """What changes when a tensor's values do, whether written in place or put into ``.data``."""
+    return [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
 
 
 def usable(leaf: Any) -> Any:

@@ -43,6 +43,10 @@ class ReverseProducts:
         self.graph_bytes = 0
         """Bytes that the graph of the last linearisation holds beside parameters."""
 
+    def constants(self, batch: Any) -> tuple[()]:
+        """None are known; autograd itself refuses where a kept graph has read one that changed."""
+        return ()
+
     def linearise(self, batch: Any, seed: int = 0) -> Gradient:
         """The gradient at the present parameters, with its graph; random numbers of the loss start from the seed."""
         held: dict[int, int] = {}
@@ -104,6 +108,10 @@ class DifferenceProducts:
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"finite differences need float32 or float64: a small step is lost in {dtype}")
         self._loss, self._parameters, self._step = loss, parameters, step
+
+    def constants(self, batch: Any) -> tuple[()]:
+        """None are known, and none looked for."""
+        return ()
 
     def linearise(self, batch: Any, seed: int = 0) -> tuple[Any, int]:
         """Nothing is computed ahead."""

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 Loss = Callable[[Any, Any], torch.Tensor]
 Tensors = tuple[torch.Tensor, ...]
 
-Versions = list[tuple[int, int]]
 PLAIN = (torch.Tensor, bool, int, float, complex, str, bytes, torch.dtype, torch.device, type(None))
 """What a batch may hold, in tuples, lists and dicts."""
 
@@ -34,7 +33,6 @@ NOT_IN_HALF = (
     "PyTorch has no forward derivative in {dtype} of a layer of this network ({error}); use dtype='float32', "
     "mode='reverse', or for batch norms bissl_fast.models.fused.fuse_batch_norm"
 )
-CHANGED = "the {what} since this HessianOperator was built: build a new one or call update()"
 
 
 class Program(NamedTuple):
@@ -55,11 +53,10 @@ class Program(NamedTuple):
 
 
 class Point(NamedTuple):
-    """A program at a point: what its tangent half reads, and the versions that its constants had."""
+    """A program at a point, and what its tangent half reads there."""
 
     program: Program
     read: Tensors
-    before: Versions
 
 
 class TracedProducts:
@@ -75,7 +72,6 @@ class TracedProducts:
 
     Raises:
         ValueError: when a batch is met whose loss cannot be traced.
-        RuntimeError: in a product, if a tensor that the loss takes from elsewhere has changed.
         ValueError: in a product, if PyTorch cannot take it in half precision.
     """
 
@@ -102,13 +98,11 @@ class TracedProducts:
         with torch.no_grad():
             residuals = program.primal(*inputs)
         read = (*map(own, residuals), *(inputs[position] for position in program.halves.reread))
-        return Point(program, read, versions(program.constants))
+        return Point(program, read)
 
     @torch.no_grad()
     def product(self, point: Point, tangents: Sequence[torch.Tensor], last: bool = False) -> Tensors:
         """The product with a tangent, given as tensors shaped like the parameters; the ``last`` one is like all."""
-        if versions(point.program.constants) != point.before:
-            raise RuntimeError(CHANGED.format(what="tensors that the loss takes from elsewhere have changed"))
         try:
             return point.program.tangent(*point.read, *tangents)
         except RuntimeError as error:
@@ -119,6 +113,10 @@ class TracedProducts:
     def program(self, batch: Any) -> Program:
         """The program for batches like this one; traced if there is none yet."""
         return self._program(*self._inputs(batch))
+
+    def constants(self, batch: Any) -> list[torch.Tensor]:
+        """Tensors from elsewhere that the loss reads for batches like this one, and that have to stay as they are."""
+        return self.program(batch).constants
 
     def _inputs(self, batch: Any) -> tuple[list[Any], TreeSpec]:
         leaves, spec = tree_flatten(batch)
@@ -148,7 +146,11 @@ class TracedProducts:
         count = len(self._parameters.tensors)
         tangents = [torch.zeros_like(t) for t in inputs[:count]]
         with autocast(inputs[0].device, self._dtype), torch.enable_grad():
-            traced, constants = written_down(self._function(spec), inputs, tangents)
+            try:
+                traced, constants = written_down(self._function(spec), inputs, tangents)
+            except ValueError:
+                self._raise_what_the_loss_raises(spec, inputs)
+                raise
         from bissl_fast.bilevel.liveness import peak_bytes
         from bissl_fast.bilevel.partition import split
 
@@ -158,6 +160,15 @@ class TracedProducts:
         if self._compiled:
             run = [torch.compile(half, fullgraph=True, dynamic=False) for half in run]
         return Program(halves, run[0], run[1], working, constants)
+
+    def _raise_what_the_loss_raises(self, spec: TreeSpec, inputs: list[Any]) -> None:
+        """Call the loss without a trace: an error of its own is none of tracing."""
+        copies = [t.clone() if isinstance(t, torch.Tensor) else t for t in inputs]
+        theta = tuple(copies[: len(self._parameters.tensors)])
+        try:
+            self._call(self._loss, spec, theta, copies)
+        except Exception as error:
+            raise error from None
 
     def _function(self, spec: TreeSpec) -> Callable[..., Any]:
         """``(inputs, tangents) -> product`` as plain tensors."""
@@ -232,8 +243,3 @@ def own(residual: torch.Tensor) -> torch.Tensor:
     """The tensor, or a copy where it would keep a larger one alive."""
     whole: int = residual.untyped_storage().nbytes()
     return residual.clone() if whole > residual.numel() * residual.element_size() else residual
-
-
-def versions(tensors: Sequence[torch.Tensor]) -> Versions:
-    """What changes when a tensor's values do, whether written in place or put into ``.data``."""
-    return [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]

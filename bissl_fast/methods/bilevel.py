@@ -1,12 +1,13 @@
 """How a bilevel method takes its second-order products and solves its systems; shared by all that do."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
 
 from bissl_fast.bilevel import (
+    CapturedSolver,
     HessianOperator,
     Nystrom,
     Operator,
@@ -49,6 +50,8 @@ class BilevelSettings:
         products_dtype: of the products' forward and backward passes; vectors and solver stay float32.
         memory_budget: gigabytes that products may hold beside the model; left out: half of what is free. Stored batches
             that do not fit are linearised again for each product: slower, the same numbers.
+        capture: on CUDA, one captured graph for all right-hand sides of an upper phase after the first: the same
+            numbers with one launch each, which is faster where kernels are short.
     """
 
     mode: Mode = "linearized"
@@ -58,12 +61,31 @@ class BilevelSettings:
     batches_at_once: int = 1
     products_dtype: ProductsDtype = "float32"
     memory_budget: float | None = None
+    capture: bool = False
 
     def __post_init__(self) -> None:
         require(self.recycled_vectors >= 1, "bilevel.recycled-vectors", self.recycled_vectors, "at least 1")
         require(self.batches_at_once >= 1, "bilevel.batches-at-once", self.batches_at_once, "at least 1")
         if self.memory_budget is not None:
             require(self.memory_budget > 0, "bilevel.memory-budget", self.memory_budget, "positive")
+        traced = self.mode in ("linearized", "gauss_newton")
+        alike = self.solver not in ("nystrom", "identity") and not self.recycle
+        require(not self.capture or traced, "bilevel.mode", self.mode, "linearized or gauss_newton for a capture")
+        require(
+            not self.capture or alike,
+            "bilevel.capture",
+            f"it with {'--bilevel.recycle' if self.recycle else self.solver}",
+            "left out where right-hand sides are not all solved by the same work",
+        )
+
+    def deciding(self) -> dict[str, Any]:
+        """The settings that decide numbers, for the key of a stage: memory and launches do not."""
+        return {name: v for name, v in asdict(self).items() if name != "capture"} | {"memory_budget": None}
+
+    def require_device(self, device: torch.device) -> None:
+        """Raises UserError: for a setting that needs another device."""
+        if self.capture and device.type != "cuda":
+            raise UserError(f"--bilevel.capture makes CUDA graphs, and this run is on {device}; leave it out.")
 
     def grouped(self, stored: Sequence[Any]) -> list[tuple[Any, ...]]:
         """The stored batches in groups that pass together.
@@ -106,6 +128,8 @@ class BilevelSettings:
         """
 
         shifted = ShiftedOperator(hessian, 1.0 / (weight + damping))
+        if self.capture:
+            return CapturedSolver(lambda v: self._iterate(shifted, v, iterations), hessian.point)
         system: Operator = Recycler(shifted, self.recycled_vectors) if self.recycle else shifted
         sketch: list[Nystrom] = []
 
@@ -116,9 +140,7 @@ class BilevelSettings:
                 if not sketch:  # once per phase
                     sketch.append(Nystrom(hessian, iterations, 1.0 / (weight + damping), v))
                 return sketch[0](system, v)
-            if self.solver == "minimal-residual":
-                return minimal_residual(system, v, iterations=iterations)
-            if not isinstance(system, Recycler):
+            if self.solver == "minimal-residual" or not isinstance(system, Recycler):
                 return self._iterate(system, v, iterations)
             x, r = system.start(v)
             rest = self._iterate(system, r, iterations)
@@ -127,6 +149,8 @@ class BilevelSettings:
         return solve
 
     def _iterate(self, system: Operator, v: torch.Tensor, iterations: int) -> Solution:
+        if self.solver == "minimal-residual":
+            return minimal_residual(system, v, iterations=iterations)
         if self.solver == "neumann":
             return neumann(system, v, iterations=iterations)
         return conjugate_gradient(system, v, iterations=iterations, layerwise=self.solver == "layerwise-cg")

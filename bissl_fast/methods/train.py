@@ -55,6 +55,7 @@ class Training:
         if config.threads:
             torch.set_num_threads(config.threads)
         self.device = find_device(config.device)
+        config.bilevel.require_device(self.device)
         self.forward = apply_precision(config.precision, self.device)
         self.features = probe_features(config.backbone, config.images.size)
         self.data = RunData(config, self.device, console)
@@ -182,7 +183,7 @@ class Training:
 
         settings = {
             "bissl": bissl,
-            "bilevel": replace(config.bilevel, memory_budget=None),  # which changes no number
+            "bilevel": config.bilevel.deciding(),
             "pretext": config.pretext,
             "lars": config.pretrain.lars,
             "sgd": config.upper,

@@ -42,7 +42,7 @@ def test_a_change_between_products_is_refused_until_an_update(mode: Any, change:
     operator = HessianOperator(squares, theta, [data, batch(4)], mode, retain=1)
     operator.matvec(ones(theta))
     CHANGES[change](module, data)
-    with pytest.raises(RuntimeError, match=r"parameters have changed \(or a batch, or a train or eval mode\)"):
+    with pytest.raises(RuntimeError, match=r"parameters have changed since .* or a batch, a train or eval mode"):
         operator.matvec(ones(theta))
     operator.update([data, batch(4)])
     expected = HessianOperator(squares, theta, [data, batch(4)]).matvec(ones(theta))

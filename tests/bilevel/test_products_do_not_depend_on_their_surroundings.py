@@ -1,6 +1,6 @@
 """Contexts, random generators, dtypes and lengths around a product: no part in it, or refused with a sentence."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from bissl_fast.bilevel import CompositeLoss, HessianOperator, ParameterVector
+from bissl_fast.bilevel.hessian import tf32
 from tests.bilevel.test_products_belong_to_one_point import MODES, each_mode, ones
 from tests.bilevel.test_traces_hold_whatever_a_loss_does import batch, mlp, network, squares
 
@@ -78,6 +79,45 @@ def test_products_draw_nothing_from_the_random_generator() -> None:
     before = torch.get_rng_state()
     operator.matvec(ones(theta))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+NEWER = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+
+
+def in_tf32() -> list[bool]:
+    return [owner.fp32_precision == "tf32" for owner in NEWER]
+
+
+@pytest.fixture
+def precision() -> Iterator[None]:
+    """Puts TF32 back to what it was, by whichever names a test sets it."""
+    before = [owner.fp32_precision for owner in NEWER]
+    with tf32(False):
+        yield
+    for owner, value in zip(NEWER, before, strict=True):
+        owner.fp32_precision = value
+
+
+@pytest.mark.usefixtures("precision")
+@pytest.mark.parametrize("newer", [False, True])
+@pytest.mark.parametrize("around", [True, False])
+@pytest.mark.parametrize(("dtype", "expected"), [("float32", False), ("tf32", True), ("bfloat16", False)])
+def test_only_products_in_tf32_use_it_whatever_training_does(
+    newer: bool, around: bool, dtype: Any, expected: bool
+) -> None:
+    def loss(module: nn.Module, data: Any) -> torch.Tensor:
+        found.append(in_tf32())
+        return squares(module, data)
+
+    found: list[list[bool]] = []
+    theta = ParameterVector(network(nn.Linear(5, 3)))
+    for owner, old in zip(NEWER, (torch.backends.cuda.matmul, torch.backends.cudnn), strict=True):
+        setattr(*(owner, "fp32_precision", "tf32" if around else "ieee") if newer else (old, "allow_tf32", around))
+    HessianOperator(loss, theta, [batch()], retain=0, dtype=dtype).matvec(ones(theta))
+    assert found == [[expected, expected]]
+    assert in_tf32() == [around, around]
+    if not newer:
+        assert torch.backends.cuda.matmul.allow_tf32 == torch.backends.cudnn.allow_tf32 == around
 
 
 class Once(torch.autograd.Function):

@@ -21,7 +21,8 @@ pytest.importorskip("nvidia.dali")
 from bissl_fast.data.dali_pipeline import DaliPipeline, check_usable, image_sizes
 
 N = 48
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+WITHOUT_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no CUDA device")
+DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, WITHOUT_CUDA])]
 
 
 def tables(views: Sequence[ViewSettings], sizes: object, n: int = N, epoch: int = 0) -> list[ViewParameters]:

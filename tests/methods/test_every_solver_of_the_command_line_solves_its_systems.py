@@ -1,14 +1,16 @@
 """`--bilevel.solver`, `--bilevel.mode` and `--bilevel.recycle` in every combination, on systems of known answer."""
 
+from functools import partial
 from typing import Any, get_args
 
 import pytest
 import torch
 from torch import nn
 
-from bissl_fast.bilevel import CompositeLoss, HessianOperator, ParameterVector, ShiftedOperator
+from bissl_fast.bilevel import CapturedSolver, CompositeLoss, HessianOperator, ParameterVector, ShiftedOperator
 from bissl_fast.bilevel.hessian import Mode
 from bissl_fast.methods.bilevel import BilevelSettings, SolverName
+from tests.bilevel.recorded import RecordedGraph
 
 WEIGHT, DAMPING = 1e-3, 2.0
 TOLERANCE = {"layerwise-cg": 0.1, "cg": 1e-7, "minimal-residual": 1e-7, "neumann": 1e-7}
@@ -78,6 +80,21 @@ def test_recycling_leaves_no_more_of_later_right_hand_sides_than_starting_from_n
         left.append([float((matrix @ solve(v).x - v).norm()) for v in vectors()])
     assert left[1][0] == pytest.approx(left[0][0])
     assert left[1][2] < left[0][2]
+
+
+@pytest.mark.parametrize("name", ["layerwise-cg", "cg", "minimal-residual", "neumann"])
+def test_a_captured_phase_has_the_bits_of_an_eager_one_and_decides_no_number(
+    monkeypatch: pytest.MonkeyPatch, name: Any
+) -> None:
+    monkeypatch.setattr("bissl_fast.methods.bilevel.CapturedSolver", partial(CapturedSolver, graph=RecordedGraph))
+    hessian = operator("linearized")
+    eager, captured = (BilevelSettings(solver=name, capture=capture) for capture in (False, True))
+    expected, found = (
+        [solve(v).x for v in vectors()]
+        for solve in (settings.solver_of(hessian, WEIGHT, DAMPING, 3) for settings in (eager, captured))
+    )
+    assert all(torch.equal(f, e) for f, e in zip(found, expected, strict=True))
+    assert captured.deciding() == eager.deciding()
 
 
 @pytest.mark.parametrize("mode", get_args(Mode))

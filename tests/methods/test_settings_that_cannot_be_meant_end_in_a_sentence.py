@@ -31,6 +31,17 @@ from tests.methods.conftest import write_images
         (BiSSLSettings, {"stored_batches": 9, "lower_steps": 4}, r"\(K\) must be at most the 4 lower steps"),
         (BiSSLSettings, {"solver_iterations": 0}, "--bissl.solver-iterations must be at least 1"),
         (BilevelSettings, {"memory_budget": 0.0}, "--bilevel.memory-budget must be positive"),
+        (
+            BilevelSettings,
+            {"capture": True, "mode": "reverse"},
+            "--bilevel.mode must be linearized or gauss_newton for a capture, found reverse",
+        ),
+        (
+            BilevelSettings,
+            {"capture": True, "recycle": True},
+            "--bilevel.capture must be left out where .* the same work, found it with --bilevel.recycle",
+        ),
+        (BilevelSettings, {"capture": True, "solver": "nystrom"}, "the same work, found it with nystrom"),
         (PretrainSettings, {"batch_size": 1}, "--pretrain.batch-size must be at least 2"),
         (FineTuneSettings, {"seeds": 0}, "--finetune.seeds must be at least 1"),
         (BiSSLSettings, {"final_share": -5.0}, "--bissl.final-share must be between 0 and 1"),
@@ -137,6 +148,11 @@ def test_a_network_that_no_memory_holds(small_data: Path, tmp_path: Path) -> Non
 def test_a_device_that_is_not_there(small_data: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="device 'tpu9' cannot be used"):
         begin(config(small_data, tmp_path, device="tpu9"))
+
+
+def test_a_capture_without_cuda_is_refused_before_any_work(small_data: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--bilevel.capture makes CUDA graphs, and this run is on cpu; leave it out"):
+        begin(config(small_data, tmp_path, bilevel=BilevelSettings(capture=True), device="cpu"))
 
 
 def test_an_output_that_cannot_be_a_folder(small_data: Path, tmp_path: Path) -> None:
