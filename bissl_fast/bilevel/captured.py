@@ -8,6 +8,10 @@ import torch
 from bissl_fast.bilevel.solvers import Solution
 
 Solve = Callable[[torch.Tensor], Solution]
+NOT_CAPTURED = (
+    "the solve cannot be captured as one CUDA graph ({reason}): it must do the same work for every right-hand side and "
+    "wait for nothing; solve without a CapturedSolver (in training: without --bilevel.capture)"
+)
 
 
 class Graph(Protocol):
@@ -80,11 +84,19 @@ class CapturedSolver:
             )
         self._b.copy_(b.detach())
         if self._graph is None or self._found is None:
-            graph, static = self._new_graph(), self._b
-            self._found = graph.capture(lambda: self._solve(static))
-            self._graph = graph
+            self._graph, self._found = self._captured(self._b)
         self._graph.replay()
         return _copied(self._found)
+
+    def _captured(self, b: torch.Tensor) -> tuple[Graph, Solution]:
+        graph = self._new_graph()
+        try:
+            return graph, graph.capture(lambda: self._solve(b))
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            first, *_ = (str(error.__context__ or error).strip() or type(error).__name__).splitlines()
+            raise RuntimeError(NOT_CAPTURED.format(reason=first)) from error
 
 
 def _copied(found: Solution) -> Solution:
