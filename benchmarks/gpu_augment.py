@@ -1,7 +1,7 @@
 """Check and time VICReg's two views on a GPU beside their peers, in one run that survives the failure of any part.
 
-    python benchmarks/gpu_augment.py --out docs/results                    # augment_<gpu>.json and .md
-    python benchmarks/gpu_augment.py --out /tmp --device cpu --quick       # does the script run?
+    python -m benchmarks.gpu_augment --out docs/results                    # augment_<gpu>.json and .md
+    python -m benchmarks.gpu_augment --out /tmp --device cpu --quick       # does the script run?
 
 Nothing is built and nothing downloaded: it takes the installed binary, and says where that lacks the CUDA kernel.
 Images are 112 px; they lie in GPU memory, but for DALI's rows and those that say otherwise. Views are 96 px, in batches
@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from gpu_report import Report
-from peers_augment import Images, Peer, Views, threads_for, workers_for
-from streams_augment import CACHE_SIZE, pictures, streams, views_per_second
 
+from benchmarks.gpu_report import Report
+from benchmarks.peers_augment import Images, Peer, Views, threads_for, workers_for
+from benchmarks.streams_augment import CACHE_SIZE, pictures, streams, views_per_second
 from bissl_fast.data import presets, torch_pipeline
 from bissl_fast.data.dataset import ImageSet
 from bissl_fast.data.order import BatchOrder
@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     options = parser.parse_args()
     device = torch.device(options.device)
-    report = Report(options.out, "augment", "Views on a GPU: `python benchmarks/gpu_augment.py`", device)
+    report = Report(options.out, "augment", "Views on a GPU: `python -m benchmarks.gpu_augment`", device)
     name, images = pictures()
     report.row("set-up", lambda: {"images": name, "pixels": CACHE_SIZE, "cuda kernel": why_absent("cuda") or "there"})
     size, batch, seconds = (32, 16, 0.1) if options.quick else (96, 1024, options.seconds)

@@ -1,7 +1,7 @@
 """Check and time NT-Xent on a GPU beside its peers, in one run that survives the failure of any part.
 
-    python benchmarks/gpu_nt_xent.py --out docs/results            # nt_xent_<gpu>.json and .md
-    python benchmarks/gpu_nt_xent.py --out docs/results --sweep    # times other tile shapes too
+    python -m benchmarks.gpu_nt_xent --out docs/results            # nt_xent_<gpu>.json and .md
+    python -m benchmarks.gpu_nt_xent --out docs/results --sweep    # times other tile shapes too
 
 Every row is written as soon as it is known. Times are medians over many calls on random data; rates are
 operations of the algorithm (2 N² D per product of U with its transpose) over time, beside a large matrix
@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_report import Report
 from torch import Tensor
 
+from benchmarks.gpu_report import Report
 from bissl_fast.ops import backend, nt_xent_loss
 from bissl_fast.ops.nt_xent import reference
 
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     options = parser.parse_args()
     device = torch.device(options.device)
-    report = Report(options.out, "nt_xent", "NT-Xent on a GPU: `python benchmarks/gpu_nt_xent.py`", device)
+    report = Report(options.out, "nt_xent", "NT-Xent on a GPU: `python -m benchmarks.gpu_nt_xent`", device)
     sizes = ((64, 32),) if options.quick else SIZES
     ceilings = measure_ceilings(report, device, 512 if options.quick else 8192)
     check_exactness(report, device, options.quick)

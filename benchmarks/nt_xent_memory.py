@@ -1,6 +1,6 @@
 """Memory of NT-Xent to second order above its inputs, as the system counts it.
 
-python benchmarks/nt_xent_memory.py [PAIRS WIDTH [FILE.json]]     # 32768 128 unless told
+python -m benchmarks.nt_xent_memory [PAIRS WIDTH [FILE.json]]     # 32768 128 unless told
 """
 
 import json

@@ -3,7 +3,7 @@
 The others run timm's own network and NT-Xent in plain PyTorch, ours the same weights with fused batch norms and the
 fused loss. Each product is compared with ours.
 
-    python benchmarks/peers_products.py --output docs/results/peers_products_cpu    # needs the extra `peer`
+    python -m benchmarks.peers_products --output docs/results/peers_products_cpu    # needs the extra `peer`
 """
 
 import argparse

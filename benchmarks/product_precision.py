@@ -1,6 +1,6 @@
 """How far off are estimated and low-precision products? Errors, no times.
 
-python benchmarks/product_precision.py --run runs/NAME --output docs/results/product_precision.json
+python -m benchmarks.product_precision --run runs/NAME --output docs/results/product_precision.json
 
 On a ResNet-18 with NT-Xent: the error of finite differences along one vector, by step, against the exact product in
 float64, where the network has its ReLUs and maxima, and where a softplus and a mean stand for them. On the weights of
@@ -17,8 +17,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from rich.console import Console
-from solver_residuals import real_system
 
+from benchmarks.solver_residuals import real_system
 from bissl_fast import ops
 from bissl_fast.bilevel import (
     HessianOperator,

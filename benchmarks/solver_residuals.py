@@ -1,6 +1,6 @@
 """The spectrum of the real system on a trained backbone, and what each solver makes of it, product by product.
 
-python benchmarks/solver_residuals.py --run runs/NAME --output docs/results/solver_residuals
+python -m benchmarks.solver_residuals --run runs/NAME --output docs/results/solver_residuals
 
 Takes a finished run of `bissl-fast train`: weights after the pretext warm-up, pretext batches that BiSSL would store,
 and as right-hand sides the gradients of the downstream loss on consecutive batches. Writes .json and .png.

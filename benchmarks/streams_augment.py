@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from peers_augment import CORES, PEERS, Images, Peer, Views, threads_for
 
+from benchmarks.peers_augment import CORES, PEERS, Images, Peer, Views, threads_for
 from bissl_fast.data.catalogue import load_pretext
 from bissl_fast.data.dataset import ImageSet
 from bissl_fast.data.order import BatchOrder

@@ -1,7 +1,7 @@
 """VICReg's two views at 96 px of 112 px beside their peers, all with the same two cores.
 
 pytest benchmarks/test_augment.py                                               # as pytest-benchmark sees it
-python benchmarks/test_augment.py --output docs/results/augment_cpu.md          # rates and ratios, as .md and .json
+python -m benchmarks.test_augment --output docs/results/augment_cpu.md          # rates and ratios, as .md and .json
 
 Torchvision runs in two worker processes, as its users run it; the others have two threads. What is wanted of the
 fused kernel: 3 times torchvision's tensors, 4 times its PIL images, 1.5 times DALI's own operators.
@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from peers_augment import CORES, Images, workers_for
-from streams_augment import CACHE_SIZE, pictures, streams, two_cores, views_per_second
 
+from benchmarks.peers_augment import CORES, Images, workers_for
+from benchmarks.streams_augment import CACHE_SIZE, pictures, streams, two_cores, views_per_second
 from bissl_fast.cli.bench.tables import keep, machine_of, markdown_of
 
 SIZE, BATCH = 96, 256

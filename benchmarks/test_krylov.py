@@ -1,11 +1,12 @@
 """Vector work of conjugate gradients and LARS beside loops over tensors.
 
 pytest benchmarks/test_krylov.py --benchmark-group-by=group     # every call as pytest-benchmark sees it
-python benchmarks/vector_work.py                                # in turns, with ratios and the share of the memory rate
+python -m benchmarks.vector_work                                # in turns, with ratios and the share of the memory rate
 """
 
 import pytest
-from vector_work import Iteration, Step
+
+from benchmarks.vector_work import Iteration, Step
 
 pytest.importorskip("pytest_benchmark")
 

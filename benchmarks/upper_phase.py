@@ -2,7 +2,7 @@
 
 The reference runs timm's own network; ours the same weights with fused batch norms.
 
-python benchmarks/upper_phase.py --output docs/results/upper_phase_cpu     # 8 steps x 5 products x 5 batches, minutes
+python -m benchmarks.upper_phase --output docs/results/upper_phase_cpu     # 8 steps x 5 products x 5 batches, minutes
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Vector work of one conjugate-gradient iteration, and one LARS step, on a network's tensors, beside loops over them.
 
-python benchmarks/vector_work.py [FILE.json]     # ResNet-18: 60 tensors, 11.2 M entries; float32
+python -m benchmarks.vector_work [FILE.json]     # ResNet-18: 60 tensors, 11.2 M entries; float32
 
 Five iterations in a row, as a solve of BiSSL has; the product ``A d`` is given and not timed. Contenders take turns in
 every round, so that a busy moment hits all of them alike; the shortest time counts. A loop's first answer is compared

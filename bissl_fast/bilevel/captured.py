@@ -75,8 +75,9 @@ class CapturedSolver:
         at = self._point()
         if self._b is None or at != self._at:
             self._graph = self._found = None  # frees the memory of the last graph before a new one takes its own
+            solution = self._solve(b)
             self._at, self._b = at, b.detach().clone()
-            return self._solve(b)
+            return solution
         if (b.shape, b.dtype, b.device) != (self._b.shape, self._b.dtype, self._b.device):
             raise ValueError(
                 f"every right-hand side of a captured solve must be like the first, {_described(self._b)}, "

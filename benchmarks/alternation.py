@@ -1,0 +1,203 @@
+"""Whole alternations of BiSSL, lower and upper level, beside plain PyTorch; and what a stage of them would take.
+
+Both sides get the same batches, which are noise of the images' shape and wait on the device: how views keep up is
+``bissl-fast bench data``. The first alternation of each side is not timed: it traces, compiles and warms up.
+
+    python -m benchmarks.alternation --output docs/results/alternation_cpu                   # 2 CPU cores: half an hour
+    python -m benchmarks.alternation --output alternation --device cuda --pairs 1024 --alternations 3 --precision tf32
+"""
+
+import argparse
+import copy
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from torch import nn
+
+from benchmarks.reference_alternation import ReferenceBiSSL, Views
+from bissl_fast.bilevel.hessian import ProductsDtype
+from bissl_fast.data.loader import Batch, Loader
+from bissl_fast.data.order import BatchOrder
+from bissl_fast.evaluation.products import Problem, problem
+from bissl_fast.methods.bilevel import BilevelSettings, SolverName
+from bissl_fast.methods.bissl import BiSSLSettings, BiSSLTask
+from bissl_fast.methods.finetune import SGDSettings
+from bissl_fast.methods.pretrain import LARSSettings
+from bissl_fast.models import Network, build_classifier, probe_features
+from bissl_fast.ops.nt_xent.reference import nt_xent_loss
+from bissl_fast.pretext import SimCLR
+from bissl_fast.training.environment import describe_environment
+from bissl_fast.training.precision import Precision, apply_precision
+
+CLASSES = 47  # DTD's
+PAPER = 500  # alternations of a stage
+SGD = SGDSettings(0.015, 0.0075)
+
+
+class Noise(Loader):
+    """A few batches of noise in turn, made beforehand."""
+
+    def __init__(self, views: int, images: int, size: int, device: str, seed: int, different: int = 8) -> None:
+        super().__init__("noise", images, BatchOrder(images, images, seed))
+        generator = torch.Generator().manual_seed(seed)
+        self._batches = [
+            Batch(
+                tuple(torch.randn(images, 3, size, size, generator=generator).to(device) for _ in range(views)),
+                torch.randint(CLASSES, (images,), generator=generator).to(device),
+                np.arange(images),
+                0,
+            )
+            for _ in range(different)
+        ]
+
+    def load(self, draw: int) -> Batch:
+        return self._batches[draw % len(self._batches)]
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class Clock:
+    """Seconds by name, the device being waited for at both ends."""
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        self.seconds: dict[str, float] = {}
+
+    def time(self, name: str, call: Callable[[], Any]) -> Any:
+        self._wait()
+        start = time.perf_counter()
+        found = call()
+        self._wait()
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+        return found
+
+    def _wait(self) -> None:
+        if self._device == "cuda":
+            torch.cuda.synchronize()
+
+
+class TimedBiSSL(BiSSLTask):
+    """The task with a clock on both levels."""
+
+    clock: Clock
+
+    def _lower_level(self, alternation: int) -> Any:
+        return self.clock.time("lower", lambda: BiSSLTask._lower_level(self, alternation))
+
+    def _upper_level(self, alternation: int, stored: Any) -> Any:
+        return self.clock.time("upper", lambda: BiSSLTask._upper_level(self, alternation, stored))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="writes .json")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--backbone", default="resnet18")
+    parser.add_argument("--size", type=int, default=96)
+    parser.add_argument("--pairs", type=int, default=32, help="images of a pretext batch")
+    parser.add_argument("--downstream", type=int, default=32, help="images of a downstream batch")
+    parser.add_argument("--alternations", type=int, default=1, help="that are timed")
+    parser.add_argument("--precision", choices=get_args(Precision), default="fp32", help="of training, both sides")
+    parser.add_argument("--products-dtype", choices=get_args(ProductsDtype), default="float32", help="of ours")
+    parser.add_argument("--no-reference", action="store_true")
+    for name in ("lower_steps", "upper_steps", "stored_batches", "solver_iterations"):
+        default = getattr(BiSSLSettings(), name)
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, help="as in Algorithm 1")
+    arguments = parser.parse_args()
+    record = measure(arguments)
+    arguments.output.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """A row for the reference, and one for each way of ours."""
+    device = arguments.device
+    names = ("lower_steps", "upper_steps", "stored_batches", "solver_iterations")
+    settings = BiSSLSettings(**{name: getattr(arguments, name) for name in names}, warmup_steps=980)
+    forward = apply_precision(arguments.precision, torch.device(device))
+    case = problem(arguments.backbone, arguments.size, arguments.pairs, 0, device)
+    head = build_classifier(probe_features(arguments.backbone, arguments.size), CLASSES, 0).to(device)
+    loaders = (
+        Noise(2, arguments.pairs, arguments.size, device, 1),
+        Noise(1, arguments.downstream, arguments.size, device, 2),
+    )
+    rows: list[dict[str, Any]] = []
+
+    def add(what: str, clock: Clock, step: Callable[[int], Any]) -> None:
+        if device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        step(0)
+        first, clock.seconds = clock.seconds, {}
+        for index in range(1, arguments.alternations + 1):
+            step(index)
+        each = {name: seconds / arguments.alternations for name, seconds in clock.seconds.items()}
+        row = {"what": what, "first": first, **each, "alternation": sum(each.values())}
+        row["stage_hours"] = row["alternation"] * PAPER / 3600
+        if device == "cuda":
+            row["peak_gigabytes"] = torch.cuda.max_memory_allocated() / 1e9
+        if rows:
+            row["times_faster"] = rows[0]["alternation"] / row["alternation"]
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+
+    if not arguments.no_reference:
+        add("reference, plain PyTorch", *reference(arguments, case, head, loaders, settings, forward))
+    for solver, recycle, products in ways(settings.solver_iterations):
+        bilevel = BilevelSettings(solver=solver, recycle=recycle, products_dtype=arguments.products_dtype)
+        what = f"{solver}{', recycled' if recycle else ''}, {products} products"
+        ours = BiSSLSettings(**{**vars(settings), "solver_iterations": products})
+        add(what, *of_ours(case, head, loaders, ours, bilevel, forward))
+    about = describe_environment(torch.device(device))
+    return {"environment": about, "settings": {k: str(v) for k, v in vars(arguments).items()}, "rows": rows}
+
+
+def ways(iterations: int) -> list[tuple[SolverName, bool, int]]:
+    """The paper's solver, and the one that docs/bilevel.md would choose."""
+    return [("layerwise-cg", False, iterations), ("minimal-residual", True, 2)]
+
+
+def reference(
+    arguments: argparse.Namespace, case: Problem, head: nn.Module, loaders: Any, settings: BiSSLSettings, forward: Any
+) -> tuple[Clock, Callable[[int], None]]:
+    """Algorithm 1 of ``benchmarks.reference_alternation`` from the same weights, on timm's own network."""
+    pretext = copy.deepcopy(case.plain)
+    downstream = Network(copy.deepcopy(pretext.backbone), copy.deepcopy(head))
+    temperature = SimCLR().temperature
+
+    def loss(network: nn.Module, views: Views) -> torch.Tensor:
+        with forward():
+            first, second = (network(view) for view in views)
+        return nt_xent_loss(first.float(), second.float(), temperature)
+
+    bissl = ReferenceBiSSL(pretext, downstream, loss, settings, LARSSettings(), SGD, arguments.pairs)
+    clock = Clock(arguments.device)
+    pretext_loader, downstream_loader = loaders
+
+    def step(index: int) -> None:
+        lower = [pretext_loader.load(index * settings.lower_steps + k).views for k in range(settings.lower_steps)]
+        labelled = [downstream_loader.load(index * settings.upper_steps + k) for k in range(settings.upper_steps)]
+        clock.time("lower", lambda: bissl.lower_level(index, lower))
+        stored, upper = lower[: settings.stored_batches], [(batch.views[0], batch.target) for batch in labelled]
+        clock.time("upper", lambda: bissl.upper_level(index, stored, upper))
+
+    return clock, step
+
+
+def of_ours(
+    case: Problem, head: nn.Module, loaders: Any, settings: BiSSLSettings, bilevel: BilevelSettings, forward: Any
+) -> tuple[Clock, Callable[[int], Any]]:
+    """The task that ``bissl-fast train`` runs, from the same weights."""
+    pretext = copy.deepcopy(case.network)
+    downstream = Network(copy.deepcopy(pretext.backbone), copy.deepcopy(head))
+    task = TimedBiSSL(pretext, downstream, SimCLR(), *loaders, None, settings, bilevel, LARSSettings(), SGD, forward)
+    task.clock = Clock(next(head.parameters()).device.type)
+    return task.clock, task.step
+
+
+if __name__ == "__main__":
+    main()
