@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test peer lint sanitize clean
+.PHONY: demo test peer gpu lint sanitize clean
 
 NATIVE := setup.py CMakeLists.txt $(wildcard csrc/* csrc/*/*)
 
@@ -28,6 +28,10 @@ test: $(VENV)/installed
 peer: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --editable '.[test,peer]'
 	$(BIN)/python -m pytest -m peer
+
+# Tests and benchmarks that need a GPU; results go to docs/results.
+gpu: $(VENV)/installed
+	scripts/measure_on_a_gpu.sh
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -1,9 +1,9 @@
 """Whole alternations of BiSSL, lower and upper level, beside plain PyTorch; and what a stage of them would take.
 
 Both sides get the same batches, which are noise of the images' shape and wait on the device: how views keep up is
-``bissl-fast bench data``. The first alternation of each side is not timed: it traces, compiles and warms up.
+``bissl-fast bench data``. The first alternation of each side traces, compiles and warms up, and does not count.
 
-    python -m benchmarks.alternation --output docs/results/alternation_cpu                   # 2 CPU cores: half an hour
+    python -m benchmarks.alternation --output docs/results/alternation_cpu --alternations 0    # the first after all
     python -m benchmarks.alternation --output alternation --device cuda --pairs 1024 --alternations 3 --precision tf32
 """
 
@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=96)
     parser.add_argument("--pairs", type=int, default=32, help="images of a pretext batch")
     parser.add_argument("--downstream", type=int, default=32, help="images of a downstream batch")
-    parser.add_argument("--alternations", type=int, default=1, help="that are timed")
+    parser.add_argument("--alternations", type=int, default=1, help="timed after the first; with 0 the first counts")
     parser.add_argument("--precision", choices=get_args(Precision), default="fp32", help="of training, both sides")
     parser.add_argument("--products-dtype", choices=get_args(ProductsDtype), default="float32", help="of ours")
     parser.add_argument("--no-reference", action="store_true")
@@ -132,10 +132,12 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         if device == "cuda":
             torch.cuda.reset_peak_memory_stats()
         step(0)
-        first, clock.seconds = clock.seconds, {}
-        for index in range(1, arguments.alternations + 1):
-            step(index)
-        each = {name: seconds / arguments.alternations for name, seconds in clock.seconds.items()}
+        each = first = clock.seconds
+        if arguments.alternations:
+            clock.seconds = {}
+            for index in range(1, arguments.alternations + 1):
+                step(index)
+            each = {name: seconds / arguments.alternations for name, seconds in clock.seconds.items()}
         row = {"what": what, "first": first, **each, "alternation": sum(each.values())}
         row["stage_hours"] = row["alternation"] * PAPER / 3600
         if device == "cuda":

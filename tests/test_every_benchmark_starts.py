@@ -1,4 +1,4 @@
-"""Each file of benchmarks/ can be run as its first lines say, `python -m benchmarks.NAME`, from the repository's root."""
+"""Each file of benchmarks/ runs as its first lines say: `python -m benchmarks.NAME` in the repository's root."""
 
 from importlib import import_module
 from pathlib import Path
