@@ -9,8 +9,9 @@ import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
 from bissl_fast.bilevel.parameters import ParameterVector, buffer_copies, replaced
+from bissl_fast.bilevel.precision import autocast, tf32
 from bissl_fast.bilevel.reverse import DifferenceProducts, ReverseProducts
-from bissl_fast.bilevel.traced import Loss, TracedProducts, autocast
+from bissl_fast.bilevel.traced import Loss, TracedProducts
 
 Mode = Literal["reverse", "linearized", "gauss_newton", "finite_difference"]
 ProductsDtype = Literal["float32", "tf32", "bfloat16"]
@@ -276,27 +277,6 @@ class HessianOperator:
             stack.enter_context(replaced(self._buffers))
             stack.enter_context(tf32(self._tf32))
             yield
-
-
-@contextmanager
-def tf32(wanted: bool) -> Iterator[None]:
-    """TensorFloat-32 inside the block, or not, whatever holds outside: PyTorch's default has it in convolutions."""
-    matmul: Any = torch.backends.cuda.matmul
-    convolution: Any = torch.backends.cudnn
-    settings: list[tuple[Any, str, Any]] = [(matmul, "allow_tf32", wanted), (convolution, "allow_tf32", wanted)]
-    try:
-        before = [getattr(owner, name) for owner, name, _ in settings]
-    except RuntimeError:  # they have been set by PyTorch's newer names, and then the older ones cannot be read
-        word = "tf32" if wanted else "ieee"
-        settings = [(matmul, "fp32_precision", word), (convolution.conv, "fp32_precision", word)]
-        before = [getattr(owner, name) for owner, name, _ in settings]
-    for owner, name, value in settings:
-        setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        for (owner, name, _), value in zip(settings, before, strict=True):
-            setattr(owner, name, value)
 
 
 def versions(tensors: Sequence[torch.Tensor]) -> Versions:

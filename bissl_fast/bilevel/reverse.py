@@ -9,7 +9,8 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from bissl_fast.bilevel.parameters import ParameterVector, frozen_buffers
-from bissl_fast.bilevel.traced import Loss, autocast
+from bissl_fast.bilevel.precision import autocast
+from bissl_fast.bilevel.traced import Loss
 from bissl_fast.bilevel.written import refuse_no_loss
 from bissl_fast.ops.krylov import norm
 

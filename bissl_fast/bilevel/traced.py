@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from bissl_fast.bilevel.parameters import ParameterVector, places, replaced
+from bissl_fast.bilevel.precision import autocast
 from bissl_fast.bilevel.written import DETACHED, LossError, refuse_no_loss, written_down
 
 if TYPE_CHECKING:
@@ -231,12 +232,6 @@ class NoGradStopsTangents(TorchFunctionMode):
         if func is torch._C._set_grad_enabled:
             torch._C._set_fwd_grad_enabled(args[0])
         return func(*args, **(kwargs or {}))
-
-
-def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
-    """Half precision inside the block, if ``dtype`` is one. Casts are not cached: a cached one belongs to one graph."""
-    enabled = dtype in (torch.bfloat16, torch.float16)
-    return torch.autocast(device.type, dtype=dtype if enabled else None, enabled=enabled, cache_enabled=False)
 
 
 def own(residual: torch.Tensor) -> torch.Tensor:

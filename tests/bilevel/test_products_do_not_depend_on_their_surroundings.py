@@ -10,7 +10,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from bissl_fast.bilevel import CompositeLoss, HessianOperator, ParameterVector
-from bissl_fast.bilevel.hessian import tf32
+from bissl_fast.bilevel.precision import tf32
 from tests.bilevel.test_products_belong_to_one_point import MODES, each_mode, ones
 from tests.bilevel.test_traces_hold_whatever_a_loss_does import batch, mlp, network, squares
 
