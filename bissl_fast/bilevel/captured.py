@@ -17,23 +17,24 @@ NOT_CAPTURED = (
 class Graph(Protocol):
     """Work that is written down once and done as often as wanted, on the memory it was written down with."""
 
-    def capture(self, work: Callable[[], Solution]) -> Solution: ...
+    def capture(self, work: Callable[[], Solution], device: torch.device) -> Solution: ...
 
     def replay(self) -> None: ...
 
 
 class CudaGraph:
-    """The work of one call on the current CUDA device. Its memory is its own until it is gone."""
+    """The work of one call on a CUDA device. Its memory is its own until it is gone."""
 
     def __init__(self) -> None:
         self._graph = torch.cuda.CUDAGraph()
 
-    def capture(self, work: Callable[[], Solution]) -> Solution:
+    def capture(self, work: Callable[[], Solution], device: torch.device) -> Solution:
         """What ``work`` returns: tensors that hold nothing before the first :meth:`replay`. Waits for the device.
 
-        Threads that load the next batches may go on meanwhile.
+        Threads that load the next batches may go on meanwhile. A stream of another device would capture nothing.
         """
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        with torch.cuda.device(device), torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
             return work()
 
     def replay(self) -> None:
@@ -92,7 +93,7 @@ class CapturedSolver:
     def _captured(self, b: torch.Tensor) -> tuple[Graph, Solution]:
         graph = self._new_graph()
         try:
-            return graph, graph.capture(lambda: self._solve(b))
+            return graph, graph.capture(lambda: self._solve(b), b.device)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:

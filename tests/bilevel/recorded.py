@@ -35,7 +35,7 @@ class Writing(TorchDispatchMode):
 class RecordedGraph:
     """What :class:`bissl_fast.bilevel.captured.CudaGraph` is on a GPU."""
 
-    def capture(self, work: Callable[[], Any]) -> Any:
+    def capture(self, work: Callable[[], Any], device: torch.device) -> Any:
         with Writing() as writing:
             found = work()
         self.steps = writing.steps
