@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from bissl_fast.data.dali_pipeline import DaliPipeline, image_sizes
-from bissl_fast.data.dataset import ImageSet, Labels
+from bissl_fast.data.dataset import ImageSet, Targets
 from bissl_fast.data.loader import Batch, Loader
 from bissl_fast.data.order import BatchOrder
 from bissl_fast.data.prefetch import Prefetcher
@@ -30,21 +30,21 @@ class EncodedSet:
         name: Set and split, e.g. `"imagenet/train"`.
         files: N paths.
         sizes: (N, 2) int64 height and width of each.
-        labels: (N,) int64, or None for an unlabelled set.
+        labels: (N,) int64 or (N, classes) int8 as in `ImageSet`, or None for an unlabelled set.
         skipped: Files that are left out because they are damaged or of another kind.
     """
 
     name: str
     files: tuple[Path, ...]
     sizes: npt.NDArray[np.int64]
-    labels: Labels | None
+    labels: Targets | None
     skipped: tuple[Path, ...] = ()
 
     def __len__(self) -> int:
         return len(self.files)
 
     @classmethod
-    def from_files(cls, name: str, files: Sequence[Path], labels: Labels | None = None) -> EncodedSet:
+    def from_files(cls, name: str, files: Sequence[Path], labels: Targets | None = None) -> EncodedSet:
         """Reads the header of every file, and leaves out those that DALI cannot read.
 
         Args:

@@ -34,7 +34,6 @@ class Entry:
         marker: A file pattern that is met in the set's folder if it is there; of what is unpacked last, if possible.
         page: Official page, which tells the licence.
         downloads: What brings it, in this order; empty if nobody offers it any more.
-        multilabel: Whether an image can have several classes.
         alias: Another usual name, which is suggested this one.
     """
 
@@ -49,7 +48,6 @@ class Entry:
     marker: str = ""
     page: str = ""
     downloads: tuple[Torchvision | Archive, ...] = ()
-    multilabel: bool = False
     alias: str = ""
 
     @property
@@ -269,7 +267,6 @@ ENTRIES = (
         downloads=tuple(
             Torchvision("VOCDetection", {"year": "2007", "image_set": part}) for part in ("trainval", "test")
         ),
-        multilabel=True,
         alias="pascalvoc",
     ),
     Entry(

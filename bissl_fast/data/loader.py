@@ -26,7 +26,7 @@ class Batch:
 
     Args:
         views: One (B, 3, S, S) float32 channels_last tensor per view.
-        labels: (B,) int64, or None for an unlabelled set.
+        labels: (B,) int64; of a multi-label set (B, classes) int8, as in `ImageSet`; None for an unlabelled set.
         samples: (B,) int64 indices into the set, on the host.
         epoch: Which shuffling of the set they come from.
     """
@@ -38,7 +38,7 @@ class Batch:
 
     @property
     def target(self) -> torch.Tensor:
-        """(B,) int64, the labels of a set that is known to have them."""
+        """The labels of a set that is known to have them."""
         assert self.labels is not None, "an unlabelled set has no target"
         return self.labels
 

@@ -27,7 +27,7 @@ class ResidentSet:
     Args:
         images: The set.
         pixels: (N, S, S, 3) uint8 on the device, or in pinned host memory.
-        labels: (N,) int64 on the device, or None for an unlabelled set.
+        labels: (N,) int64 or (N, classes) int8 on the device, or None for an unlabelled set.
         device: Where views are rendered.
         place: Where the pixels lie, a sentence.
     """
@@ -42,7 +42,7 @@ class ResidentSet:
         return len(self.images)
 
     def labels_of(self, samples: npt.NDArray[np.int64]) -> torch.Tensor | None:
-        """(B,) int64 on the device; the host does not wait."""
+        """The samples' labels on the device; the host does not wait."""
         if self.labels is None:
             return None
         where = torch.from_numpy(samples)

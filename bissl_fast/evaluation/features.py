@@ -16,6 +16,7 @@ from bissl_fast.errors import UserError
 from bissl_fast.evaluation.metrics import evaluation_mode
 
 if TYPE_CHECKING:
+    from bissl_fast.data.dataset import Targets
     from bissl_fast.data.loader import Batch
 
 
@@ -68,7 +69,7 @@ def reestimate_batch_norm(backbone: nn.Module, batches: Iterable[Batch], max_bat
         )
 
 
-def extract_features(backbone: nn.Module, batches: Iterable[Batch]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+def extract_features(backbone: nn.Module, batches: Iterable[Batch]) -> tuple[NDArray[np.float32], Targets]:
     """Backbone features of every image, in eval mode and without gradients.
 
     Args:
@@ -76,7 +77,7 @@ def extract_features(backbone: nn.Module, batches: Iterable[Batch]) -> tuple[NDA
         batches: labelled batches; `views[0]` is used.
 
     Returns:
-        Features (N, F) float32 and labels (N,) int64, in the order of the batches.
+        Features (N, F) float32 and the labels, (N,) int64 or (N, classes) int8, in the order of the batches.
 
     Raises:
         UserError: if there is no batch, or a batch has no labels.
@@ -94,7 +95,7 @@ def extract_features(backbone: nn.Module, batches: Iterable[Batch]) -> tuple[NDA
             labels.append(batch.labels.cpu().numpy())
     if not features:
         raise UserError("There is no image to extract features from: the split is empty.")
-    return np.concatenate(features), np.concatenate(labels).astype(np.int64)
+    return np.concatenate(features), np.concatenate(labels)
 
 
 def embed(features: NDArray[np.float32], seed: int) -> NDArray[np.float32]:

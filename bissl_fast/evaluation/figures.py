@@ -17,6 +17,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
 from bissl_fast.errors import UserError
+from bissl_fast.evaluation.metrics import METRICS
 
 Records = Sequence[Mapping[str, Any]]
 Series = tuple[NDArray[np.float64], NDArray[np.float64]]
@@ -119,19 +120,21 @@ def solver_residuals(bissl: Records, most: int = 8) -> Figure:
 
 
 def finetuning_curves(bissl: Sequence[Records], baseline: Sequence[Records]) -> Figure:
-    """Validation accuracy during fine-tuning: mean over the seeds with a band of one standard deviation.
+    """Validation score during fine-tuning: mean over the seeds with a band of one standard deviation.
 
     Args:
-        bissl: one list of epoch records per seed, with `epoch` and `val_top1` in percent.
+        bissl: one list of epoch records per seed, with `epoch` and, in percent, `val_top1` or `val_map`.
         baseline: the same for fine-tuning after the baseline.
 
     Raises:
         UserError: if there is nothing to draw.
     """
     arms = (("Only FT (baseline)", baseline, BASELINE), ("BiSSL", bissl, BISSL))
-    drawn = [(name, colour, _over_seeds(runs)) for name, runs, colour in arms if runs]
+    keys = {key for _, runs, _ in arms for run in runs for record in run for key in record}
+    metric = next((metric for metric in METRICS if f"val_{metric.key}" in keys), METRICS[0])
+    drawn = [(name, colour, _over_seeds(runs, f"val_{metric.key}")) for name, runs, colour in arms if runs]
     _require("validation accuracy", *(epochs for _, _, (epochs, _) in drawn))
-    figure, axes = _canvas("fine-tuning epoch", "validation top-1 accuracy (%)")
+    figure, axes = _canvas("fine-tuning epoch", f"validation {metric.words} (%)")
     for name, colour, (epochs, scores) in drawn:
         if not len(epochs):
             continue
@@ -258,12 +261,9 @@ def _series(records: Records, key: str) -> Series:
     return table[:, 0], table[:, 1]
 
 
-def _over_seeds(runs: Sequence[Records]) -> Series:
-    """Epochs (E,) that every seed has finished, and their scores (seeds, E)."""
-    by_epoch = [
-        {record["epoch"]: record["val_top1"] for record in run if {"epoch", "val_top1"} <= record.keys()}
-        for run in runs
-    ]
+def _over_seeds(runs: Sequence[Records], key: str) -> Series:
+    """Epochs (E,) that every seed has finished, and their values of a key (seeds, E)."""
+    by_epoch = [{record["epoch"]: record[key] for record in run if {"epoch", key} <= record.keys()} for run in runs]
     epochs = sorted(set(by_epoch[0]).intersection(*by_epoch))
     scores = np.array([[run[epoch] for epoch in epochs] for run in by_epoch], dtype=float)
     return np.array(epochs, dtype=float), scores

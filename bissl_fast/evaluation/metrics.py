@@ -1,21 +1,47 @@
-"""Test metrics of a classifier: top-1 and top-5 accuracy and cross-entropy."""
+"""Test metrics of a classifier: accuracy, or of a multi-label set mean average precision, and the loss."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
 
 from bissl_fast.errors import UserError
+from bissl_fast.evaluation.average_precision import MeanAveragePrecision
+from bissl_fast.training.supervised import DownstreamLoss, downstream_loss
 
 if TYPE_CHECKING:
     from bissl_fast.data.loader import Batch
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a metric is called.
+
+    Attributes:
+        key: in `results.json`, and behind `val_` in `metrics.jsonl`.
+        row: in the table.
+        words: in a sentence.
+        quantity: what the table shows.
+    """
+
+    key: str
+    row: str
+    words: str
+    quantity: str
+
+
+METRICS = (
+    Metric("top1", "Top-1", "top-1 accuracy", "accuracy"),
+    Metric("top5", "Top-5", "top-5 accuracy", "accuracy"),
+    Metric("map", "mAP", "11-point mAP", "precision"),
+)
+"""All there are. Of those that a data set has, models are compared by the first."""
 
 
 @dataclass(frozen=True)
@@ -23,17 +49,26 @@ class Evaluation:
     """Metrics of one pass over a labelled split.
 
     Attributes:
-        top1: images whose label has the highest output, in percent.
-        top5: images whose label is among the five highest outputs, in percent; 100 where there are
-            five classes or fewer.
-        loss: cross-entropy, mean over the images, in nats.
+        metrics: in percent, by key. `top1` and `top5`: images whose label has the highest output, or is among the five
+            highest; `top5` is 100 where there are five classes or fewer. Of a multi-label set `map` alone: VOC2007's
+            11-point mean average precision.
+        loss: mean over the images, in nats.
         count: number of images.
     """
 
-    top1: float
-    top5: float
+    metrics: Mapping[str, float]
     loss: float
     count: int
+
+    @property
+    def key(self) -> str:
+        """Of the metric that models are compared by."""
+        return next(metric.key for metric in METRICS if metric.key in self.metrics)
+
+    @property
+    def score(self) -> float:
+        """The value of that metric."""
+        return self.metrics[self.key]
 
 
 @contextmanager
@@ -51,7 +86,9 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def evaluate(model: nn.Module, batches: Iterable[Batch], device: torch.device | str) -> Evaluation:
+def evaluate(
+    model: nn.Module, batches: Iterable[Batch], device: torch.device | str, loss: DownstreamLoss = downstream_loss
+) -> Evaluation:
     """Classify every image once, in eval mode and without gradients.
 
     The device is waited for once, at the end.
@@ -60,46 +97,63 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], device: torch.device | 
         model: maps images (B, 3, H, W) to class scores (B, classes).
         batches: labelled batches; `views[0]` is classified.
         device: where the model lives.
+        loss: of scores and targets, mean over the images.
 
     Returns:
         The metrics over all images, each image weighing the same whatever its batch.
 
     Raises:
-        UserError: if there is no image, a batch has no labels, the model has fewer than two outputs, or
-            an output is not finite.
+        UserError: if there is no image, a batch has no labels, the model has fewer than two outputs, an output is not
+            finite, or no image of a multi-label set shows any class.
 
     Example:
         >>> evaluation = evaluate(model, sequential_batches(splits.test, view, 256, "cpu"), "cpu")
-        >>> print(f"{evaluation.top1:.1f} %")
+        >>> print(f"{evaluation.score:.1f} %")
     """
-    from torchmetrics.classification import MulticlassAccuracy
-
-    top1 = top5 = None
+    meters: dict[str, Meter] = {}
     loss_sum = torch.zeros((), dtype=torch.float64, device=device)
     count = 0
     with evaluation_mode(model), torch.inference_mode():
         for batch in batches:
             if batch.labels is None:
                 raise UserError("Accuracy needs labels, and this split has none: evaluate a labelled split.")
-            labels = batch.labels.to(device)
+            targets = batch.labels.to(device)
             scores = model(batch.views[0].to(device)).float()  # (B, classes)
-            if top1 is None or top5 is None:
-                classes = _class_count(scores)
-                top1 = MulticlassAccuracy(classes, top_k=1, average="micro").to(device)
-                top5 = MulticlassAccuracy(classes, top_k=min(5, classes), average="micro").to(device)
-            top1.update(scores, labels)
-            top5.update(scores, labels)
-            loss_sum += cross_entropy(scores, labels, reduction="sum")
-            count += len(labels)
-    if top1 is None or top5 is None:
+            meters = meters or _meters(scores, targets)
+            for meter in meters.values():
+                meter.update(scores, targets)
+            loss_sum += len(targets) * loss(scores, targets)
+            count += len(targets)
+    if not count:
         raise UserError("There is no image to evaluate: the split is empty.")
-    loss = float(loss_sum) / count
-    if not math.isfinite(loss):  # a NaN or infinite score always reaches the log-sum
+    mean = float(loss_sum) / count
+    if not math.isfinite(mean):  # NaN or +∞ among the scores always reaches the log-sum
         raise UserError(
             "The model's outputs are not finite, so its accuracy would mean nothing: "
             "training diverged; lower the learning rate and run it again."
         )
-    return Evaluation(100 * float(top1.compute()), 100 * float(top5.compute()), loss, count)
+    return Evaluation({key: 100 * float(meter.compute()) for key, meter in meters.items()}, mean, count)
+
+
+class Meter(Protocol):
+    """A metric of scores (B, classes) and targets, batch by batch."""
+
+    def update(self, scores: torch.Tensor, targets: torch.Tensor) -> None: ...
+
+    def compute(self) -> Any: ...
+
+
+def _meters(scores: torch.Tensor, targets: torch.Tensor) -> dict[str, Meter]:
+    """By key, the metrics of a set with targets like these."""
+    from torchmetrics.classification import MulticlassAccuracy
+
+    classes = _class_count(scores)
+    if targets.ndim == 2:
+        return {"map": MeanAveragePrecision()}
+    return {
+        "top1": MulticlassAccuracy(classes, top_k=1, average="micro").to(scores.device),
+        "top5": MulticlassAccuracy(classes, top_k=min(5, classes), average="micro").to(scores.device),
+    }
 
 
 def _class_count(scores: torch.Tensor) -> int:

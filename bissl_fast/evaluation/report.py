@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
+from bissl_fast.data.dataset import is_multilabel
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation import figures
 from bissl_fast.evaluation.features import embed
@@ -89,10 +90,14 @@ def _finetuning_curves(run: RunFolder) -> Figure:
 
 
 def _feature_maps(run: RunFolder) -> Figure:
-    arrays = run.arrays("test/features.npz", ("baseline", "bissl", "labels"))
-    count = len(arrays[2])
-    kept = np.linspace(0, count - 1, min(count, MOST_POINTS)).round().astype(int)  # evenly over the split
-    baseline, bissl, labels = (array[kept] for array in arrays)
+    baseline, bissl, labels = run.arrays("test/features.npz", ("baseline", "bissl", "labels"))
+    drawable = np.arange(len(labels))
+    if is_multilabel(labels):
+        drawable = np.flatnonzero((labels == 1).sum(axis=1) == 1)  # which one class names
+        labels = labels.argmax(axis=1)
+    count = len(drawable)
+    kept = drawable[np.linspace(0, count - 1, min(count, MOST_POINTS)).round().astype(int)]  # evenly over the split
+    baseline, bissl, labels = baseline[kept], bissl[kept], labels[kept]
     return figures.feature_maps(embed(baseline, seed=0), embed(bissl, seed=0), labels)
 
 
@@ -105,7 +110,7 @@ PLATES = (
     Plate(
         "finetuning",
         "Fine-tuning",
-        "Validation accuracy after each epoch of fine-tuning: the mean over the seeds, in a band of one standard "
+        "Validation score after each epoch of fine-tuning: the mean over the seeds, in a band of one standard "
         "deviation. A gap at the left end comes from the backbone, one at the right end is what remains of "
         "it after training. The table above is about the test split, at the best validation epoch of each seed. "
         "The paper shows no such curve; Table 1 is where it ends.",
@@ -115,7 +120,8 @@ PLATES = (
         "features",
         "Features before fine-tuning",
         "Test images in the feature space of each backbone, mapped to the plane by t-SNE; one colour and marker "
-        "per class. Images of a class lying together mean that the backbone already tells it apart. The axes, "
+        "per class. Of a set with several classes per image, those that show exactly one are drawn. "
+        "Images of a class lying together mean that the backbone already tells it apart. The axes, "
         "the size of a cluster and the distance between two have no meaning. Batch-norm statistics were "
         "re-estimated on the downstream training images first. Figure 3 and Appendix C.1 of the paper.",
         _feature_maps,

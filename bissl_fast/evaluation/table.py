@@ -8,23 +8,29 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from bissl_fast.errors import UserError
+from bissl_fast.evaluation.metrics import METRICS, Metric
 from bissl_fast.evaluation.statistics import Arm, Comparison, compare
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 ALPHA = 0.05
-COLUMNS = ("Test accuracy (%)", "BiSSL", "Only FT", "Avg diff", "Welch's p")
+ARMS = ("BiSSL", "Only FT", "Avg diff", "Welch's p")
 
 
 @dataclass(frozen=True)
 class Results:
-    """Test accuracies of both arms, in percent (`results.json` of a run folder)."""
+    """Test metrics of both arms, in percent (`results.json` of a run folder).
+
+    Attributes:
+        dataset: its name.
+        classes: how many it has.
+        metrics: those that the data set has; the arms are judged by the first.
+    """
 
     dataset: str
     classes: int
-    top1: Comparison
-    top5: Comparison
+    metrics: tuple[tuple[Metric, Comparison], ...]
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Results:
@@ -35,12 +41,11 @@ class Results:
         """
         try:
             bissl, baseline = content["bissl"], content["baseline"]
-            return cls(
-                dataset=str(content["dataset"]),
-                classes=int(content["classes"]),
-                top1=compare(bissl["top1"], baseline["top1"]),
-                top5=compare(bissl["top5"], baseline["top5"]),
-            )
+            known = [metric for metric in METRICS if metric.key in bissl]
+            if not known:
+                raise KeyError(METRICS[0].key)
+            metrics = tuple((metric, compare(bissl[metric.key], baseline[metric.key])) for metric in known)
+            return cls(str(content["dataset"]), int(content["classes"]), metrics)
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"results.json is not as the test stage writes it ({error!r}): "
@@ -101,10 +106,10 @@ class ResultTable:
 
 
 def results_table(results: Results) -> ResultTable:
-    """Table 1 for one data set: top-1 and top-5 of BiSSL beside fine-tuning only.
+    """Table 1 for one data set: top-1 and top-5, or mAP, of BiSSL beside fine-tuning only.
 
     Args:
-        results: test accuracies of both arms.
+        results: test metrics of both arms.
 
     Returns:
         The table. The better arm is marked where Welch's p is below 0.05.
@@ -112,25 +117,25 @@ def results_table(results: Results) -> ResultTable:
     Example:
         >>> rich.print(results_table(Results.from_json(json.loads(path.read_text()))).to_rich())
     """
-    rows = (_row("Top-1", results.top1), _row("Top-5", results.top5))
-    return ResultTable(COLUMNS, rows, _caption(results))
+    rows = tuple(_row(metric.row, comparison) for metric, comparison in results.metrics)
+    return ResultTable((f"Test {results.metrics[0][0].quantity} (%)", *ARMS), rows, _caption(results))
 
 
 def verdict(results: Results) -> str:
-    """One sentence that says whether BiSSL was better, worse or neither, in top-1 test accuracy."""
-    top1 = results.top1
-    if top1.p is None:
-        relation = "ahead of" if top1.difference > 0 else "behind" if top1.difference < 0 else "level with"
-        opening, closing = f"BiSSL is {relation} fine-tuning only", f", but {top1.untested}"
-    elif top1.significant(ALPHA):
-        relation = "better" if top1.difference > 0 else "worse"
+    """One sentence that says whether BiSSL was better, worse or neither on the test split, by the first metric."""
+    metric, score = results.metrics[0]
+    if score.p is None:
+        relation = "ahead of" if score.difference > 0 else "behind" if score.difference < 0 else "level with"
+        opening, closing = f"BiSSL is {relation} fine-tuning only", f", but {score.untested}"
+    elif score.significant(ALPHA):
+        relation = "better" if score.difference > 0 else "worse"
         opening = f"BiSSL is significantly {relation} than fine-tuning only"
-        closing = f" (Welch's t-test, p {_p_relation(top1.p)})"
+        closing = f" (Welch's t-test, p {_p_relation(score.p)})"
     else:
         opening = "BiSSL is not significantly different from fine-tuning only"
-        closing = f" (Welch's t-test, p {_p_relation(top1.p)})"
-    ours, theirs = (_spread(arm) + "\u00a0%" for arm in (top1.candidate, top1.baseline))
-    scores = f"{ours} against {theirs} top-1 accuracy"
+        closing = f" (Welch's t-test, p {_p_relation(score.p)})"
+    ours, theirs = (_spread(arm) + "\u00a0%" for arm in (score.candidate, score.baseline))
+    scores = f"{ours} against {theirs} {metric.words}"
     return f"{opening} on {results.dataset}: {scores}{closing}."
 
 
@@ -146,7 +151,8 @@ def _row(name: str, comparison: Comparison) -> tuple[Cell, ...]:
 
 
 def _caption(results: Results) -> str:
-    ours, theirs = len(results.top1.candidate.scores), len(results.top1.baseline.scores)
+    _, score = results.metrics[0]
+    ours, theirs = len(score.candidate.scores), len(score.baseline.scores)
     seeds = f"{ours}" if ours == theirs else f"{ours} (BiSSL) and {theirs} (Only FT)"
     sentences = [
         f"{results.dataset}, {results.classes} classes, fine-tuning seeds per arm: {seeds}.",
@@ -156,10 +162,13 @@ def _caption(results: Results) -> str:
         "Avg diff is BiSSL minus Only FT, in percentage points.",
         "Bold: significantly better by Welch's t-test at 5 %.",
     ]
-    for name, comparison in (("Top-1", results.top1), ("Top-5", results.top5)):
+    for metric, comparison in results.metrics:
         if comparison.untested:
-            sentences.append(f"{name}: {comparison.untested}.")
-    if results.classes <= 5:
+            sentences.append(f"{metric.row}: {comparison.untested}.")
+    keys = {metric.key for metric, _ in results.metrics}
+    if "map" in keys:
+        sentences.append("mAP: mean over the classes of VOC2007's 11-point average precision.")
+    if "top5" in keys and results.classes <= 5:
         sentences.append("With five classes or fewer, top-5 is 100 % by definition.")
     return " ".join(sentences)
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch.nn.utils import clip_grad_norm_
 
 from bissl_fast.bilevel import HessianOperator, ParameterVector, frozen_buffers
@@ -20,6 +19,7 @@ from bissl_fast.pretext import SimCLR, mean_pretext_loss, pretext_loss
 from bissl_fast.training.loop import Values
 from bissl_fast.training.precision import Forward
 from bissl_fast.training.schedules import set_learning_rate, warmup_cosine
+from bissl_fast.training.supervised import DownstreamLoss, downstream_loss
 
 Views = Sequence[torch.Tensor]
 
@@ -99,6 +99,7 @@ class BiSSLTask:
         lars: optimiser of the lower level.
         sgd: optimiser of the upper level (Table 3).
         forward: precision context of a forward pass. Products have one of their own (``bilevel.products_dtype``).
+        loss: of scores and targets, L^D.
     """
 
     def __init__(
@@ -114,11 +115,12 @@ class BiSSLTask:
         lars: LARSSettings,
         sgd: SGDSettings,
         forward: Forward,
+        loss: DownstreamLoss = downstream_loss,
     ) -> None:
         self.pretext, self.downstream, self.settings = pretext, downstream, settings
         self.pretext_loader, self.downstream_loader = pretext_loader, downstream_loader
         self.fresh_loader, self.bilevel = fresh_loader, bilevel
-        self.lars, self.sgd, self.forward = lars, sgd, forward
+        self.lars, self.sgd, self.forward, self.loss = lars, sgd, forward, loss
         self.steps, self.log_every = settings.alternations, 1
         self.images_per_step = (
             settings.lower_steps * pretext_loader.batch_size + settings.upper_steps * downstream_loader.batch_size
@@ -249,7 +251,7 @@ class BiSSLTask:
     def _downstream_loss(self, backbone: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """L^D of a backbone with φ_D."""
         with self.forward():
-            return F.cross_entropy(self.downstream.head(backbone(batch.views[0])), batch.target)
+            return self.loss(self.downstream.head(backbone(batch.views[0])), batch.target)
 
     @torch.no_grad()
     def _leak_statistics(self, stored: list[Views], products: int) -> None:

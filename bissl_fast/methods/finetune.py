@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from bissl_fast.bilevel import frozen_buffers
 from bissl_fast.data.loader import Loader
@@ -15,6 +14,7 @@ from bissl_fast.models import Network
 from bissl_fast.training.loop import Values
 from bissl_fast.training.precision import Forward
 from bissl_fast.training.schedules import set_learning_rate, warmup_cosine
+from bissl_fast.training.supervised import DownstreamLoss, MultilabelLoss, downstream_loss
 
 _SGD = "(upper, finetune-bissl or finetune-baseline)"
 
@@ -60,17 +60,21 @@ class HeadSettings:
 
 @dataclass(frozen=True)
 class FineTuneSettings:
-    """Fine-tuning of backbone and a new linear head; the epoch of highest validation accuracy is kept.
+    """Fine-tuning of backbone and a new linear head; the epoch of the best validation score is kept.
 
     Attributes:
         epochs: length; the rate falls to 0 by a half cosine.
         batch_size: images per step; also of the head's warm-up and the upper level.
         seeds: how many models are trained from each backbone.
+        multilabel_loss: of a set with several classes per image, likewise; others have cross-entropy. `bce`: one
+            logistic loss per class, the classes' sum; `cross-entropy`: softmax against the multi-hot target, as the
+            released code.
     """
 
     epochs: int = 400
     batch_size: int = 256
     seeds: int = 10
+    multilabel_loss: MultilabelLoss = "bce"
 
     def __post_init__(self) -> None:
         require(self.epochs >= 1, "finetune.epochs", self.epochs, "at least 1")
@@ -87,10 +91,20 @@ class HeadWarmupTask:
         sgd: optimiser settings.
         steps: length.
         forward: precision context of a forward pass.
+        loss: of scores and targets.
     """
 
-    def __init__(self, network: Network, loader: Loader, sgd: SGDSettings, steps: int, forward: Forward) -> None:
+    def __init__(
+        self,
+        network: Network,
+        loader: Loader,
+        sgd: SGDSettings,
+        steps: int,
+        forward: Forward,
+        loss: DownstreamLoss = downstream_loss,
+    ) -> None:
         self.network, self.loader, self.sgd, self.forward = network, loader, sgd, forward
+        self.loss = loss
         self.steps, self.log_every = steps, max(1, min(50, steps // 20))
         self.images_per_step = loader.batch_size
         self._optimizer = sgd.build(list(network.head.parameters()))
@@ -102,7 +116,7 @@ class HeadWarmupTask:
         with self.forward():
             with torch.no_grad(), frozen_buffers(self.network.backbone):
                 features = self.network.backbone(batch.views[0])
-            loss = F.cross_entropy(self.network.head(features), batch.target)
+            loss = self.loss(self.network.head(features), batch.target)
         loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
         return {"loss": loss.detach(), "lr": self.sgd.learning_rate}
@@ -116,7 +130,7 @@ class HeadWarmupTask:
 
 
 class FineTuneTask:
-    """One step of cross-entropy and SGD; after each epoch the validation set, keeping the best weights so far.
+    """One step of SGD on the downstream loss; after each epoch the validation set, keeping the best weights so far.
 
     Args:
         network: backbone and linear head, trained in place.
@@ -126,6 +140,7 @@ class FineTuneTask:
         epochs: length.
         steps_per_epoch: batches between two validations.
         forward: precision context of a forward pass.
+        loss: of scores and targets.
     """
 
     def __init__(
@@ -137,12 +152,13 @@ class FineTuneTask:
         epochs: int,
         steps_per_epoch: int,
         forward: Forward,
+        loss: DownstreamLoss = downstream_loss,
     ) -> None:
         self.network, self.loader, self.sgd, self.forward = network, loader, sgd, forward
         self.steps, self.log_every, self.images_per_step = epochs * steps_per_epoch, steps_per_epoch, loader.batch_size
         self.best: dict[str, torch.Tensor] = {}
-        self.best_top1 = -1.0
-        self._validate = validate
+        self.best_score = -1.0
+        self.loss, self._validate = loss, validate
         self._optimizer = sgd.build(list(network.parameters()))
 
     def step(self, index: int) -> Values:
@@ -152,7 +168,7 @@ class FineTuneTask:
         self.network.train()
         self._optimizer.zero_grad(set_to_none=True)
         with self.forward():
-            loss = F.cross_entropy(self.network(batch.views[0]), batch.target)
+            loss = self.loss(self.network(batch.views[0]), batch.target)
         loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
         values: dict[str, torch.Tensor | float] = {"loss": loss.detach(), "lr": rate}
@@ -162,20 +178,20 @@ class FineTuneTask:
 
     def _end_epoch(self, epoch: int) -> dict[str, float]:
         result = self._validate(self.network)
-        if result.top1 > self.best_top1:
-            self.best_top1 = result.top1
+        if result.score > self.best_score:
+            self.best_score = result.score
             self.best = {name: value.clone() for name, value in self.network.state_dict().items()}
-        return {"epoch": epoch, "val_top1": result.top1, "val_loss": result.loss}
+        return {"epoch": epoch, f"val_{result.key}": result.score, "val_loss": result.loss}
 
     def state(self) -> dict[str, Any]:
         return {
             "network": self.network.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "best": self.best,
-            "best_top1": self.best_top1,
+            "best_score": self.best_score,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
         self._optimizer.load_state_dict(state["optimizer"])
-        self.best, self.best_top1 = state["best"], state["best_top1"]
+        self.best, self.best_score = state["best"], state["best_score"]

@@ -6,7 +6,7 @@ import torch
 from rich.console import Console
 
 from bissl_fast.data.catalogue import FOLDER_PREFIX, entry_of, load_downstream, load_pretext
-from bissl_fast.data.dataset import ImageSet
+from bissl_fast.data.dataset import ImageSet, count_by_class, is_multilabel
 from bissl_fast.data.loader import Batch, Loader
 from bissl_fast.data.order import BatchOrder
 from bissl_fast.data.pipelines import Pipeline
@@ -46,15 +46,11 @@ class RunData:
         self.pipeline = Pipeline(
             images.pipeline, device, images.resident_share, config.threads or None, lambda line: say(console, line)
         )
-        if not config.dataset.startswith(FOLDER_PREFIX) and entry_of(config.dataset).multilabel:
-            raise UserError(
-                f"{config.dataset} names several classes per image, and training knows only sets of one class per "
-                f"image: choose another --dataset; its images can serve the pretext task, --pretext-dataset "
-                f"{config.dataset}."
-            )
         self.unlabelled = self._load_unlabelled()
         self.splits = load_downstream(config.dataset, config.data_root, images.cache_size, config.cache_dir)
         self._tell_sizes()
+        for scored in (self.splits.val, self.splits.test):
+            self._tell_absent_classes(scored)
 
     def loader(
         self, images: ImageSet, views: tuple[ViewSettings, ...], batch_size: int, purpose: str, phase_length: int = 1
@@ -101,3 +97,17 @@ class RunData:
             say(self.console, f"{images.name}: {len(images):,} images of {images.size} px{skipped}")
             for name in images.skipped[:SKIPPED_NAMES]:
                 say(self.console, f"  left out: {name}")
+
+    def _tell_absent_classes(self, images: ImageSet) -> None:
+        """Of a multi-label split that is to be scored: a class that no image shows has no average precision."""
+        if images.labels is None or not is_multilabel(images.labels):
+            return
+        counts = count_by_class(images.labels, len(images.classes))
+        absent = [name for name, count in zip(images.classes, counts, strict=True) if not count]
+        if len(absent) == len(images.classes):
+            raise UserError(
+                f"No image of {images.name} shows any of its {len(images.classes)} classes, so nothing can be scored: "
+                "put the whole set there."
+            )
+        if absent:
+            say(self.console, f"{images.name}: mAP leaves out what no image shows: {', '.join(absent)}", "yellow")

@@ -91,6 +91,7 @@ def _official(dataset: str) -> TrainConfig:
         preset="official",
         images=replace(paper.images, first=first, second=second),
         pretrain=replace(paper.pretrain, lars=LARSSettings(exclude_1d=False, scale_learning_rate=False)),
+        finetune=replace(paper.finetune, multilabel_loss="cross-entropy"),
         bissl=replace(
             paper.bissl,
             stored_batches=1,

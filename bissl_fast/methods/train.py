@@ -4,6 +4,7 @@ import copy
 import json
 import os
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from bissl_fast.data.dataset import ImageSet
+from bissl_fast.data.dataset import ImageSet, is_multilabel
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.features import extract_features, reestimate_batch_norm
 from bissl_fast.evaluation.metrics import Evaluation, evaluate
@@ -36,6 +37,7 @@ from bissl_fast.training.files import (
 from bissl_fast.training.loop import Task, run_loop
 from bissl_fast.training.precision import apply_precision, find_device
 from bissl_fast.training.stage import StageOutput, run_stage
+from bissl_fast.training.supervised import downstream_loss
 from bissl_fast.training.tracking import say
 
 
@@ -60,6 +62,7 @@ class Training:
         self.features = probe_features(config.backbone, config.images.size)
         self.data = RunData(config, self.device, console)
         self.unlabelled, self.splits = self.data.unlabelled, self.data.splits
+        self.loss = partial(downstream_loss, multilabel=config.finetune.multilabel_loss)
         self._count_steps()
         self.environment = describe_environment(self.device)
         make_folder(self.folder)
@@ -136,7 +139,7 @@ class Training:
             view = (config.images.finetune_view,)
             with self.data.loader(self.splits.train, view, config.finetune.batch_size, "head") as loader:
                 steps = config.head.epochs * self.epoch_steps
-                self._loop(HeadWarmupTask(network, loader, config.upper, steps, self.forward), folder)
+                self._loop(HeadWarmupTask(network, loader, config.upper, steps, self.forward, self.loss), folder)
             save_weights(folder / "weights.safetensors", network.head.state_dict())
 
         settings = {
@@ -144,6 +147,7 @@ class Training:
             "sgd": config.upper,
             "batch_size": config.finetune.batch_size,
             "view": config.images.finetune_view,
+            **self._loss_key,
         }
         inputs = {"images": self.splits.train.content_hash, "backbone": warmup.hash}
         return self._stage("head-warmup", settings, inputs, body)
@@ -176,6 +180,7 @@ class Training:
                     config.pretrain.lars,
                     config.upper,
                     self.forward,
+                    self.loss,
                 )
                 self._loop(task, folder)
             named = {f"downstream.{name}": value for name, value in downstream.state_dict().items()}
@@ -189,6 +194,7 @@ class Training:
             "sgd": config.upper,
             "batch_sizes": (config.pretrain.batch_size, config.finetune.batch_size),
             "views": (*config.images.pretext_views, config.images.finetune_view),
+            **self._loss_key,
         }
         inputs = {
             "unlabelled": self.unlabelled.content_hash,
@@ -210,7 +216,7 @@ class Training:
             view = (config.images.finetune_view,)
             with self.data.loader(self.splits.train, view, config.finetune.batch_size, purpose) as loader:
                 task = FineTuneTask(
-                    network, loader, validate, sgd, config.finetune.epochs, self.epoch_steps, self.forward
+                    network, loader, validate, sgd, config.finetune.epochs, self.epoch_steps, self.forward, self.loss
                 )
                 self._loop(task, folder)
             save_weights(folder / "weights.safetensors", task.best)
@@ -221,6 +227,7 @@ class Training:
             "batch_size": config.finetune.batch_size,
             "seed_number": k,
             "views": (config.images.finetune_view, config.images.evaluation_view),
+            **self._loss_key,
         }
         inputs = {
             "images": self.splits.train.content_hash,
@@ -237,7 +244,7 @@ class Training:
             results: dict[str, Any] = {}
             for arm, stages in arms.items():
                 scores = [self._evaluate(self._finetuned(stage), self.splits.test) for stage in stages]
-                results[arm] = {"top1": [s.top1 for s in scores], "top5": [s.top5 for s in scores]}
+                results[arm] = {key: [score.metrics[key] for score in scores] for key in scores[0].metrics}
             features, labels = self._features(backbones)
             write_arrays(folder / "features.npz", {**features, "labels": labels})
             images = sample_views(self.unlabelled, views[:2], derive_seed(self.config.seed, "pretext"))
@@ -249,6 +256,13 @@ class Training:
         inputs |= {"images": self.splits.test.content_hash, "train": self.splits.train.content_hash}
         inputs |= {"unlabelled": self.unlabelled.content_hash}
         return self._stage("test", {"views": views}, inputs, body, ("results.json", "features.npz", "views.npz"))
+
+    @property
+    def _loss_key(self) -> dict[str, str]:
+        """What the downstream loss adds to the settings that a stage is keyed by: nothing where there is no choice."""
+        return (
+            {"multilabel_loss": self.config.finetune.multilabel_loss} if is_multilabel(self.splits.train.labels) else {}
+        )
 
     def _stage(
         self,
@@ -296,7 +310,7 @@ class Training:
         return network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
     def _evaluate(self, network: nn.Module, images: ImageSet) -> Evaluation:
-        return evaluate(network, self.data.evaluation_batches(images), self.device)
+        return evaluate(network, self.data.evaluation_batches(images), self.device, self.loss)
 
     def _features(self, backbones: dict[str, StageOutput]) -> tuple[dict[str, Any], Any]:
         """Test features of each arm's backbone before fine-tuning, batch-norm statistics re-estimated (C.1)."""

@@ -28,7 +28,6 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "--images.size", "1000000"], "--images.size must be between 8 and 4096 pixels, found 1000000"),
         (["train", "--images.first.blur", "2"], "The view setting blur is 2.0; it must be a probability between 0 and"),
         (["train", "--images.first.mean", "nan", "0", "0"], "The view setting mean is (nan, 0.0, 0.0); it must be fin"),
-        (["train", "--dataset", "voc2007"], "voc2007 names several classes per image, and training knows only sets of"),
         (["train", "--backbone", "resnet_18"], "timm knows no backbone called 'resnet_18'; did you mean"),
         (["report", "nowhere"], "is not a run folder"),
         (["bench", "everything"], "there is no benchmark 'everything'"),

@@ -118,17 +118,17 @@ def caltech101(root, counts=(31, 40)):
 
 
 def voc2007(root, classes, per_split=4):
-    """Image i of a split is 1 in class i, 0 in class i + 1 and -1 in all others."""
+    """Image i of a split is 1 in class i, 0 in class i + 1 and -1 in all others, modulo the number of classes."""
     folder = root / "VOCdevkit" / "VOC2007"
     for k, split in enumerate(("train", "val", "test")):
         images = [f"{k}{i:05}" for i in range(per_split)]
         lines(folder / "ImageSets" / "Main" / f"{split}.txt", images)
         for c, name in enumerate(classes):
-            values = [{0: 1, 1: 0}.get(c - i, -1) for i in range(per_split)]
+            values = [{0: 1, 1: 0}.get((c - i) % len(classes), -1) for i in range(per_split)]
             rows = [f"{image} {value:2}" for image, value in zip(images, values, strict=True)]
             lines(folder / "ImageSets" / "Main" / f"{name}_{split}.txt", rows)
-        for image in images:
-            photograph(folder / "JPEGImages" / f"{image}.jpg", 0)
+        for i, image in enumerate(images):
+            photograph(folder / "JPEGImages" / f"{image}.jpg", i % 6)
     return folder
 
 

@@ -75,6 +75,16 @@ def test_the_number_of_threads_changes_no_bit(pipeline: str) -> None:
 
 
 @with_each_loader
+def test_the_targets_of_a_multi_label_set_are_its_rows(pipeline: str) -> None:
+    targets = np.random.default_rng(0).integers(-1, 2, (37, 5)).astype(np.int8)
+    images = ImageSet("mine", IMAGES.images, targets, tuple("abcde"), "0")
+    with LOADERS[pipeline](images, VIEWS, ORDER, 1, "cpu") as loader:
+        batch = loader.load(6)
+    assert batch.target.dtype == torch.int8
+    assert np.array_equal(batch.target, targets[batch.samples])
+
+
+@with_each_loader
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_the_ranks_together_have_the_batch_of_one_process(pipeline: str, ranks: int) -> None:
     for draw in (0, 6):

@@ -38,6 +38,13 @@ def test_the_band_is_the_mean_and_sample_deviation_over_the_epochs_that_all_seed
     np.testing.assert_allclose(line(axes, "BiSSL, 2 seeds"), [[1, 12]])
     heights = axes.collections[0].get_paths()[0].vertices[:, 1]
     assert (heights.min(), heights.max()) == pytest.approx((12 - 8**0.5, 12 + 8**0.5))
+    assert axes.get_ylabel() == "validation top-1 accuracy (%)"
+
+
+def test_the_curve_of_a_multi_label_set_is_its_map() -> None:
+    (axes,) = figures.finetuning_curves([[{"step": 1, "epoch": 1, "val_map": 10.0}]], []).axes
+    np.testing.assert_allclose(line(axes, "BiSSL, 1 seed"), [[1, 10]])
+    assert axes.get_ylabel() == "validation 11-point mAP (%)"
 
 
 def test_residual_lines_are_named_by_their_number_of_products() -> None:

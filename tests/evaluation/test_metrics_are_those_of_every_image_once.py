@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from bissl_fast.data.loader import Batch
 from bissl_fast.errors import UserError
+from bissl_fast.evaluation.average_precision import mean_average_precision
 from bissl_fast.evaluation.metrics import evaluate
 
 
@@ -38,15 +39,28 @@ def test_accuracies_and_loss_equal_their_definitions_with_an_uneven_last_batch()
     labels = torch.randint(12, (50,), generator=generator)
     evaluation = evaluate(Scores(12), batches_of(scores, labels, 16), "cpu")
     ranks = (scores > scores.gather(1, labels[:, None])).sum(1)
-    assert evaluation.top1 == pytest.approx(100 * (ranks < 1).float().mean().item())
-    assert evaluation.top5 == pytest.approx(100 * (ranks < 5).float().mean().item())
+    assert evaluation.metrics.keys() == {"top1", "top5"}
+    assert evaluation.score == evaluation.metrics["top1"] == pytest.approx(100 * (ranks < 1).float().mean().item())
+    assert evaluation.metrics["top5"] == pytest.approx(100 * (ranks < 5).float().mean().item())
     assert evaluation.loss == pytest.approx(cross_entropy(scores, labels).item(), rel=1e-6)
     assert evaluation.count == 50
 
 
 def test_top5_of_three_classes_is_100_percent() -> None:
     evaluation = evaluate(Scores(3), batches_of(torch.eye(3), torch.tensor([1, 2, 0]), 2), "cpu")
-    assert (evaluation.top1, evaluation.top5) == (0.0, 100.0)
+    assert evaluation.metrics == {"top1": 0.0, "top5": 100.0}
+
+
+def test_average_precision_and_loss_of_a_multi_label_set_equal_their_definitions_with_an_uneven_last_batch() -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(50, 12, generator=generator)
+    targets = torch.randint(-1, 2, (50, 12), generator=generator, dtype=torch.int8)
+    evaluation = evaluate(Scores(12), batches_of(scores, targets, 16), "cpu")
+    assert evaluation.metrics.keys() == {"map"}
+    assert evaluation.score == pytest.approx(100 * mean_average_precision(scores.numpy(), targets.numpy()))
+    losses = binary_cross_entropy_with_logits(scores, (targets == 1).float(), reduction="none")
+    assert evaluation.loss == pytest.approx(losses[targets != 0].sum().item() / 50, rel=1e-6)
+    assert evaluation.count == 50
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -65,11 +79,13 @@ def test_the_mode_comes_back_after_an_error() -> None:
     assert model.training
 
 
-def test_nan_outputs_are_refused() -> None:
+@pytest.mark.parametrize("targets", [torch.arange(3), torch.tensor([[1, -1, 0], [0, 0, 0], [-1, 1, -1]])])
+@pytest.mark.parametrize("output", [torch.nan, torch.inf])
+def test_outputs_that_are_not_finite_are_refused(targets: torch.Tensor, output: float) -> None:
     scores = torch.eye(3)
-    scores[1, 0] = torch.nan
+    scores[1, 0] = output
     with pytest.raises(UserError, match="not finite"):
-        evaluate(Scores(3), batches_of(scores, torch.arange(3), 2), "cpu")
+        evaluate(Scores(3), batches_of(scores, targets, 2), "cpu")
 
 
 def test_an_empty_split_is_refused() -> None:

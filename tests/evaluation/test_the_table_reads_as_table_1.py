@@ -33,6 +33,19 @@ def test_markdown_of_a_known_input() -> None:
     )
 
 
+def test_a_multi_label_set_has_its_map_in_place_of_the_accuracies() -> None:
+    voc = results(
+        dataset="voc2007", classes=20, bissl={"map": [52.0, 52.6, 51.7]}, baseline={"map": [49.3, 49.9, 48.9]}
+    )
+    markdown = results_table(voc).to_markdown()
+    assert markdown.startswith("| Test precision (%) | BiSSL | Only FT |")
+    assert "| mAP | **52.1 ± 0.5** | 49.4 ± 0.5 | +2.7 | 0.002 |" in markdown
+    assert markdown.endswith("mAP: mean over the classes of VOC2007's 11-point average precision.\n")
+    assert verdict(voc).endswith(
+        "52.1 ± 0.5\u00a0% against 49.4 ± 0.5\u00a0% 11-point mAP (Welch's t-test, p = 0.002)."
+    )
+
+
 def test_terminal_and_html_carry_the_same_cells() -> None:
     table = results_table(results())
     console = Console(width=100)

@@ -45,13 +45,14 @@ class Draws:
 
     batch_size = 6
 
-    def __init__(self, seed: int, views: int) -> None:
-        self.seed, self.views = seed, views
+    def __init__(self, seed: int, views: int, multilabel: bool = False) -> None:
+        self.seed, self.views, self.multilabel = seed, views, multilabel
 
     def load(self, draw: int) -> Batch:
         generator = torch.Generator().manual_seed(1000 * self.seed + draw)
         views = tuple(torch.randn(6, 4, generator=generator, dtype=torch.float64) for _ in range(self.views))
-        labels = torch.randint(0, 3, (6,), generator=generator)
+        low, shape = (-1, (6, 3)) if self.multilabel else (0, (6,))
+        labels = torch.randint(low, low + 3, shape, generator=generator)
         return Batch(views, labels, np.arange(6), draw)
 
 
@@ -63,9 +64,17 @@ def networks() -> tuple[Network, Network]:
     return pretext, downstream
 
 
-def task(settings: BiSSLSettings, bilevel: BilevelSettings = BilevelSettings()) -> BiSSLTask:  # noqa: B008
+def task(
+    settings: BiSSLSettings,
+    bilevel: BilevelSettings = BilevelSettings(),  # noqa: B008
+    multilabel: bool = False,
+) -> BiSSLTask:
     pretext, downstream = networks()
-    loaders: list[Any] = [Draws(1, 2), Draws(2, 1), Draws(3, 2) if settings.stored_from == "fresh" else None]
+    loaders: list[Any] = [
+        Draws(1, 2),
+        Draws(2, 1, multilabel),
+        Draws(3, 2) if settings.stored_from == "fresh" else None,
+    ]
     return BiSSLTask(pretext, downstream, SimCLR(0.5), *loaders, settings, bilevel, LARS, SGD, nullcontext)
 
 
@@ -75,8 +84,8 @@ Tensors = dict[str, torch.Tensor]
 class Literal:
     """Algorithm 1, line by line, on dictionaries of tensors."""
 
-    def __init__(self, settings: BiSSLSettings) -> None:
-        self.s = settings
+    def __init__(self, settings: BiSSLSettings, multilabel: bool = False) -> None:
+        self.s, self.downstream = settings, Draws(2, 1, multilabel)
         pretext, downstream = networks()
         self.modules = {"P": pretext, "D": downstream}
         self.theta = {level: self._part(net, "backbone.") for level, net in self.modules.items()}
@@ -98,7 +107,11 @@ class Literal:
         return nt_xent_loss(first, second, 0.5)
 
     def downstream_loss(self, theta: Tensors, phi: Tensors, batch: Batch) -> torch.Tensor:
-        return F.cross_entropy(self.call("D", theta | phi, batch.views[0]), batch.target)
+        scores, target = self.call("D", theta | phi, batch.views[0]), batch.target
+        if target.ndim == 1:
+            return F.cross_entropy(scores, target)
+        cost = torch.log1p(torch.exp(torch.where(target == 1, -scores, scores)))  # −log of the label's probability
+        return cost[target != 0].sum() / len(target)
 
     def gradients(self, loss: Any, theta: Tensors, phi: Tensors) -> tuple[Tensors, Tensors]:
         theta = {n: v.detach().requires_grad_() for n, v in theta.items()}
@@ -150,7 +163,7 @@ class Literal:
 
     def upper_step(self, t: int, n: int, stored: list[tuple[torch.Tensor, ...]]) -> None:
         step, total = (t - 1) * self.s.upper_steps + n, self.s.alternations * self.s.upper_steps
-        batch = Draws(2, 1).load(step)
+        batch = self.downstream.load(step)
 
         def loss(theta: Tensors, phi: Tensors) -> torch.Tensor:
             return self.downstream_loss(theta, phi, batch)
@@ -200,13 +213,13 @@ def layerwise(matrix: torch.Tensor, b: torch.Tensor, sizes: list[int], iteration
 
 @pytest.mark.parametrize(
     "change",
-    [{}, {"stored_from": "fresh"}, {"adaptation_every": 0}, {"clip": 1e9}, {"mode": "reverse"}],
-    ids=["as the paper", "fresh batches", "no adaptation", "no clipping", "reverse products"],
+    [{}, {"stored_from": "fresh"}, {"adaptation_every": 0}, {"clip": 1e9}, {"mode": "reverse"}, {"multilabel": True}],
+    ids=["as the paper", "fresh batches", "no adaptation", "no clipping", "reverse products", "multi-label"],
 )
 def test_every_parameter_after_four_alternations_equals_the_literal_algorithm(change: dict[str, Any]) -> None:
-    mode = change.get("mode", "linearized")
-    settings = replace(SETTINGS, **{name: value for name, value in change.items() if name != "mode"})
-    ours, literal = task(settings, BilevelSettings(mode)), Literal(settings)
+    mode, multilabel = change.get("mode", "linearized"), change.get("multilabel", False)
+    settings = replace(SETTINGS, **{k: value for k, value in change.items() if k not in ("mode", "multilabel")})
+    ours, literal = task(settings, BilevelSettings(mode), multilabel), Literal(settings, multilabel)
     for t in range(settings.alternations):
         ours.step(t)
     literal.run()

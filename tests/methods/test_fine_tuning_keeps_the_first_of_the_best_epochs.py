@@ -30,14 +30,15 @@ class Noise(Loader):
 @pytest.mark.parametrize(
     ("accuracies", "best"), [((0.1, 0.5, 0.4), 1), ((0.5, 0.5, 0.5), 0), ((0.0, 0.0, 0.1), 2), ((0.0, 0.0, 0.0), 0)]
 )
-def test_the_epoch_that_is_kept(accuracies: tuple[float, ...], best: int) -> None:
+@pytest.mark.parametrize("metric", ["top1", "map"])
+def test_the_epoch_that_is_kept(accuracies: tuple[float, ...], best: int, metric: str) -> None:
     torch.manual_seed(0)
     network = Network(nn.Linear(3, 4), nn.Linear(4, 2))
     after = []
 
     def validate(network: nn.Module) -> Evaluation:
         after.append({name: value.clone() for name, value in network.state_dict().items()})
-        return Evaluation(top1=accuracies[len(after) - 1], top5=1.0, loss=0.0, count=4)
+        return Evaluation({metric: accuracies[len(after) - 1]}, loss=0.0, count=4)
 
     task = FineTuneTask(network, Noise(), validate, SGDSettings(0.1, 0.0), len(accuracies), 2, nullcontext)
     for index in range(task.steps):

@@ -1,6 +1,7 @@
 """The presets row by row, as the paper and its released code say."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -50,7 +51,9 @@ def test_official_preset_departs_from_the_paper_as_the_released_code_does_and_no
     assert (first.crop_scale, first.crop_ratio, first.pixel_range) == ((0.08, 1.0), (0.5, 1.0), 255)
     assert official.bissl.adaptation_every == 0
     assert official.bissl.leak_statistics
-    same = ("head", "upper", "finetune", "finetune_bissl", "finetune_baseline", "backbone", "pretext")
+    assert (paper.finetune.multilabel_loss, official.finetune.multilabel_loss) == ("bce", "cross-entropy")
+    assert replace(official.finetune, multilabel_loss="bce") == paper.finetune
+    same = ("head", "upper", "finetune_bissl", "finetune_baseline", "backbone", "pretext")
     assert all(getattr(paper, name) == getattr(official, name) for name in same)
     assert (official.bissl.downstream_weight, official.bissl.clip) == (0.01, 10)
 

@@ -20,8 +20,8 @@ VALUES = {"1": 1, "0": 0, "-1": -1}  # present, only as objects marked difficult
 def voc2007(folder: Path) -> Listing:
     """Read `JPEGImages/*.jpg` by the lists `ImageSets/Main/{train,val,test}.txt` and `<class>_{train,val,test}.txt`.
 
-    Targets are multi-label, `(N, 20)` int8, with the files' own values: whether an image whose only objects of a class
-    are difficult counts as positive is for the loss and the metric to say. The splits are VOC's own.
+    Targets are multi-label, `(N, 20)` int8, with the files' own values: what an image whose only objects of a class are
+    difficult counts as is for the loss and the metric to say. The splits are VOC's own.
 
     Raises:
         UserError: A list is missing or contradicts another, or a split has no image on disk.
