@@ -110,7 +110,7 @@ def results_table(results: Results) -> ResultTable:
         The table. The better arm is marked where Welch's p is below 0.05.
 
     Example:
-        >>> rich.print(results_table(Results.from_json(json.loads(path.read_text()))).to_rich())
+        >>> rich.print(results_table(Results.from_json(json.loads(path.read_text()))).to_rich())  # doctest: +SKIP
     """
     rows = (_row("Top-1", results.top1), _row("Top-5", results.top5))
     return ResultTable(COLUMNS, rows, _caption(results))
