@@ -7,6 +7,7 @@ from bissl_fast.bilevel.lanczos import Spectrum, lanczos
 from bissl_fast.bilevel.operators import Operator, ShiftedOperator
 from bissl_fast.bilevel.parameters import ParameterVector, frozen_buffers
 from bissl_fast.bilevel.solvers import (
+    Event,
     Nystrom,
     Recycler,
     Solution,
@@ -20,6 +21,7 @@ from bissl_fast.bilevel.solvers import (
 __all__ = [
     "CapturedSolver",
     "CompositeLoss",
+    "Event",
     "HessianOperator",
     "Nystrom",
     "Operator",

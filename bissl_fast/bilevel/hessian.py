@@ -80,7 +80,7 @@ class HessianOperator:
             changed since the operator was built or updated; at any time, if the module holds other parameters.
 
     Example:
-        >>> layer = nn.Linear(2, 1, bias=False)
+        >>> layer = torch.nn.Linear(2, 1, bias=False)
         >>> hessian = HessianOperator(lambda m, x: m(x).square().mean(), ParameterVector(layer), [torch.eye(2)])
         >>> hessian.matvec(torch.tensor([1.0, 0.0]))
         tensor([1., 0.])
@@ -186,7 +186,11 @@ class HessianOperator:
         return self._parameters.segments
 
     def matvec(self, vector: torch.Tensor) -> torch.Tensor:
-        """``(1/K) Σ_k ∇²L(θ; z_k) v`` for a vector ``(L,)``; the result is detached."""
+        """``(1/K) Σ_k ∇²L(θ; z_k) v`` for a vector ``(L,)``; the result is detached.
+
+        Raises:
+            ValueError: for a vector of another length, dtype or device than the parameters.
+        """
         return self.matmat(vector.unsqueeze(0))[0]
 
     def matmat(self, vectors: torch.Tensor) -> torch.Tensor:

@@ -33,6 +33,9 @@ def implicit_gradient(
         solver: any function of :mod:`bissl_fast.bilevel.solvers`.
         **settings: passed to the solver.
 
+    Returns:
+        The solution; its ``x`` ``(L,)`` is v_IG, its ``troubles()`` say what happened on the way.
+
     Raises:
         ValueError: if λ + λ_damp is not positive.
 

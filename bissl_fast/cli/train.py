@@ -16,7 +16,7 @@ from bissl_fast.training.tracking import say
 
 DESCRIPTION = """Run BiSSL beside its baseline, from pretext training to test.
 
-Stages: pretext-warmup, head-warmup, bissl, finetune-bissl-*, pretext-baseline, finetune-baseline-*, test. Each is kept
+Stages: pretext-warmup, head-warmup, bissl, pretext-baseline, finetune-bissl-*, finetune-baseline-*, test. Each is kept
 in the run's folder: a finished one is skipped, a broken one goes on. Defaults below are those of --preset for
 --dataset; --config FILE takes them from an earlier run's config.yaml instead.
 """

@@ -101,7 +101,8 @@ class DaliLoader(Loader):
         UserError: if DALI or the device is missing, or the order is for a set of another size.
 
     Example:
-        >>> with DaliLoader(images, vicreg_views(96), BatchOrder(len(images), 256, seed=0), 0, device) as loader:
+        >>> order = BatchOrder(len(images), 256, seed=0)  # doctest: +SKIP
+        >>> with DaliLoader(images, vicreg_views(96), order, 0, device) as loader:  # doctest: +SKIP
         ...     first, second = loader.load(0).views
     """
 

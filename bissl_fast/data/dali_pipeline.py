@@ -44,7 +44,7 @@ class DaliPipeline:
         UserError: if DALI is not installed, or the device is not there.
 
     Example:
-        >>> with DaliPipeline(vicreg_views(96), batch_size=256, encoded=True) as pipeline:
+        >>> with DaliPipeline(vicreg_views(96), batch_size=256, encoded=True) as pipeline:  # doctest: +SKIP
         ...     sizes = image_sizes(files)
         ...     tables = [draw_views(s, 0, 0, samples, view, sizes) for view, s in enumerate(vicreg_views(96))]
         ...     first, second = pipeline.render(files, tables)

@@ -122,7 +122,8 @@ class ViewLoader(Loader):
         UserError: if the order is for a set of another size, or the set is resident on another device.
 
     Example:
-        >>> with ViewLoader(images, vicreg_views(96), BatchOrder(len(images), 256, seed=0), 0, device) as loader:
+        >>> order = BatchOrder(len(images), 256, seed=0)  # doctest: +SKIP
+        >>> with ViewLoader(images, vicreg_views(96), order, 0, device) as loader:  # doctest: +SKIP
         ...     first, second = loader.load(0).views
     """
 

@@ -55,7 +55,8 @@ class Pipeline:
 
     Example:
         >>> pipeline = Pipeline("auto", torch.device("cpu"))
-        >>> with pipeline.loader(images, vicreg_views(96), BatchOrder(len(images), 256, seed=0), seed=0) as loader:
+        >>> order = BatchOrder(len(images), 256, seed=0)  # doctest: +SKIP
+        >>> with pipeline.loader(images, vicreg_views(96), order, seed=0) as loader:  # doctest: +SKIP
         ...     first, second = loader.load(0).views
     """
 

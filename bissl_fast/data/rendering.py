@@ -40,8 +40,12 @@ def render(
         UserError: if the images are not uint8 RGB, or the table or the samples do not fit them.
 
     Example:
+        >>> from bissl_fast.data.presets import vicreg_views
+        >>> from bissl_fast.data.views import draw_views
+        >>> images, (settings, _) = torch.zeros(8, 112, 112, 3, dtype=torch.uint8), vicreg_views(96)
         >>> table = draw_views(settings, seed=0, epoch=0, samples=np.arange(8), view=0, image_size=(112, 112))
-        >>> view = render(images, table, settings)
+        >>> render(images, table, settings).shape
+        torch.Size([8, 3, 96, 96])
     """
     rows = np.arange(len(images)) if samples is None else samples
     torch_pipeline.check(images, parameters, rows)

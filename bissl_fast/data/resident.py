@@ -67,8 +67,9 @@ def hold(images: ImageSet, device: torch.device, share: float = SHARE_OF_FREE_ME
         UserError: If the set fits neither, or is too large for GPU memory and no compiled kernel can read the host's.
 
     Example:
-        >>> images = hold(unlabelled, torch.device("cuda"))
-        >>> with ViewLoader(images, vicreg_views(96), BatchOrder(len(images), 256, seed=0), 0, "cuda") as loader:
+        >>> images = hold(unlabelled, torch.device("cuda"))  # doctest: +SKIP
+        >>> order = BatchOrder(len(images), 256, seed=0)  # doctest: +SKIP
+        >>> with ViewLoader(images, vicreg_views(96), order, 0, torch.device("cuda")) as loader:  # doctest: +SKIP
         ...     first, second = loader.load(0).views
     """
     source = as_tensor(images.images)

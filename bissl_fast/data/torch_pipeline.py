@@ -39,8 +39,12 @@ def render(images: torch.Tensor, parameters: ViewParameters, settings: ViewSetti
         UserError: if the images are not uint8 RGB, or the table does not fit them.
 
     Example:
+        >>> from bissl_fast.data.presets import vicreg_views
+        >>> from bissl_fast.data.views import draw_views
+        >>> images, (settings, _) = torch.zeros(8, 112, 112, 3, dtype=torch.uint8), vicreg_views(96)
         >>> table = draw_views(settings, seed=0, epoch=0, samples=np.arange(8), view=0, image_size=(112, 112))
-        >>> view = render(images, table, settings)
+        >>> render(images, table, settings).shape
+        torch.Size([8, 3, 96, 96])
     """
     check(images, parameters, np.arange(len(images)))
     n, size = len(images), settings.size

@@ -27,8 +27,12 @@ class TwoViewAugment:
         UserError: if a view is something else than `ViewSettings`.
 
     Example:
+        >>> from bissl_fast.data.presets import vicreg_views
         >>> augment = TwoViewAugment(*vicreg_views(96), seed=0)
-        >>> view_1, view_2 = augment(images, samples=indices, epoch=epoch)  # (B, 3, 96, 96) each
+        >>> images = torch.zeros(8, 112, 112, 3, dtype=torch.uint8)
+        >>> view_1, view_2 = augment(images, samples=torch.arange(8), epoch=0)
+        >>> view_1.shape
+        torch.Size([8, 3, 96, 96])
     """
 
     def __init__(

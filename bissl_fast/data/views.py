@@ -35,7 +35,7 @@ class ViewSettings:
     Probabilities are per image. The pipeline works on pixels in 0..1.
 
     Args:
-        size: Side of the square view in pixels.
+        size: Side of the square view in pixels. In `bissl-fast train` all views have `--images.size` instead.
         crop_scale: Range of the crop's area, as a fraction of the image's.
         crop_ratio: Range of the crop's aspect ratio, width / height. ``(1, 1)`` for scale and ratio is the whole
             square image, every time.

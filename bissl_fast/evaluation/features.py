@@ -41,7 +41,7 @@ def reestimate_batch_norm(backbone: nn.Module, batches: Iterable[Batch], max_bat
         UserError: if no batch has two images or more.
 
     Example:
-        >>> reestimate_batch_norm(backbone, sequential_batches(splits.train, view, 256, "cpu"))
+        >>> reestimate_batch_norm(backbone, sequential_batches(splits.train, view, 256, "cpu"))  # doctest: +SKIP
     """
     layers = [layer for layer in backbone.modules() if isinstance(layer, _BatchNorm)]
     momenta = [layer.momentum for layer in layers]
@@ -83,7 +83,8 @@ def extract_features(backbone: nn.Module, batches: Iterable[Batch]) -> tuple[NDA
         UserError: if there is no batch, or a batch has no labels.
 
     Example:
-        >>> features, labels = extract_features(backbone, sequential_batches(splits.test, view, 256, "cpu"))
+        >>> batches = sequential_batches(splits.test, view, 256, "cpu")  # doctest: +SKIP
+        >>> features, labels = extract_features(backbone, batches)  # doctest: +SKIP
     """
     device = next(backbone.parameters()).device
     features, labels = [], []
@@ -113,7 +114,7 @@ def embed(features: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
             images have the same features.
 
     Example:
-        >>> points = embed(features, seed=0)
+        >>> points = embed(features, seed=0)  # doctest: +SKIP
     """
     if features.ndim != 2 or len(features) < 5 or features.shape[1] < 2:
         raise UserError(

@@ -107,8 +107,8 @@ def evaluate(
             finite, or no image of a multi-label set shows any class.
 
     Example:
-        >>> evaluation = evaluate(model, sequential_batches(splits.test, view, 256, "cpu"), "cpu")
-        >>> print(f"{evaluation.score:.1f} %")
+        >>> evaluation = evaluate(model, sequential_batches(splits.test, view, 256, "cpu"), "cpu")  # doctest: +SKIP
+        >>> print(f"{evaluation.score:.1f} %")  # doctest: +SKIP
     """
     meters: dict[str, Meter] = {}
     loss_sum = torch.zeros((), dtype=torch.float64, device=device)

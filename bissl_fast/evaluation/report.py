@@ -52,7 +52,7 @@ def write_report(run: Path) -> Path:
         UserError: if `run` is not a run folder or cannot be written to.
 
     Example:
-        >>> write_report(Path("runs/dtd"))
+        >>> write_report(Path("runs/dtd"))  # doctest: +SKIP
         PosixPath('runs/dtd/report.html')
     """
     folder = RunFolder(run)

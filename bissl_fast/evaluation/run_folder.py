@@ -133,8 +133,8 @@ def _pipeline_order(stage: str) -> tuple[int, int, str]:
         "pretext-warmup",
         "head-warmup",
         "bissl",
-        "finetune-bissl",
         "pretext-baseline",
+        "finetune-bissl",
         "finetune-baseline",
     )
     name, _, seed = stage.rpartition("-")

@@ -115,7 +115,7 @@ def results_table(results: Results) -> ResultTable:
         The table. The better arm is marked where Welch's p is below 0.05.
 
     Example:
-        >>> rich.print(results_table(Results.from_json(json.loads(path.read_text()))).to_rich())
+        >>> rich.print(results_table(Results.from_json(json.loads(path.read_text()))).to_rich())  # doctest: +SKIP
     """
     rows = tuple(_row(metric.row, comparison) for metric, comparison in results.metrics)
     return ResultTable((f"Test {results.metrics[0][0].quantity} (%)", *ARMS), rows, _caption(results))

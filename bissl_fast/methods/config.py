@@ -35,7 +35,7 @@ class ImageSettings:
     """Sizes, and how each view is drawn.
 
     Attributes:
-        size: side of every view in pixels.
+        size: side of every view in pixels; the views' own sizes below are left alone.
         cache_size: short side of the decoded images that views are cut from; smaller sets stay as they are.
         first: one view of the pretext task.
         second: the other one.
@@ -90,7 +90,8 @@ class TrainConfig:
         data_root: folder that holds the data sets.
         pretext_dataset: unlabelled set, named likewise; left out: the downstream set's own unlabelled images, or
             STL10's.
-        preset: which defaults were taken: `paper`, `official` (the released code) or `quick` (2 CPU cores).
+        preset: whose values stand where nothing is given: `paper`, `official` (the released code) or `quick` (2 CPU
+            cores).
         seed: of everything that is drawn.
         output: folder of all runs.
         name: of this run; left out: dataset-preset-seed.

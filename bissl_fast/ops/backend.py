@@ -54,6 +54,8 @@ def backend(name: str) -> Iterator[None]:
         UserError: There is no backend of that name.
 
     Example:
+        >>> from bissl_fast import nt_xent_loss
+        >>> z1, z2 = torch.randn(2, 8, 32)
         >>> with backend("reference"):
         ...     loss = nt_xent_loss(z1, z2)
     """

@@ -28,7 +28,8 @@ class LARS(Optimizer):
         ValueError: for a negative setting.
 
     Example:
-        >>> optimizer = LARS(model.parameters(), lr=4.8 * batch_size / 256)  # doctest: +SKIP
+        >>> model, batch_size = torch.nn.Linear(8, 4), 1024
+        >>> optimizer = LARS(model.parameters(), lr=4.8 * batch_size / 256)
     """
 
     def __init__(

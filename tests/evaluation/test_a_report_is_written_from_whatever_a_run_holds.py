@@ -153,8 +153,8 @@ def test_seeds_are_ordered_by_number(make_run: MakeRun) -> None:
     for seed in (10, 2):
         shutil.copytree(run / "finetune-bissl-0", run / f"finetune-bissl-{seed}")
     stages = RunFolder(run).stages()
-    assert stages[:3] == ["pretext-warmup", "head-warmup", "bissl"]
-    assert stages[3:6] == ["finetune-bissl-0", "finetune-bissl-2", "finetune-bissl-10"]
+    assert stages[:4] == ["pretext-warmup", "head-warmup", "bissl", "pretext-baseline"]  # as they are run
+    assert stages[4:7] == ["finetune-bissl-0", "finetune-bissl-2", "finetune-bissl-10"]
 
 
 def test_the_table_lies_beside_the_report_as_markdown(make_run: MakeRun) -> None:

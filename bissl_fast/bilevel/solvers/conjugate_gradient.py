@@ -38,6 +38,9 @@ def conjugate_gradient(
         The solution after exactly ``iterations`` iterations; what is solved to a thousandth of rounding stays so. A
         breakdown (``d·Ad = 0`` with ``r ≠ 0``) gives non-finite numbers, which are not hidden. ``events`` names it.
 
+    Raises:
+        ValueError: for a negative number of iterations.
+
     Example:
         >>> solution = conjugate_gradient(operator, gradient, iterations=5, layerwise=True)  # doctest: +SKIP
     """

@@ -26,6 +26,9 @@ def minimal_residual(A: Operator, b: torch.Tensor, x0: torch.Tensor | None = Non
         A solution whose residual never exceeds that of its start. ``events`` holds a breakdown where an iteration could
         not lower it although it was not zero.
 
+    Raises:
+        ValueError: for a negative number of iterations.
+
     Example:
         >>> x = minimal_residual(operator, gradient, iterations=5).x  # doctest: +SKIP
     """

@@ -21,6 +21,9 @@ def neumann(
         x0: ``(L,)`` start, zero if absent (and then one product cheaper).
         iterations: number of terms n.
         step: the step length.
+
+    Raises:
+        ValueError: for a negative number of iterations.
     """
     x = torch.zeros_like(b) if x0 is None else x0.clone()
     r = b.clone() if x0 is None else b - A.matvec(x)

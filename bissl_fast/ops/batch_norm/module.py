@@ -100,6 +100,7 @@ def statistics_groups(module: nn.Module, groups: int) -> Iterator[None]:
         UserError: A batch norm of another class would mix the groups, or ``groups`` is not positive.
 
     Example:
+        >>> network, (view_1, view_2) = BatchNormAct(3), torch.randn(2, 8, 3, 4, 4)
         >>> with statistics_groups(network, 2):
         ...     first, second = network(torch.cat([view_1, view_2])).chunk(2)
     """

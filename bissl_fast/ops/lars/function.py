@@ -29,6 +29,9 @@ def lars_step(
         momenta: one per tensor, of its shape.
         gradients: one per tensor, of its shape; left as they are.
         settings: numbers of the step.
+
+    Raises:
+        ValueError: for lists of different lengths.
     """
     trios = list(zip(weights, momenta, gradients, strict=True))
     together, alone = divide(trios) if takes(settings, weights) else ([], trios)

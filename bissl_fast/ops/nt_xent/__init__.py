@@ -14,6 +14,15 @@ class NTXentLoss(nn.Module):
 
     Args:
         temperature: τ > 0, divides the cosine similarities.
+
+    Raises:
+        TypeError: τ that is no number.
+        ValueError: τ that is not positive and finite.
+
+    Example:
+        >>> loss = NTXentLoss(temperature=0.1)
+        >>> loss(torch.randn(8, 32), torch.randn(8, 32)).shape
+        torch.Size([])
     """
 
     def __init__(self, temperature: float = 0.5) -> None:
