@@ -155,7 +155,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         ours = BiSSLSettings(**{**vars(settings), "solver_iterations": products})
         add(what, *of_ours(case, head, loaders, ours, bilevel, forward))
     about = describe_environment(torch.device(device))
-    return {"environment": about, "settings": {k: str(v) for k, v in vars(arguments).items()}, "rows": rows}
+    told = {name: str(value) for name, value in vars(arguments).items() if name != "output"}
+    return {"environment": about, "settings": told, "rows": rows}
 
 
 def ways(iterations: int) -> list[tuple[SolverName, bool, int]]:
