@@ -11,6 +11,7 @@ import copy
 import json
 from collections.abc import Callable
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,8 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
+    if find_spec("curvlinops") is None:
+        parser.error("curvlinops is not installed: `make peer` or `pip install -e .[peer]` brings it")
     apply_precision("fp32", torch.device(arguments.device))
     case = problem(arguments.backbone, arguments.size, arguments.pairs, 1, arguments.device)
     rows = measure(case, arguments.rounds, arguments.device)

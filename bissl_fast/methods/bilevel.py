@@ -1,6 +1,6 @@
 """How a bilevel method takes its second-order products and solves its systems; shared by all that do."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -8,6 +8,7 @@ import torch
 
 from bissl_fast.bilevel import (
     CapturedSolver,
+    Event,
     HessianOperator,
     Nystrom,
     Operator,
@@ -21,6 +22,7 @@ from bissl_fast.bilevel import (
     neumann,
 )
 from bissl_fast.bilevel.hessian import Mode, ProductsDtype
+from bissl_fast.bilevel.solvers.solution import SENTENCES
 from bissl_fast.bilevel.traced import Loss
 from bissl_fast.errors import UserError
 from bissl_fast.methods.checks import require
@@ -154,3 +156,29 @@ class BilevelSettings:
         if self.solver == "neumann":
             return neumann(system, v, iterations=iterations)
         return conjugate_gradient(system, v, iterations=iterations, layerwise=self.solver == "layerwise-cg")
+
+
+def event_shares(events: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """For each event, the share of solutions that had it on their way; on their device, to log.
+
+    Args:
+        events: of the solutions.
+    """
+    found = torch.stack(list(events))
+    return {_key(event): ((found & int(event)) != 0).float().mean() for event in Event}
+
+
+def troubles(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A sentence for each event that the :func:`event_shares` in a stage's records tell of."""
+    found = []
+    for event in Event:
+        shares = [record.get(_key(event), 0.0) for record in records]
+        mean = sum(shares) / max(1, len(shares))
+        if mean > 0:
+            percent = f"{100 * mean:.0f} %" if mean >= 0.01 else "less than 1 %"
+            found.append(f"{SENTENCES[event]} ({percent} of the systems)")
+    return found
+
+
+def _key(event: Event) -> str:
+    return f"solver_{str(event.name).lower()}"

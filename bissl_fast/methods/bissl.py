@@ -9,7 +9,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from bissl_fast.bilevel import HessianOperator, ParameterVector, frozen_buffers
 from bissl_fast.data.loader import Batch, Loader
-from bissl_fast.methods.bilevel import BilevelSettings, PhaseSolver
+from bissl_fast.methods.bilevel import BilevelSettings, PhaseSolver, event_shares
 from bissl_fast.methods.checks import require
 from bissl_fast.methods.finetune import SGDSettings
 from bissl_fast.methods.pretrain import LARSSettings
@@ -194,7 +194,7 @@ class BiSSLTask:
         settings = self.settings
         solver = self._solver(stored)
         total = settings.alternations * settings.upper_steps
-        losses, plain_losses, residuals = [], [], []
+        losses, plain_losses, residuals, events = [], [], [], []
         for index in range(alternation * settings.upper_steps, (alternation + 1) * settings.upper_steps):
             rate = warmup_cosine(index, total, self.sgd.learning_rate)
             set_learning_rate(self.upper_optimizer, rate)
@@ -211,10 +211,12 @@ class BiSSLTask:
             losses.append(loss)
             plain_losses.append(plain)
             residuals.append(solution.relative_residuals)
+            events.append(solution.events)
         values: dict[str, torch.Tensor | float] = {
             "upper_loss": _mean(losses),
             "upper_loss_downstream": _mean(plain_losses),
             "lr_upper": rate,
+            **event_shares(events),
         }
         if self.bilevel.solver not in ("identity", "nystrom"):  # which measure no residual
             values["cg_residuals"] = torch.stack(residuals).mean(0)

@@ -16,6 +16,8 @@ from bissl_fast.data.dataset import ImageSet, is_multilabel
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.features import extract_features, reestimate_batch_norm
 from bissl_fast.evaluation.metrics import Evaluation, evaluate
+from bissl_fast.evaluation.run_folder import read_metrics
+from bissl_fast.methods.bilevel import troubles
 from bissl_fast.methods.bissl import BiSSLTask
 from bissl_fast.methods.config import TrainConfig, save_config
 from bissl_fast.methods.finetune import FineTuneTask, HeadWarmupTask, SGDSettings
@@ -183,6 +185,8 @@ class Training:
                     self.loss,
                 )
                 self._loop(task, folder)
+            for sentence in troubles(read_metrics(folder / "metrics.jsonl")):
+                say(self.console, f"bissl: {sentence}", "yellow")
             named = {f"downstream.{name}": value for name, value in downstream.state_dict().items()}
             save_weights(folder / "weights.safetensors", pretext.state_dict() | named)
 

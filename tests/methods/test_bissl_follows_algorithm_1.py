@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from bissl_fast.data.loader import Batch
-from bissl_fast.methods.bilevel import BilevelSettings
+from bissl_fast.methods.bilevel import BilevelSettings, troubles
 from bissl_fast.methods.bissl import BiSSLSettings, BiSSLTask
 from bissl_fast.methods.finetune import SGDSettings
 from bissl_fast.methods.pretrain import LARSSettings
@@ -264,3 +264,14 @@ def test_residuals_of_every_iteration_are_logged_relative_to_the_first(solver: A
 
 def test_the_identity_solver_applies_no_hessian() -> None:
     assert "cg_residuals" not in task(SETTINGS, BilevelSettings(solver="identity")).step(0)
+
+
+@pytest.mark.parametrize(("damping", "share"), [(0.0, 1.0), (1e3, 0.0)], ids=["indefinite", "positive definite"])
+def test_what_befell_the_solver_is_logged_by_name_and_told_in_sentences(damping: float, share: float) -> None:
+    settings = replace(SETTINGS, proximity=1e-3, damping=damping, solver_iterations=9)
+    values = task(settings, BilevelSettings(solver="cg")).step(0)
+    assert float(values["solver_negative_curvature"]) == share
+    assert float(values["solver_non_finite"]) == 0
+    told = troubles([{name: torch.as_tensor(value).tolist() for name, value in values.items()}, {"step": 2}])
+    assert [sentence.split(":")[0] for sentence in told][:1] == (["negative curvature"] if share else [])
+    assert all("(50 % of the systems)" in sentence for sentence in told[:1])
