@@ -51,7 +51,7 @@ def pictures(size: int = CACHE_SIZE) -> tuple[str, Images]:
     Photographs are read from the folder that ``BISSL_FAST_TEST_DATA`` names, as the tests do.
     """
     default = Path(__file__).parents[2] / "shared" / "data"
-    archive = Path(os.environ.get("BISSL_FAST_TEST_DATA", default)) / PHOTOGRAPHS
+    archive = Path(os.environ.get("BISSL_FAST_TEST_DATA") or default) / PHOTOGRAPHS
     if not archive.is_file():
         textures = enlarged(load_pretext("textures", None, size), size)
         return textures.name, textures.images

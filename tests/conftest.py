@@ -9,7 +9,7 @@ import pytest
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """Folder of real images, or a skip that says where they were looked for."""
-    folder = Path(os.environ.get("BISSL_FAST_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    folder = Path(os.environ.get("BISSL_FAST_TEST_DATA") or Path(__file__).parents[2] / "shared" / "data")
     if not folder.is_dir():
         pytest.skip(f"no real images at {folder}; set BISSL_FAST_TEST_DATA to a folder that holds them")
     return folder
