@@ -10,8 +10,8 @@ Both sides get the same batches, which are noise of the images' shape and wait o
 import argparse
 import copy
 import json
-import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -20,11 +20,12 @@ import torch
 from torch import nn
 
 from benchmarks.reference_alternation import ReferenceBiSSL, Views
+from benchmarks.upper_phase import described, timed
 from bissl_fast.bilevel.hessian import ProductsDtype
 from bissl_fast.data.loader import Batch, Loader
 from bissl_fast.data.order import BatchOrder
 from bissl_fast.evaluation.products import Problem, problem
-from bissl_fast.methods.bilevel import BilevelSettings, SolverName
+from bissl_fast.methods.bilevel import BilevelSettings
 from bissl_fast.methods.bissl import BiSSLSettings, BiSSLTask
 from bissl_fast.methods.finetune import SGDSettings
 from bissl_fast.methods.pretrain import LARSSettings
@@ -63,23 +64,16 @@ class Noise(Loader):
 
 
 class Clock:
-    """Seconds by name, the device being waited for at both ends."""
+    """Seconds by name."""
 
     def __init__(self, device: str) -> None:
         self._device = device
         self.seconds: dict[str, float] = {}
 
     def time(self, name: str, call: Callable[[], Any]) -> Any:
-        self._wait()
-        start = time.perf_counter()
-        found = call()
-        self._wait()
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+        took, found = timed(call, self._device)
+        self.seconds[name] = self.seconds.get(name, 0.0) + took
         return found
-
-    def _wait(self) -> None:
-        if self._device == "cuda":
-            torch.cuda.synchronize()
 
 
 class TimedBiSSL(BiSSLTask):
@@ -129,7 +123,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
 
     def add(what: str, clock: Clock, step: Callable[[int], Any]) -> None:
-        if device == "cuda":
+        if torch.device(device).type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         step(0)
         each = first = clock.seconds
@@ -140,7 +134,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             each = {name: seconds / arguments.alternations for name, seconds in clock.seconds.items()}
         row = {"what": what, "first": first, **each, "alternation": sum(each.values())}
         row["stage_hours"] = row["alternation"] * PAPER / 3600
-        if device == "cuda":
+        if torch.device(device).type == "cuda":
             row["peak_gigabytes"] = torch.cuda.max_memory_allocated() / 1e9
         if rows:
             row["times_faster"] = rows[0]["alternation"] / row["alternation"]
@@ -149,19 +143,18 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
     if not arguments.no_reference:
         add("reference, plain PyTorch", *reference(arguments, case, head, loaders, settings, forward))
-    for solver, recycle, products in ways(settings.solver_iterations):
-        bilevel = BilevelSettings(solver=solver, recycle=recycle, products_dtype=arguments.products_dtype)
-        what = f"{solver}{', recycled' if recycle else ''}, {products} products"
-        ours = BiSSLSettings(**{**vars(settings), "solver_iterations": products})
-        add(what, *of_ours(case, head, loaders, ours, bilevel, forward))
+    for bilevel, products in ways(settings.solver_iterations, arguments.products_dtype):
+        ours = replace(settings, solver_iterations=products)
+        add(f"{described(bilevel)}, {products} products", *of_ours(device, case, head, loaders, ours, bilevel, forward))
     about = describe_environment(torch.device(device))
     told = {name: str(value) for name, value in vars(arguments).items() if name != "output"}
     return {"environment": about, "settings": told, "rows": rows}
 
 
-def ways(iterations: int) -> list[tuple[SolverName, bool, int]]:
-    """The paper's solver, and the one that docs/bilevel.md would choose."""
-    return [("layerwise-cg", False, iterations), ("minimal-residual", True, 2)]
+def ways(iterations: int, dtype: ProductsDtype) -> list[tuple[BilevelSettings, int]]:
+    """The paper's solver, and the one that docs/bilevel.md would choose; products per right-hand side."""
+    recycled = BilevelSettings(solver="minimal-residual", recycle=True, products_dtype=dtype)
+    return [(BilevelSettings(products_dtype=dtype), iterations), (recycled, 2)]
 
 
 def reference(
@@ -192,13 +185,19 @@ def reference(
 
 
 def of_ours(
-    case: Problem, head: nn.Module, loaders: Any, settings: BiSSLSettings, bilevel: BilevelSettings, forward: Any
+    device: str,
+    case: Problem,
+    head: nn.Module,
+    loaders: Any,
+    settings: BiSSLSettings,
+    bilevel: BilevelSettings,
+    forward: Any,
 ) -> tuple[Clock, Callable[[int], Any]]:
     """The task that ``bissl-fast train`` runs, from the same weights."""
     pretext = copy.deepcopy(case.network)
     downstream = Network(copy.deepcopy(pretext.backbone), copy.deepcopy(head))
     task = TimedBiSSL(pretext, downstream, SimCLR(), *loaders, None, settings, bilevel, LARSSettings(), SGD, forward)
-    task.clock = Clock(next(head.parameters()).device.type)
+    task.clock = Clock(device)
     return task.clock, task.step
 
 

@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import get_args
+from typing import TypeVar, get_args
 
 import torch
 
@@ -22,6 +22,7 @@ from bissl_fast.methods.bilevel import BilevelSettings, SolverName
 from bissl_fast.training.environment import describe_environment
 from bissl_fast.training.precision import apply_precision
 
+T = TypeVar("T")
 WEIGHT, DAMPING = 1e-3, 10.0  # λ, λ_damp
 
 
@@ -32,12 +33,13 @@ def right_hand_sides(case: Problem, count: int, overlap: float) -> list[torch.Te
     return [(overlap * common + (1 - overlap**2) ** 0.5 * part).to(case.vector.device) for part in own]
 
 
-def timed(call: Callable[[], list[torch.Tensor]], device: str) -> tuple[float, list[torch.Tensor]]:
-    """Seconds of one call, and what it gives."""
+def timed(call: Callable[[], T], device: str) -> tuple[float, T]:
+    """Seconds of one call, the device being waited for at both ends, and what it gives."""
+    wait: Callable[[], object] = torch.cuda.synchronize if torch.device(device).type == "cuda" else lambda: None
+    wait()
     start = time.perf_counter()
     found = call()
-    if device == "cuda":
-        torch.cuda.synchronize()
+    wait()
     return time.perf_counter() - start, found
 
 
@@ -127,7 +129,7 @@ def variants(iterations: int, device: str) -> Iterator[tuple[BilevelSettings, in
     """Settings, and products per right-hand side."""
     solvers: tuple[SolverName, ...] = ("layerwise-cg", "minimal-residual")
     for solver in solvers:
-        for capture in (False, True) if device == "cuda" else (False,):
+        for capture in (False, True) if torch.device(device).type == "cuda" else (False,):
             yield BilevelSettings(solver=solver, capture=capture), iterations
     for few in (2, 3):
         yield BilevelSettings(solver="minimal-residual", recycle=True), few

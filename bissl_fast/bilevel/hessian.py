@@ -20,7 +20,7 @@ ProductsDtype = Literal["float32", "tf32", "bfloat16"]
 class Products(Protocol):
     """A mode: linearise at the present point, then multiply as often as wanted."""
 
-    def constants(self, batch: Any) -> Sequence[torch.Tensor]: ...
+    def from_elsewhere(self, batch: Any) -> Sequence[torch.Tensor]: ...
 
     def linearise(self, batch: Any, seed: int) -> Any: ...
 
@@ -153,7 +153,7 @@ class HessianOperator:
             stored = [tree_map(usable, batch) for batch in batches]
             traced = isinstance(self._products, TracedProducts)
             seeds = [0] * len(stored) if traced else torch.randint(2**62, (len(stored),)).tolist()
-            self._constants = [t for batch in stored for t in self._products.constants(batch)]
+            self._from_elsewhere = [t for batch in stored for t in self._products.from_elsewhere(batch)]
             state = self._state(stored)
             wanted = len(stored) if self._retain is None else self._retain
             kept: list[Any] = []
@@ -265,7 +265,7 @@ class HessianOperator:
         """What must stay as it is between two products."""
         module = self._parameters.module
         given = [leaf for leaf in tree_leaves(batches) if isinstance(leaf, torch.Tensor)]
-        tensors = [*module.parameters(), *given, *self._constants]
+        tensors = [*module.parameters(), *given, *self._from_elsewhere]
         return versions(tensors), [part.training for part in module.modules()]
 
     @contextmanager

@@ -44,7 +44,7 @@ class ReverseProducts:
         self.graph_bytes = 0
         """Bytes that the graph of the last linearisation holds beside parameters."""
 
-    def constants(self, batch: Any) -> tuple[()]:
+    def from_elsewhere(self, batch: Any) -> tuple[()]:
         """None are known; autograd itself refuses where a kept graph has read one that changed."""
         return ()
 
@@ -110,7 +110,7 @@ class DifferenceProducts:
             raise ValueError(f"finite differences need float32 or float64: a small step is lost in {dtype}")
         self._loss, self._parameters, self._step = loss, parameters, step
 
-    def constants(self, batch: Any) -> tuple[()]:
+    def from_elsewhere(self, batch: Any) -> tuple[()]:
         """None are known, and none looked for."""
         return ()
 

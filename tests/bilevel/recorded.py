@@ -7,14 +7,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-WAITS = {
-    torch.ops.aten._local_scalar_dense.default,
-    torch.ops.aten.equal.default,
-    torch.ops.aten.nonzero.default,
-    torch.ops.aten.masked_select.default,
-    torch.ops.aten.lift_fresh.default,  # a number of the host becomes a tensor: a copy to the device
-}
-"""Where host and device wait for each other, which no graph can hold."""
+
+def waits(func: Any, args: Any) -> bool:
+    """Whether host and device wait for each other: for a number, a shape, or a number's way to the device."""
+    if func is torch.ops.aten.index.Tensor:  # a gather has the shape of its integers, which are known
+        return any(index.dtype == torch.bool for index in args[1] if index is not None)
+    needs_values = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags)
+    return bool(needs_values) or func is torch.ops.aten.lift_fresh.default
 
 
 class Writing(TorchDispatchMode):
@@ -25,7 +24,7 @@ class Writing(TorchDispatchMode):
         self.steps: list[tuple[Any, Any, Any, Any]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in WAITS:
+        if waits(func, args):
             raise RuntimeError(f"operation not permitted when stream is capturing: {func}")
         made = func(*args, **(kwargs or {}))
         self.steps.append((func, args, kwargs or {}, made))
