@@ -1,7 +1,13 @@
 // The module bissl_fast._C. Importing it declares the ops, and it tells how it was built; nothing else is called
 // through pybind11, so that torch.compile sees ops only.
+//
+// pybind11 speaks CPython's ABI, which is the same whatever torch's is: torch 2.11 ships a copy of its headers that refuses
+// a file with TORCH_TARGET_VERSION set, so it is unset while they are read.
+#pragma push_macro("TORCH_TARGET_VERSION")
+#undef TORCH_TARGET_VERSION
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#pragma pop_macro("TORCH_TARGET_VERSION")
 #include <torch/csrc/stable/library.h>
 
 #include <map>

@@ -32,7 +32,7 @@ struct Matrix {
 template <class T>
 void multiply(const Matrix<T>& out, const Matrix<T>& a, const Matrix<T>& b, bool accumulate = false) {
   const auto result = out.view();
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(result.get(), result.get(), a.view().get(), b.view().get(),
+  TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(result.get(), result.get(), a.view().get(), b.view().get(),
                                                          accumulate ? 1.0 : 0.0, 1.0));
 }
 

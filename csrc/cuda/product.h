@@ -25,7 +25,7 @@ template <class T>
 void multiply(const Matrix<T>& out, const Matrix<T>& a, const Matrix<T>& b, const torch::stable::Device& device) {
   using torch::stable::detail::from;
   std::array<StableIValue, 3> stack{from(view(a, device)), from(view(b, device)), from(view(out, device))};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
   (void)torch::stable::detail::to<torch::stable::Tensor>(stack[0]);  // takes the returned handle, and drops it
 }
 
