@@ -32,6 +32,7 @@ for dtype in tf32 bfloat16; do
     part "alternation_$dtype" "$BIN/python" -m benchmarks.alternation "${paper[@]}" --downstream 256 --alternations 3 \
         --precision tf32 --products-dtype "$dtype" --output "$OUT/alternation_gpu_$dtype"
 done
+part step "$BIN/python" -m benchmarks.step "${paper[@]}" --fed --output "$OUT/step_gpu"
 # Short kernels: where one captured graph for all solves should pay.
 part upper_phase_small "$BIN/python" -m benchmarks.upper_phase --device cuda --size 32 --pairs 32 \
     --output "$OUT/upper_phase_gpu_small"
