@@ -23,7 +23,6 @@ from tests.data.test_fused_views_equal_the_torch_pipeline import LEVEL, PLAIN, R
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no CUDA device"),
-    pytest.mark.skipif(bool(why_absent("cuda")), reason=why_absent("cuda")),
 ]
 
 EVERYTHING = dataclasses.replace(RECIPES["everything at once"], **PLAIN)

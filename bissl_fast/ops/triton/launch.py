@@ -67,8 +67,11 @@ class Problem:
 
 
 def is_split(dtype: torch.dtype) -> bool:
-    """Whether products keep float32's accuracy: follows PyTorch's own setting for float32 matrix products."""
-    return dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
+    """Whether products keep float32's accuracy: follows PyTorch's own setting for float32 matrix products.
+
+    Read by its newer name: the older ones raise where somebody has set both.
+    """
+    return dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision != "tf32"
 
 
 def supports(z: Tensor) -> bool:
