@@ -17,7 +17,6 @@ from bissl_fast.data.rendering import channels, packed, render
 from bissl_fast.data.resident import hold
 from bissl_fast.data.views import ViewParameters, ViewSettings, draw_views
 from bissl_fast.ops import backend
-from bissl_fast.ops.backend import why_absent
 from tests.data.test_fused_views_equal_the_torch_pipeline import LEVEL, PLAIN, RECIPES, pictures
 
 pytestmark = [

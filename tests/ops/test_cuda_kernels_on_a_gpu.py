@@ -8,7 +8,7 @@ from contrastive_cases import Loss, derivatives, each_loss, relative_error, view
 from torch import Tensor
 
 from bissl_fast.ops import backend, nt_xent_loss
-from bissl_fast.ops.backend import choose, why_absent
+from bissl_fast.ops.backend import choose
 
 pytestmark = [
     pytest.mark.gpu,

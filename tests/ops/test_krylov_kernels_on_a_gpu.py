@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from bissl_fast.ops import backend, cg_update, segment_dots
-from bissl_fast.ops.backend import choose_compiled, why_absent
+from bissl_fast.ops.backend import choose_compiled
 from bissl_fast.ops.krylov import reference
 from bissl_fast.ops.lars import LarsSettings, lars_step
 from bissl_fast.ops.lars import reference as lars_reference
