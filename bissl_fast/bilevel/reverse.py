@@ -15,6 +15,8 @@ from bissl_fast.bilevel.written import refuse_no_loss
 from bissl_fast.ops.krylov import norm
 
 Gradient = tuple[torch.Tensor | None, ...]
+Saved = tuple[torch.Tensor, int]
+"""A tensor that a graph has saved, and its version then."""
 
 ONCE = {
     "WeightNormInterfaceBackward0": "PyTorch's fused weight norm, whose second derivative is wrong",
@@ -22,6 +24,11 @@ ONCE = {
 }
 """Nodes of a graph that PyTorch passes in silence, though nothing right can come of them in a second derivative."""
 
+OVERWRITTEN = (
+    "a tensor that the loss computes with, {dtype} {shape}, was written in place after it had been read, so the "
+    "product would be wrong. Let the loss write in place less (inplace=False, or y = y + 1 for y += 1), and call "
+    "update() after changing a tensor that it takes from elsewhere"
+)
 NOT_TWICE = "the loss contains {what}, so it has no exact product; mode='finite_difference' estimates it"
 
 
@@ -36,6 +43,7 @@ class ReverseProducts:
     Raises:
         ValueError: in :meth:`linearise`, for a loss that is no scalar, does not depend on the parameters, or cannot be
             differentiated twice.
+        RuntimeError: where a tensor that the graph has saved was written in place.
     """
 
     def __init__(self, loss: Loss, parameters: ParameterVector, dtype: torch.dtype = torch.float32) -> None:
@@ -45,20 +53,20 @@ class ReverseProducts:
         """Bytes that the graph of the last linearisation holds beside parameters."""
 
     def from_elsewhere(self, batch: Any) -> tuple[()]:
-        """None are known; autograd itself refuses where a kept graph has read one that changed."""
+        """None are known; a product raises where a kept graph has read one that changed."""
         return ()
 
     def linearise(self, batch: Any, seed: int = 0) -> Gradient:
         """The gradient at the present parameters, with its graph; random numbers of the loss start from the seed."""
         held: dict[int, int] = {}
 
-        def weigh(tensor: torch.Tensor) -> torch.Tensor:
+        def weigh(tensor: torch.Tensor) -> Saved:
             storage = tensor.untyped_storage()
             held[storage._cdata] = storage.nbytes()
-            return tensor
+            return tensor.detach(), tensor._version  # an output's own graph would hold itself through its hook
 
         theta = self._parameters.tensors
-        with torch.enable_grad(), saved_tensors_hooks(weigh, lambda tensor: tensor):
+        with torch.enable_grad(), saved_tensors_hooks(weigh, unchanged):
             value = value_of(self._loss, self._parameters, batch, seed, self._dtype)
             gradient = torch.autograd.grad(value, theta, create_graph=True, allow_unused=True)
         if not self._checked:
@@ -162,6 +170,14 @@ def value_of(
         value = loss(parameters.module, batch)
     refuse_no_loss(value)
     return value
+
+
+def unchanged(saved: Saved) -> torch.Tensor:
+    """The saved tensor, unless it was written in place since: PyTorch itself does not look where there are hooks."""
+    tensor, version = saved
+    if tensor._version != version:
+        raise RuntimeError(OVERWRITTEN.format(dtype=tensor.dtype, shape=tuple(tensor.shape)))
+    return tensor
 
 
 def refuse_once_differentiable(tensors: Iterable[torch.Tensor]) -> None:
