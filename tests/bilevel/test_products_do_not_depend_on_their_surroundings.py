@@ -195,7 +195,7 @@ def test_weight_norm_whose_second_derivative_is_wrong_in_pytorch_is_refused() ->
         with pytest.raises(ValueError, match="weight norm, whose second derivative is wrong"):
             HessianOperator(squares, ParameterVector(layer), [batch()])
     else:
-        pytest.skip("PyTorch's weight norm is right to second order now: reverse.ONCE can go")
+        pytest.skip("PyTorch's weight norm is right to second order now: graphs.ONCE can lose it")
 
 
 VECTORS = {
