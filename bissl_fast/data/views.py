@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import permutations
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
+import tyro
 
 from bissl_fast.data.philox import Stream, random_words, uniforms
 from bissl_fast.errors import UserError
@@ -60,7 +61,7 @@ class ViewSettings:
         UserError: if a value is out of its range, or not finite.
     """
 
-    size: int = 96
+    size: Annotated[int, tyro.conf.Suppress] = 96  # no option: there --images.size decides
     crop_scale: Range = (0.08, 1.0)
     crop_ratio: Range = (3 / 4, 4 / 3)
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"

@@ -29,13 +29,16 @@ from bissl_fast.training.precision import Precision
 CONFIG_VERSION = 3
 """Raised when a config.yaml of before would mean something else."""
 
+VIEWS = ("first", "second", "finetune", "evaluate")
+"""The views of :class:`ImageSettings`."""
+
 
 @dataclass(frozen=True)
 class ImageSettings:
     """Sizes, and how each view is drawn.
 
     Attributes:
-        size: side of every view in pixels; the views' own sizes below are left alone.
+        size: side of every view in pixels.
         cache_size: short side of the decoded images that views are cut from; smaller sets stay as they are.
         first: one view of the pretext task.
         second: the other one.
@@ -59,7 +62,7 @@ class ImageSettings:
     def __post_init__(self) -> None:
         require(8 <= self.size <= 4096, "images.size", self.size, "between 8 and 4096 pixels")
         require(8 <= self.cache_size <= 4096, "images.cache-size", self.cache_size, "between 8 and 4096 pixels")
-        for name in ("first", "second", "finetune", "evaluate"):
+        for name in VIEWS:
             view = getattr(self, name)
             agrees = view.size in (ViewSettings.size, self.size)  # left alone, or what every view has
             require(agrees, f"images.{name}.size", view.size, f"images.size, which is {self.size}: set that one")
@@ -175,7 +178,10 @@ class TrainConfig:
 
 def save_config(config: TrainConfig) -> str:
     """The config as YAML."""
-    return yaml.safe_dump({"version": CONFIG_VERSION, **_plain(asdict(config))}, sort_keys=False, allow_unicode=True)
+    settings = _plain(asdict(config))
+    for view in VIEWS:
+        del settings["images"][view]["size"]  # images.size stands for all
+    return yaml.safe_dump({"version": CONFIG_VERSION, **settings}, sort_keys=False, allow_unicode=True)
 
 
 def load_config(path: Path) -> TrainConfig:
