@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from bissl_fast.data.dataset import Targets
     from bissl_fast.data.loader import Batch
 
+LEAST_ROWS = 5  # that differ: fewer make no map
+RESOLUTION = 1e-6  # of the largest magnitude: about what float32 tells apart
+
 
 def reestimate_batch_norm(backbone: nn.Module, batches: Iterable[Batch], max_batches: int = 100) -> None:
     """Replace the running statistics of batch normalisation by those of the downstream training images.
@@ -102,6 +105,9 @@ def extract_features(backbone: nn.Module, batches: Iterable[Batch]) -> tuple[NDA
 def embed(features: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
     """Map features to the plane by t-SNE, with PCA initialisation and perplexity min(30, (N − 1)/3).
 
+    The features are centred and scaled first, in float64, so that neither their size nor a common offset matters:
+    scikit-learn ends the whole process, without an error, over features that its float32 start cannot tell apart.
+
     Args:
         features: (N, F).
         seed: the same seed and features give the same map.
@@ -110,24 +116,36 @@ def embed(features: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
         Coordinates (N, 2) float32.
 
     Raises:
-        UserError: if there are fewer than 5 images or 2 features, if a feature is not finite, or if all
-            images have the same features.
+        UserError: if there are fewer than 5 images or 2 features, if a feature is not finite, or if there are
+            fewer than 5 images whose features differ by more than rounding.
 
     Example:
         >>> points = embed(features, seed=0)  # doctest: +SKIP
     """
-    if features.ndim != 2 or len(features) < 5 or features.shape[1] < 2:
+    if features.ndim != 2 or len(features) < LEAST_ROWS or features.shape[1] < 2:
         raise UserError(
-            f"t-SNE needs at least 5 images with 2 features each, found an array of shape {features.shape}: "
+            f"t-SNE needs at least {LEAST_ROWS} images with 2 features each, found an array of shape {features.shape}: "
             "use a larger test split."
         )
     if not np.isfinite(features).all():
         raise UserError("t-SNE needs finite features, found NaN or infinity: the backbone's training diverged.")
-    if (features == features[0]).all():
+    centred = features.astype(np.float64)
+    magnitude = np.abs(centred).max()
+    centred /= magnitude or 1.0  # before the mean, which could overflow
+    centred -= centred.mean(axis=0)
+    spread = np.abs(centred).max()
+    if spread <= RESOLUTION:
         raise UserError("t-SNE cannot map features that are all the same: the backbone has collapsed.")
+    centred /= spread
+    distinct = len(np.unique(np.round(centred / RESOLUTION), axis=0))
+    if distinct < LEAST_ROWS:
+        raise UserError(
+            f"t-SNE needs at least {LEAST_ROWS} images whose features differ, found {distinct}: "
+            "the backbone has collapsed, or the images repeat."
+        )
     from sklearn.manifold import TSNE
 
     perplexity = min(30.0, (len(features) - 1) / 3)
     tsne = TSNE(n_components=2, init="pca", perplexity=perplexity, random_state=seed)
-    points: NDArray[np.float32] = tsne.fit_transform(features).astype(np.float32)
+    points: NDArray[np.float32] = tsne.fit_transform(centred).astype(np.float32)
     return points

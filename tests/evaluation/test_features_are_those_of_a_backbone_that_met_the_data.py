@@ -124,9 +124,36 @@ def test_five_images_can_be_mapped() -> None:
     [
         (np.eye(4, dtype=np.float32), "at least 5 images"),
         (np.full((9, 4), np.nan, dtype=np.float32), "finite"),
-        (np.ones((9, 4), dtype=np.float32), "collapsed"),
+        (np.ones((9, 4), dtype=np.float32), "all the same: the backbone has collapsed"),
+        (np.zeros((9, 4), dtype=np.float32), "all the same: the backbone has collapsed"),
+        (1 + 1e-7 * np.eye(9, 4, dtype=np.float32), "all the same: the backbone has collapsed"),
+        (np.eye(4, dtype=np.float32)[np.arange(40) % 4], "at least 5 images whose features differ, found 4"),
+        (np.eye(6, dtype=np.float32)[np.arange(40) % 4] + 1e-8, "features differ, found 4"),
     ],
 )
 def test_what_cannot_be_mapped_is_refused(features: np.ndarray, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         embed(features, seed=0)
+
+
+@pytest.mark.parametrize("factor", [2.0**-100, 2.0**-40, 2.0**100])
+def test_the_size_of_the_features_does_not_matter(factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = []
+
+    class Recorder:
+        """In the library's place, which tiny features would have ended together with the tests."""
+
+        def __init__(self, **settings: object) -> None: ...
+
+        def fit_transform(self, features: np.ndarray) -> np.ndarray:
+            given.append(features)
+            return features[:, :2]
+
+    monkeypatch.setattr("sklearn.manifold.TSNE", Recorder)
+    features = np.random.default_rng(0).standard_normal((40, 8)).astype(np.float32)
+    embed(features, seed=0)
+    embed(features * np.float32(factor), seed=0)
+    np.testing.assert_array_equal(given[0], given[1])
+    assert given[0].dtype == np.float64
+    assert np.abs(given[0]).max() == 1
+    np.testing.assert_allclose(given[0].mean(0), 0, atol=1e-15)
