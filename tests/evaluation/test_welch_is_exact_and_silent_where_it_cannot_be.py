@@ -52,6 +52,25 @@ def test_arms_without_spread_are_handled_without_a_warning() -> None:
     assert 0 < one_constant.p < 0.05
 
 
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ([0.3] * 3, [0.1 + 0.2] * 3),  # which differ in the last bit
+        ([0.3, 0.1 + 0.2, 0.3], [0.3] * 3),
+        ([33.333332] * 4, [33.333334, 33.333334, 33.333332]),  # a third, rounded in float32
+        ([0.0] * 2, [0.0] * 5),
+    ],
+)
+def test_what_differs_by_rounding_alone_is_no_difference(ours: list[float], theirs: list[float]) -> None:
+    for comparison in (compare(ours, theirs), compare(theirs, ours)):
+        assert (comparison.p, comparison.candidate.std, comparison.baseline.std) == (1.0, 0.0, 0.0)
+
+
+def test_one_image_of_a_million_is_a_difference() -> None:
+    assert compare([50.0] * 3, [50.0001] * 3).p is None
+    assert compare([50.0, 50.0001], [50.0001, 50.0002]).candidate.std == pytest.approx(0.0001 / 2**0.5)
+
+
 @pytest.mark.parametrize("scores", [[], [1.0, float("nan")], [float("inf")]])
 def test_absent_or_infinite_scores_are_refused(scores: list[float]) -> None:
     with pytest.raises(UserError):
