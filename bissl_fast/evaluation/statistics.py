@@ -75,6 +75,15 @@ class Comparison:
         """Mean of the candidate minus mean of the baseline, in the unit of the scores."""
         return self.candidate.mean - self.baseline.mean
 
+    @property
+    def apart(self) -> bool:
+        """Whether the intervals mean ± std do not overlap, which Table 1 prints in bold. Never true of single seeds."""
+        ours, theirs = self.candidate, self.baseline
+        if ours.std is None or theirs.std is None or equal(ours.mean, theirs.mean):
+            return False
+        both = ours.std + theirs.std
+        return abs(self.difference) > both and not equal(abs(self.difference), both)
+
     def significant(self, alpha: float = 0.05) -> bool:
         """Whether the means differ at level `alpha`. Never true where no test could be made."""
         return self.p is not None and self.p < alpha
@@ -84,8 +93,9 @@ def compare(candidate: Sequence[float], baseline: Sequence[float]) -> Comparison
     """Compare two arms by Welch's t-test (unequal variances, seeds not paired).
 
     Two cases lie outside the test. An arm with a single seed has no variance: no test. Where every seed of
-    each arm scored the same up to rounding, t is 0/0 or infinite, or a quotient of roundings: equal means give p = 1, and different means give no p,
-    because a spread of zero over a few seeds says that scores are coarse, not that they are certain.
+    each arm scored the same up to rounding, t is 0/0, infinite or a quotient of roundings: equal means give
+    p = 1, and different means give no p, because a spread of zero over a few seeds says that scores are
+    coarse, not that they are certain.
 
     Args:
         candidate: one score per seed.
