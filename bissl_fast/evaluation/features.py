@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -23,13 +24,33 @@ LEAST_ROWS = 5  # that differ: fewer make no map
 RESOLUTION = 1e-6  # of the largest magnitude: about what float32 tells apart
 
 
-def reestimate_batch_norm(backbone: nn.Module, batches: Iterable[Batch], max_batches: int = 100) -> None:
-    """Replace the running statistics of batch normalisation by those of the downstream training images.
+@dataclass(frozen=True)
+class StatisticsSettings:
+    """Batch-norm statistics of a backbone before its features are compared (Appendix C.1).
+
+    Attributes:
+        update: `running`: they move on with the layers' momentum, as in training; `average`: the average over the
+            batches replaces them, which needs far fewer.
+        batches: of 256 training images each, or of all where there are fewer; gone through as often as that takes.
+    """
+
+    update: Literal["running", "average"] = "running"
+    batches: int = 100
+
+    def __post_init__(self) -> None:
+        if self.batches < 1:
+            raise UserError(f"--statistics.batches must be at least 1, found {self.batches}.")
+
+
+def reestimate_batch_norm(
+    backbone: nn.Module, batches: Iterable[Batch], settings: StatisticsSettings = StatisticsSettings("average")
+) -> None:
+    """Lead the running statistics of batch normalisation to those of the downstream training images.
 
     Appendix C.1: a backbone that has only seen pretext images is compared fairly after about 100 batches of
-    256 downstream images have passed through it. Here the running mean and variance become the average of
-    the batches' means and (unbiased) variances, each batch weighing as many images as it has: neither the
-    order of the batches nor the layers' momentum nor the old statistics enter.
+    256 downstream images have passed through it. `running` is just that. `average` makes mean and variance the
+    average of the batches' means and (unbiased) variances, each batch weighing as many images as it has: neither
+    the order of the batches nor the layers' momentum nor the old statistics enter.
 
     The backbone's **buffers change in place**: pass a copy to keep the old ones. Weights, momentum and
     train/eval modes are as before. Only batch normalisation runs in train mode, so dropout stays off. A
@@ -38,7 +59,7 @@ def reestimate_batch_norm(backbone: nn.Module, batches: Iterable[Batch], max_bat
     Args:
         backbone: a network with or without batch normalisation.
         batches: downstream training batches; `views[0]` is used.
-        max_batches: stop after this many.
+        settings: how, and after how many batches to stop.
 
     Raises:
         UserError: if no batch has two images or more.
@@ -49,18 +70,19 @@ def reestimate_batch_norm(backbone: nn.Module, batches: Iterable[Batch], max_bat
     layers = [layer for layer in backbone.modules() if isinstance(layer, _BatchNorm)]
     momenta = [layer.momentum for layer in layers]
     device = next(backbone.parameters()).device
-    seen = 0
+    seen, average = 0, settings.update == "average"
     with evaluation_mode(backbone), torch.no_grad():
         for layer in layers:
             layer.train()
         try:
-            for batch in islice((b for b in batches if len(b.views[0]) > 1), max_batches):
-                if seen == 0:
+            for batch in islice((b for b in batches if len(b.views[0]) > 1), settings.batches):
+                if average and seen == 0:
                     for layer in layers:
                         layer.reset_running_stats()  # a NaN would survive a weight of zero
                 seen += len(batch.views[0])
-                for layer in layers:
-                    layer.momentum = len(batch.views[0]) / seen  # running += share · (batch − running)
+                if average:
+                    for layer in layers:
+                        layer.momentum = len(batch.views[0]) / seen  # running += share · (batch − running)
                 backbone(batch.views[0].to(device))
         finally:
             for layer, momentum in zip(layers, momenta, strict=True):

@@ -17,6 +17,7 @@ from bissl_fast.data.presets import ViewPair, eval_view, finetune_view, paper_vi
 from bissl_fast.data.resident import SHARE_OF_FREE_MEMORY
 from bissl_fast.data.views import ViewSettings
 from bissl_fast.errors import UserError
+from bissl_fast.evaluation.features import StatisticsSettings
 from bissl_fast.methods.bilevel import BilevelSettings
 from bissl_fast.methods.bissl import BiSSLSettings
 from bissl_fast.methods.checks import require
@@ -26,7 +27,7 @@ from bissl_fast.pretext import SimCLR
 from bissl_fast.training.loop import LoopSettings
 from bissl_fast.training.precision import Precision
 
-CONFIG_VERSION = 3
+CONFIG_VERSION = 4
 """Raised when a config.yaml of before would mean something else."""
 
 VIEWS = ("first", "second", "finetune", "evaluate")
@@ -113,6 +114,7 @@ class TrainConfig:
         finetune: both arms' fine-tuning.
         finetune_bissl: SGD of fine-tuning after BiSSL (Table 4).
         finetune_baseline: SGD of fine-tuning after pretext training alone (Table 2).
+        statistics: batch-norm statistics behind the features that the report compares.
         loop: how the run is kept.
     """
 
@@ -138,6 +140,7 @@ class TrainConfig:
     finetune: FineTuneSettings = FineTuneSettings()
     finetune_bissl: SGDSettings = field(default_factory=lambda: SGDSettings(0.005, 0.00003))
     finetune_baseline: SGDSettings = field(default_factory=lambda: SGDSettings(0.0262, 0.00332))
+    statistics: StatisticsSettings = StatisticsSettings()
     loop: LoopSettings = LoopSettings()
 
     def __post_init__(self) -> None:

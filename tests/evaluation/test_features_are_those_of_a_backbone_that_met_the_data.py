@@ -9,7 +9,7 @@ from torch import nn
 
 from bissl_fast.data.loader import Batch
 from bissl_fast.errors import UserError
-from bissl_fast.evaluation.features import embed, extract_features, reestimate_batch_norm
+from bissl_fast.evaluation.features import StatisticsSettings, embed, extract_features, reestimate_batch_norm
 
 
 def backbone() -> nn.Sequential:
@@ -63,6 +63,21 @@ def test_neither_order_nor_momentum_nor_old_statistics_matter(images: torch.Tens
         torch.testing.assert_close(one[index].running_var, other[index].running_var)
 
 
+def test_running_statistics_move_on_with_the_layers_momentum_as_in_training(images: torch.Tensor) -> None:
+    model, trained = backbone(), backbone().train()
+    for each in (model, trained):
+        each[0].running_mean.fill_(7.0)
+    trained[3].eval()  # dropout draws nothing
+    batches = batches_of(images, 8)
+    reestimate_batch_norm(model, batches, StatisticsSettings("running", batches=2))
+    with torch.no_grad():
+        for batch in batches[:2]:
+            trained(batch.views[0])
+    assert all(torch.equal(a, b) for a, b in zip(model.buffers(), trained.buffers(), strict=True))
+    means = [batch.views[0].mean((0, 2, 3)) for batch in batches]
+    torch.testing.assert_close(model[0].running_mean, 0.7 * (0.7 * 7 + 0.3 * means[0]) + 0.3 * means[1])
+
+
 def test_weights_momentum_and_modes_are_untouched(images: torch.Tensor) -> None:
     model = backbone().train()
     model[0].eval()
@@ -75,7 +90,7 @@ def test_weights_momentum_and_modes_are_untouched(images: torch.Tensor) -> None:
 
 def test_only_the_first_batches_are_used(images: torch.Tensor) -> None:
     model = backbone()
-    reestimate_batch_norm(model, batches_of(images, 8), max_batches=1)
+    reestimate_batch_norm(model, batches_of(images, 8), StatisticsSettings("average", batches=1))
     torch.testing.assert_close(model[0].running_mean, images[:8].mean((0, 2, 3)))
 
 
