@@ -7,6 +7,7 @@ import numpy.typing as npt
 import torch
 
 from bissl_fast.data.rendering import render
+from bissl_fast.data.torch_pipeline import require_tensor
 from bissl_fast.data.views import ViewSettings, draw_views
 from bissl_fast.errors import UserError
 
@@ -62,8 +63,9 @@ class TwoViewAugment:
             Two (B, 3, S, S) channels_last tensors, normalised.
 
         Raises:
-            UserError: if shapes or dtypes do not fit.
+            UserError: if the images are no tensor, or shapes or dtypes do not fit.
         """
+        require_tensor(images)
         if images.ndim == 4 and images.shape[-1] != 3 and images.shape[1] == 3:
             images = images.permute(0, 2, 3, 1)
         indices = np.asarray(samples.cpu() if isinstance(samples, torch.Tensor) else samples)
