@@ -103,7 +103,7 @@ class TrainConfig:
         device: `auto`, `cpu`, `cuda`, `cuda:1`, ….
         precision: of forward and backward passes.
         threads: CPU threads; 0 leaves the choice to torch.
-        backbone: any timm CNN.
+        backbone: any timm network (docs/backbones.md).
         images: sizes, and how views are drawn.
         pretext: SimCLR.
         pretrain: pretext stages.

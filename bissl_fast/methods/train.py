@@ -25,7 +25,7 @@ from bissl_fast.methods.loading import RunData
 from bissl_fast.methods.pretrain import PretrainTask, steps_per_epoch
 from bissl_fast.methods.samples import sample_views
 from bissl_fast.methods.seeds import derive_seed
-from bissl_fast.models import Network, build_backbone, build_classifier, probe_features
+from bissl_fast.models import Network, build_backbone, build_classifier, place, probe_features
 from bissl_fast.training.environment import describe_environment
 from bissl_fast.training.files import (
     exclusive,
@@ -311,27 +311,25 @@ class Training:
         run_loop(task, folder, self.device, seed, self.config.loop, self.console)
 
     def _backbone(self) -> nn.Module:
-        return build_backbone(self.config.backbone, derive_seed(self.config.seed, "backbone"))
+        config = self.config
+        return build_backbone(config.backbone, derive_seed(config.seed, "backbone"), config.images.size)
 
     def _classifier(self, purpose: str) -> nn.Module:
         return build_classifier(self.features, len(self.splits.train.classes), derive_seed(self.config.seed, purpose))
 
     def _pretext_network(self) -> Network:
         head = self.config.pretext.head(self.features, derive_seed(self.config.seed, "projector"))
-        return self._placed(Network(self._backbone(), head))
+        return place(Network(self._backbone(), head), self.device)
 
     def _downstream_network(self, backbone: StageOutput, purpose: str) -> Network:
         network = Network(self._backbone(), self._classifier(purpose))
         network.backbone.load_state_dict(load_weights(backbone.folder / "weights.safetensors", "backbone."))
-        return self._placed(network)
+        return place(network, self.device)
 
     def _finetuned(self, stage: StageOutput) -> Network:
         network = Network(self._backbone(), self._classifier("head"))
         network.load_state_dict(load_weights(stage.folder / "weights.safetensors"))
-        return self._placed(network)
-
-    def _placed(self, network: Network) -> Network:
-        return network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+        return place(network, self.device)
 
     def _evaluate(self, network: nn.Module, images: ImageSet) -> Evaluation:
         batches = self.data.evaluation_batches(images)

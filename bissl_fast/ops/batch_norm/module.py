@@ -77,9 +77,14 @@ class BatchNormAct(_BatchNorm):
 
 
 def mixing(module: nn.Module) -> str | None:
-    """Name and class of a batch norm of ``module`` that cannot keep groups apart, if there is one."""
+    """Name and class of a layer of ``module`` that takes statistics and cannot keep groups apart, if there is one.
+
+    Batch norms, and whatever has running statistics under the usual names; others show themselves in a pass only.
+    """
     for name, layer in module.named_modules():
-        takes_statistics = isinstance(layer, _BatchNorm) and (layer.training or layer.running_mean is None)
+        has_running = any(key.startswith("running_") for key, buffer in layer._buffers.items() if buffer is not None)
+        is_moving = layer.training and has_running
+        takes_statistics = is_moving or (isinstance(layer, _BatchNorm) and (layer.training or not has_running))
         if takes_statistics and not isinstance(layer, BatchNormAct):
             return f"{name or 'the module'}, a {type(layer).__name__},"
     return None
