@@ -63,7 +63,7 @@ def decode_file(
             if not image.mode.startswith("I") and ";16" in str(getattr(image, "tile", "")):  # Pillow has no mode for it
                 tell("hold colours of 16 bits, of which the upper 8 are read")
             # JPEG's faster decoding at a half of the size is not used: it moves pixels by up to 47 levels.
-            return resize_square(to_rgb(_as_shown(image, tell) if as_shown else image, tell), size)
+            return resize_square(to_rgb(_as_shown(image, tell) if as_shown else _as_stored(image), tell), size)
     except UnreadableImageError:
         raise
     except Exception as error:  # a broken file can make a decoder raise anything
@@ -94,6 +94,26 @@ def _as_shown(image: PillowImage.Image, tell: Callable[[str], object]) -> Pillow
             tell("are transparent in places, which become gray")
             return Image.alpha_composite(Image.new("RGBA", whole.size, (GRAY, GRAY, GRAY, 255)), whole)
     return image
+
+
+def _as_stored(image: PillowImage.Image) -> PillowImage.Image:
+    """The image without the turn that Pillow gives a TIFF, and no other file, on its own."""
+    from PIL import Image
+
+    if image.format != "TIFF":
+        return image
+    orientation = image.getexif().get(_ORIENTATION, 1)
+    image.load()
+    back = (
+        Image.Transpose.FLIP_LEFT_RIGHT,
+        Image.Transpose.ROTATE_180,
+        Image.Transpose.FLIP_TOP_BOTTOM,
+        Image.Transpose.TRANSPOSE,
+        Image.Transpose.ROTATE_90,
+        Image.Transpose.TRANSVERSE,
+        Image.Transpose.ROTATE_270,
+    )
+    return image.transpose(back[orientation - 2]) if orientation in range(2, 9) else image
 
 
 def _eight_bits(values: npt.NDArray[Any], tell: Callable[[str], object]) -> npt.NDArray[np.uint8]:
