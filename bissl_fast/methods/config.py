@@ -94,6 +94,7 @@ class TrainConfig:
         data_root: folder that holds the data sets.
         pretext_dataset: unlabelled set, named likewise; left out: the downstream set's own unlabelled images, or
             STL10's.
+        exclude_test: leave out pretext images that are also test images, byte for byte.
         preset: whose values stand where nothing is given: `paper`, `official` (the released code) or `quick` (2 CPU
             cores).
         seed: of everything that is drawn.
@@ -121,6 +122,7 @@ class TrainConfig:
     dataset: str = "textures"
     data_root: Path | None = None
     pretext_dataset: str | None = None
+    exclude_test: bool = False
     preset: Literal["paper", "official", "quick"] = "quick"
     seed: int = 0
     output: Path = Path("runs")

@@ -73,7 +73,14 @@ class RunData:
         config = self.config
         size, root, cache = config.images.cache_size, config.data_root, config.cache_dir
         if config.pretext_dataset is not None:
-            return load_pretext(config.pretext_dataset, root, size, cache)
+            return load_pretext(
+                config.pretext_dataset,
+                root,
+                size,
+                cache,
+                downstream=config.dataset,
+                exclude_test=config.exclude_test,
+            )
         if config.dataset in WITH_UNLABELLED_IMAGES:
             return load_pretext(config.dataset, root, size, cache)
         if not config.dataset.startswith(FOLDER_PREFIX):
@@ -88,7 +95,7 @@ class RunData:
             ) from None
 
     def _tell_sizes(self) -> None:
-        for note in self.splits.notes:
+        for note in (*self.unlabelled.notes, *self.splits.notes):
             say(self.console, note, "yellow")
         for images in (self.unlabelled, self.splits.train, self.splits.val, self.splits.test):
             skipped = f", {len(images.skipped)} unreadable and left out" if images.skipped else ""
