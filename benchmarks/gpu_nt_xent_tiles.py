@@ -30,7 +30,7 @@ def sweep_tiles(report: Report, device: torch.device, pairs: int) -> None:
         units = torch.nn.functional.normalize(torch.randn(2 * pairs, width, device=device), dim=1)
         tangents = (torch.randn_like(units) / width, torch.ones((), device=device)) if tangent else ()
         norms = torch.full((2 * pairs,), 2.0 * pairs, device=device)
-        operands = launch.pack(problem, units, norms, launch.WEIGHT_GAIN, *tangents)
+        operands = launch.pack(problem, units, norms, norms.new_ones(1), launch.WEIGHT_GAIN, *tangents)
         for (name, kernel), shape, stages in itertools.product(kernels.items(), shapes, (2, 3)):
             chosen = getattr(plans, name)(width, split, tangent, plans.describe(device))
             plan = plans.Plan(plans.Tile(*shape, stages), chosen.chunk, chosen.out)

@@ -91,7 +91,7 @@ class ReferenceBiSSL:
             clip_grad_norm_(self.downstream.parameters(), settings.clip)
             step, total = alternation * len(batches) + k, settings.alternations * len(batches)
             for group in self.upper_optimizer.param_groups:
-                group["lr"] = scheduled(step, total, self.sgd.learning_rate)
+                group["lr"] = scheduled(step, total, self.sgd.learning_rate, final_share=self.sgd.final_share)
             self.upper_optimizer.step()
 
     def _solved(self, v: Tensors, stored: Sequence[Views]) -> Tensors:

@@ -1,11 +1,13 @@
 """A product written down as a graph of functional ops, and what cannot be written down refused."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import fx
+
+from bissl_fast.bilevel.graphs import COMPILED, UNTRACEABLE, found_in
 
 NOT_TRACEABLE = (
     "the loss cannot be traced ({reason}). A loss for traced products is a function of the module and the batch alone, "
@@ -21,7 +23,7 @@ DATA_DEPENDENT = "the shape of a result depends on values: {name}"
 
 
 class LossError(ValueError):
-    """A loss that no mode can take."""
+    """A loss that no trace can take, in a sentence of its own."""
 
 
 DETACHED = "the loss does not depend on the parameters: is it detached, or is there another network in it?"
@@ -34,6 +36,13 @@ def refuse_no_loss(value: Any) -> None:
         raise LossError(f"a loss must return a scalar tensor, of shape (), found {found}")
     if not value.requires_grad:
         raise LossError(DETACHED)
+
+
+def refuse_torchscript(values: Iterable[Any]) -> None:
+    """Raise if values have been computed by TorchScript's own derivatives."""
+    reason = found_in([value for value in values if isinstance(value, torch.Tensor)], UNTRACEABLE)
+    if reason is not None:
+        raise LossError(NOT_TRACEABLE.format(reason=reason))
 
 
 def written_down(
@@ -75,6 +84,8 @@ def trace(function: Callable[..., Any], inputs: list[Any], tangents: list[torch.
             raise
         except Exception as error:  # whatever the loss, or PyTorch below it, raises
             cause = error
+    if "dynamo-optimized" in str(cause):
+        raise LossError(COMPILED) from cause
     reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
     raise ValueError(NOT_TRACEABLE.format(reason=reason)) from cause
 

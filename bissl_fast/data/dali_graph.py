@@ -41,7 +41,7 @@ def _views(views: tuple[ViewSettings, ...], encoded: bool, gpu: bool) -> tuple[N
             fn.external_source(name="images", ndim=1, dtype=types.UINT8),
             device="mixed" if gpu else "cpu",
             output_type=types.RGB,
-            adjust_orientation=False,  # the cache's reader does not turn images either
+            adjust_orientation=False,  # nor does the cache's reader, but for `folder:`
             jpeg_fancy_upsampling=True,  # on the GPU too, as libjpeg does
         )
     else:

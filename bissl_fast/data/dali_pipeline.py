@@ -193,22 +193,29 @@ def image_sizes(files: Images | Sequence[str]) -> npt.NDArray[np.int64]:
         files: N files as bytes, or their paths.
 
     Returns:
-        (N, 2) int64. A turn that the EXIF data ask for is not made, as everywhere in this package.
+        (N, 2) int64. A turn that the EXIF data ask for is not made, as in the cache of a published set.
 
     Raises:
-        UserError: if one is no image that DALI can read, or DALI is not installed.
+        UserError: if one is no image that DALI can read, or has more than 8 bits, which the cache scales and DALI does
+            not; or DALI is not installed.
     """
     parse = _import("nvidia.nvimgcodec").CodeStream
     sizes = np.empty((len(files), 2), dtype=np.int64)
     for i, file in enumerate(files):
+        name = file if isinstance(file, str) else f"File {i} of the batch"
+        if isinstance(file, str) and os.path.exists(file) and not os.path.isfile(file):  # a pipe would be waited for
+            raise UserError(f"{name} is no regular file.")
         try:
             header = parse(file if isinstance(file, str) else _bytes(file))
-            sizes[i] = header.height, header.width
+            sizes[i], dtype = (header.height, header.width), str(header.dtype)
         except RuntimeError as error:
-            name = f"{file}" if isinstance(file, str) else f"File {i} of the batch"
             raise UserError(
                 f"{name} is missing, damaged, or no image of a kind that DALI decodes (JPEG, PNG, ...)."
             ) from error
+        if dtype != "uint8":
+            raise UserError(
+                f"{name} holds {dtype} values, which DALI scales otherwise than the cache: convert it to 8 bits."
+            )
     return sizes
 
 

@@ -22,7 +22,7 @@ from bissl_fast.data.readers.source import Source
 from bissl_fast.data.resident import hold
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.views import torch_threads, wait_for
-from bissl_fast.models import Network, build_backbone, forward_each, probe_features
+from bissl_fast.models import Network, build_backbone, forward_each, place, probe_features
 from bissl_fast.pretext import SimCLR
 from bissl_fast.training.lars import LARS
 from bissl_fast.training.precision import Precision, apply_precision
@@ -135,7 +135,7 @@ def pretext_step(
     """One step of SimCLR: both views through the network, NT-Xent, LARS; seeded."""
     task = SimCLR()
     head = task.head(probe_features(backbone, size), 0)
-    network = Network(build_backbone(backbone, 0), head).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = place(Network(build_backbone(backbone, 0, size), head), device)
     optimizer = LARS(list(network.parameters()), lr=0.1)
     forward = apply_precision(precision, device)
 

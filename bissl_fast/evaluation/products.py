@@ -14,6 +14,7 @@ from bissl_fast.bilevel.hessian import ProductsDtype
 from bissl_fast.bilevel.precision import autocast, tf32
 from bissl_fast.bilevel.traced import TracedProducts
 from bissl_fast.models import Network, build_backbone, probe_features
+from bissl_fast.models.backbone import options_for
 from bissl_fast.ops import BatchNormAct
 from bissl_fast.ops.bench import best_of
 from bissl_fast.pretext import SimCLR, mean_pretext_loss, pretext_loss
@@ -72,9 +73,10 @@ def problem(
 ) -> Problem:
     """Noise images of ``size`` pixels in ``batches`` stored batches of ``pairs`` pairs; seeded."""
     task = SimCLR()
-    network = Network(build_backbone(backbone, 0), task.head(probe_features(backbone, size), 0))
+    head = task.head(probe_features(backbone, size), 0)
+    network = Network(build_backbone(backbone, 0, size), head)
     network = network.to(device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    plain = plain_twin(backbone, network)
+    plain = plain_twin(backbone, size, network)
     theta = ParameterVector(network, "backbone.")
     generator = torch.Generator().manual_seed(0)
 
@@ -88,7 +90,7 @@ def problem(
     return Problem(network, plain, theta, pretext_loss(task), mean_pretext_loss(task), stored, noise(len(theta)))
 
 
-def plain_twin(backbone: str, network: Network) -> Network:
+def plain_twin(backbone: str, size: int, network: Network) -> Network:
     """The network without fused batch norms: timm's backbone and PyTorch's layers, with the same weights."""
     import timm
 
@@ -100,7 +102,7 @@ def plain_twin(backbone: str, network: Network) -> Network:
             layers.append(nn.BatchNorm1d(layer.num_features))
         else:
             layers.append(nn.ReLU())
-    plain = Network(timm.create_model(backbone, num_classes=0), nn.Sequential(*layers))
+    plain = Network(timm.create_model(backbone, num_classes=0, **options_for(backbone, size)), nn.Sequential(*layers))
     plain.load_state_dict(network.state_dict())
     first = next(network.parameters())
     return plain.to(first.device, first.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]

@@ -17,8 +17,6 @@ from bissl_fast.methods.seeds import derive_seed
 from bissl_fast.training.tracking import say
 
 EVALUATION_BATCH = 256
-STATISTICS_BATCHES = 100  # Appendix C.1, at most
-STATISTICS_PASSES = 4  # over a small set: averaged statistics gain nothing from more
 SKIPPED_NAMES = 5
 WITH_UNLABELLED_IMAGES = ("textures", "stl10")
 
@@ -68,14 +66,21 @@ class RunData:
         train = self.splits.train
         size = min(EVALUATION_BATCH, len(train))
         with self.loader(train, (self.config.images.evaluation_view,), size, "statistics") as loader:
-            for draw in range(min(STATISTICS_BATCHES, STATISTICS_PASSES * (len(train) // size))):
+            for draw in range(self.config.statistics.batches):
                 yield loader.load(draw)
 
     def _load_unlabelled(self) -> ImageSet:
         config = self.config
         size, root, cache = config.images.cache_size, config.data_root, config.cache_dir
         if config.pretext_dataset is not None:
-            return load_pretext(config.pretext_dataset, root, size, cache)
+            return load_pretext(
+                config.pretext_dataset,
+                root,
+                size,
+                cache,
+                downstream=config.dataset,
+                exclude_test=config.exclude_test,
+            )
         if config.dataset in WITH_UNLABELLED_IMAGES:
             return load_pretext(config.dataset, root, size, cache)
         if not config.dataset.startswith(FOLDER_PREFIX):
@@ -90,7 +95,7 @@ class RunData:
             ) from None
 
     def _tell_sizes(self) -> None:
-        for note in self.splits.notes:
+        for note in (*self.unlabelled.notes, *self.splits.notes):
             say(self.console, note, "yellow")
         for images in (self.unlabelled, self.splits.train, self.splits.val, self.splits.test):
             skipped = f", {len(images.skipped)} unreadable and left out" if images.skipped else ""

@@ -32,6 +32,9 @@ class Source:
         labels: As those of `ImageSet`; `None` for an unlabelled split.
         classes: Class names by label.
         native: Side of the stored images, if all are equal: these are not enlarged.
+        files: The file of every image; empty where the images lie in arrays.
+        remarks: `remarks(index)` says what `read` turned, scaled or guessed, once it has read the image.
+        notes: Sentences that a user should read.
     """
 
     name: str
@@ -42,6 +45,9 @@ class Source:
     labels: Targets | None = None
     classes: tuple[str, ...] = ()
     native: int | None = None
+    files: tuple[Path, ...] = ()
+    remarks: Callable[[int], Sequence[str]] = lambda index: ()
+    notes: tuple[str, ...] = ()
 
     def side(self, size: int) -> int:
         """Side of the images that `read(..., size)` gives."""
@@ -57,6 +63,8 @@ class Source:
             describe=lambda index: self.describe(int(indices[index])),
             identity=digest(self.identity, indices),
             labels=None if self.labels is None else self.labels[indices],
+            files=tuple(self.files[index] for index in indices) if self.files else (),
+            remarks=lambda index: self.remarks(int(indices[index])),
         )
 
     def unlabelled(self) -> Source:
@@ -102,19 +110,49 @@ def from_files(
     labels: Sequence[int] | Targets | None = None,
     classes: tuple[str, ...] = (),
     native: int | None = None,
+    as_shown: bool = False,
+    notes: tuple[str, ...] = (),
 ) -> Source:
-    """A source of image files below `root`; with `native`, the side of all of them, none is enlarged."""
+    """A source of image files below `root`.
+
+    Args:
+        name: Set and split.
+        paths: The files.
+        root: Folder that messages name them from.
+        labels: One per file, or `None`.
+        classes: Class names by label.
+        native: Side of all images, if they are equal: none is enlarged then.
+        as_shown: As in `decode_file`.
+        notes: Sentences that a user should read.
+    """
     targets = labels if labels is None or isinstance(labels, np.ndarray) else np.asarray(labels, dtype=np.int64)
     side = native or sys.maxsize
+    remarks: dict[int, list[str]] = {}
+
+    def read(index: int, size: int) -> Images:
+        told = list[str]()
+        image = decode_file(paths[index], min(size, side), as_shown, told.append)
+        if told:
+            remarks[index] = told
+        return image
+
     return Source(
         name,
         len(paths),
-        read=lambda index, size: decode_file(paths[index], min(size, side)),
+        read=read,
         describe=lambda index: printable(paths[index].relative_to(root).as_posix()),
-        identity=digest(file_states(paths, root), np.zeros(0) if targets is None else targets, "\n".join(classes)),
+        identity=digest(
+            file_states(paths, root),
+            np.zeros(0) if targets is None else targets,
+            "\n".join(classes),
+            "as shown" if as_shown else "",
+        ),
         labels=targets,
         classes=classes if targets is not None else (),
         native=native,
+        files=tuple(paths),
+        remarks=lambda index: remarks.get(index, ()),
+        notes=notes,
     )
 
 
@@ -159,12 +197,21 @@ def from_lists(
         )
         for split, entries in present.items()
     }
-    notes = [f"{title} is here with {len(kept)} of its {total} classes: {listed(kept, 12)}."] * (len(kept) < total)
+    notes = class_notes(title, kept, total)
     found = {file for entries in present.values() for file, _ in entries}
     notes += absent_notes(title, [file for entries in splits.values() for file, _ in entries if file not in found])
     if "val" in sources:
         return Listing(sources["train"], sources["val"], sources["test"], tuple(notes))
     return with_validation(sources["train"], sources["test"], tuple(notes))
+
+
+def class_notes(title: str, classes: Sequence[str], total: int, noun: str = "classes") -> list[str]:
+    """A note on a set that is here with another number of classes than the complete set has, if so."""
+    if len(classes) == total:
+        return []
+    few = f"{title} is here with {len(classes)} of its {total} {noun}"
+    many = f"{title} has {total} {noun}, and here are {len(classes)}: this is another version of it, or a fork"
+    return [f"{few if len(classes) < total else many}: {listed(classes, 12)}."]
 
 
 def absent_notes(title: str, absent: Sequence[str]) -> list[str]:
