@@ -35,7 +35,9 @@ class Report:
         self.path, self.title, self.device, self.seconds = path, title, device, seconds
         self.content: dict[str, Any] = {"environment": describe(device)}
         if settings is not None:
-            self.content["settings"] = {name: str(value) for name, value in vars(settings).items() if name != "output"}
+            self.content["settings"] = {
+                name: str(value) for name, value in vars(settings).items() if name not in ("out", "output")
+            }
         self._end = time.monotonic() + seconds
         path.parent.mkdir(parents=True, exist_ok=True)
 

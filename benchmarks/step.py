@@ -5,8 +5,8 @@ view after view, NT-Xent in plain PyTorch and LARS tensor after tensor; eagerly,
 All are channels-last and in the same number format, on views of noise that wait on the device. With ``--fed`` also
 ours on views that the loader makes meanwhile, and the share of a step that waits for them.
 
-    python -m benchmarks.step --output docs/results/step_gpu --device cuda --pairs 1024 --fed
-    python -m benchmarks.step --output step --quick    # does it run?
+    python -m benchmarks.step --out docs/results --fed    # step_<gpu>.json and .md
+    python -m benchmarks.step --out . --device cpu --quick    # does it run?
 """
 
 import argparse
@@ -18,7 +18,7 @@ from typing import Any, get_args
 import torch
 
 from benchmarks.gpu_augment import pictures, wait_share
-from benchmarks.gpu_report import Report, add_budget
+from benchmarks.gpu_report import Report, add_budget, place
 from benchmarks.reference_alternation import lars_step
 from bissl_fast.evaluation.feeding import Views, pretext_step
 from bissl_fast.evaluation.products import plain_twin
@@ -34,11 +34,11 @@ Step = Callable[[Views], None]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, help="writes .json and .md, row by row")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, default=Path("docs/results"))
+    parser.add_argument("--device", default="cuda")
     parser.add_argument("--backbone", default="resnet18")
     parser.add_argument("--size", type=int, default=96)
-    parser.add_argument("--pairs", type=int, default=32, help="images, each in two views")
+    parser.add_argument("--pairs", type=int, default=1024, help="images, each in two views")
     parser.add_argument("--precisions", nargs="+", choices=get_args(Precision), default=["bf16", "tf32"])
     parser.add_argument("--rounds", type=int, default=5, help="turns; the best counts")
     parser.add_argument("--steps", type=int, default=4, help="in a turn, one after the other")
@@ -55,7 +55,8 @@ def main() -> None:
 def measure(arguments: argparse.Namespace) -> None:
     """For each precision a row per peer, with ours timed beside it, and one with the loader."""
     device = torch.device(arguments.device)
-    report = Report(arguments.output, "A pretext step", device, arguments, arguments.budget_seconds)
+    where = place(arguments.out, "step", device)
+    report = Report(where, "A pretext step: `python -m benchmarks.step`", device, arguments, arguments.budget_seconds)
     for precision in arguments.precisions:
         for name, compiled in {"eager": False, "network and loss compiled": True}.items():
             run = partial(beside, arguments, device, precision, compiled)
@@ -91,8 +92,8 @@ def beside(arguments: argparse.Namespace, device: torch.device, precision: Preci
 def plain_step(backbone: str, size: int, device: torch.device, precision: Precision, compiled: bool) -> Step:
     """The step of :func:`bissl_fast.evaluation.feeding.pretext_step` from the same weights, in plain PyTorch."""
     task = SimCLR()
-    ours = Network(build_backbone(backbone, 0), task.head(probe_features(backbone, size), 0)).to(device)
-    network = plain_twin(backbone, ours)
+    ours = Network(build_backbone(backbone, 0, size), task.head(probe_features(backbone, size), 0)).to(device)
+    network = plain_twin(backbone, size, ours)
     parameters = list(network.parameters())
     momenta = [torch.zeros_like(p) for p in parameters]
     forward = apply_precision(precision, device)

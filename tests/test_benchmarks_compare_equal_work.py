@@ -48,9 +48,10 @@ def test_a_step_of_ours_and_of_plain_pytorch_end_at_the_same_weights(monkeypatch
 
 def test_the_benchmark_of_a_step_has_a_row_per_peer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
-    monkeypatch.setattr("sys.argv", ["step", "--quick", "--output", str(tmp_path / "step")])
+    monkeypatch.setattr("sys.argv", ["step", "--device", "cpu", "--quick", "--out", str(tmp_path)])
     step.main()
-    rows = json.loads((tmp_path / "step.json").read_text())["step"]
+    (path,) = tmp_path.glob("step_*.json")
+    rows = json.loads(path.read_text())["step"]
     assert [row["peer"] for row in rows] == ["eager", "network and loss compiled"]
     assert all(row["times_faster"] == row["peer_ms"] / row["ours_ms"] for row in rows)
 
