@@ -14,7 +14,7 @@ from bissl_fast.bilevel.hessian import ProductsDtype
 from bissl_fast.bilevel.precision import autocast, tf32
 from bissl_fast.bilevel.traced import TracedProducts
 from bissl_fast.models import Network, build_backbone, probe_features
-from bissl_fast.models.backbone import options_for
+from bissl_fast.models.backbone import options_for, place
 from bissl_fast.ops import BatchNormAct
 from bissl_fast.ops.bench import best_of
 from bissl_fast.pretext import SimCLR, mean_pretext_loss, pretext_loss
@@ -74,8 +74,7 @@ def problem(
     """Noise images of ``size`` pixels in ``batches`` stored batches of ``pairs`` pairs; seeded."""
     task = SimCLR()
     head = task.head(probe_features(backbone, size), 0)
-    network = Network(build_backbone(backbone, 0, size), head)
-    network = network.to(device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = place(Network(build_backbone(backbone, 0, size), head).to(dtype), device)
     plain = plain_twin(backbone, size, network)
     theta = ParameterVector(network, "backbone.")
     generator = torch.Generator().manual_seed(0)
@@ -105,7 +104,7 @@ def plain_twin(backbone: str, size: int, network: Network) -> Network:
     plain = Network(timm.create_model(backbone, num_classes=0, **options_for(backbone, size)), nn.Sequential(*layers))
     plain.load_state_dict(network.state_dict())
     first = next(network.parameters())
-    return plain.to(first.device, first.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    return place(plain.to(first.dtype), first.device)
 
 
 class Way(NamedTuple):
