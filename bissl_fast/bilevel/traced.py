@@ -10,11 +10,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from bissl_fast.bilevel.parameters import ParameterVector, places, replaced
 from bissl_fast.bilevel.precision import autocast
+from bissl_fast.bilevel.stops import StopsHold
 from bissl_fast.bilevel.written import DETACHED, LossError, refuse_no_loss, refuse_torchscript, written_down
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ class TracedProducts:
         state = dict(zip(moving, theta, strict=True))
         state |= {t: value.clone() if t in buffers else value for t, value in rest}  # forward passes move buffers
         batch = tree_unflatten(inputs[len(moving) + len(constants) :], spec)
-        with replaced(places(module, state)), NoGradStopsTangents():
+        with replaced(places(module, state)), StopsHold():
             return function(module, batch)
 
     def _hessian_product(self, spec: TreeSpec, inputs: list[Any], tangents: list[torch.Tensor]) -> Any:
@@ -211,7 +211,7 @@ class TracedProducts:
         def criterion(values: list[torch.Tensor]) -> torch.Tensor:
             rest = iter(values)
             leaves = [next(rest) if t is None else t for t in fixed["leaves"]]
-            with NoGradStopsTangents():
+            with StopsHold():
                 found: torch.Tensor = loss.criterion(tree_unflatten(leaves, fixed["form"]))
             refuse_no_loss(found)
             refuse_torchscript([found])
@@ -226,15 +226,6 @@ class TracedProducts:
         values, moved, *_ = torch.func.jvp(outputs, (theta,), (tuple(tangents),))
         curved = torch.func.jvp(torch.func.grad(criterion), (values,), (moved,))[1]
         return torch.func.vjp(reaching, theta)[1](curved)[0]
-
-
-class NoGradStopsTangents(TorchFunctionMode):
-    """Let ``torch.no_grad`` hold back tangents as it holds back gradients; forward mode passes through it otherwise."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch._C._set_grad_enabled:
-            torch._C._set_fwd_grad_enabled(args[0])
-        return func(*args, **(kwargs or {}))
 
 
 def own(residual: torch.Tensor) -> torch.Tensor:

@@ -13,8 +13,8 @@ from bissl_fast.bilevel import CompositeLoss, HessianOperator, ParameterVector
 from bissl_fast.bilevel.hessian import ProductsDtype
 from bissl_fast.bilevel.precision import autocast, tf32
 from bissl_fast.bilevel.traced import TracedProducts
-from bissl_fast.models import Network, build_backbone, place, probe_features
-from bissl_fast.models.backbone import options_for
+from bissl_fast.models import Network, build_backbone, probe_features
+from bissl_fast.models.backbone import options_for, place
 from bissl_fast.ops import BatchNormAct
 from bissl_fast.ops.bench import best_of
 from bissl_fast.pretext import SimCLR, mean_pretext_loss, pretext_loss

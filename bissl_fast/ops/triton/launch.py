@@ -82,14 +82,14 @@ def supports(z: Tensor) -> bool:
 @on_device_of_first
 def fwd(z1: Tensor, z2: Tensor, temperature: float, cross_view: bool) -> tuple[Tensor, ...]:
     """Loss, unit rows, inverse norms, what normalises the rows of the softmax, and a bound of its weights."""
+    z1, z2 = z1.contiguous(), z2.contiguous()  # other strides compile to another order of sums, so to other bits
     batch, width = z1.shape
     problem = Problem(batch, width, temperature, cross_view, is_split(z1.dtype), z1.device)
     units = problem.empty(2 * batch, width, dtype=unit_dtype(z1))
     inv_norms, lse, losses, complements = (problem.empty(2 * batch) for _ in range(4))
     packed = problem.packed(tangent=False)
     rows.normalise_rows[problem.row_grid](
-        z1, z2, units, inv_norms, packed, problem.part, batch, problem.padded, width,
-        *z1.stride(), *z2.stride(), NORM_EPS,
+        z1, z2, units, inv_norms, packed, problem.part, batch, problem.padded, width, NORM_EPS,
         ROWS=problem.row_block, WIDTH=problem.packed_width, SPLIT=problem.split,
     )  # fmt: skip
     shifts = packed

@@ -56,21 +56,16 @@ def power_of_two(x):
 
 @triton.jit
 def normalise_rows(
-    z1, z2, units, inv_norms, packed, part, batch, padded, width,
-    row_stride1, dim_stride1, row_stride2, dim_stride2, eps,
+    z1, z2, units, inv_norms, packed, part, batch, padded, width, eps,
     ROWS: tl.constexpr, WIDTH: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """Unit rows, the inverse norms, and the packed operands of the tiles."""
     row, _, place, exists = positions(batch, padded, ROWS)
     inside = place - tl.program_id(1) * padded
-    dims = tl.arange(0, WIDTH)
-    mask = exists[:, None] & (dims < width)[None, :]
     if tl.program_id(1) == 0:
-        at = z1 + inside.to(tl.int64)[:, None] * row_stride1 + dims.to(tl.int64)[None, :] * dim_stride1
-        z = tl.load(at, mask=mask, other=0.0).to(tl.float32)
+        z = load_matrix(z1, inside, exists, width, WIDTH)
     else:
-        at = z2 + inside.to(tl.int64)[:, None] * row_stride2 + dims.to(tl.int64)[None, :] * dim_stride2
-        z = tl.load(at, mask=mask, other=0.0).to(tl.float32)
+        z = load_matrix(z2, inside, exists, width, WIDTH)
     norm = tl.sqrt_rn(tl.sum(z * z, 1))
     inv_norm = tl.div_rn(1.0, tl.maximum(norm, eps, propagate_nan=tl.PropagateNan.ALL))
     unit = (z * inv_norm[:, None]).to(units.dtype.element_ty)
