@@ -9,7 +9,7 @@ import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
 from bissl_fast.bilevel.parameters import ParameterVector, Place, buffer_copies, replaced
-from bissl_fast.bilevel.precision import autocast, tf32
+from bissl_fast.bilevel.precision import autocast, deterministic_convolutions, tf32
 from bissl_fast.bilevel.reverse import DifferenceProducts, ReverseProducts
 from bissl_fast.bilevel.traced import Loss, TracedProducts
 
@@ -282,6 +282,7 @@ class HessianOperator:
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             stack.enter_context(replaced(self._buffers))
             stack.enter_context(tf32(self._tf32))
+            stack.enter_context(deterministic_convolutions())
             yield
 
 

@@ -1,4 +1,4 @@
-"""Number formats inside of products, whatever holds around them."""
+"""Number formats and order of sums inside of products, whatever holds around them."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +13,17 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     """Half precision inside the block, if ``dtype`` is one. Casts are not cached: a cached one belongs to one graph."""
     enabled = dtype in (torch.bfloat16, torch.float16)
     return torch.autocast(device.type, dtype=dtype if enabled else None, enabled=enabled, cache_enabled=False)
+
+
+@contextmanager
+def deterministic_convolutions() -> Iterator[None]:
+    """cuDNN's gradients by algorithms that add in one order: by others, equal products differ in their last digits."""
+    before = torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.deterministic = before
 
 
 @contextmanager

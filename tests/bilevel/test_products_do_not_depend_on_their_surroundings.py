@@ -305,3 +305,19 @@ def test_the_buffers_of_a_loss_that_is_a_module_are_held_still_too() -> None:
     for mode in ("reverse", "finite_difference"):
         HessianOperator(loss, theta, [batch()], mode, retain=0).matvec(ones(theta))  # type: ignore[arg-type]
     assert loss.norm.num_batches_tracked == 0
+
+
+@pytest.mark.parametrize("around", [True, False])
+def test_convolutions_add_in_one_order_whatever_holds_around_a_product(
+    around: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loss(module: nn.Module, data: Any) -> torch.Tensor:
+        found.append(torch.backends.cudnn.deterministic)
+        return squares(module, data)
+
+    found: list[bool] = []
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", around)
+    theta = ParameterVector(network(nn.Linear(5, 3)))
+    HessianOperator(loss, theta, [batch()], retain=0).matvec(ones(theta))
+    assert found == [True]
+    assert torch.backends.cudnn.deterministic == around
