@@ -9,11 +9,17 @@ import os
 import shlex
 import shutil
 import sysconfig
+import warnings
 
 from setuptools import build_meta
 from setuptools.build_meta import *  # noqa: F403
 
 TORCH = "torch>=2.11,<3"
+
+# pip prints every warning of a build. These two ask for nothing: torch's headers need no NumPy, and an editable
+# installation is what was asked for. What keeps the native code from being built is still told.
+for message in ("Failed to initialize NumPy", r"Editable installation\."):
+    warnings.filterwarnings("ignore", message=message)
 
 
 def _native_requirements() -> list[str]:

@@ -8,8 +8,8 @@ from typing import Any, Literal, Protocol, get_args
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
-from bissl_fast.bilevel.parameters import ParameterVector, buffer_copies, replaced
-from bissl_fast.bilevel.precision import autocast, tf32
+from bissl_fast.bilevel.parameters import ParameterVector, Place, buffer_copies, replaced
+from bissl_fast.bilevel.precision import autocast, deterministic_convolutions, tf32
 from bissl_fast.bilevel.reverse import DifferenceProducts, ReverseProducts
 from bissl_fast.bilevel.traced import Loss, TracedProducts
 
@@ -112,6 +112,8 @@ class HessianOperator:
         self._tf32 = dtype == "tf32"
         self._kept: list[Any] = []
         self._batches: list[Any] = []
+        self._buffers: list[Place] = []
+        self._from_elsewhere: list[torch.Tensor] = []
         self._updates = 0
         self._device = parameters.tensors[0].device
         cast = torch.bfloat16 if dtype == "bfloat16" else torch.float32
@@ -167,7 +169,7 @@ class HessianOperator:
 
     def release(self) -> None:
         """Let go of batches and linearisations; products raise until :meth:`update`."""
-        self._kept, self._batches = [], []
+        self._kept, self._batches, self._buffers, self._from_elsewhere = [], [], [], []
 
     @property
     def retained(self) -> int:
@@ -280,6 +282,7 @@ class HessianOperator:
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             stack.enter_context(replaced(self._buffers))
             stack.enter_context(tf32(self._tf32))
+            stack.enter_context(deterministic_convolutions())
             yield
 
 

@@ -88,6 +88,19 @@ def multi_crop_views(
     return first, second, *[replace(first, size=local_size, crop_scale=local_scale)] * local_views
 
 
+def official_finetune_view(size: int) -> ViewSettings:
+    """Training on the downstream task in BiSSL's released code: crops as of its pretext task, and a flip."""
+    return ViewSettings(size=size, crop_scale=(0.08, 1.0), crop_ratio=(0.5, 1.0), interpolation="bicubic", flip=0.5)
+
+
+def official_eval_view(size: int) -> ViewSettings:
+    """Evaluation in BiSSL's released code: the short side resized to size / 0.88 (109 for 96), the middle cut out."""
+    share = (size / int(size / 0.88)) ** 2
+    return ViewSettings(
+        size=size, crop_scale=(share, share), crop_ratio=(1.0, 1.0), interpolation="bicubic", centred=True
+    )
+
+
 def finetune_view(size: int) -> ViewSettings:
     """Training on the downstream task: a crop of at least half the area, and a flip."""
     return ViewSettings(size=size, crop_scale=(0.5, 1.0), interpolation="bilinear", flip=0.5)

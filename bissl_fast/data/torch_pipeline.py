@@ -58,8 +58,16 @@ def render(images: torch.Tensor, parameters: ViewParameters, settings: ViewSetti
     return views
 
 
+def require_tensor(images: object) -> None:
+    """Raise unless a batch of images is a tensor: an array of the same shape and dtype reads alike in a message."""
+    if not isinstance(images, torch.Tensor):
+        way = "torch.from_numpy(images) makes it one" if isinstance(images, np.ndarray) else "stack them into one"
+        raise UserError(f"Images must be a uint8 tensor (N, H, W, 3), found {type(images).__name__}: {way}.")
+
+
 def check(images: torch.Tensor, parameters: ViewParameters, samples: npt.NDArray[np.int64]) -> None:
     """Raise unless the images are uint8 RGB, and the samples and their table fit them."""
+    require_tensor(images)
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[-1] != 3:
         raise UserError(f"Images must be (N, H, W, 3) uint8, not {tuple(images.shape)} {images.dtype}.")
     if len(parameters) != len(samples):

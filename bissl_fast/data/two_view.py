@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 
 from bissl_fast.data.rendering import as_tensor, render
+from bissl_fast.data.torch_pipeline import require_tensor
 from bissl_fast.data.views import ViewSettings, draw_views
 from bissl_fast.errors import UserError
 
@@ -69,10 +70,12 @@ class TwoViewAugment:
             Two (B, 3, S, S) channels_last tensors, normalised.
 
         Raises:
-            UserError: if shapes or dtypes do not fit, or one of samples and epoch is missing.
+            UserError: if the images are no tensor or array, shapes or dtypes do not fit, or one of samples and epoch is
+                missing.
         """
         if isinstance(images, np.ndarray):
             images = as_tensor(images)
+        require_tensor(images)
         if images.ndim == 4 and images.shape[-1] != 3 and images.shape[1] == 3:
             images = images.permute(0, 2, 3, 1)
         if samples is None and epoch is None:

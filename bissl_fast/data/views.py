@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import permutations
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
+import tyro
 
 from bissl_fast.data.philox import Stream, random_words, uniforms
 from bissl_fast.errors import UserError
@@ -39,6 +40,7 @@ class ViewSettings:
         crop_scale: Range of the crop's area, as a fraction of the image's.
         crop_ratio: Range of the crop's aspect ratio, width / height. ``(1, 1)`` for scale and ratio is the whole
             square image, every time.
+        centred: The crop lies in the middle, and its area is a fraction of the largest square's.
         interpolation: Filter of the resize, always antialiased.
         flip: Probability of a horizontal flip.
         jitter: Probability of the four colour changes, done in a random order.
@@ -62,9 +64,10 @@ class ViewSettings:
         UserError: if a value is out of its range, or not finite.
     """
 
-    size: int = 96
+    size: Annotated[int, tyro.conf.Suppress] = 96  # no option: there --images.size decides
     crop_scale: Range = (0.08, 1.0)
     crop_ratio: Range = (3 / 4, 4 / 3)
+    centred: bool = False
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
     flip: float = 0.0
     jitter: float = 0.0
@@ -229,7 +232,8 @@ def _crop_attempts(
         (N, 4) int64 top, left, height, width, and (N,) whether one fits.
     """
     rows, columns = sizes[:, :1], sizes[:, 1:]  # (N, 1)
-    area = rows * columns * _between(settings.crop_scale, u[..., 0])  # (N, attempts)
+    whole = np.minimum(rows, columns) ** 2 if settings.centred else rows * columns
+    area = whole * _between(settings.crop_scale, u[..., 0])  # (N, attempts)
     log_low, log_high = np.log(settings.crop_ratio)
     ratio = np.exp(_between((log_low, log_high), u[..., 1]))
     width = np.rint(np.sqrt(area * ratio)).astype(np.int64)
@@ -237,6 +241,8 @@ def _crop_attempts(
     fits = (width > 0) & (width <= columns) & (height > 0) & (height <= rows)
     top = np.floor(u[..., 2] * (rows - height + 1)).astype(np.int64)
     left = np.floor(u[..., 3] * (columns - width + 1)).astype(np.int64)
+    if settings.centred:
+        top, left = (rows - height) // 2, (columns - width) // 2
     attempts = np.stack((top, left, height, width), axis=-1)  # (N, attempts, 4)
     first: npt.NDArray[np.intp] = fits.argmax(axis=1)
     rows_of_attempts = np.arange(len(u))

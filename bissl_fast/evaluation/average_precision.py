@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from bissl_fast.data.dataset import Targets, count_by_class
 from bissl_fast.errors import UserError
+
+Difficult = Literal["ignored", "present"]
+"""What images that show a class only as difficult objects are to it."""
 
 
 def average_precision(scores: NDArray[np.float32], targets: Targets) -> float:
@@ -58,9 +63,14 @@ def mean_average_precision(scores: NDArray[np.float32], targets: Targets) -> flo
 
 
 class MeanAveragePrecision:
-    """:func:`mean_average_precision` of all batches, collected where they are and ranked on the host at the end."""
+    """:func:`mean_average_precision` of all batches, collected where they are and ranked on the host at the end.
 
-    def __init__(self) -> None:
+    Args:
+        difficult: `ignored`, as VOC2007 defines it, or `present`, as BiSSL's released code counts.
+    """
+
+    def __init__(self, difficult: Difficult = "ignored") -> None:
+        self._difficult = difficult
         self._scores: list[torch.Tensor] = []
         self._targets: list[torch.Tensor] = []
 
@@ -71,4 +81,7 @@ class MeanAveragePrecision:
 
     def compute(self) -> float:
         """Between 0 and 1."""
-        return mean_average_precision(torch.cat(self._scores).cpu().numpy(), torch.cat(self._targets).cpu().numpy())
+        targets = torch.cat(self._targets).cpu().numpy()
+        if self._difficult == "present":
+            targets = np.where(targets == 0, 1, targets)
+        return mean_average_precision(torch.cat(self._scores).cpu().numpy(), targets)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -19,14 +20,37 @@ if TYPE_CHECKING:
     from bissl_fast.data.dataset import Targets
     from bissl_fast.data.loader import Batch
 
+LEAST_ROWS = 5  # that differ: fewer make no map
+RESOLUTION = 1e-6  # of the largest magnitude: about what float32 tells apart
 
-def reestimate_batch_norm(backbone: nn.Module, batches: Iterable[Batch], max_batches: int = 100) -> None:
-    """Replace the running statistics of batch normalisation by those of the downstream training images.
+
+@dataclass(frozen=True)
+class StatisticsSettings:
+    """Batch-norm statistics of a backbone before its features are compared (Appendix C.1).
+
+    Attributes:
+        update: `running`: they move on with the layers' momentum, as in training; `average`: the average over the
+            batches replaces them, which needs far fewer.
+        batches: of 256 training images each, or of all where there are fewer; gone through as often as that takes.
+    """
+
+    update: Literal["running", "average"] = "running"
+    batches: int = 100
+
+    def __post_init__(self) -> None:
+        if self.batches < 1:
+            raise UserError(f"--statistics.batches must be at least 1, found {self.batches}.")
+
+
+def reestimate_batch_norm(
+    backbone: nn.Module, batches: Iterable[Batch], settings: StatisticsSettings = StatisticsSettings("average")
+) -> None:
+    """Lead the running statistics of batch normalisation to those of the downstream training images.
 
     Appendix C.1: a backbone that has only seen pretext images is compared fairly after about 100 batches of
-    256 downstream images have passed through it. Here the running mean and variance become the average of
-    the batches' means and (unbiased) variances, each batch weighing as many images as it has: neither the
-    order of the batches nor the layers' momentum nor the old statistics enter.
+    256 downstream images have passed through it. `running` is just that. `average` makes mean and variance the
+    average of the batches' means and (unbiased) variances, each batch weighing as many images as it has: neither
+    the order of the batches nor the layers' momentum nor the old statistics enter.
 
     The backbone's **buffers change in place**: pass a copy to keep the old ones. Weights, momentum and
     train/eval modes are as before. Only batch normalisation runs in train mode, so dropout stays off. A
@@ -35,7 +59,7 @@ def reestimate_batch_norm(backbone: nn.Module, batches: Iterable[Batch], max_bat
     Args:
         backbone: a network with or without batch normalisation.
         batches: downstream training batches; `views[0]` is used.
-        max_batches: stop after this many.
+        settings: how, and after how many batches to stop.
 
     Raises:
         UserError: if no batch has two images or more.
@@ -46,18 +70,19 @@ def reestimate_batch_norm(backbone: nn.Module, batches: Iterable[Batch], max_bat
     layers = [layer for layer in backbone.modules() if isinstance(layer, _BatchNorm)]
     momenta = [layer.momentum for layer in layers]
     device = next(backbone.parameters()).device
-    seen = 0
+    seen, average = 0, settings.update == "average"
     with evaluation_mode(backbone), torch.no_grad():
         for layer in layers:
             layer.train()
         try:
-            for batch in islice((b for b in batches if len(b.views[0]) > 1), max_batches):
-                if seen == 0:
+            for batch in islice((b for b in batches if len(b.views[0]) > 1), settings.batches):
+                if average and seen == 0:
                     for layer in layers:
                         layer.reset_running_stats()  # a NaN would survive a weight of zero
                 seen += len(batch.views[0])
-                for layer in layers:
-                    layer.momentum = len(batch.views[0]) / seen  # running += share · (batch − running)
+                if average:
+                    for layer in layers:
+                        layer.momentum = len(batch.views[0]) / seen  # running += share · (batch − running)
                 backbone(batch.views[0].to(device))
         finally:
             for layer, momentum in zip(layers, momenta, strict=True):
@@ -102,6 +127,9 @@ def extract_features(backbone: nn.Module, batches: Iterable[Batch]) -> tuple[NDA
 def embed(features: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
     """Map features to the plane by t-SNE, with PCA initialisation and perplexity min(30, (N − 1)/3).
 
+    The features are centred and scaled first, in float64, so that neither their size nor a common offset matters:
+    scikit-learn ends the whole process, without an error, over features that its float32 start cannot tell apart.
+
     Args:
         features: (N, F).
         seed: the same seed and features give the same map.
@@ -110,24 +138,36 @@ def embed(features: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
         Coordinates (N, 2) float32.
 
     Raises:
-        UserError: if there are fewer than 5 images or 2 features, if a feature is not finite, or if all
-            images have the same features.
+        UserError: if there are fewer than 5 images or 2 features, if a feature is not finite, or if there are
+            fewer than 5 images whose features differ by more than rounding.
 
     Example:
         >>> points = embed(features, seed=0)  # doctest: +SKIP
     """
-    if features.ndim != 2 or len(features) < 5 or features.shape[1] < 2:
+    if features.ndim != 2 or len(features) < LEAST_ROWS or features.shape[1] < 2:
         raise UserError(
-            f"t-SNE needs at least 5 images with 2 features each, found an array of shape {features.shape}: "
+            f"t-SNE needs at least {LEAST_ROWS} images with 2 features each, found an array of shape {features.shape}: "
             "use a larger test split."
         )
     if not np.isfinite(features).all():
         raise UserError("t-SNE needs finite features, found NaN or infinity: the backbone's training diverged.")
-    if (features == features[0]).all():
+    centred = features.astype(np.float64)
+    magnitude = np.abs(centred).max()
+    centred /= magnitude or 1.0  # before the mean, which could overflow
+    centred -= centred.mean(axis=0)
+    spread = np.abs(centred).max()
+    if spread <= RESOLUTION:
         raise UserError("t-SNE cannot map features that are all the same: the backbone has collapsed.")
+    centred /= spread
+    distinct = len(np.unique(np.round(centred / RESOLUTION), axis=0))
+    if distinct < LEAST_ROWS:
+        raise UserError(
+            f"t-SNE needs at least {LEAST_ROWS} images whose features differ, found {distinct}: "
+            "the backbone has collapsed, or the images repeat."
+        )
     from sklearn.manifold import TSNE
 
     perplexity = min(30.0, (len(features) - 1) / 3)
     tsne = TSNE(n_components=2, init="pca", perplexity=perplexity, random_state=seed)
-    points: NDArray[np.float32] = tsne.fit_transform(features).astype(np.float32)
+    points: NDArray[np.float32] = tsne.fit_transform(centred).astype(np.float32)
     return points

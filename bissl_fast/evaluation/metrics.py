@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from bissl_fast.errors import UserError
-from bissl_fast.evaluation.average_precision import MeanAveragePrecision
+from bissl_fast.evaluation.average_precision import Difficult, MeanAveragePrecision
 from bissl_fast.training.supervised import DownstreamLoss, downstream_loss
 
 if TYPE_CHECKING:
@@ -87,7 +87,11 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 def evaluate(
-    model: nn.Module, batches: Iterable[Batch], device: torch.device | str, loss: DownstreamLoss = downstream_loss
+    model: nn.Module,
+    batches: Iterable[Batch],
+    device: torch.device | str,
+    loss: DownstreamLoss = downstream_loss,
+    difficult: Difficult = "ignored",
 ) -> Evaluation:
     """Classify every image once, in eval mode and without gradients.
 
@@ -98,6 +102,7 @@ def evaluate(
         batches: labelled batches; `views[0]` is classified.
         device: where the model lives.
         loss: of scores and targets, mean over the images.
+        difficult: of a multi-label set, what images are to a class that they show only as difficult objects.
 
     Returns:
         The metrics over all images, each image weighing the same whatever its batch.
@@ -119,7 +124,7 @@ def evaluate(
                 raise UserError("Accuracy needs labels, and this split has none: evaluate a labelled split.")
             targets = batch.labels.to(device)
             scores = model(batch.views[0].to(device)).float()  # (B, classes)
-            meters = meters or _meters(scores, targets)
+            meters = meters or _meters(scores, targets, difficult)
             for meter in meters.values():
                 meter.update(scores, targets)
             loss_sum += len(targets) * loss(scores, targets)
@@ -143,13 +148,13 @@ class Meter(Protocol):
     def compute(self) -> Any: ...
 
 
-def _meters(scores: torch.Tensor, targets: torch.Tensor) -> dict[str, Meter]:
+def _meters(scores: torch.Tensor, targets: torch.Tensor, difficult: Difficult) -> dict[str, Meter]:
     """By key, the metrics of a set with targets like these."""
     from torchmetrics.classification import MulticlassAccuracy
 
     classes = _class_count(scores)
     if targets.ndim == 2:
-        return {"map": MeanAveragePrecision()}
+        return {"map": MeanAveragePrecision(difficult)}
     return {
         "top1": MulticlassAccuracy(classes, top_k=1, average="micro").to(scores.device),
         "top5": MulticlassAccuracy(classes, top_k=min(5, classes), average="micro").to(scores.device),

@@ -60,7 +60,7 @@ def _outcome(results: Results) -> str:
     return (
         f'<p class="lead">{escape(verdict(results))}</p>\n'
         f'<div class="wide">{results_table(results).to_html()}</div>\n'
-        "<p>“Only FT” is plain fine-tuning after the same number of pretext steps. Seeds vary the fine-tuning; "
+        "<p>“Only FT” is plain fine-tuning after pretext training alone. Seeds vary the fine-tuning; "
         "each arm is pre-trained once, so the test does not speak about luck in pre-training.</p>\n"
     )
 

@@ -130,7 +130,7 @@ PLATES = (
         "pretext",
         "Pretext loss",
         "Contrastive loss on the pretext images, lower is better; long curves are a running mean of faint raw values. "
-        "Both arms take the same number of pretext steps. The BiSSL curve may rise where its stage begins, "
+        "Both arms take as many pretext steps, or nearly. The BiSSL curve may rise where its stage begins, "
         "because a new learning-rate schedule starts and the backbone is pulled towards the downstream task. "
         "Stages of Figure 1 of the paper; no figure there shows the losses.",
         _pretext_losses,
@@ -175,18 +175,13 @@ def _section(run: RunFolder, plate: Plate) -> Section:
 def _lower_steps(run: RunFolder) -> float:
     """Lower-level steps per alternation.
 
-    Both arms take the same number of pretext steps, so a finished run tells by itself; an unfinished one is
-    drawn with the number in its configuration, where there is one.
+    As the stage was run, else as the run's configuration has it.
     """
-    warmup, bissl, baseline = map(run.metrics, ("pretext-warmup", "bissl", "pretext-baseline"))
-    finished = all((run.path / stage / "DONE").exists() for stage in ("bissl", "pretext-baseline"))
-    if finished and warmup and bissl and baseline:
-        pretext_steps: int = baseline[-1]["step"] - warmup[-1]["step"]
-        return max(1.0, pretext_steps / int(bissl[-1]["step"]))
-    try:
-        return float(_find(yaml.safe_load(run.text("config.yaml")), "lower_steps") or 1)
-    except (UserError, yaml.YAMLError):
-        return 1.0
+    for name in ("bissl/key.json", "config.yaml"):
+        with suppress(UserError, yaml.YAMLError, ValueError, TypeError):
+            if found := _find(yaml.safe_load(run.text(name)), "lower_steps"):  # JSON is YAML
+                return float(found)
+    return 1.0
 
 
 def _find(settings: Any, key: str) -> Any:

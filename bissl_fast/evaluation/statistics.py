@@ -11,6 +11,13 @@ from scipy import stats
 
 from bissl_fast.errors import UserError
 
+ROUNDING = 1e-6  # of float32 scores; an image more or less moves an accuracy by more
+
+
+def equal(first: float, second: float) -> bool:
+    """Whether two scores differ by rounding at most."""
+    return abs(first - second) <= ROUNDING * max(abs(first), abs(second))
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -43,7 +50,8 @@ class Arm:
 
     @property
     def constant(self) -> bool:
-        return min(self.scores) == max(self.scores)
+        """Whether all seeds scored the same, up to rounding."""
+        return equal(min(self.scores), max(self.scores))
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,15 @@ class Comparison:
         """Mean of the candidate minus mean of the baseline, in the unit of the scores."""
         return self.candidate.mean - self.baseline.mean
 
+    @property
+    def apart(self) -> bool:
+        """Whether the intervals mean ± std do not overlap, which Table 1 prints in bold. Never true of single seeds."""
+        ours, theirs = self.candidate, self.baseline
+        if ours.std is None or theirs.std is None or equal(ours.mean, theirs.mean):
+            return False
+        both = ours.std + theirs.std
+        return abs(self.difference) > both and not equal(abs(self.difference), both)
+
     def significant(self, alpha: float = 0.05) -> bool:
         """Whether the means differ at level `alpha`. Never true where no test could be made."""
         return self.p is not None and self.p < alpha
@@ -76,8 +93,9 @@ def compare(candidate: Sequence[float], baseline: Sequence[float]) -> Comparison
     """Compare two arms by Welch's t-test (unequal variances, seeds not paired).
 
     Two cases lie outside the test. An arm with a single seed has no variance: no test. Where every seed of
-    each arm scored the same, t is 0/0 or infinite: equal means give p = 1, and different means give no p,
-    because a spread of zero over a few seeds says that scores are coarse, not that they are certain.
+    each arm scored the same up to rounding, t is 0/0, infinite or a quotient of roundings: equal means give
+    p = 1, and different means give no p, because a spread of zero over a few seeds says that scores are
+    coarse, not that they are certain.
 
     Args:
         candidate: one score per seed.
@@ -97,7 +115,7 @@ def compare(candidate: Sequence[float], baseline: Sequence[float]) -> Comparison
     if ours.std is None or theirs.std is None:
         return Comparison(ours, theirs, None, "one seed has no spread, so no test can be made")
     if ours.constant and theirs.constant:
-        if ours.scores[0] == theirs.scores[0]:
+        if equal(ours.scores[0], theirs.scores[0]):
             return Comparison(ours, theirs, 1.0)
         return Comparison(ours, theirs, None, "no arm varies over its seeds, so the test is undefined")
     # From the moments, because from the scores SciPy warns where just one arm is constant.

@@ -26,11 +26,13 @@ class Results:
         dataset: its name.
         classes: how many it has.
         metrics: those that the data set has; the arms are judged by the first.
+        difficult_present: whether mAP counts difficult objects as present.
     """
 
     dataset: str
     classes: int
     metrics: tuple[tuple[Metric, Comparison], ...]
+    difficult_present: bool = False
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Results:
@@ -45,7 +47,8 @@ class Results:
             if not known:
                 raise KeyError(METRICS[0].key)
             metrics = tuple((metric, compare(bissl[metric.key], baseline[metric.key])) for metric in known)
-            return cls(str(content["dataset"]), int(content["classes"]), metrics)
+            present = content.get("difficult") == "present"
+            return cls(str(content["dataset"]), int(content["classes"]), metrics, present)
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"results.json is not as the test stage writes it ({error!r}): "
@@ -55,7 +58,7 @@ class Results:
 
 @dataclass(frozen=True)
 class Cell:
-    """Text of one cell; `best` marks the arm that is significantly better."""
+    """Text of one cell; `best` marks the arm whose interval lies above the other's."""
 
     text: str
     best: bool = False
@@ -112,7 +115,8 @@ def results_table(results: Results) -> ResultTable:
         results: test metrics of both arms.
 
     Returns:
-        The table. The better arm is marked where Welch's p is below 0.05.
+        The table with two marks. Bold, as in Table 1: the better arm where the intervals mean ± std do not
+        overlap. An asterisk: Welch's p is below 0.05. Either can stand without the other.
 
     Example:
         >>> rich.print(results_table(Results.from_json(json.loads(path.read_text()))).to_rich())  # doctest: +SKIP
@@ -140,13 +144,13 @@ def verdict(results: Results) -> str:
 
 
 def _row(name: str, comparison: Comparison) -> tuple[Cell, ...]:
-    significant = comparison.significant(ALPHA)
+    mark = " *" if comparison.significant(ALPHA) else ""
     return (
         Cell(name),
-        Cell(_spread(comparison.candidate), significant and comparison.difference > 0),
-        Cell(_spread(comparison.baseline), significant and comparison.difference < 0),
+        Cell(_spread(comparison.candidate), comparison.apart and comparison.difference > 0),
+        Cell(_spread(comparison.baseline), comparison.apart and comparison.difference < 0),
         Cell(_signed(comparison.difference)),
-        Cell("—" if comparison.p is None else _p_relation(comparison.p).removeprefix("= ")),
+        Cell("—" if comparison.p is None else _p_relation(comparison.p).removeprefix("= ") + mark),
     )
 
 
@@ -160,14 +164,16 @@ def _caption(results: Results) -> str:
         if min(ours, theirs) > 1
         else "A single seed has no standard deviation.",
         "Avg diff is BiSSL minus Only FT, in percentage points.",
-        "Bold: significantly better by Welch's t-test at 5 %.",
+        "Bold, as in the paper's Table 1: the intervals mean ± standard deviation do not overlap.",
+        "*: significantly different by Welch's t-test at 5 %.",
     ]
     for metric, comparison in results.metrics:
         if comparison.untested:
             sentences.append(f"{metric.row}: {comparison.untested}.")
     keys = {metric.key for metric, _ in results.metrics}
     if "map" in keys:
-        sentences.append("mAP: mean over the classes of VOC2007's 11-point average precision.")
+        counted = " Difficult objects count as present, which VOC2007 leaves out." if results.difficult_present else ""
+        sentences.append(f"mAP: mean over the classes of VOC2007's 11-point average precision.{counted}")
     if "top5" in keys and results.classes <= 5:
         sentences.append("With five classes or fewer, top-5 is 100 % by definition.")
     return " ".join(sentences)

@@ -61,7 +61,7 @@ class BiSSLSettings:
     clip: float = 10.0
     learning_rate: float = 4.8
     warmup_steps: int | None = None
-    final_share: float = 1e-3
+    final_share: float = 0.0
     leak_statistics: bool = False
 
     def __post_init__(self) -> None:
@@ -196,7 +196,7 @@ class BiSSLTask:
         total = settings.alternations * settings.upper_steps
         losses, plain_losses, residuals, events = [], [], [], []
         for index in range(alternation * settings.upper_steps, (alternation + 1) * settings.upper_steps):
-            rate = warmup_cosine(index, total, self.sgd.learning_rate)
+            rate = warmup_cosine(index, total, self.sgd.learning_rate, floor=self.sgd.final_share)
             set_learning_rate(self.upper_optimizer, rate)
             batch = self.downstream_loader.load(index)
             loss, v, head_gradients = self._gradient_at_theta_p(batch)  # lines 11 and 12, L^D(θ_P, φ_D)

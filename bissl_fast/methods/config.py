@@ -17,6 +17,7 @@ from bissl_fast.data.presets import ViewPair, eval_view, finetune_view, paper_vi
 from bissl_fast.data.resident import SHARE_OF_FREE_MEMORY
 from bissl_fast.data.views import ViewSettings
 from bissl_fast.errors import UserError
+from bissl_fast.evaluation.features import StatisticsSettings
 from bissl_fast.methods.bilevel import BilevelSettings
 from bissl_fast.methods.bissl import BiSSLSettings
 from bissl_fast.methods.checks import require
@@ -26,8 +27,11 @@ from bissl_fast.pretext import SimCLR
 from bissl_fast.training.loop import LoopSettings
 from bissl_fast.training.precision import Precision
 
-CONFIG_VERSION = 3
+CONFIG_VERSION = 4
 """Raised when a config.yaml of before would mean something else."""
+
+VIEWS = ("first", "second", "finetune", "evaluate")
+"""The views of :class:`ImageSettings`."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class ImageSettings:
     """Sizes, and how each view is drawn.
 
     Attributes:
-        size: side of every view in pixels; the views' own sizes below are left alone.
+        size: side of every view in pixels.
         cache_size: short side of the decoded images that views are cut from; smaller sets stay as they are.
         first: one view of the pretext task.
         second: the other one.
@@ -59,7 +63,7 @@ class ImageSettings:
     def __post_init__(self) -> None:
         require(8 <= self.size <= 4096, "images.size", self.size, "between 8 and 4096 pixels")
         require(8 <= self.cache_size <= 4096, "images.cache-size", self.cache_size, "between 8 and 4096 pixels")
-        for name in ("first", "second", "finetune", "evaluate"):
+        for name in VIEWS:
             view = getattr(self, name)
             agrees = view.size in (ViewSettings.size, self.size)  # left alone, or what every view has
             require(agrees, f"images.{name}.size", view.size, f"images.size, which is {self.size}: set that one")
@@ -100,7 +104,7 @@ class TrainConfig:
         device: `auto`, `cpu`, `cuda`, `cuda:1`, ….
         precision: of forward and backward passes.
         threads: CPU threads; 0 leaves the choice to torch.
-        backbone: any timm CNN.
+        backbone: any timm network (docs/backbones.md).
         images: sizes, and how views are drawn.
         pretext: SimCLR.
         pretrain: pretext stages.
@@ -111,6 +115,7 @@ class TrainConfig:
         finetune: both arms' fine-tuning.
         finetune_bissl: SGD of fine-tuning after BiSSL (Table 4).
         finetune_baseline: SGD of fine-tuning after pretext training alone (Table 2).
+        statistics: batch-norm statistics behind the features that the report compares.
         loop: how the run is kept.
     """
 
@@ -137,6 +142,7 @@ class TrainConfig:
     finetune: FineTuneSettings = FineTuneSettings()
     finetune_bissl: SGDSettings = field(default_factory=lambda: SGDSettings(0.005, 0.00003))
     finetune_baseline: SGDSettings = field(default_factory=lambda: SGDSettings(0.0262, 0.00332))
+    statistics: StatisticsSettings = StatisticsSettings()
     loop: LoopSettings = LoopSettings()
 
     def __post_init__(self) -> None:
@@ -177,7 +183,10 @@ class TrainConfig:
 
 def save_config(config: TrainConfig) -> str:
     """The config as YAML."""
-    return yaml.safe_dump({"version": CONFIG_VERSION, **_plain(asdict(config))}, sort_keys=False, allow_unicode=True)
+    settings = _plain(asdict(config))
+    for view in VIEWS:
+        del settings["images"][view]["size"]  # images.size stands for all
+    return yaml.safe_dump({"version": CONFIG_VERSION, **settings}, sort_keys=False, allow_unicode=True)
 
 
 def load_config(path: Path) -> TrainConfig:

@@ -8,6 +8,7 @@ import torch
 
 from bissl_fast.bilevel import frozen_buffers
 from bissl_fast.data.loader import Loader
+from bissl_fast.evaluation.average_precision import Difficult
 from bissl_fast.evaluation.metrics import Evaluation
 from bissl_fast.methods.checks import require
 from bissl_fast.models import Network
@@ -27,16 +28,19 @@ class SGDSettings:
         learning_rate: the peak.
         weight_decay: added to the gradient.
         momentum: μ.
+        final_share: the last rate as a share of the peak, reached by a half cosine.
     """
 
     learning_rate: float
     weight_decay: float
     momentum: float = 0.9
+    final_share: float = 0.0
 
     def __post_init__(self) -> None:
         require(self.learning_rate > 0, f"{_SGD}.learning-rate", self.learning_rate, "positive")
         require(self.weight_decay >= 0, f"{_SGD}.weight-decay", self.weight_decay, "0 or more")
         require(0 <= self.momentum < 1, f"{_SGD}.momentum", self.momentum, "in [0, 1)")
+        require(0 <= self.final_share <= 1, f"{_SGD}.final-share", self.final_share, "between 0 and 1")
 
     def build(self, parameters: list[torch.nn.Parameter]) -> torch.optim.SGD:
         return torch.optim.SGD(parameters, self.learning_rate, self.momentum, weight_decay=self.weight_decay)
@@ -50,9 +54,12 @@ class HeadSettings:
 
     Attributes:
         epochs: length.
+        leak_statistics: let downstream images move the backbone's batch-norm statistics, which θ_D then starts from, as
+            the released code.
     """
 
     epochs: int = 20
+    leak_statistics: bool = False
 
     def __post_init__(self) -> None:
         require(self.epochs >= 1, "head.epochs", self.epochs, "at least 1")
@@ -63,18 +70,21 @@ class FineTuneSettings:
     """Fine-tuning of backbone and a new linear head; the epoch of the best validation score is kept.
 
     Attributes:
-        epochs: length; the rate falls to 0 by a half cosine.
+        epochs: length.
         batch_size: images per step; also of the head's warm-up and the upper level.
         seeds: how many models are trained from each backbone.
         multilabel_loss: of a set with several classes per image, likewise; others have cross-entropy. `bce`: one
             logistic loss per class, the classes' sum; `cross-entropy`: softmax against the multi-hot target, as the
             released code.
+        difficult: what the average precision of such a set makes of images that show a class only as difficult objects:
+            `ignored`, as VOC2007 defines it, or `present`, as the released code.
     """
 
     epochs: int = 400
     batch_size: int = 256
     seeds: int = 10
     multilabel_loss: MultilabelLoss = "bce"
+    difficult: Difficult = "ignored"
 
     def __post_init__(self) -> None:
         require(self.epochs >= 1, "finetune.epochs", self.epochs, "at least 1")
@@ -83,7 +93,7 @@ class FineTuneSettings:
 
 
 class HeadWarmupTask:
-    """Fit the linear head on features of the frozen backbone: batch norms in train mode, their buffers left alone.
+    """Fit the linear head on features of the frozen backbone: batch norms in train mode.
 
     Args:
         network: backbone and linear head; the head is trained in place.
@@ -92,6 +102,7 @@ class HeadWarmupTask:
         steps: length.
         forward: precision context of a forward pass.
         loss: of scores and targets.
+        leak_statistics: let the batch norms' buffers move; else they are left alone.
     """
 
     def __init__(
@@ -102,9 +113,10 @@ class HeadWarmupTask:
         steps: int,
         forward: Forward,
         loss: DownstreamLoss = downstream_loss,
+        leak_statistics: bool = False,
     ) -> None:
         self.network, self.loader, self.sgd, self.forward = network, loader, sgd, forward
-        self.loss = loss
+        self.loss, self._protected = loss, () if leak_statistics else (network.backbone,)
         self.steps, self.log_every = steps, max(1, min(50, steps // 20))
         self.images_per_step = loader.batch_size
         self._optimizer = sgd.build(list(network.head.parameters()))
@@ -114,7 +126,7 @@ class HeadWarmupTask:
         self.network.train()
         self._optimizer.zero_grad(set_to_none=True)
         with self.forward():
-            with torch.no_grad(), frozen_buffers(self.network.backbone):
+            with torch.no_grad(), frozen_buffers(*self._protected):
                 features = self.network.backbone(batch.views[0])
             loss = self.loss(self.network.head(features), batch.target)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -162,7 +174,7 @@ class FineTuneTask:
         self._optimizer = sgd.build(list(network.parameters()))
 
     def step(self, index: int) -> Values:
-        rate = warmup_cosine(index, self.steps, self.sgd.learning_rate)
+        rate = warmup_cosine(index, self.steps, self.sgd.learning_rate, floor=self.sgd.final_share)
         set_learning_rate(self._optimizer, rate)
         batch = self.loader.load(index)
         self.network.train()

@@ -17,8 +17,6 @@ from bissl_fast.methods.seeds import derive_seed
 from bissl_fast.training.tracking import say
 
 EVALUATION_BATCH = 256
-STATISTICS_BATCHES = 100  # Appendix C.1, at most
-STATISTICS_PASSES = 4  # over a small set: averaged statistics gain nothing from more
 SKIPPED_NAMES = 5
 WITH_UNLABELLED_IMAGES = ("textures", "stl10")
 
@@ -68,7 +66,7 @@ class RunData:
         train = self.splits.train
         size = min(EVALUATION_BATCH, len(train))
         with self.loader(train, (self.config.images.evaluation_view,), size, "statistics") as loader:
-            for draw in range(min(STATISTICS_BATCHES, STATISTICS_PASSES * (len(train) // size))):
+            for draw in range(self.config.statistics.batches):
                 yield loader.load(draw)
 
     def _load_unlabelled(self) -> ImageSet:

@@ -3,7 +3,8 @@
 from dataclasses import replace
 from typing import Literal
 
-from bissl_fast.data.presets import official_views
+from bissl_fast.data.presets import official_eval_view, official_finetune_view, official_views
+from bissl_fast.evaluation.features import StatisticsSettings
 from bissl_fast.methods.bissl import BiSSLSettings
 from bissl_fast.methods.config import ImageSettings, TrainConfig
 from bissl_fast.methods.finetune import FineTuneSettings, HeadSettings, SGDSettings
@@ -76,6 +77,7 @@ def _paper(dataset: str) -> TrainConfig:
     return TrainConfig(
         dataset=dataset,
         preset="paper",
+        pretrain=PretrainSettings(baseline_epochs=600),
         upper=row(TABLE_3_UPPER_LEVEL),
         finetune_bissl=row(TABLE_4_AFTER_BISSL),
         finetune_baseline=row(TABLE_2_BASELINE),
@@ -85,19 +87,35 @@ def _paper(dataset: str) -> TrainConfig:
 def _official(dataset: str) -> TrainConfig:
     """The released code where it departs from the paper."""
     paper = _paper(dataset)
-    first, second = official_views(paper.images.size)
+    size, floor = paper.images.size, 1e-3
+    first, second = official_views(size)
     return replace(
         paper,
         preset="official",
-        images=replace(paper.images, first=first, second=second),
-        pretrain=replace(paper.pretrain, lars=LARSSettings(exclude_1d=False, scale_learning_rate=False)),
-        finetune=replace(paper.finetune, multilabel_loss="cross-entropy"),
+        images=replace(
+            paper.images,
+            first=first,
+            second=second,
+            finetune=official_finetune_view(size),
+            evaluate=official_eval_view(size),
+        ),
+        pretrain=replace(
+            paper.pretrain,
+            lars=LARSSettings(exclude_1d=False, scale_learning_rate=False),
+            final_share=floor,
+        ),
+        head=replace(paper.head, leak_statistics=True),
+        upper=replace(paper.upper, final_share=floor),
+        finetune=replace(paper.finetune, multilabel_loss="cross-entropy", difficult="present"),
+        finetune_bissl=replace(paper.finetune_bissl, final_share=floor),
+        finetune_baseline=replace(paper.finetune_baseline, final_share=floor),
         bissl=replace(
             paper.bissl,
             stored_batches=1,
             stored_from="fresh",
             learning_rate=1.0,
             warmup_steps=980,
+            final_share=floor,
             adaptation_every=0,
             leak_statistics=True,
         ),
@@ -132,4 +150,5 @@ def _quick(dataset: str) -> TrainConfig:
         finetune=FineTuneSettings(epochs=12, batch_size=64, seeds=3),
         finetune_bissl=sgd,
         finetune_baseline=sgd,
+        statistics=StatisticsSettings("average", batches=8),
     )

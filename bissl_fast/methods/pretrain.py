@@ -54,8 +54,9 @@ class PretrainSettings:
     """Pretext training, and the length of BiSSL's pretext warm-up.
 
     Attributes:
-        epochs: of the pretext warm-up. The baseline's pretext stage has as many steps as warm-up and BiSSL's lower
-            level together.
+        epochs: of the pretext warm-up.
+        baseline_epochs: of the baseline's pretext stage; left out: as many steps as warm-up and BiSSL's lower level
+            have together.
         batch_size: B images, so 2B views.
         learning_rate: peak of the schedule.
         warmup_epochs: linear from 0.
@@ -64,14 +65,17 @@ class PretrainSettings:
     """
 
     epochs: float = 500
+    baseline_epochs: float | None = None
     batch_size: int = 1024
     learning_rate: float = 4.8
     warmup_epochs: float = 10
-    final_share: float = 1e-3
+    final_share: float = 0.0
     lars: LARSSettings = LARSSettings()
 
     def __post_init__(self) -> None:
         require(self.epochs > 0, "pretrain.epochs", self.epochs, "positive")
+        if self.baseline_epochs is not None:
+            require(self.baseline_epochs > 0, "pretrain.baseline-epochs", self.baseline_epochs, "positive")
         require(self.batch_size >= 2, "pretrain.batch-size", self.batch_size, "at least 2")
         require(self.learning_rate > 0, "pretrain.learning-rate", self.learning_rate, "positive")
         require(self.warmup_epochs >= 0, "pretrain.warmup-epochs", self.warmup_epochs, "0 or more")

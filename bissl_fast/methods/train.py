@@ -25,7 +25,7 @@ from bissl_fast.methods.loading import RunData
 from bissl_fast.methods.pretrain import PretrainTask, steps_per_epoch
 from bissl_fast.methods.samples import sample_views
 from bissl_fast.methods.seeds import derive_seed
-from bissl_fast.models import Network, build_backbone, build_classifier, probe_features
+from bissl_fast.models import Network, build_backbone, build_classifier, place, probe_features
 from bissl_fast.training.environment import describe_environment
 from bissl_fast.training.files import (
     exclusive,
@@ -41,6 +41,8 @@ from bissl_fast.training.precision import apply_precision, find_device
 from bissl_fast.training.stage import StageOutput, run_stage
 from bissl_fast.training.supervised import downstream_loss
 from bissl_fast.training.tracking import say
+
+ALIKE = 0.02  # share by which the arms' numbers of pretext steps may differ before a run tells it
 
 
 class Training:
@@ -76,7 +78,7 @@ class Training:
         warmup = self.pretext("pretext-warmup", self.warmup_steps)
         head = self.head_warmup(warmup)
         bissl = self.bissl(warmup, head)
-        baseline = self.pretext("pretext-baseline", self.warmup_steps + self.lower_steps)
+        baseline = self.pretext("pretext-baseline", self.baseline_steps)
         seeds = range(self.config.finetune.seeds)
         arms = {
             "bissl": [self.finetune(f"finetune-bissl-{k}", bissl, self.config.finetune_bissl, k) for k in seeds],
@@ -85,7 +87,7 @@ class Training:
             ],
         }
         test = self.test(arms, {"bissl": bissl, "baseline": baseline})
-        about = {"dataset": self.config.dataset, "classes": len(self.splits.train.classes)}
+        about = {"dataset": self.config.dataset, "classes": len(self.splits.train.classes), **self._score_key}
         scores = json.loads((test.folder / "results.json").read_text())
         write_json(self.folder / "results.json", about | scores)
         return self.folder
@@ -96,6 +98,12 @@ class Training:
         self.warmup_steps = max(1, round(config.pretrain.epochs * epoch))
         self.rate_warmup_steps = round(config.pretrain.warmup_epochs * epoch)
         self.lower_steps = config.bissl.alternations * config.bissl.lower_steps
+        self.baseline_steps = together = self.warmup_steps + self.lower_steps
+        if config.pretrain.baseline_epochs is not None:
+            self.baseline_steps = max(1, round(config.pretrain.baseline_epochs * epoch))
+        if abs(self.baseline_steps - together) > ALIKE * together:
+            sentence = f"pretext-baseline: {self.baseline_steps:,} steps, where warm-up and BiSSL have {together:,}"
+            say(self.console, f"{sentence}; --pretrain.baseline-epochs decides", "yellow")
         self.epoch_steps = steps_per_epoch(len(self.splits.train), config.finetune.batch_size, "--finetune.batch-size")
         warmup = config.bissl.warmup_steps
         self.bissl_settings = replace(config.bissl, warmup_steps=self.rate_warmup_steps if warmup is None else warmup)
@@ -141,8 +149,10 @@ class Training:
             view = (config.images.finetune_view,)
             with self.data.loader(self.splits.train, view, config.finetune.batch_size, "head") as loader:
                 steps = config.head.epochs * self.epoch_steps
-                self._loop(HeadWarmupTask(network, loader, config.upper, steps, self.forward, self.loss), folder)
-            save_weights(folder / "weights.safetensors", network.head.state_dict())
+                leak = config.head.leak_statistics
+                self._loop(HeadWarmupTask(network, loader, config.upper, steps, self.forward, self.loss, leak), folder)
+            moved = {f"backbone.{name}": buffer for name, buffer in network.backbone.named_buffers()} if leak else {}
+            save_weights(folder / "weights.safetensors", network.head.state_dict() | moved)
 
         settings = {
             "head": config.head,
@@ -162,7 +172,10 @@ class Training:
             pretext = self._pretext_network()
             pretext.load_state_dict(load_weights(warmup.folder / "weights.safetensors"))
             downstream = Network(copy.deepcopy(pretext.backbone), self._classifier("head"))
-            downstream.head.load_state_dict(load_weights(head.folder / "weights.safetensors"))
+            warm = load_weights(head.folder / "weights.safetensors")
+            moved = {name: warm.pop(name) for name in list(warm) if name.startswith("backbone.")}
+            downstream.head.load_state_dict(warm)
+            downstream.load_state_dict(downstream.state_dict() | moved)
             views, batch = config.images.pretext_views, config.pretrain.batch_size
             view, downstream_batch = (config.images.finetune_view,), config.finetune.batch_size
             with (
@@ -232,6 +245,7 @@ class Training:
             "seed_number": k,
             "views": (config.images.finetune_view, config.images.evaluation_view),
             **self._loss_key,
+            **self._score_key,
         }
         inputs = {
             "images": self.splits.train.content_hash,
@@ -259,7 +273,8 @@ class Training:
         inputs |= {f"backbone-{arm}": stage.hash for arm, stage in backbones.items()}
         inputs |= {"images": self.splits.test.content_hash, "train": self.splits.train.content_hash}
         inputs |= {"unlabelled": self.unlabelled.content_hash}
-        return self._stage("test", {"views": views}, inputs, body, ("results.json", "features.npz", "views.npz"))
+        settings = {"views": views, "statistics": self.config.statistics, **self._score_key}
+        return self._stage("test", settings, inputs, body, ("results.json", "features.npz", "views.npz"))
 
     @property
     def _loss_key(self) -> dict[str, str]:
@@ -267,6 +282,11 @@ class Training:
         return (
             {"multilabel_loss": self.config.finetune.multilabel_loss} if is_multilabel(self.splits.train.labels) else {}
         )
+
+    @property
+    def _score_key(self) -> dict[str, str]:
+        """Likewise of the score."""
+        return {"difficult": self.config.finetune.difficult} if is_multilabel(self.splits.train.labels) else {}
 
     def _stage(
         self,
@@ -291,37 +311,36 @@ class Training:
         run_loop(task, folder, self.device, seed, self.config.loop, self.console)
 
     def _backbone(self) -> nn.Module:
-        return build_backbone(self.config.backbone, derive_seed(self.config.seed, "backbone"))
+        config = self.config
+        return build_backbone(config.backbone, derive_seed(config.seed, "backbone"), config.images.size)
 
     def _classifier(self, purpose: str) -> nn.Module:
         return build_classifier(self.features, len(self.splits.train.classes), derive_seed(self.config.seed, purpose))
 
     def _pretext_network(self) -> Network:
         head = self.config.pretext.head(self.features, derive_seed(self.config.seed, "projector"))
-        return self._placed(Network(self._backbone(), head))
+        return place(Network(self._backbone(), head), self.device)
 
     def _downstream_network(self, backbone: StageOutput, purpose: str) -> Network:
         network = Network(self._backbone(), self._classifier(purpose))
         network.backbone.load_state_dict(load_weights(backbone.folder / "weights.safetensors", "backbone."))
-        return self._placed(network)
+        return place(network, self.device)
 
     def _finetuned(self, stage: StageOutput) -> Network:
         network = Network(self._backbone(), self._classifier("head"))
         network.load_state_dict(load_weights(stage.folder / "weights.safetensors"))
-        return self._placed(network)
-
-    def _placed(self, network: Network) -> Network:
-        return network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+        return place(network, self.device)
 
     def _evaluate(self, network: nn.Module, images: ImageSet) -> Evaluation:
-        return evaluate(network, self.data.evaluation_batches(images), self.device, self.loss)
+        batches = self.data.evaluation_batches(images)
+        return evaluate(network, batches, self.device, self.loss, self.config.finetune.difficult)
 
     def _features(self, backbones: dict[str, StageOutput]) -> tuple[dict[str, Any], Any]:
         """Test features of each arm's backbone before fine-tuning, batch-norm statistics re-estimated (C.1)."""
         features = {}
         for arm, stage in backbones.items():
             backbone = self._downstream_network(stage, "head").backbone
-            reestimate_batch_norm(backbone, self.data.statistics_batches())
+            reestimate_batch_norm(backbone, self.data.statistics_batches(), self.config.statistics)
             features[arm], labels = extract_features(backbone, self.data.evaluation_batches(self.splits.test))
         return features, labels
 

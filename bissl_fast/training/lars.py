@@ -1,5 +1,6 @@
 """LARS as VICReg defines it (Bardes et al., 2022; You et al., 2017)."""
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, overload
 
@@ -7,6 +8,8 @@ import torch
 from torch.optim import Optimizer
 
 from bissl_fast.ops.lars import LarsSettings, lars_step
+
+NUMBERS = ("lr", "weight_decay", "momentum", "trust_coefficient")
 
 
 class LARS(Optimizer):
@@ -25,7 +28,7 @@ class LARS(Optimizer):
         exclude_1d: leave one-dimensional tensors without decay and adaptation.
 
     Raises:
-        ValueError: for a negative setting.
+        ValueError: for a setting that is negative or not finite, of the optimiser or of a group.
 
     Example:
         >>> model, batch_size = torch.nn.Linear(8, 4), 1024
@@ -41,16 +44,46 @@ class LARS(Optimizer):
         trust_coefficient: float = 1e-3,
         exclude_1d: bool = True,
     ) -> None:
-        settings = {
+        defaults = {
             "lr": lr,
             "weight_decay": weight_decay,
             "momentum": momentum,
             "trust_coefficient": trust_coefficient,
+            "exclude_1d": exclude_1d,
         }
-        for name, value in settings.items():
-            if not value >= 0:
-                raise ValueError(f"LARS: {name} must not be negative, found {value}")
-        super().__init__(params, {**settings, "exclude_1d": exclude_1d})
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group, whose settings stand before the optimiser's own."""
+        for name in NUMBERS:
+            value = param_group.get(name, self.defaults[name])
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"LARS: {name} must be finite and not negative, found {value}")
+        super().add_param_group(param_group)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what :meth:`state_dict` of an optimiser of the same parameters gave.
+
+        Raises:
+            ValueError: if it is the state of another kind of optimiser, or of other parameters.
+        """
+        for group in state_dict["param_groups"]:
+            if missing := [name for name in (*NUMBERS, "exclude_1d") if name not in group]:
+                raise ValueError(f"LARS: this is the state of another optimiser, whose groups lack {missing[0]}")
+        shapes = [p.shape for group in self.param_groups for p in group["params"]]
+        names = [name for group in state_dict["param_groups"] for name in group["params"]]
+        for name, shape in zip(names, shapes, strict=False):  # another number of them is refused below
+            found = state_dict["state"].get(name)
+            if found is None:
+                continue
+            if "momentum" not in found:
+                raise ValueError(f"LARS: this is the state of another optimiser, with {', '.join(found)} per parameter")
+            if found["momentum"].shape != shape:
+                raise ValueError(
+                    f"LARS: this is the state of other parameters: the momentum of parameter {name} has shape "
+                    f"{tuple(found['momentum'].shape)}, the parameter {tuple(shape)}"
+                )
+        super().load_state_dict(state_dict)
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -65,8 +98,7 @@ class LARS(Optimizer):
                 loss = closure()
         for group in self.param_groups:
             weights = [p for p in group["params"] if p.grad is not None]
-            names = ("lr", "weight_decay", "momentum", "trust_coefficient", "exclude_1d")
-            settings = LarsSettings(*(group[name] for name in names))
+            settings = LarsSettings(*(group[name] for name in (*NUMBERS, "exclude_1d")))
             lars_step(weights, [self._momentum(p) for p in weights], [p.grad for p in weights], settings)
         return loss
 

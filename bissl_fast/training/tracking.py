@@ -28,7 +28,7 @@ class Metrics:
     Args:
         folder: the stage's folder.
         offset: length of ``metrics.jsonl`` at the checkpoint, bytes; what was written after it is cut off.
-        step: step of the checkpoint.
+        step: step of the checkpoint, 0 if there is none; what TensorBoard has of later steps is purged.
     """
 
     def __init__(self, folder: Path, offset: int = 0, step: int = 0) -> None:
@@ -38,7 +38,7 @@ class Metrics:
         try:
             self._file = open(self._path, "ab")  # noqa: SIM115
             self._file.truncate(offset)
-            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
         except OSError as error:
             raise unwritable(self._path, error) from None
 

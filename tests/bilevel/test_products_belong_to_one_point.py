@@ -149,3 +149,33 @@ def test_an_update_that_fails_leaves_no_half_of_an_operator() -> None:
         operator.update([batch(), (batch()[0][:, :2], batch()[1])])
     with pytest.raises(RuntimeError, match="released"):
         operator.matvec(ones(theta))
+
+
+@pytest.mark.parametrize("write", [lambda y: y.mul_(2), lambda y: nn.functional.relu(y, inplace=True)])
+def test_a_loss_that_overwrites_what_its_gradient_needs_is_refused(write: Callable[[torch.Tensor], Any]) -> None:
+    def loss(module: nn.Module, data: Any) -> torch.Tensor:
+        y = module(data[0]).exp()
+        value = y.square().mean()
+        write(y)
+        return value
+
+    module = mlp()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(loss(module, batch()), list(module.parameters()))
+    with pytest.raises(RuntimeError, match=r"torch\.float64 \(6, 3\), was written in place after it had been read"):
+        HessianOperator(loss, ParameterVector(module), [batch()])
+
+
+def test_a_tensor_from_elsewhere_that_a_kept_graph_has_read_must_not_change() -> None:
+    factor, theta = torch.ones(3, dtype=torch.float64), ParameterVector(mlp())
+
+    def loss(module: nn.Module, data: Any) -> torch.Tensor:
+        return (factor * module(data[0])).pow(4).mean()
+
+    operator = HessianOperator(loss, theta, [batch()])
+    before = operator.matvec(ones(theta))
+    factor.mul_(2)
+    with pytest.raises(RuntimeError, match=r"\(3,\), was written in place .* call update\(\)"):
+        operator.matvec(ones(theta))
+    operator.update([batch()])
+    torch.testing.assert_close(operator.matvec(ones(theta)), 16 * before)

@@ -1,11 +1,15 @@
 """The command line as a person meets it: help, exit statuses, no traceback."""
 
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from bissl_fast.cli import main
 from bissl_fast.cli.train import parse_config
+from bissl_fast.methods.config import save_config
+from bissl_fast.methods.presets import preset_config
 from bissl_fast.version import __version__
 
 
@@ -64,11 +68,18 @@ def test_help_of_train_shows_the_values_of_the_chosen_preset(capsys: pytest.Capt
     assert "(default: 0.0235)" in output  # Table 2, Pets
 
 
+def test_no_option_and_no_line_of_a_config_shows_a_size_that_has_no_effect(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    assert re.findall(r"--images\.[\w.]*\bsize\b", capsys.readouterr().out) == ["--images.size"]
+    images = yaml.safe_load(save_config(preset_config("quick", "textures")))["images"]
+    assert images.pop("size") == 32
+    assert [name for name, view in images.items() if isinstance(view, dict) and "size" in view] == []
+
+
 def test_options_lie_over_the_preset_and_the_config_file_replaces_it(tmp_path: Path) -> None:
     config = parse_config(["--preset", "official", "--dataset", "dtd", "--bissl.lower-steps", "7"])
     assert (config.preset, config.bissl.lower_steps, config.bissl.learning_rate) == ("official", 7, 1.0)
-    from bissl_fast.methods.config import save_config
-
     (tmp_path / "config.yaml").write_text(save_config(config))
     again = parse_config(["--config", str(tmp_path / "config.yaml"), "--seed", "3", "--name", "my--preset"])
     assert (again.preset, again.bissl.lower_steps, again.seed) == ("official", 7, 3)

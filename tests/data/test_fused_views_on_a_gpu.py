@@ -17,13 +17,11 @@ from bissl_fast.data.rendering import channels, packed, render
 from bissl_fast.data.resident import hold
 from bissl_fast.data.views import ViewParameters, ViewSettings, draw_views
 from bissl_fast.ops import backend
-from bissl_fast.ops.backend import why_absent
 from tests.data.test_fused_views_equal_the_torch_pipeline import LEVEL, PLAIN, RECIPES, pictures
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no CUDA device"),
-    pytest.mark.skipif(bool(why_absent("cuda")), reason=why_absent("cuda")),
 ]
 
 EVERYTHING = dataclasses.replace(RECIPES["everything at once"], **PLAIN)

@@ -1,14 +1,16 @@
 """The table of view parameters: distributions, independence and refusals."""
 
+import dataclasses
 import itertools
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
-from torchvision.transforms import ColorJitter, RandomResizedCrop
+from torchvision.transforms import CenterCrop, ColorJitter, InterpolationMode, RandomResizedCrop, Resize
 
-from bissl_fast.data.presets import eval_view, finetune_view, vicreg_views
+from bissl_fast.data.presets import eval_view, finetune_view, official_eval_view, vicreg_views
+from bissl_fast.data.torch_pipeline import render
 from bissl_fast.data.views import BRIGHTNESS, CONTRAST, HUE, SATURATION, ViewParameters, ViewSettings, draw_views
 from bissl_fast.errors import UserError
 
@@ -45,6 +47,21 @@ def test_an_image_that_no_attempt_fits_is_cropped_centrally(size: tuple[int, int
     box = draw(ViewSettings(crop_scale=(1.0, 1.0), crop_ratio=ratio), n=4, size=size).box
     theirs = RandomResizedCrop.get_params(torch.empty(3, *size), [1.0, 1.0], list(ratio))
     assert box.tolist() == [list(theirs)] * 4
+
+
+@pytest.mark.parametrize("size", [(112, 112), (150, 200), (301, 218)])
+def test_the_released_codes_evaluation_is_resize_and_centre_crop(size: tuple[int, int]) -> None:
+    box = draw(official_eval_view(96), n=2, size=size).box
+    side = min(size) * 96 / 109  # what CenterCrop(96) leaves of Resize(109)
+    centre = [(length - side) / 2 for length in size]
+    assert np.abs(box - np.array([*centre, side, side])).max() <= 1
+    ramp = np.add.outer(np.arange(size[0]), 0.5 * np.arange(size[1])) * 0.6
+    image = torch.from_numpy(ramp.astype(np.uint8))[None].expand(3, -1, -1)
+    theirs = CenterCrop(96)(Resize(109, InterpolationMode.BICUBIC, antialias=True)(image))
+    settings = dataclasses.replace(official_eval_view(96), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    table = draw(settings, n=1, size=size)
+    ours = 255 * render(image.permute(1, 2, 0)[None].contiguous(), table, settings)[0]
+    assert (ours - theirs).abs().max() <= 2  # a pixel of the original at the rim
 
 
 @pytest.mark.parametrize("ratio", [0.001, 1000.0])

@@ -4,10 +4,11 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+import torch
 from sklearn.metrics import precision_recall_curve
 
 from bissl_fast.errors import UserError
-from bissl_fast.evaluation.average_precision import average_precision, mean_average_precision
+from bissl_fast.evaluation.average_precision import MeanAveragePrecision, average_precision, mean_average_precision
 
 
 def literal(scores: np.ndarray, targets: np.ndarray) -> float:
@@ -70,6 +71,16 @@ def test_neither_the_order_of_images_nor_the_scores_of_difficult_ones_matter() -
     order = np.random.default_rng(4).permutation(90)
     assert average_precision(scores[order], targets[order]) == average_precision(scores, targets)
     assert average_precision(np.where(targets == 0, 100, scores), targets) == average_precision(scores, targets)
+
+
+def test_difficult_objects_count_as_present_where_the_released_code_is_followed() -> None:
+    scores, targets = torch.tensor([[3.0], [2.0], [1.0]]), torch.tensor([[-1], [0], [1]], dtype=torch.int8)
+    found = {}
+    for difficult in ("ignored", "present"):
+        meter = MeanAveragePrecision(difficult)
+        meter.update(scores, targets)
+        found[difficult] = meter.compute()
+    assert found == {"ignored": 1 / 2, "present": pytest.approx(2 / 3)}
 
 
 def test_a_constant_score_is_as_precise_as_the_class_is_frequent() -> None:

@@ -9,7 +9,7 @@ from torch import nn
 
 from bissl_fast.data.loader import Batch
 from bissl_fast.errors import UserError
-from bissl_fast.evaluation.features import embed, extract_features, reestimate_batch_norm
+from bissl_fast.evaluation.features import StatisticsSettings, embed, extract_features, reestimate_batch_norm
 
 
 def backbone() -> nn.Sequential:
@@ -63,6 +63,21 @@ def test_neither_order_nor_momentum_nor_old_statistics_matter(images: torch.Tens
         torch.testing.assert_close(one[index].running_var, other[index].running_var)
 
 
+def test_running_statistics_move_on_with_the_layers_momentum_as_in_training(images: torch.Tensor) -> None:
+    model, trained = backbone(), backbone().train()
+    for each in (model, trained):
+        each[0].running_mean.fill_(7.0)
+    trained[3].eval()  # dropout draws nothing
+    batches = batches_of(images, 8)
+    reestimate_batch_norm(model, batches, StatisticsSettings("running", batches=2))
+    with torch.no_grad():
+        for batch in batches[:2]:
+            trained(batch.views[0])
+    assert all(torch.equal(a, b) for a, b in zip(model.buffers(), trained.buffers(), strict=True))
+    means = [batch.views[0].mean((0, 2, 3)) for batch in batches]
+    torch.testing.assert_close(model[0].running_mean, 0.7 * (0.7 * 7 + 0.3 * means[0]) + 0.3 * means[1])
+
+
 def test_weights_momentum_and_modes_are_untouched(images: torch.Tensor) -> None:
     model = backbone().train()
     model[0].eval()
@@ -75,7 +90,7 @@ def test_weights_momentum_and_modes_are_untouched(images: torch.Tensor) -> None:
 
 def test_only_the_first_batches_are_used(images: torch.Tensor) -> None:
     model = backbone()
-    reestimate_batch_norm(model, batches_of(images, 8), max_batches=1)
+    reestimate_batch_norm(model, batches_of(images, 8), StatisticsSettings("average", batches=1))
     torch.testing.assert_close(model[0].running_mean, images[:8].mean((0, 2, 3)))
 
 
@@ -124,9 +139,36 @@ def test_five_images_can_be_mapped() -> None:
     [
         (np.eye(4, dtype=np.float32), "at least 5 images"),
         (np.full((9, 4), np.nan, dtype=np.float32), "finite"),
-        (np.ones((9, 4), dtype=np.float32), "collapsed"),
+        (np.ones((9, 4), dtype=np.float32), "all the same: the backbone has collapsed"),
+        (np.zeros((9, 4), dtype=np.float32), "all the same: the backbone has collapsed"),
+        (1 + 1e-7 * np.eye(9, 4, dtype=np.float32), "all the same: the backbone has collapsed"),
+        (np.eye(4, dtype=np.float32)[np.arange(40) % 4], "at least 5 images whose features differ, found 4"),
+        (np.eye(6, dtype=np.float32)[np.arange(40) % 4] + 1e-8, "features differ, found 4"),
     ],
 )
 def test_what_cannot_be_mapped_is_refused(features: np.ndarray, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         embed(features, seed=0)
+
+
+@pytest.mark.parametrize("factor", [2.0**-100, 2.0**-40, 2.0**100])
+def test_the_size_of_the_features_does_not_matter(factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = []
+
+    class Recorder:
+        """In the library's place, which tiny features would have ended together with the tests."""
+
+        def __init__(self, **settings: object) -> None: ...
+
+        def fit_transform(self, features: np.ndarray) -> np.ndarray:
+            given.append(features)
+            return features[:, :2]
+
+    monkeypatch.setattr("sklearn.manifold.TSNE", Recorder)
+    features = np.random.default_rng(0).standard_normal((40, 8)).astype(np.float32)
+    embed(features, seed=0)
+    embed(features * np.float32(factor), seed=0)
+    np.testing.assert_array_equal(given[0], given[1])
+    assert given[0].dtype == np.float64
+    assert np.abs(given[0]).max() == 1
+    np.testing.assert_allclose(given[0].mean(0), 0, atol=1e-15)

@@ -25,11 +25,12 @@ def test_markdown_of_a_known_input() -> None:
     assert results_table(results()).to_markdown() == (
         "| Test accuracy (%) | BiSSL | Only FT | Avg diff | Welch's p |\n"
         "| --- | ---: | ---: | ---: | ---: |\n"
-        "| Top-1 | **52.1 ± 0.5** | 49.4 ± 0.5 | +2.7 | 0.002 |\n"
+        "| Top-1 | **52.1 ± 0.5** | 49.4 ± 0.5 | +2.7 | 0.002 * |\n"
         "| Top-5 | 79.5 ± 0.5 | 79.5 ± 0.5 | 0.0 | 0.976 |\n"
         "\n"
         "dtd, 10 classes, fine-tuning seeds per arm: 3. Mean ± sample standard deviation over the seeds. "
-        "Avg diff is BiSSL minus Only FT, in percentage points. Bold: significantly better by Welch's t-test at 5 %.\n"
+        "Avg diff is BiSSL minus Only FT, in percentage points. Bold, as in the paper's Table 1: the intervals mean ± "
+        "standard deviation do not overlap. *: significantly different by Welch's t-test at 5 %.\n"
     )
 
 
@@ -39,7 +40,7 @@ def test_a_multi_label_set_has_its_map_in_place_of_the_accuracies() -> None:
     )
     markdown = results_table(voc).to_markdown()
     assert markdown.startswith("| Test precision (%) | BiSSL | Only FT |")
-    assert "| mAP | **52.1 ± 0.5** | 49.4 ± 0.5 | +2.7 | 0.002 |" in markdown
+    assert "| mAP | **52.1 ± 0.5** | 49.4 ± 0.5 | +2.7 | 0.002 * |" in markdown
     assert markdown.endswith("mAP: mean over the classes of VOC2007's 11-point average precision.\n")
     assert verdict(voc).endswith(
         "52.1 ± 0.5\u00a0% against 49.4 ± 0.5\u00a0% 11-point mAP (Welch's t-test, p = 0.002)."
@@ -65,8 +66,27 @@ def test_the_baseline_is_bold_where_it_wins() -> None:
         baseline={"top1": [45.0, 45.1, 45.2], "top5": [80.0, 80.0]},
     )
     markdown = results_table(worse).to_markdown()
-    assert "| Top-1 | 40.1 ± 0.1 | **45.1 ± 0.1** | −5.0 | < 0.001 |" in markdown
+    assert "| Top-1 | 40.1 ± 0.1 | **45.1 ± 0.1** | −5.0 | < 0.001 * |" in markdown
     assert "| Top-5 | 80.0 ± 0.0 | 80.0 ± 0.0 | 0.0 | 1.000 |" in markdown
+
+
+def row(ours: list[float], theirs: list[float]) -> str:
+    scores = {"bissl": {"top1": ours}, "baseline": {"top1": theirs}}
+    return results_table(results(**scores)).to_markdown().splitlines()[2]
+
+
+def test_the_two_marks_stand_each_for_itself() -> None:
+    wide = [49.0, 50.0, 51.0]
+    assert row([x + 1.2 for x in wide * 5], wide * 5).endswith("| 51.2 ± 0.8 | 50.0 ± 0.8 | +1.2 | < 0.001 * |")
+    assert row([52.0, 54.0], [50.0, 51.0]).startswith("| Top-1 | **53.0 ± 1.4** | 50.5 ± 0.7 | +2.5 | 0.199 |")
+    assert row([51.0, 53.0], [50.0, 51.0]).startswith("| Top-1 | 52.0 ± 1.4 | 50.5 ± 0.7 | +1.5 | 0.3")
+    assert row([50.0] * 3, [50.00000001] * 3) == "| Top-1 | 50.0 ± 0.0 | 50.0 ± 0.0 | 0.0 | 1.000 |"
+
+
+def test_difficult_objects_that_count_are_told() -> None:
+    voc = {"bissl": {"map": [52.0]}, "baseline": {"map": [49.3]}}
+    assert "Difficult" not in results_table(results(**voc, difficult="ignored")).caption
+    assert "Difficult objects count as present" in results_table(results(**voc, difficult="present")).caption
 
 
 def test_one_seed_is_shown_without_spread_and_the_caption_says_why() -> None:

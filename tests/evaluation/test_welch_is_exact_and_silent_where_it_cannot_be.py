@@ -52,6 +52,82 @@ def test_arms_without_spread_are_handled_without_a_warning() -> None:
     assert 0 < one_constant.p < 0.05
 
 
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ([0.3] * 3, [0.1 + 0.2] * 3),  # which differ in the last bit
+        ([0.3, 0.1 + 0.2, 0.3], [0.3] * 3),
+        ([33.333332] * 4, [33.333334, 33.333334, 33.333332]),  # a third, rounded in float32
+        ([0.0] * 2, [0.0] * 5),
+    ],
+)
+def test_what_differs_by_rounding_alone_is_no_difference(ours: list[float], theirs: list[float]) -> None:
+    for comparison in (compare(ours, theirs), compare(theirs, ours)):
+        assert (comparison.p, comparison.candidate.std, comparison.baseline.std) == (1.0, 0.0, 0.0)
+
+
+def test_one_image_of_a_million_is_a_difference() -> None:
+    assert compare([50.0] * 3, [50.0001] * 3).p is None
+    assert compare([50.0, 50.0001], [50.0001, 50.0002]).candidate.std == pytest.approx(0.0001 / 2**0.5)
+
+
+# BiSSL's Table 1: mean and deviation of BiSSL and of fine-tuning only over ten seeds, and whether it is in bold.
+TABLE_1 = [
+    ("STL10", "top1", 90.6, 0.1, 90.3, 0.1, True),
+    ("STL10", "top5", 99.7, 0.0, 99.6, 0.0, True),
+    ("Flowers", "top1", 74.8, 0.4, 73.4, 0.4, True),
+    ("Flowers", "top5", 90.0, 0.3, 90.0, 0.4, False),
+    ("Cars", "top1", 72.4, 0.3, 72.7, 0.5, False),
+    ("Cars", "top5", 91.2, 0.2, 91.4, 0.4, False),
+    ("Aircrafts", "top1", 46.8, 0.8, 46.1, 0.9, False),
+    ("Aircrafts", "top5", 78.5, 0.6, 79.3, 0.6, False),
+    ("DTD", "top1", 52.1, 0.5, 49.3, 0.5, True),
+    ("DTD", "top5", 79.5, 0.3, 79.1, 0.4, False),
+    ("Pets", "top1", 67.6, 0.4, 65.0, 0.5, True),
+    ("Pets", "top5", 91.9, 0.4, 90.7, 0.3, True),
+    ("FMNIST", "top1", 94.3, 0.1, 94.1, 0.1, False),
+    ("FMNIST", "top5", 100.0, 0.0, 100.0, 0.0, False),
+    ("CIFAR10", "top1", 93.8, 0.2, 93.8, 0.1, False),
+    ("CIFAR10", "top5", 99.9, 0.0, 99.8, 0.0, True),
+    ("CIFAR100", "top1", 73.0, 0.2, 73.2, 0.2, False),
+    ("CIFAR100", "top5", 93.7, 0.1, 92.8, 0.1, True),
+    ("Caltech-101", "top1", 80.7, 0.5, 78.1, 0.5, True),
+    ("Caltech-101", "top5", 95.3, 0.1, 94.7, 0.2, True),
+    ("Food", "top1", 71.8, 0.2, 71.7, 0.2, False),
+    ("Food", "top5", 90.5, 0.1, 90.4, 0.1, False),
+    ("SUN397", "top1", 41.0, 0.3, 40.0, 0.3, True),
+    ("SUN397", "top5", 71.0, 0.4, 69.9, 0.4, True),
+    ("CUB200", "top1", 45.6, 0.3, 45.7, 0.4, False),
+    ("CUB200", "top5", 75.2, 0.2, 70.7, 0.6, True),
+    ("VOC07", "top1", 60.4, 0.2, 58.6, 0.3, True),
+]
+
+
+def seeds(mean: float, std: float) -> list[float]:
+    """Ten scores with this mean and this sample deviation."""
+    return [mean + sign * std * 0.9**0.5 for sign in (-1, 1)] * 5
+
+
+@pytest.mark.parametrize(("name", "metric", "ours", "std", "theirs", "their_std", "bold"), TABLE_1)
+def test_intervals_lie_apart_where_table_1_is_bold(
+    name: str, metric: str, ours: float, std: float, theirs: float, their_std: float, bold: bool
+) -> None:
+    assert compare(seeds(ours, std), seeds(theirs, their_std)).apart == bold
+
+
+def test_welchs_test_finds_a_difference_in_more_cells_than_table_1_prints_in_bold() -> None:
+    tests = {(name, metric): (compare(seeds(a, b), seeds(c, d)), bold) for name, metric, a, b, c, d, bold in TABLE_1}
+    tested = {cell: (test.p, bold) for cell, (test, bold) in tests.items() if test.p is not None}  # two print ± 0.0
+    found = {cell: round(p, 4) for cell, (p, bold) in tested.items() if (p < 0.05) != bold}
+    assert found == {
+        ("Aircrafts", "top5"): 0.008,
+        ("DTD", "top5"): 0.0218,
+        ("FMNIST", "top1"): 0.0003,
+        ("CIFAR100", "top1"): 0.0382,
+        ("Food", "top5"): 0.0382,
+    }
+
+
 @pytest.mark.parametrize("scores", [[], [1.0, float("nan")], [float("inf")]])
 def test_absent_or_infinite_scores_are_refused(scores: list[float]) -> None:
     with pytest.raises(UserError):

@@ -22,7 +22,7 @@ from bissl_fast.ops.nt_xent import nt_xent_loss
 from bissl_fast.pretext import SimCLR
 
 LARS = LARSSettings(weight_decay=0.01, trust_coefficient=0.05, scale_learning_rate=False)
-SGD = SGDSettings(learning_rate=0.2, weight_decay=0.02)
+SGD = SGDSettings(learning_rate=0.2, weight_decay=0.02, final_share=0.3)
 SETTINGS = BiSSLSettings(
     alternations=4,
     lower_steps=3,
@@ -37,6 +37,7 @@ SETTINGS = BiSSLSettings(
     clip=0.2,
     learning_rate=0.9,
     warmup_steps=4,
+    final_share=0.1,
 )
 
 
@@ -174,7 +175,8 @@ class Literal:
         gamma = self.s.downstream_weight
         g = {name: v_ig[name] + gamma * theta_at_d[name] for name in v}  # line 14
         g |= {name: phi_at_p[name] + gamma * phi_at_d[name] for name in phi_at_p}  # line 11
-        rate = SGD.learning_rate * 0.5 * (1 + math.cos(math.pi * step / total))
+        cosine = 0.5 + 0.5 * math.cos(math.pi * step / total)
+        rate = SGD.learning_rate * (cosine + (1 - cosine) * SGD.final_share)
         for name, gradient in self.clipped(g).items():  # line 15
             owner = self.theta["D"] if name in v else self.phi["D"]
             gradient = gradient + SGD.weight_decay * owner[name]

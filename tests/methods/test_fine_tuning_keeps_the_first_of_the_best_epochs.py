@@ -1,5 +1,7 @@
 """Which weights fine-tuning keeps: of the epoch with the highest validation accuracy, the earliest of equal ones."""
 
+import copy
+import math
 from contextlib import nullcontext
 
 import numpy as np
@@ -10,7 +12,7 @@ from torch import nn
 from bissl_fast.data.loader import Batch, Loader
 from bissl_fast.data.order import BatchOrder
 from bissl_fast.evaluation.metrics import Evaluation
-from bissl_fast.methods.finetune import FineTuneTask, SGDSettings
+from bissl_fast.methods.finetune import FineTuneTask, HeadWarmupTask, SGDSettings
 from bissl_fast.models import Network
 
 
@@ -25,6 +27,30 @@ class Noise(Loader):
         return Batch((views,), torch.tensor([0, 1, 0, 1]), np.arange(4), draw)
 
     def close(self) -> None: ...
+
+
+@pytest.mark.parametrize("share", [0.0, 1e-3])
+def test_the_rate_falls_from_its_peak_to_the_final_share(share: float) -> None:
+    torch.manual_seed(0)
+    network, sgd = Network(nn.Linear(3, 4), nn.Linear(4, 2)), SGDSettings(0.1, 0.0, final_share=share)
+    task = FineTuneTask(network, Noise(), lambda _: Evaluation({"top1": 1.0}, 0.0, 4), sgd, 50, 2, nullcontext)
+    rates = [float(task.step(index)["lr"]) for index in range(task.steps)]
+    assert rates[0] == 0.1
+    assert rates[50] == pytest.approx(0.1 * (1 + share) / 2)
+    assert rates[-1] - 0.1 * share == pytest.approx(0.1 * (math.pi / 100) ** 2 / 4, rel=2e-3)
+
+
+@pytest.mark.parametrize("leak", [True, False])
+def test_the_heads_warm_up_moves_the_backbones_statistics_only_where_the_released_code_is_followed(leak: bool) -> None:
+    torch.manual_seed(0)
+    network = Network(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), nn.Linear(4, 2))
+    before = copy.deepcopy(network.state_dict())
+    task = HeadWarmupTask(network, Noise(), SGDSettings(0.1, 0.0), 2, nullcontext, leak_statistics=leak)
+    for index in range(2):
+        task.step(index)
+    moved = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
+    buffers = {f"backbone.1.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")}
+    assert moved == {"head.weight", "head.bias"} | (buffers if leak else set())
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,11 @@ def test_paper_preset_is_sections_4_and_b() -> None:
         4.8,
         10,
     )
+    assert pretrain.baseline_epochs == 600
+    assert (pretrain.final_share, config.bissl.final_share) == (0, 0)  # "towards 0"
+    assert {sgd.final_share for sgd in (config.upper, config.finetune_bissl, config.finetune_baseline)} == {0}
+    assert (config.statistics.update, config.statistics.batches) == ("running", 100)
+    assert config.finetune.difficult == "ignored"
     lars = pretrain.lars
     assert (lars.trust_coefficient, lars.weight_decay, lars.momentum) == (0.001, 1e-6, 0.9)
     assert lars.exclude_1d
@@ -52,8 +57,17 @@ def test_official_preset_departs_from_the_paper_as_the_released_code_does_and_no
     assert official.bissl.adaptation_every == 0
     assert official.bissl.leak_statistics
     assert (paper.finetune.multilabel_loss, official.finetune.multilabel_loss) == ("bce", "cross-entropy")
-    assert replace(official.finetune, multilabel_loss="bce") == paper.finetune
-    same = ("head", "upper", "finetune_bissl", "finetune_baseline", "backbone", "pretext")
+    assert (official.pretrain.final_share, official.pretrain.baseline_epochs) == (0.001, 600)
+    assert replace(official.finetune, multilabel_loss="bce", difficult="ignored") == paper.finetune
+    assert official.finetune.difficult == "present"
+    assert replace(official.head, leak_statistics=False) == paper.head
+    assert official.head.leak_statistics
+    for name in ("upper", "finetune_bissl", "finetune_baseline"):
+        assert getattr(official, name).final_share == 0.001
+        assert replace(getattr(official, name), final_share=0.0) == getattr(paper, name)
+    view = official.images.finetune_view
+    assert (view.crop_scale, view.crop_ratio, view.interpolation, view.flip) == ((0.08, 1), (0.5, 1), "bicubic", 0.5)
+    same = ("backbone", "pretext", "statistics", "bilevel")
     assert all(getattr(paper, name) == getattr(official, name) for name in same)
     assert (official.bissl.downstream_weight, official.bissl.clip) == (0.01, 10)
 

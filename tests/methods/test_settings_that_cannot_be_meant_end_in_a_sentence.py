@@ -10,6 +10,7 @@ from rich.console import Console
 
 from bissl_fast.data.views import ViewSettings
 from bissl_fast.errors import UserError
+from bissl_fast.evaluation.features import StatisticsSettings
 from bissl_fast.methods.bilevel import BilevelSettings
 from bissl_fast.methods.bissl import BiSSLSettings
 from bissl_fast.methods.config import ImageSettings, TrainConfig, load_config, save_config
@@ -51,6 +52,9 @@ from tests.methods.conftest import write_images
             "--bissl.learning-rate must be finite and positive, found inf",
         ),
         (PretrainSettings, {"epochs": float("inf")}, "--pretrain.epochs must be finite and positive, found inf"),
+        (PretrainSettings, {"baseline_epochs": 0.0}, "--pretrain.baseline-epochs must be positive, found 0.0"),
+        (SGDSettings, {"learning_rate": 1.0, "weight_decay": 0.0, "final_share": 2.0}, "final-share must be between 0"),
+        (StatisticsSettings, {"batches": 0}, "--statistics.batches must be at least 1, found 0"),
         (TrainConfig, {"name": "../x"}, "--name must be the name of one folder, found '../x'"),
         (TrainConfig, {"threads": 100000}, "--threads must be between 0 and the"),
         (SGDSettings, {"learning_rate": 0.0, "weight_decay": 0.0}, "learning-rate must be positive"),
@@ -83,13 +87,13 @@ def test_every_config_survives_its_file(tmp_path: Path, preset: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (("version: 3", "version: 99"), "has config version 99, this bissl-fast reads version 3"),
-        (("version: 3\n", ""), "names no version"),
+        (("version: 4", "version: 99"), "has config version 99, this bissl-fast reads version 4"),
+        (("version: 4\n", ""), "names no version"),
         (("seed: 0", "sead: 0"), "has no setting 'sead'"),
         (("seed: 0", "seed: many"), "seed must be int, found 'many'"),
         (("preset: quick", "preset: fast"), "preset must be 'paper' or 'official' or 'quick', found 'fast'"),
         (("proximity: 0.001", "proximity: -3.0"), r"\(λ\) must be positive"),
-        (("version: 3", "version: [1"), "is not YAML"),
+        (("version: 4", "version: [1"), "is not YAML"),
     ],
 )
 def test_config_files(tmp_path: Path, change: tuple[str, str], sentence: str) -> None:
@@ -115,6 +119,17 @@ def config(small_data: Path, output: Path, **changes: Any) -> TrainConfig:
 
 def begin(config: TrainConfig) -> Training:
     return Training(config, Console(quiet=True))
+
+
+def test_the_baselines_epochs_are_exactly_those_that_were_asked_for(
+    small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    together = begin(config(small_data, tmp_path))
+    assert together.baseline_steps == together.warmup_steps + together.lower_steps
+    pretrain = PretrainSettings(batch_size=16, epochs=5, baseline_epochs=6)  # 3 steps each
+    training = Training(config(small_data, tmp_path, pretrain=pretrain), Console(width=200))
+    assert (training.warmup_steps, training.lower_steps, training.baseline_steps) == (15, 36, 18)
+    assert "pretext-baseline: 18 steps, where warm-up and BiSSL have 51" in capsys.readouterr().out
 
 
 def test_an_unknown_backbone_is_answered_with_its_neighbours(small_data: Path, tmp_path: Path) -> None:

@@ -90,6 +90,15 @@ def test_the_loss_is_part_of_the_key_of_every_stage_that_takes_it(run: Path, sta
     assert json.loads((run / stage / "key.json").read_text())["settings"]["multilabel_loss"] == "bce"
 
 
+def test_how_difficult_objects_count_is_part_of_the_key_of_every_stage_that_scores(voc: Path, run: Path) -> None:
+    keys = {stage: json.loads((run / stage / "key.json").read_text())["settings"] for stage in RunFolder(run).stages()}
+    assert {stage for stage, key in keys.items() if key.get("difficult") == "ignored"} == {
+        "test",
+        *(f"finetune-{arm}-{k}" for arm in ("bissl", "baseline") for k in range(2)),
+    }
+    assert json.loads((run / "results.json").read_text())["difficult"] == "ignored"
+
+
 def test_another_loss_is_another_head(voc: Path, run: Path, tmp_path: Path) -> None:
     config = parse_config(arguments(voc, tmp_path, "--finetune.multilabel-loss", "cross-entropy"))
     training = Training(config, Console(quiet=True))

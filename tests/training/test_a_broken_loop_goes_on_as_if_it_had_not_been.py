@@ -106,6 +106,25 @@ def test_lines_written_after_the_last_checkpoint_are_not_repeated(tmp_path: Path
     assert logged(tmp_path / "broken") == logged(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("checkpoint", [True, False])
+def test_tensorboard_keeps_no_step_of_an_attempt_that_died(tmp_path: Path, checkpoint: bool) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    task = Wanderer()
+    task.at[6] = lambda: (_ for _ in ()).throw(KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        loop(task, tmp_path / "run", EVERY_STEP if checkpoint else LoopSettings(checkpoint_seconds=1000))
+    again = Wanderer()
+    again.weight += 100  # so that the attempts differ
+    again.log_every = 7
+    if checkpoint:
+        saved = files.load_checkpoint(tmp_path / "run" / "checkpoint.pt", CPU)
+        files.save_checkpoint(tmp_path / "run" / "checkpoint.pt", saved | {"done": 2, "window": []})
+    loop(again, tmp_path / "run")
+    board = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert [event.step for event in board.Scalars("loss")] == [7]
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_a_number_stops_the_stage_names_the_term_and_keeps_the_last_good_checkpoint(
     tmp_path: Path, bad: float

@@ -20,7 +20,7 @@ def lars_step(weight: torch.Tensor, momentum: torch.Tensor, gradient: torch.Tens
 
     One-dimensional tensors skip the first two where ``exclude_1d`` is on. The gradient is left as it is.
     """
-    update = gradient
+    update = gradient if gradient.layout == torch.strided else gradient.to_dense()  # decay reaches every entry
     if weight.ndim != 1 or not settings.exclude_1d:
         update = update + settings.weight_decay * weight
         weight_norm, update_norm = (torch.linalg.vector_norm(v, dtype=torch.float64) for v in (weight, update))
