@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from bissl_fast.data.filters import box_blur_taps
 from bissl_fast.data.views import HUE, NEUTRAL_FACTORS, ViewParameters, ViewSettings
 from bissl_fast.errors import UserError
 
@@ -162,7 +163,6 @@ def graph_inputs(table: ViewParameters, settings: ViewSettings) -> dict[str, npt
     start, shape = table.box[:, :2], table.box[:, 2:]
     stretch = np.maximum(1.0, shape / settings.size)
     margin = np.ceil(_RADIUS[settings.interpolation] * stretch).astype(np.int64) + 1  # of zeros around the crop
-    radius = np.minimum(np.ceil(np.float32(_BLUR_RADIUS) * table.sigma), settings.size - 1)
     columns: dict[str, npt.NDArray[Any]] = {
         "crop_start": start.astype(np.int32),
         "crop_shape": shape.astype(np.int32),
@@ -173,9 +173,14 @@ def graph_inputs(table: ViewParameters, settings: ViewSettings) -> dict[str, npt
         "mirror": table.flip.astype(np.int32),
         "gray": table.gray,
         "sigma": table.sigma,
-        "window": (2 * radius + 1).astype(np.int32),
         "solarize": table.solarize,
     }
+    if settings.blur_filter == "box":
+        weights = box_blur_taps(torch.from_numpy(table.sigma), settings.size)
+        columns["box"] = weights.numpy()
+    else:
+        radius = np.minimum(np.ceil(np.float32(_BLUR_RADIUS) * table.sigma), settings.size - 1)
+        columns["window"] = (2 * radius + 1).astype(np.int32)
     rows = np.arange(n)
     for place in range(4):
         operation = table.order[:, place]

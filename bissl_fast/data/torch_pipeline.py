@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from bissl_fast.data.colour import ADJUSTMENTS, solarize_, to_gray_
-from bissl_fast.data.filters import blur_matrices, resize_matrices
+from bissl_fast.data.filters import blur_matrices, box_blur_matrices, resize_matrices
 from bissl_fast.data.views import NEUTRAL_FACTORS, ViewParameters, ViewSettings
 from bissl_fast.errors import UserError
 
@@ -141,6 +141,7 @@ def _crop_resize_flip(images: torch.Tensor, parameters: ViewParameters, settings
 
 def _blur_(x: torch.Tensor, sigma: torch.Tensor, settings: ViewSettings) -> None:
     n, _, size, _ = x.shape
-    matrices = blur_matrices(sigma, size, settings.blur_sigma[1])
+    make = box_blur_matrices if settings.blur_filter == "box" else blur_matrices
+    matrices = make(sigma, size, settings.blur_sigma[1])
     rows_blurred = torch.bmm(x.view(n, 3 * size, size), matrices.mT).view_as(x)
     torch.matmul(matrices[:, None], rows_blurred, out=x)

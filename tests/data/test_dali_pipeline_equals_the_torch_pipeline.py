@@ -72,8 +72,8 @@ def test_blur_and_the_rims_of_crops_are_exact_at_any_size(size: int) -> None:
     start, side = random.integers(0, 40, (N, 2)), random.integers(1, 17, (N, 2))
     sigma = random.choice(np.float32([0, 0.1, 0.7, 2.0]), N)
     drawn = table(N, box=np.concatenate((start, side), axis=1), sigma=sigma, flip=np.arange(N) % 2 == 0)
-    for interpolation in ("bilinear", "bicubic"):
-        settings = ViewSettings(size=size, interpolation=interpolation)
+    for interpolation, blur_filter in (("bilinear", "gaussian"), ("bicubic", "gaussian"), ("bicubic", "box")):
+        settings = ViewSettings(size=size, interpolation=interpolation, blur_filter=blur_filter)  # type: ignore[arg-type]
         with DaliPipeline([settings], N) as pipeline:
             (found,) = pipeline.render(images, [drawn])
         assert levels_apart(found, render(images, drawn, settings), settings).max() <= 0.5

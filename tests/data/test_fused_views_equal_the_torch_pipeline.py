@@ -44,6 +44,9 @@ RECIPES = {
         size=24, flip=0.5, jitter=1, brightness=2, contrast=2, saturation=3, hue=0.5, gray=0.3, blur=0.7, solarize=0.5
     ),
     "smaller than the blur": ViewSettings(size=3, jitter=1, hue=0.5, blur=1, blur_sigma=(1.0, 3.0)),
+    "smaller than the box": ViewSettings(size=3, jitter=1, blur=1, blur_sigma=(1.0, 9.0), blur_filter="box"),
+    "a sampled Gaussian": dataclasses.replace(vicreg_views(40)[0], blur_filter="gaussian"),
+    "one pixel of a box": ViewSettings(size=1, blur=1, blur_filter="box"),
     "one pixel": ViewSettings(size=1, jitter=1, contrast=0.5, blur=1),
 }
 
@@ -162,7 +165,7 @@ def test_a_sample_beyond_the_images_is_named() -> None:
 
 
 def test_the_op_passes_opcheck() -> None:
-    arguments = (pictures(1, 20, 20), *one_view(), 16, True, 0.5, False)
+    arguments = (pictures(1, 20, 20), *one_view(), 16, True, True, 0.5, False)
     torch.library.opcheck(torch.ops.bissl_fast.render_views.default, arguments)
 
 

@@ -188,9 +188,9 @@ def test_the_op_passes_opcheck() -> None:
     images, table, settings = views_of(16, n=2)
     op = torch.ops.bissl_fast.render_views.default
     samples, integers, numbers, scales = arguments(table, settings)
-    torch.library.opcheck(op, (images, samples, integers, numbers, scales, 16, True, 0.5, False))
+    torch.library.opcheck(op, (images, samples, integers, numbers, scales, 16, True, False, 0.5, False))
     on_device = (samples.cuda(), integers.cuda(), numbers.cuda())
-    torch.library.opcheck(op, (images, *on_device, scales, 16, True, 0.5, True))
+    torch.library.opcheck(op, (images, *on_device, scales, 16, True, True, 0.5, True))
 
 
 def test_views_beyond_the_kernels_largest_are_the_definitions() -> None:
