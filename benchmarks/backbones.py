@@ -9,6 +9,7 @@ tried before, with the same versions, is not tried again: delete the ``.json`` f
 import argparse
 import json
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +66,10 @@ def main() -> None:
         before = json.loads(arguments.output.read_text())
         if before["size"] == SIZE and before["environment"]["packages"] == environment["packages"]:
             record["rows"] = before["rows"]
-    for family, member, parameters in smallest_members():
+    for family, member, parameters in sorted(smallest_members(), key=lambda found: found[2]):
         if member in record["rows"] or (arguments.families and family not in arguments.families):
             continue
-        print(family, member, flush=True)
+        print(f"{datetime.now():%H:%M:%S}", family, member, flush=True)
         row = {"products": "", "sentence": ""} if parameters > LARGEST else tried(member)
         record["rows"][member] = {"family": family, "parameters": parameters, **row}
         write_json(arguments.output, record)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from bissl_fast.bilevel import HessianOperator, ParameterVector
+from bissl_fast.bilevel import HessianOperator, ParameterVector, frozen_buffers
 from bissl_fast.errors import UserError
 from bissl_fast.methods.bilevel import BilevelSettings
 from bissl_fast.models import Network
@@ -12,6 +12,7 @@ from bissl_fast.models.backbone import reason_of
 from bissl_fast.pretext import SimCLR, mean_pretext_loss
 
 PAIRS = 2
+RANDOM = "the network draws random numbers in its pass (dropout, drop path), which a trace would repeat for ever"
 OTHERWISE = {
     "linearized": "--bilevel.mode finite_difference estimates products without",
     "reverse": "--bilevel.mode finite_difference estimates products without",
@@ -64,6 +65,8 @@ def failure_of(bilevel: BilevelSettings, network: Network, task: SimCLR, size: i
         try:
             loss = mean_pretext_loss(task)
             network.train()
+            if bilevel.mode in ("linearized", "gauss_newton") and draws(network, views[0]):
+                return RANDOM  # which a trace would find, too, but only after minutes
             hessian = HessianOperator(loss, theta, [group], bilevel.mode, dtype=bilevel.products_dtype, compiled=False)
             product = hessian.matvec(vector)
         except torch.OutOfMemoryError:
@@ -73,3 +76,15 @@ def failure_of(bilevel: BilevelSettings, network: Network, task: SimCLR, size: i
         finally:
             network.train(was_training)
     return "" if torch.isfinite(product).all() else "a product at the first weights is not finite"
+
+
+def draws(network: Network, images: torch.Tensor) -> bool:
+    """Whether a pass moves PyTorch's random numbers; to be called where they may move."""
+
+    def state() -> torch.Tensor:
+        return torch.cuda.get_rng_state(images.device) if images.is_cuda else torch.get_rng_state()
+
+    before = state()
+    with frozen_buffers(network), torch.no_grad():
+        network(images)
+    return not torch.equal(state(), before)
