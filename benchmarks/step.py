@@ -29,7 +29,7 @@ from bissl_fast.ops.nt_xent.reference import nt_xent_loss
 from bissl_fast.pretext import SimCLR
 from bissl_fast.training.precision import Precision, apply_precision
 
-Step = Callable[[Views], None]
+Step = Callable[[Views], object]
 
 
 def main() -> None:

@@ -44,7 +44,7 @@ tests() { # tests SECONDS PYTEST-ARGUMENTS…: a line for each as soon as it is 
 
 checked() { # checked TOOL: this package's CUDA kernels under compute-sanitizer
     [ "$DEVICE" = cpu ] && return 0
-    part 200 compute-sanitizer --tool "$1" --kernel-name kernel_substring=bissl_fast --error-exitcode 9 \
+    part 110 compute-sanitizer --tool "$1" --kernel-name kernel_substring=bissl_fast --error-exitcode 9 \
         "$PYTHON" scripts/check_installed_kernels.py cuda
 }
 
@@ -65,9 +65,9 @@ case "$slice" in
     tests 120 -k "$(echo $SMOKE)" tests
     ;;
 2)
-    checked memcheck
-    checked racecheck
-    tests 200 tests
+    (log="$OUT/slice-2-sanitizer.txt" && : >"$log" && checked memcheck && checked racecheck) &
+    tests 220 tests
+    wait
     ;;
 3)
     part 240 "$PYTHON" -m benchmarks.gpu_nt_xent --device "$DEVICE" "${small[@]}" --skip errors,sweep --budget-seconds 220 \
