@@ -15,7 +15,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from bissl_fast.bilevel.parameters import ParameterVector, places, replaced
 from bissl_fast.bilevel.precision import autocast
 from bissl_fast.bilevel.stops import StopsHold
-from bissl_fast.bilevel.written import DETACHED, LossError, refuse_no_loss, refuse_torchscript, written_down
+from bissl_fast.bilevel.written import DETACHED, LossError, refuse_no_loss, refuse_wrong, written_down
 
 if TYPE_CHECKING:
     from bissl_fast.bilevel.partition import Halves  # imports networkx
@@ -191,7 +191,7 @@ class TracedProducts:
         def value(theta: Tensors) -> torch.Tensor:
             found: torch.Tensor = self._call(self._loss, spec, theta, inputs)
             refuse_no_loss(found)
-            refuse_torchscript([found])
+            refuse_wrong([found])
             return found
 
         theta = tuple(inputs[: len(tangents)])
@@ -204,7 +204,7 @@ class TracedProducts:
 
         def outputs(theta: Tensors) -> list[torch.Tensor]:
             leaves, form = tree_flatten(self._call(loss.outputs, spec, theta, inputs))
-            refuse_torchscript(leaves)
+            refuse_wrong(leaves)
             fixed.update(form=form, leaves=[None if t.is_floating_point() else t for t in leaves])
             return [t for t in leaves if t.is_floating_point()]
 
@@ -214,7 +214,7 @@ class TracedProducts:
             with StopsHold():
                 found: torch.Tensor = loss.criterion(tree_unflatten(leaves, fixed["form"]))
             refuse_no_loss(found)
-            refuse_torchscript([found])
+            refuse_wrong([found])
             return found
 
         def reaching(theta: Tensors) -> list[torch.Tensor]:

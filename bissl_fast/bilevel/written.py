@@ -10,7 +10,7 @@ import torch
 from torch import fx
 from torch._subclasses.fake_tensor import is_fake
 
-from bissl_fast.bilevel.graphs import COMPILED, UNTRACEABLE, found_in
+from bissl_fast.bilevel.graphs import COMPILED, WRONG_ALONG_TANGENTS, found_in
 
 NOT_TRACEABLE = (
     "the loss cannot be traced ({reason}). A loss for traced products is a function of the module and the batch alone, "
@@ -57,9 +57,9 @@ def refuse_no_loss(value: Any) -> None:
         raise LossError(DETACHED)
 
 
-def refuse_torchscript(values: Iterable[Any]) -> None:
-    """Raise if values have been computed by TorchScript's own derivatives."""
-    reason = found_in([value for value in values if isinstance(value, torch.Tensor)], UNTRACEABLE)
+def refuse_wrong(values: Iterable[Any]) -> None:
+    """Raise if forward derivatives of values would be wrong without an error."""
+    reason = found_in([value for value in values if isinstance(value, torch.Tensor)], WRONG_ALONG_TANGENTS)
     if reason is not None:
         raise LossError(NOT_TRACEABLE.format(reason=reason))
 
