@@ -61,13 +61,13 @@ def main() -> None:
     name, images = pictures()
     report.row("set-up", lambda: {"images": name, "pixels": CACHE_SIZE, "cuda kernel": why_absent("cuda") or "there"})
     size, batch, seconds = (32, 16, 0.1) if options.quick else (96, 1024, options.seconds)
-    check_exactness(report, images, device, options.quick)
     measure_floor(report, images, size, batch, device)
     compare(report, images, size, batch, seconds, device)
-    sweep_sizes(report, images, seconds, device, options.quick)
     for precision in PRECISIONS[: 1 if options.quick else None]:
         feed = functools.partial(wait_share, images, size, batch, 5 * seconds, device, precision)
         report.row("a pretext step of resnet18", feed, precision=precision, views=f"2x{batch}", size=size)
+    check_exactness(report, images, device, options.quick)
+    sweep_sizes(report, images, seconds, device, options.quick)
 
 
 def held(images: Images, least: int = 0) -> ImageSet:
