@@ -27,11 +27,13 @@ def literal_layerwise(matrix: torch.Tensor, b: torch.Tensor, iterations: int) ->
         q = matrix @ d
         r_new, d_new = r.clone(), d.clone()
         for part in parts:
+            if not r[part].any():  # a part of one entry may be solved to its last digit at once, by luck of rounding
+                continue
             alpha = (r[part] @ r[part]) / (d[part] @ q[part])
             x[part] = x[part] + alpha * d[part]
             r_new[part] = r[part] - alpha * q[part]
         for part in parts:
-            beta = (r_new[part] @ r_new[part]) / (r[part] @ r[part])
+            beta = (r_new[part] @ r_new[part]) / (r[part] @ r[part]) if r[part].any() else 0.0
             d_new[part] = r_new[part] + beta * d[part]
         r, d = r_new, d_new
     return x
