@@ -89,6 +89,7 @@ class HessianOperator:
         RuntimeError: in a product, if parameters (also frozen ones), batches or modes (``train``, ``eval``) have
             changed since the operator was built or updated; at any time, if the module holds other parameters. Writes
             that PyTorch does not count (into ``.data``, by NumPy) are noticed on the CPU, by 256 values of each tensor.
+            Also where a loss overwrites what its gradient needs.
 
     Example:
         >>> layer = torch.nn.Linear(2, 1, bias=False)

@@ -26,6 +26,9 @@ Tensors = tuple[torch.Tensor, ...]
 PLAIN = (torch.Tensor, bool, int, float, complex, str, bytes, torch.dtype, torch.device, type(None))
 """What a batch may hold, in tuples, lists and dicts."""
 
+MOST_PROGRAMS = 64
+"""How many programs are kept: a number in a batch that is another at each update makes a new one each time."""
+
 OPAQUE = (
     "a batch for traced products is made of tensors and numbers in tuples, lists and dicts, found {kind}; take it "
     "apart, or use mode='reverse', which passes a batch on as it is"
@@ -141,6 +144,8 @@ class TracedProducts:
         key = (layout, spec, modes)
         if key not in self._programs:
             self._programs[key] = self._trace(inputs, spec)
+            if len(self._programs) > MOST_PROGRAMS:
+                del self._programs[next(iter(self._programs))]  # the oldest
         return self._programs[key]
 
     def _trace(self, inputs: list[Any], spec: TreeSpec) -> Program:

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._subclasses.fake_tensor import is_fake
 
 from bissl_fast.bilevel.graphs import COMPILED, WRONG_ALONG_TANGENTS, found_in
 
@@ -74,6 +73,8 @@ def written_down(
     Raises:
         ValueError: if the function cannot be written down, or would be another function when it is called again.
     """
+    from torch._subclasses.fake_tensor import is_fake
+
     traced = trace(function, inputs, tangents)
     traced.graph.eliminate_dead_code()
     refuse_communication(traced)

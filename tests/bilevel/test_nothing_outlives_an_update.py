@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from bissl_fast.bilevel import CompositeLoss, HessianOperator, ParameterVector
+from bissl_fast.bilevel import CompositeLoss, HessianOperator, ParameterVector, traced
 from bissl_fast.bilevel.hessian import Mode
 
 SCRIPT = """
@@ -96,3 +96,14 @@ def test_activations_batches_and_buffers_are_let_go(mode: Any, release: bool) ->
     assert before > 0
     assert all(reference() is None for reference in alive[:before])
     assert batch() is None
+
+
+def test_programs_of_numbers_that_change_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(traced, "MOST_PROGRAMS", 2)
+    theta = ParameterVector(nn.Linear(2, 1))
+    products = traced.TracedProducts(lambda m, b: (b[1] * m(b[0])).square().mean(), theta)
+    batches = [(torch.ones(3, 2), float(number)) for number in range(4)]
+    programs = [weakref.ref(products.program(batch).halves.primal) for batch in batches]
+    gc.collect()
+    assert [reference() is not None for reference in programs] == [False, False, True, True]
+    assert products.program(batches[3]).halves.primal is programs[3]()
