@@ -65,7 +65,7 @@ class Loader(ABC):
 
     @property
     def batch_size(self) -> int:
-        """Images per batch, of this rank."""
+        """Images per batch, of this rank; an incomplete last one has fewer."""
         part = self._order.part
         return part.stop - part.start
 

@@ -51,11 +51,18 @@ class RunData:
             self._tell_absent_classes(scored)
 
     def loader(
-        self, images: ImageSet, views: tuple[ViewSettings, ...], batch_size: int, purpose: str, phase_length: int = 1
+        self,
+        images: ImageSet,
+        views: tuple[ViewSettings, ...],
+        batch_size: int,
+        purpose: str,
+        phase_length: int = 1,
+        keep_last: bool = False,
     ) -> Loader:
         """Shuffled batches for one purpose of the run, which has a seed of its own."""
         seed = derive_seed(self.config.seed, purpose)
-        return self.pipeline.loader(images, views, BatchOrder(len(images), batch_size, seed, phase_length), seed)
+        order = BatchOrder(len(images), batch_size, seed, phase_length, keep_last=keep_last)
+        return self.pipeline.loader(images, views, order, seed)
 
     def evaluation_batches(self, images: ImageSet) -> Iterator[Batch]:
         """Every image of a split once."""
