@@ -143,6 +143,16 @@ def test_list_says_what_a_set_lacks(tmp_path, capsys):
     )
 
 
+def test_prepare_tells_what_the_cache_costs_and_keeps_whole_images_if_asked(tmp_path, capsys):
+    trees.dtd(tmp_path)  # 40 x 30 pixels
+    for options, line in (
+        ({"size": 112}, "dtd/train: 4 images of 112 px, 0.2 MB"),
+        ({"size": 224, "whole": True}, "dtd/train: 4 images of 224 px, whole, 0.6 MB"),
+    ):
+        prepare_command("dtd", data_root=tmp_path, cache_dir=tmp_path / "cache", **options)
+        assert line in capsys.readouterr().out.splitlines()
+
+
 def test_verify_names_images_that_are_in_two_splits_or_under_two_labels(tmp_path, capsys):
     for number, split in enumerate(("train", "val", "test")):
         for label, name in enumerate(("a", "b")):
