@@ -25,6 +25,7 @@ def resize_matrices(
     source: int,
     size: int,
     interpolation: Literal["bilinear", "bicubic"],
+    dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
     """Crop, antialiased resize and flip along one axis, as PIL resizes an image that has been cropped.
 
@@ -38,11 +39,12 @@ def resize_matrices(
         source: pixels of the image along the axis.
         size: pixels of the output.
         interpolation: triangle, or Keys' cubic with a = -0.5 (not torch's -0.75).
+        dtype: of the weights.
 
     Returns:
-        (N, size, source) float32; rows may be strided.
+        (N, size, source); rows may be strided.
     """
-    start, length = start[:, None].float(), length[:, None].float()  # (N, 1)
+    start, length = start[:, None].to(dtype), length[:, None].to(dtype)  # (N, 1)
     scale = length / size
     stretch = scale.clamp_min(1.0)
     radius = stretch * _SUPPORT[interpolation]

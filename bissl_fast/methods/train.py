@@ -25,6 +25,7 @@ from bissl_fast.methods.loading import RunData
 from bissl_fast.methods.pretrain import PretrainTask, steps_per_epoch
 from bissl_fast.methods.samples import sample_views
 from bissl_fast.methods.seeds import derive_seed
+from bissl_fast.methods.trial import usable
 from bissl_fast.models import Network, build_backbone, build_classifier, place, probe_features
 from bissl_fast.training.environment import describe_environment
 from bissl_fast.training.files import (
@@ -68,6 +69,9 @@ class Training:
         self.unlabelled, self.splits = self.data.unlabelled, self.data.splits
         self.loss = partial(downstream_loss, multilabel=config.finetune.multilabel_loss)
         self._count_steps()
+        self.bilevel, note = usable(config.bilevel, self._pretext_network(), config.pretext, config.images.size)
+        if note:
+            say(console, note, "yellow")
         self.environment = describe_environment(self.device)
         make_folder(self.folder)
 
@@ -194,7 +198,7 @@ class Training:
                     upper,
                     fresh if bissl.stored_from == "fresh" else None,
                     bissl,
-                    config.bilevel,
+                    self.bilevel,
                     config.pretrain.lars,
                     config.upper,
                     self.forward,
@@ -208,7 +212,7 @@ class Training:
 
         settings = {
             "bissl": bissl,
-            "bilevel": config.bilevel.deciding(),
+            "bilevel": self.bilevel.deciding(),
             "pretext": config.pretext,
             "lars": config.pretrain.lars,
             "sgd": config.upper,

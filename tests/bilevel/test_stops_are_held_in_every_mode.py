@@ -166,3 +166,18 @@ def test_a_traced_loss_that_synchronises_buffers_is_refused() -> None:
     for mode in ("linearized", "gauss_newton"):
         with pytest.raises(ValueError, match=r"communicates by torch\.distributed"):
             HessianOperator(loss, ParameterVector(module), [batch()], mode)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_module_that_is_spread_over_processes_is_refused() -> None:
+    wrapped = nn.parallel.DistributedDataParallel(mlp())
+    for module, kind in (
+        (wrapped, "Distributed"),
+        (nn.Sequential(wrapped), "Distributed"),
+        (nn.DataParallel(mlp()), ""),
+    ):
+        with pytest.raises(
+            ValueError, match=rf"holds, a {kind}DataParallel.*Take the plain module \(network\.module\)"
+        ):
+            ParameterVector(module)
+    assert len(ParameterVector(wrapped.module)) == 39

@@ -62,6 +62,23 @@ def test_views_differ_by_less_than_a_hundredth_of_a_level(recipe: ViewSettings, 
     torch.testing.assert_close(fused, definition, rtol=0, atol=LEVEL / 100)
 
 
+def assert_errs_no_more_than_twice_the_definition(
+    found: torch.Tensor, images: torch.Tensor, table: ViewParameters, settings: ViewSettings
+) -> None:
+    """Largest errors against float64. Strong factors magnify rounding to hundredths of a level in one of 10⁵ pixels."""
+    exact = torch_pipeline.render(images, table, settings, torch.float64)
+    plain = torch_pipeline.render(images, table, settings)
+    assert (plain - exact).abs().max() < LEVEL / 20
+    assert (found - exact).abs().max() <= 2 * (plain - exact).abs().max() + LEVEL / 1000
+
+
+@pytest.mark.parametrize("size", [1, 17, 96, 128])
+def test_many_views_of_strong_colours_err_no_more_than_twice_the_definition(size: int) -> None:
+    settings = dataclasses.replace(RECIPES["everything at once"], size=size, **PLAIN)
+    images, table = pictures(300, 56, 56), draw_views(settings, 3, 0, np.arange(300), 1, (56, 56))
+    assert_errs_no_more_than_twice_the_definition(render(images, table, settings), images, table, settings)
+
+
 def test_views_are_normalised_by_mean_std_and_range() -> None:
     settings = dataclasses.replace(vicreg_views(24)[0], pixel_range=255.0, mean=(1.0, 2.0, 3.0), std=(4.0, 5.0, 6.0))
     images, table = pictures(8, 28, 28), draw_views(settings, 0, 0, np.arange(8), 0, (28, 28))

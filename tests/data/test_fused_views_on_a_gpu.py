@@ -17,7 +17,13 @@ from bissl_fast.data.rendering import channels, packed, render
 from bissl_fast.data.resident import hold
 from bissl_fast.data.views import ViewParameters, ViewSettings, draw_views
 from bissl_fast.ops import backend
-from tests.data.test_fused_views_equal_the_torch_pipeline import LEVEL, PLAIN, RECIPES, pictures
+from tests.data.test_fused_views_equal_the_torch_pipeline import (
+    LEVEL,
+    PLAIN,
+    RECIPES,
+    assert_errs_no_more_than_twice_the_definition,
+    pictures,
+)
 
 pytestmark = [
     pytest.mark.gpu,
@@ -53,7 +59,7 @@ def test_views_differ_by_less_than_a_hundredth_of_a_level(recipe: ViewSettings, 
 def test_sizes_for_shared_memory_and_beyond(size: int) -> None:
     images, table, settings = views_of(size, n=300 if size < 1024 else 3)  # more views than blocks at a time
     fused = render(images, table, settings)
-    torch.testing.assert_close(fused, torch_pipeline.render(images, table, settings), rtol=0, atol=LEVEL / 100)
+    assert_errs_no_more_than_twice_the_definition(fused, images, table, settings)
     assert torch.equal(fused, render(images, table, settings))
     assert torch.equal(render(images, table, settings, dtype=torch.bfloat16), fused.to(torch.bfloat16))
 

@@ -10,6 +10,7 @@ from bissl_fast.ops import backend
 from bissl_fast.ops.backend import why_absent
 
 ROUNDING = 2e-7
+SPLIT = 1e-7  # of a cosine from two float16 terms, which τ divides; hard negatives make it seen
 TINY = 1e-30  # what is smaller is near the end of float32's range, for products of two factors
 
 on_a_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no CUDA device")]
@@ -59,7 +60,8 @@ def test_float32_errs_at_most_twice_as_much_as_plain_pytorch(
 ) -> None:
     runs = [outcome(loss, kernel, drawn(pairs, dim, distance, seed), temperature) for seed in range(3)]
     fused, plain = torch.tensor(runs).square().mean(dim=0).sqrt()
-    assert (fused <= (2 * plain).clamp_min(ROUNDING)).all(), (fused, plain)
+    split = SPLIT / temperature if kernel == "triton" else 0.0
+    assert (fused <= (2 * plain).clamp_min(ROUNDING) + split).all(), (fused, plain)
 
 
 @each_kernel

@@ -2,7 +2,8 @@
 
 What the schemas call ``lse`` is here a sum over all but the partner, at a precision that a logarithm of the
 size of 1 / τ would not have: Σ exp((cos − 1) / τ) where one exponential serves a row and its mirror image,
-else log2 Σ exp(cos / τ). ``kept`` is the largest 1 − P of a partner, below which all weights of the tiles stay.
+else the log2 of Σ exp(cos / τ) over the partner's exponential. ``kept`` is the largest 1 − P of a partner, which
+no weight of the tiles exceeds.
 """
 
 from dataclasses import dataclass

@@ -79,7 +79,13 @@ def partner_odds(others, positive, scale, ONE_EXP: tl.constexpr):
     """Σ over all but the partner / the partner's exponential; ``others`` as `launch` describes it."""
     if ONE_EXP:
         return others / tl.exp2((positive - 1.0) * scale)
-    return tl.exp2(others - positive * scale)
+    return tl.exp2(others)
+
+
+@triton.jit
+def log2_one_plus_exp2(x):
+    """log2(1 + 2ˣ) for every x."""
+    return tl.maximum(x, 0.0) + tl.log2(1.0 + tl.exp2(-tl.abs(x)))
 
 
 @triton.jit
@@ -98,9 +104,9 @@ def both_shares(others, row, partner, exists, positive, scale, ONE_EXP: tl.const
 
 @triton.jit
 def above_weights(peak):
-    """A power of two above every softmax weight of the tiles, where ``peak`` is the largest 1 − P of a partner.
+    """A power of two above every softmax weight of the tiles; ``peak`` is the largest 1 − P of a partner.
 
-    Where all pairs are well separated, all weights of the tiles are tiny, and are lifted into float16's range by it.
+    Where all pairs are well separated, all these weights are tiny: divided by it they stay in float16's range.
     """
     largest = tl.load(peak)
     return power_of_two(tl.where(largest > 0.0, tl.maximum(largest, 1e-30), 0.0))
@@ -125,9 +131,7 @@ def pack_rows(
     if ONE_EXP:
         factor = tl.div_rn(gain, total + tl.exp2((positive - 1.0) * scale))
     else:
-        positive *= scale
-        nearer = tl.exp2(-tl.abs(total - positive))
-        factor = tl.maximum(total, positive) + tl.log2(1.0 + nearer) - tl.log2(gain)
+        factor = positive * scale + log2_one_plus_exp2(total) - tl.log2(gain)
     tl.store(factors + place, tl.where(exists, factor, 0.0))
 
 
@@ -162,9 +166,8 @@ def row_losses(
     if ONE_EXP:
         loss = tl.log(total + tl.exp2((positive - 1.0) * scale)) + (1.0 - positive) * inv_temperature
     else:
-        total = tl.log2(total) + tl.load(shifts + place)
-        nearer = tl.exp2(-tl.abs(total - positive * scale))
-        loss = (tl.maximum(total - positive * scale, 0.0) + tl.log2(1.0 + nearer)) * LN2
+        total = tl.log2(total) + tl.fma(-positive, scale, tl.load(shifts + place))
+        loss = log2_one_plus_exp2(total) * LN2
     odds = partner_odds(total, positive, scale, ONE_EXP)
     rounded = 1.0 + odds
     slope = tl.log(rounded) / tl.where(rounded == 1.0, 1.0, rounded - 1.0)  # log(1 + x) / x undoes the rounding
