@@ -148,7 +148,7 @@ def _read_all(
         duplicates.add(number, decoded.index, decoded.image)
         for remark in decoded.remarks:
             remarks.setdefault(remark, []).append(name)
-    return readable, unreadable, cache.remark_notes(source.name, remarks)
+    return readable, unreadable, cache.remark_notes(source, remarks)
 
 
 def _split_table(sources: list[Source], readable: list[npt.NDArray[np.bool_]]) -> Table:

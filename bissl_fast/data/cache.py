@@ -126,9 +126,12 @@ def decode(source: Source, size: int, progress: bool, title: str = "Decoding") -
             pool.shutdown(cancel_futures=True)
 
 
-def remark_notes(name: str, remarks: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
-    """A sentence for each remark, from the images of the set `name` that it was made on."""
-    return tuple(f"{len(images)} images of {name} {remark}: {listed(images)}." for remark, images in remarks.items())
+def remark_notes(source: Source, remarks: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """A sentence for each remark, from the images of the source that it was made on."""
+    return tuple(
+        f"{len(images)} of {source.count} images of {source.name} {remark}: {listed(images)}."
+        for remark, images in remarks.items()
+    )
 
 
 def _build(source: Source, size: int, entry: Path, progress: bool) -> None:
@@ -216,7 +219,7 @@ def _write_description(
         "labelled": labels is not None,
         "whole": sizes is not None,
         "skipped": skipped,
-        "notes": remark_notes(source.name, remarks),
+        "notes": remark_notes(source, remarks),
         "content_hash": hashed or content_hash(images, labels, source.classes, sizes),
     }
     with (scratch / "entry.json").open("wb") as file:

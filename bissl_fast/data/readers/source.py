@@ -337,12 +337,12 @@ def listed(names: Sequence[str], limit: int = 5) -> str:
 
 
 def require(path: Path, what: str) -> Path:
-    """The path, if it is there.
+    """The path, if a file or folder is there; reading from a pipe in its place would never end.
 
     Raises:
-        UserError: It is not.
+        UserError: There is none.
     """
-    if not path.exists():
+    if not (path.is_file() or path.is_dir()):
         raise UserError(f"{what} is incomplete: {path} is missing; download or unpack the set again.")
     return path
 
