@@ -105,7 +105,7 @@ def _as_shown(image: PillowImage.Image, tell: Callable[[str], object]) -> Pillow
     if image.getexif().get(_ORIENTATION, 1) in range(2, 9):
         tell("are turned as their EXIF data say")
         image = ImageOps.exif_transpose(image)
-    if image.has_transparency_data:
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         whole = image.convert("RGBA")
         if np.asarray(whole)[..., 3].min() < 255:
             tell("are transparent in places, which become gray")
