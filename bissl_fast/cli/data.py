@@ -63,6 +63,7 @@ def prepare_command(
     data_root: Path | None = None,
     unlabelled: bool = False,
     size: int = 112,
+    whole: bool = False,
     cache_dir: Path | None = None,
 ) -> None:
     """Download a data set if it is not there, then decode it into the cache.
@@ -71,7 +72,9 @@ def prepare_command(
         name: Name of the set, or folder:PATH.
         data_root: Folder that holds the data sets; the download goes there.
         unlabelled: Prepare the unlabelled images only, as for pretext training.
-        size: Side of the cached images in pixels: a run's --images.cache-size, 64 in the preset quick, else 112.
+        size: Side of the cached images in pixels: a run's --images.cache-size, 64 in the preset quick, else 112. Of
+            downstream images --images.downstream-cache-size: 224, and --whole, in the presets paper and official.
+        whole: Prepare whole downstream images, stretched to squares, in place of the squares in their middle.
         cache_dir: Cache folder; BISSL_FAST_CACHE or ~/.cache/bissl-fast if not given.
     """
     require(8 <= size <= 4096, "size", size, "between 8 and 4096 pixels")
@@ -86,14 +89,15 @@ def prepare_command(
     parts: list[ImageSet] = []
     notes: tuple[str, ...] = ()
     if not unlabelled:
-        splits = load_downstream(name, data_root, size, cache_dir)
+        splits = load_downstream(name, data_root, size, cache_dir, whole=whole)
         parts += [splits.train, splits.val, splits.test]
         notes = splits.notes
     if unlabelled or (entry is not None and entry.unlabelled is not None):
         parts.append(load_pretext(name, data_root, size, cache_dir))
         notes += notes_of(parts[-1])
     for part in parts:
-        _print(f"{part.name}: {len(part):,} images of {part.size} px")
+        kind = "" if part.sizes is None else ", whole"
+        _print(f"{part.name}: {len(part):,} images of {part.size} px{kind}, {part.images.nbytes / 1e6:,.1f} MB")
     _print_notes(notes)
     _print(f"Ready in {cache_dir or cache.default_folder()}.")
 
@@ -144,7 +148,7 @@ def _read_all(
         duplicates.add(number, decoded.index, decoded.image)
         for remark in decoded.remarks:
             remarks.setdefault(remark, []).append(name)
-    return readable, unreadable, cache.remark_notes(source.name, remarks)
+    return readable, unreadable, cache.remark_notes(source, remarks)
 
 
 def _split_table(sources: list[Source], readable: list[npt.NDArray[np.bool_]]) -> Table:

@@ -1,6 +1,7 @@
 """Decode once: a source of images becomes a memory-mapped uint8 array on disk.
 
-An entry is a folder `<set-split>-<key>` with `images.npy`, `labels.npy` (if labelled) and `entry.json`. Its key hashes
+An entry is a folder `<set-split>-<key>` with `images.npy`, `labels.npy` (if labelled), `sizes.npy` (of whole images)
+and `entry.json`. Its key hashes
 all that determines the content. It is written under another name, flushed to the disk and renamed, so a folder of the
 final name is complete; what happened to it since is told by its content hash, which is checked whenever it is opened.
 """
@@ -23,7 +24,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from bissl_fast.data.dataset import Images, ImageSet, Targets
+from bissl_fast.data.dataset import Images, ImageSet, Labels, Targets
 from bissl_fast.data.readers.decode import UnreadableImageError
 from bissl_fast.data.readers.source import Source, digest, listed
 from bissl_fast.errors import UserError
@@ -125,9 +126,12 @@ def decode(source: Source, size: int, progress: bool, title: str = "Decoding") -
             pool.shutdown(cancel_futures=True)
 
 
-def remark_notes(name: str, remarks: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
-    """A sentence for each remark, from the images of the set `name` that it was made on."""
-    return tuple(f"{len(images)} images of {name} {remark}: {listed(images)}." for remark, images in remarks.items())
+def remark_notes(source: Source, remarks: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """A sentence for each remark, from the images of the source that it was made on."""
+    return tuple(
+        f"{len(images)} of {source.count} images of {source.name} {remark}: {listed(images)}."
+        for remark, images in remarks.items()
+    )
 
 
 def _build(source: Source, size: int, entry: Path, progress: bool) -> None:
@@ -142,10 +146,12 @@ def _build(source: Source, size: int, entry: Path, progress: bool) -> None:
                 f"None of the {source.count} images of {source.name} could be read: {listed(skipped, 3)}. "
                 f"Check that they are images and complete."
             )
-        if source.labels is not None:
-            with (scratch / "labels.npy").open("wb") as file:
-                np.save(file, source.labels[kept])
-                _flush(file)
+        labels = None if source.labels is None else source.labels[kept]
+        for name, column in (("labels", labels), ("sizes", _sizes(source, kept))):
+            if column is not None:
+                with (scratch / f"{name}.npy").open("wb") as file:
+                    np.save(file, column)
+                    _flush(file)
         _write_description(source, skipped, remarks, scratch, hashed)
         if entry.exists():  # damaged, or written by another process meanwhile: either way ours is good
             entry.rename(scratch / "replaced")
@@ -188,7 +194,13 @@ def _write_images(
         _write_header(file, len(kept), side)  # NumPy pads the header, so any number of images fits
         assert file.tell() == start
         _flush(file)
-    return kept, skipped, remarks, _end_hash(total, source.labels) if not skipped else None
+    hashed = None if skipped else _end_hash(total, source.labels, _sizes(source, kept))
+    return kept, skipped, remarks, hashed
+
+
+def _sizes(source: Source, kept: Sequence[int]) -> Labels | None:
+    """Height and width of whole images before they were stretched, `(N, 2)`."""
+    return None if source.sides is None else np.array([source.sides(index) for index in kept], dtype=np.int64)
 
 
 def _write_header(file: IO[bytes], count: int, side: int) -> None:
@@ -199,15 +211,16 @@ def _write_header(file: IO[bytes], count: int, side: int) -> None:
 def _write_description(
     source: Source, skipped: list[str], remarks: Mapping[str, Sequence[str]], scratch: Path, hashed: str | None
 ) -> None:
-    images, labels = _read_arrays(scratch, source.labels is not None)
+    images, labels, sizes = _read_arrays(scratch, source.labels is not None, source.sides is not None)
     description = {
         "format": FORMAT,
         "name": source.name,
         "classes": source.classes,
         "labelled": labels is not None,
+        "whole": sizes is not None,
         "skipped": skipped,
-        "notes": remark_notes(source.name, remarks),
-        "content_hash": hashed or content_hash(images, labels, source.classes),
+        "notes": remark_notes(source, remarks),
+        "content_hash": hashed or content_hash(images, labels, source.classes, sizes),
     }
     with (scratch / "entry.json").open("wb") as file:
         file.write(json.dumps(description, indent=1).encode())
@@ -219,36 +232,37 @@ def _open(entry: Path, source: Source, check: bool = True) -> ImageSet | None:
     try:
         description: dict[str, Any] = json.loads((entry / "entry.json").read_text())
         classes = tuple(description["classes"])
-        images, labels = _read_arrays(entry, description["labelled"])
-        if check and content_hash(images, labels, classes) != description["content_hash"]:
+        images, labels, sizes = _read_arrays(entry, description["labelled"], description["whole"])
+        if check and content_hash(images, labels, classes, sizes) != description["content_hash"]:
             return None
         notes = (*source.notes, *description["notes"])
         skipped = tuple(description["skipped"])
-        return ImageSet(source.name, images, labels, classes, description["content_hash"], skipped, notes)
+        return ImageSet(source.name, images, labels, classes, description["content_hash"], skipped, notes, sizes)
     except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None
 
 
-def _read_arrays(folder: Path, labelled: bool) -> tuple[Images, Targets | None]:
+def _read_arrays(folder: Path, labelled: bool, whole: bool) -> tuple[Images, Targets | None, Labels | None]:
     images: Images = np.load(folder / "images.npy", mmap_mode="r")
     labels: Targets | None = np.load(folder / "labels.npy") if labelled else None
-    return images, labels
+    return images, labels, np.load(folder / "sizes.npy") if whole else None
 
 
-def content_hash(images: Images, labels: Targets | None, classes: tuple[str, ...]) -> str:
-    """SHA-256, shortened to 32 digits, of pixels, labels and class names."""
+def content_hash(images: Images, labels: Targets | None, classes: tuple[str, ...], sizes: Labels | None = None) -> str:
+    """SHA-256, shortened to 32 digits, of pixels, labels, class names, and sizes before the images were stretched."""
     total = _begin_hash(images.shape, classes)
     for start in range(0, len(images), _WINDOW):
         total.update(np.ascontiguousarray(images[start : start + _WINDOW]).data)
-    return _end_hash(total, labels)
+    return _end_hash(total, labels, sizes)
 
 
 def _begin_hash(shape: tuple[int, ...], classes: tuple[str, ...]) -> hashlib._Hash:
     return hashlib.sha256(repr((shape, classes)).encode())
 
 
-def _end_hash(total: hashlib._Hash, labels: Targets | None) -> str:
-    total.update(b"" if labels is None else labels.tobytes())
+def _end_hash(total: hashlib._Hash, labels: Targets | None, sizes: Labels | None) -> str:
+    for column in (labels, sizes):
+        total.update(b"" if column is None else column.tobytes())
     return total.hexdigest()[:32]
 
 

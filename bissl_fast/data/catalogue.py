@@ -24,7 +24,12 @@ GONE = "its official download is gone, so put the files there by hand, laid out 
 
 
 def load_downstream(
-    spec: str, root: Path | None, size: int, cache_dir: Path | None = None, progress: bool = True
+    spec: str,
+    root: Path | None,
+    size: int,
+    cache_dir: Path | None = None,
+    progress: bool = True,
+    whole: bool = False,
 ) -> Splits:
     """Load the labelled splits of a set, from the cache if they were decoded before.
 
@@ -34,6 +39,7 @@ def load_downstream(
         size: Side in pixels; array sets of smaller native size keep theirs.
         cache_dir: Cache folder; `BISSL_FAST_CACHE` or `~/.cache/bissl-fast` if `None`.
         progress: Show a progress bar while decoding.
+        whole: Keep whole images, stretched to squares, and their sizes, in place of the squares in their middle.
 
     Returns:
         Train, validation and test images, with notes on whatever a user should know about them.
@@ -47,7 +53,10 @@ def load_downstream(
         (480, 64, 64, 3)
     """
     listing = list_labelled(spec, root)
-    parts = [cache.load(part, size, cache_dir, progress) for part in (listing.train, listing.val, listing.test)]
+    sources = [listing.train, listing.val, listing.test]
+    if whole:
+        sources = [source.whole() if source.whole else source for source in sources]
+    parts = [cache.load(source, size, cache_dir, progress) for source in sources]
     notes = listing.notes + tuple(note for part in parts for note in notes_of(part))
     (train, val, test), more = without_empty_classes(parts)
     return Splits(train, val, test, notes + more)

@@ -16,11 +16,11 @@ import torch
 
 from bissl_fast.data.dali_pipeline import DaliPipeline, image_sizes
 from bissl_fast.data.dataset import ImageSet, Targets
-from bissl_fast.data.loader import Batch, Loader
+from bissl_fast.data.loader import Batch, Loader, draw_for
 from bissl_fast.data.order import BatchOrder
 from bissl_fast.data.prefetch import Prefetcher
 from bissl_fast.data.readers.decode import UnreadableImageError, decode_file, printable
-from bissl_fast.data.views import ViewSettings, draw_views
+from bissl_fast.data.views import ViewParameters, ViewSettings, draw_views
 from bissl_fast.errors import UserError
 
 _ENDS = (b"\xff\xd9", b"\x00\x00\x00\x00IEND\xaeB\x60\x82")  # the last marker of a JPEG, the last chunk of a PNG
@@ -163,11 +163,7 @@ class DaliLoader(Loader):
 
     def _make(self, draw: int) -> Batch:
         epoch, samples = self._order.indices(draw)
-        sizes = self._images.sizes[samples] if isinstance(self._images, EncodedSet) else self._images.images.shape[1:3]
-        tables = [
-            draw_views(settings, self._seed, epoch, samples, view, sizes)
-            for view, settings in enumerate(self._pipeline.views)
-        ]
+        tables = self._tables(epoch, samples)
         labels = None if self._images.labels is None else torch.from_numpy(self._images.labels[samples])
         with nullcontext() if self._stream is None else torch.cuda.stream(self._stream):
             labels = None if labels is None else labels.to(self._device)
@@ -176,6 +172,13 @@ class DaliLoader(Loader):
             except (UserError, OSError) as error:
                 raise self._explained(error, samples) from error
         return Batch(views, labels, samples, epoch)
+
+    def _tables(self, epoch: int, samples: npt.NDArray[np.int64]) -> tuple[ViewParameters, ...]:
+        views = self._pipeline.views
+        if not isinstance(self._images, EncodedSet):
+            return draw_for(self._images, samples, views, self._seed, epoch)
+        sizes = self._images.sizes[samples]
+        return tuple(draw_views(view, self._seed, epoch, samples, number, sizes) for number, view in enumerate(views))
 
     def _explained(self, error: Exception, samples: npt.NDArray[np.int64]) -> Exception:
         """The error of a batch as a sentence that names the file, if a file is to blame."""

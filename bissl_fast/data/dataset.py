@@ -41,6 +41,7 @@ class ImageSet:
         content_hash: Hexadecimal digest of pixels, labels and class names: the input hash of a stage.
         skipped: Files that could not be decoded, each with its reason.
         notes: Sentences on what else was left out, and on what was turned, scaled or guessed.
+        sizes: `(N, 2)` int64 height and width of every image before it was stretched to a square; `None` if none was.
 
     Raises:
         ValueError: Shapes, dtypes or labels contradict each other.
@@ -53,6 +54,7 @@ class ImageSet:
     content_hash: str
     skipped: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    sizes: Labels | None = None
 
     def __post_init__(self) -> None:
         n, *square = self.images.shape
@@ -60,6 +62,8 @@ class ImageSet:
             raise ValueError(
                 f"{self.name}: images must be (N, S, S, 3) uint8, not {self.images.shape} {self.images.dtype}"
             )
+        if self.sizes is not None and (self.sizes.shape != (n, 2) or self.sizes.dtype != np.int64):
+            raise ValueError(f"{self.name}: sizes must be ({n}, 2) int64, not {self.sizes.shape} {self.sizes.dtype}")
         if self.labels is None:
             return
         if is_multilabel(self.labels):
@@ -100,7 +104,8 @@ class ImageSet:
         images.setflags(write=False)
         digest = hashlib.blake2b(self.content_hash.encode() + chosen.tobytes(), digest_size=16)
         labels = None if self.labels is None else self.labels[chosen]
-        return ImageSet(name, images, labels, self.classes, digest.hexdigest())
+        sizes = None if self.sizes is None else self.sizes[chosen]
+        return ImageSet(name, images, labels, self.classes, digest.hexdigest(), sizes=sizes)
 
 
 @dataclass(frozen=True)

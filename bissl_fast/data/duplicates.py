@@ -51,16 +51,16 @@ class Duplicates:
             first = {source: index for source, index in reversed(places)}
             pairs = [(a, b) for a in sorted(first) for b in sorted(first) if a < b]
             for a, b in pairs:
-                splits = f"are both in {self._sources[a].name} and in {self._sources[b].name}"
+                splits = f"in {self._sources[a].name} and in {self._sources[b].name}"
                 shared[splits].append(f"{self._name(a, first[a])} = {self._name(b, first[b])}")
             labels = {label: place for place in places if (label := self._label(*place))}
             if len(labels) > 1:
                 names = [f"{self._name(*place)} ({label})" for label, place in labels.items()]
                 contradicted.append(" = ".join(names))
         if contradicted:
-            shared["have several labels"] = contradicted
+            shared["under several labels"] = contradicted
         return tuple(
-            f"{len(names)} images, the same byte for byte, {what}: {listed(names)}." for what, names in shared.items()
+            f"The same byte for byte {where}: {len(names)} ({listed(names)})." for where, names in shared.items()
         )
 
     def _name(self, source: int, index: int) -> str:

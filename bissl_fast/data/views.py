@@ -6,7 +6,7 @@ The distributions are torchvision's (`RandomResizedCrop`, `ColorJitter`, `Random
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import permutations
 from typing import Annotated, Literal
 
@@ -140,6 +140,20 @@ class ViewParameters:
 
     def __len__(self) -> int:
         return len(self.box)
+
+    def stretched(self, sizes: npt.NDArray[np.int64], side: int) -> ViewParameters:
+        """The same views of images that have been stretched to squares, to the nearest pixel.
+
+        Args:
+            sizes: (N, 2) height and width that the views were drawn for.
+            side: of the squares in pixels.
+        """
+        start, end = (np.rint(edge * side / sizes).astype(np.int64) for edge in (self.box[:, :2], self._ends()))
+        start = np.minimum(start, side - 1)
+        return replace(self, box=np.concatenate((start, np.maximum(end - start, 1)), axis=1))
+
+    def _ends(self) -> npt.NDArray[np.int64]:
+        return self.box[:, :2] + self.box[:, 2:]
 
     def __getitem__(self, rows: slice | npt.NDArray[np.int64]) -> ViewParameters:
         """The rows of some of the samples."""

@@ -41,6 +41,9 @@ class ImageSettings:
     Attributes:
         size: side of every view in pixels.
         cache_size: short side of the decoded images that views are cut from; smaller sets stay as they are.
+        whole: downstream images keep what lies beside the square in their middle: they are stored stretched to squares,
+            and crops are cut as from the images before.
+        downstream_cache_size: side of the decoded downstream images; left out: as `cache_size`.
         first: one view of the pretext task.
         second: the other one.
         finetune: training on the downstream task.
@@ -53,6 +56,8 @@ class ImageSettings:
 
     size: int = 96
     cache_size: int = 112
+    whole: bool = False
+    downstream_cache_size: int | None = None
     first: ViewSettings = paper_views(96)[0]
     second: ViewSettings = paper_views(96)[1]
     finetune: ViewSettings = finetune_view(96)
@@ -63,6 +68,8 @@ class ImageSettings:
     def __post_init__(self) -> None:
         require(8 <= self.size <= 4096, "images.size", self.size, "between 8 and 4096 pixels")
         require(8 <= self.cache_size <= 4096, "images.cache-size", self.cache_size, "between 8 and 4096 pixels")
+        if (side := self.downstream_cache_size) is not None:
+            require(8 <= side <= 4096, "images.downstream-cache-size", side, "between 8 and 4096 pixels")
         for name in VIEWS:
             view = getattr(self, name)
             agrees = view.size in (ViewSettings.size, self.size)  # left alone, or what every view has

@@ -45,17 +45,30 @@ class RunData:
             images.pipeline, device, images.resident_share, config.threads or None, lambda line: say(console, line)
         )
         self.unlabelled = self._load_unlabelled()
-        self.splits = load_downstream(config.dataset, config.data_root, images.cache_size, config.cache_dir)
+        self.splits = load_downstream(
+            config.dataset,
+            config.data_root,
+            images.downstream_cache_size or images.cache_size,
+            config.cache_dir,
+            whole=images.whole,
+        )
         self._tell_sizes()
         for scored in (self.splits.val, self.splits.test):
             self._tell_absent_classes(scored)
 
     def loader(
-        self, images: ImageSet, views: tuple[ViewSettings, ...], batch_size: int, purpose: str, phase_length: int = 1
+        self,
+        images: ImageSet,
+        views: tuple[ViewSettings, ...],
+        batch_size: int,
+        purpose: str,
+        phase_length: int = 1,
+        keep_last: bool = False,
     ) -> Loader:
         """Shuffled batches for one purpose of the run, which has a seed of its own."""
         seed = derive_seed(self.config.seed, purpose)
-        return self.pipeline.loader(images, views, BatchOrder(len(images), batch_size, seed, phase_length), seed)
+        order = BatchOrder(len(images), batch_size, seed, phase_length, keep_last=keep_last)
+        return self.pipeline.loader(images, views, order, seed)
 
     def evaluation_batches(self, images: ImageSet) -> Iterator[Batch]:
         """Every image of a split once."""

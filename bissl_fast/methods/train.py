@@ -108,7 +108,8 @@ class Training:
         if abs(self.baseline_steps - together) > ALIKE * together:
             sentence = f"pretext-baseline: {self.baseline_steps:,} steps, where warm-up and BiSSL have {together:,}"
             say(self.console, f"{sentence}; --pretrain.baseline-epochs decides", "yellow")
-        self.epoch_steps = steps_per_epoch(len(self.splits.train), config.finetune.batch_size, "--finetune.batch-size")
+        train, batch = len(self.splits.train), config.finetune.batch_size
+        self.epoch_steps = steps_per_epoch(train, batch, "--finetune.batch-size") + (train % batch > 1)
         warmup = config.bissl.warmup_steps
         self.bissl_settings = replace(config.bissl, warmup_steps=self.rate_warmup_steps if warmup is None else warmup)
         for stage, rising, steps in (
@@ -151,7 +152,9 @@ class Training:
         def body(folder: Path) -> None:
             network = self._downstream_network(warmup, "head")
             view = (config.images.finetune_view,)
-            with self.data.loader(self.splits.train, view, config.finetune.batch_size, "head") as loader:
+            with self.data.loader(
+                self.splits.train, view, config.finetune.batch_size, "head", keep_last=True
+            ) as loader:
                 steps = config.head.epochs * self.epoch_steps
                 leak = config.head.leak_statistics
                 self._loop(HeadWarmupTask(network, loader, config.upper, steps, self.forward, self.loss, leak), folder)
@@ -235,7 +238,9 @@ class Training:
         def body(folder: Path) -> None:
             network = self._downstream_network(backbone, purpose)
             view = (config.images.finetune_view,)
-            with self.data.loader(self.splits.train, view, config.finetune.batch_size, purpose) as loader:
+            with self.data.loader(
+                self.splits.train, view, config.finetune.batch_size, purpose, keep_last=True
+            ) as loader:
                 task = FineTuneTask(
                     network, loader, validate, sgd, config.finetune.epochs, self.epoch_steps, self.forward, self.loss
                 )

@@ -143,6 +143,16 @@ def test_list_says_what_a_set_lacks(tmp_path, capsys):
     )
 
 
+def test_prepare_tells_what_the_cache_costs_and_keeps_whole_images_if_asked(tmp_path, capsys):
+    trees.dtd(tmp_path)  # 40 x 30 pixels
+    for options, line in (
+        ({"size": 112}, "dtd/train: 4 images of 112 px, 0.2 MB"),
+        ({"size": 224, "whole": True}, "dtd/train: 4 images of 224 px, whole, 0.6 MB"),
+    ):
+        prepare_command("dtd", data_root=tmp_path, cache_dir=tmp_path / "cache", **options)
+        assert line in capsys.readouterr().out.splitlines()
+
+
 def test_verify_names_images_that_are_in_two_splits_or_under_two_labels(tmp_path, capsys):
     for number, split in enumerate(("train", "val", "test")):
         for label, name in enumerate(("a", "b")):
@@ -154,9 +164,8 @@ def test_verify_names_images_that_are_in_two_splits_or_under_two_labels(tmp_path
     verify_command(f"folder:{tmp_path}")
     notes = [line for line in capsys.readouterr().out.splitlines() if "byte for byte" in line]
     assert notes == [
-        f"note: 1 images, the same byte for byte, are both in {tmp_path.name}/train and in {tmp_path.name}/test: "
-        "a/leak.png = a/0.png.",
-        "note: 1 images, the same byte for byte, have several labels: a/1.png (a) = b/other.png (b).",
+        f"note: The same byte for byte in {tmp_path.name}/train and in {tmp_path.name}/test: 1 (a/leak.png = a/0.png).",
+        "note: The same byte for byte under several labels: 1 (a/1.png (a) = b/other.png (b)).",
     ]
 
 
@@ -165,7 +174,7 @@ def test_verify_compares_the_pixels_of_sets_without_files(tmp_path, capsys):
     verify_command("cifar10", data_root=tmp_path)
     notes = [line for line in capsys.readouterr().out.splitlines() if "byte for byte" in line]
     assert len(notes) == 3  # of its five batches, all alike, and the test's
-    assert notes[1].startswith("note: 20 images, the same byte for byte, are both in cifar10/train and in cifar10/test")
+    assert notes[1].startswith("note: The same byte for byte in cifar10/train and in cifar10/test: 20 (")
 
 
 @pytest.mark.timeout(60)

@@ -139,7 +139,7 @@ def test_what_was_turned_scaled_or_guessed_is_said_each_time(tmp_path):
         splits = downstream(f"folder:{root}", None, tmp_path / "cache")
         loose = notes_of(pretext(f"folder:{root}", None, tmp_path / "cache"))
         for notes in (splits.notes, loose):
-            assert any("1 images of set" in note and "become gray: a/logo.png." in note for note in notes)
+            assert any("1 of " in note and "become gray: a/logo.png." in note for note in notes)
             assert any("a/notes.txt" in note for note in notes)
 
 

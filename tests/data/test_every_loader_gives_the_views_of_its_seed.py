@@ -111,3 +111,14 @@ def test_views_may_differ_in_number_and_size(pipeline: str) -> None:
         expected = render(pixels, draw_views(settings, 1, 0, batch.samples, number, (28, 28)), settings)
         assert in_levels(view - expected, settings).max() <= 2
     assert not torch.equal(batch.views[2], batch.views[3])  # alike in settings, and drawn apart
+
+
+@with_each_loader
+def test_the_last_batch_may_be_smaller(pipeline: str) -> None:
+    with start(pipeline, order=BatchOrder(37, 8, seed=2, keep_last=True)) as loader:
+        batches = [loader.load(draw) for draw in range(6)]
+    assert [len(batch.views[0]) for batch in batches] == [8, 8, 8, 8, 5, 8]
+    assert [batch.epoch for batch in batches] == [0, 0, 0, 0, 0, 1]
+    with start(pipeline) as loader:
+        assert_equal(batches[3], loader.load(3))
+    assert sorted(np.concatenate([batch.samples for batch in batches[:5]])) == list(range(37))

@@ -208,6 +208,15 @@ def test_a_list_that_is_missing_or_not_what_its_name_says(tree, read, file, tmp_
         read(folder)
 
 
+@pytest.mark.timeout(20)
+def test_a_pipe_in_the_place_of_a_list_is_not_waited_for(tmp_path):
+    folder = trees.dtd(tmp_path)
+    (folder / "labels" / "val1.txt").unlink()
+    os.mkfifo(folder / "labels" / "val1.txt")
+    with pytest.raises(UserError, match=r"DTD is incomplete: .*val1\.txt is missing"):
+        dtd(folder)
+
+
 def overwrite(file, old, new):
     def change(folder):
         text = (folder / file).read_text()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 EXTENSIONS = frozenset(
     (".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 )
+Sides = tuple[int, int]  # height and width
 GRAY = 128  # under what is transparent: a black logo and a white one both show
 _ORIENTATION = 0x0112  # EXIF tag
 _DEPTHS = (8, 10, 12, 14, 16, 31)  # bits that sensors and files have; Pillow's integers are signed
@@ -37,6 +38,20 @@ def decode_file(
 ) -> Images:
     """Decode a file: short side to `size` (antialiased bicubic), square from the middle.
 
+    Arguments, result and errors are those of `decode`, of which this is the first result.
+    """
+    return decode(path, size, as_shown=as_shown, tell=tell)[0]
+
+
+def decode(
+    path: Path,
+    size: int,
+    whole: bool = False,
+    as_shown: bool = False,
+    tell: Callable[[str], object] = lambda remark: None,
+) -> tuple[Images, Sides]:
+    """Decode a file to a square: the middle of the image, or all of it, stretched (antialiased bicubic).
+
     Grayscale, palette, CMYK and deeper images become 8-bit RGB. An image of more than 179 million pixels, such as
     20,000 x 20,000, is refused by its header before any memory is taken: Pillow's guard against files that are small
     packed and huge unpacked. Long and narrow images below that are read.
@@ -44,12 +59,13 @@ def decode_file(
     Args:
         path: A file in any format that Pillow reads.
         size: Side of the result in pixels.
+        whole: Keep what lies beside the largest square in the middle, too.
         as_shown: Turned as its EXIF data say, and what is transparent laid over gray: as a viewer shows a photograph.
             Published sets are read without, as everyone reads them: their alpha is dropped.
         tell: Takes what was turned, scaled or guessed: the end of a sentence about several images.
 
     Returns:
-        `(size, size, 3)` uint8.
+        `(size, size, 3)` uint8, and height and width of the image before.
 
     Raises:
         UnreadableImageError: The file is no image, or is cut off, or cannot be opened.
@@ -63,7 +79,8 @@ def decode_file(
             if not image.mode.startswith("I") and ";16" in str(getattr(image, "tile", "")):  # Pillow has no mode for it
                 tell("hold colours of 16 bits, of which the upper 8 are read")
             # JPEG's faster decoding at a half of the size is not used: it moves pixels by up to 47 levels.
-            return resize_square(to_rgb(_as_shown(image, tell) if as_shown else _as_stored(image), tell), size)
+            rgb = to_rgb(_as_shown(image, tell) if as_shown else _as_stored(image), tell)
+            return resize_whole(rgb, size) if whole else resize_square(rgb, size), (rgb.height, rgb.width)
     except UnreadableImageError:
         raise
     except Exception as error:  # a broken file can make a decoder raise anything
@@ -88,7 +105,7 @@ def _as_shown(image: PillowImage.Image, tell: Callable[[str], object]) -> Pillow
     if image.getexif().get(_ORIENTATION, 1) in range(2, 9):
         tell("are turned as their EXIF data say")
         image = ImageOps.exif_transpose(image)
-    if image.has_transparency_data:
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         whole = image.convert("RGBA")
         if np.asarray(whole)[..., 3].min() < 255:
             tell("are transparent in places, which become gray")
@@ -143,6 +160,13 @@ def resize_square(image: PillowImage.Image, size: int) -> Images:
     left, top = (image.width - side) / 2, (image.height - side) / 2
     square = image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
     return np.asarray(square)
+
+
+def resize_whole(image: PillowImage.Image, size: int) -> Images:
+    """Stretch the whole image to `(size, size, 3)` uint8."""
+    from PIL import Image
+
+    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
 
 
 def square_array(array: npt.NDArray[np.uint8], size: int) -> Images:
