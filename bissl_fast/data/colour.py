@@ -19,14 +19,14 @@ _GRAY = (0.299, 0.587, 0.114)  # ITU-R 601 luma
 
 
 def adjust_brightness_(x: torch.Tensor, factor: torch.Tensor) -> None:
-    """Blends (N, 3, H, W) images with black; 1 changes nothing."""
+    """Blends (N, C, H, W) images with black; 1 changes nothing."""
     x.mul_(_per_image(factor)).clamp_(0.0, 1.0)
 
 
 def adjust_contrast_(x: torch.Tensor, factor: torch.Tensor) -> None:
-    """Blends (N, 3, H, W) images with the mean of their grayscale image; 1 changes nothing."""
-    red, green, blue = x.mean((2, 3)).unbind(1)
-    mean = _luma(red, green, blue)
+    """Blends (N, C, H, W) images with the mean of their grayscale image, or of all channels; 1 changes nothing."""
+    channels = x.mean((2, 3))
+    mean = _luma(*channels.unbind(1)) if x.shape[1] == 3 else channels.mean(1)
     x.mul_(_per_image(factor)).add_(_per_image((1.0 - factor) * mean)).clamp_(0.0, 1.0)
 
 
@@ -62,7 +62,7 @@ def to_gray_(x: torch.Tensor) -> None:
 
 
 def solarize_(x: torch.Tensor, threshold: float) -> None:
-    """Inverts the values of (N, 3, H, W) images above the threshold."""
+    """Inverts the values of (N, C, H, W) images above the threshold."""
     mirrored = F.threshold(x, threshold, 0.5).mul_(-2.0).add_(1.0)  # 1 - 2x above, 0 below: no branch per pixel
     x.add_(mirrored)
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-Images = npt.NDArray[np.uint8]  # (N, S, S, 3)
+Images = npt.NDArray[np.uint8]  # (N, S, S, C)
 Labels = npt.NDArray[np.int64]  # (N,)
 Targets = npt.NDArray[np.signedinteger[Any]]  # labels, or of a multi-label set (N, classes) int8
 
@@ -30,11 +30,11 @@ def count_by_class(targets: Targets, classes: int) -> Labels:
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Square RGB images of one size, decoded once and shared by every stage.
+    """Square images of one size and number of channels, decoded once and shared by every stage.
 
     Args:
         name: Set and split, e.g. `"dtd/train"`.
-        images: `(N, S, S, 3)` uint8, usually a read-only memory map of the cache.
+        images: `(N, S, S, C)` uint8, C being 3 of RGB, usually a read-only memory map of the cache.
         labels: `(N,)` int64 in `[0, len(classes))`; of a multi-label set `(N, len(classes))` int8 with 1 for present,
             0 for difficult and -1 for absent, as VOC2007 writes it; or `None` for an unlabelled set.
         classes: Class names by label; empty for an unlabelled set.
@@ -58,9 +58,9 @@ class ImageSet:
 
     def __post_init__(self) -> None:
         n, *square = self.images.shape
-        if self.images.dtype != np.uint8 or len(square) != 3 or square[0] != square[1] or square[2] != 3:
+        if self.images.dtype != np.uint8 or len(square) != 3 or square[0] != square[1] or square[2] < 1:
             raise ValueError(
-                f"{self.name}: images must be (N, S, S, 3) uint8, not {self.images.shape} {self.images.dtype}"
+                f"{self.name}: images must be (N, S, S, C) uint8, not {self.images.shape} {self.images.dtype}"
             )
         if self.sizes is not None and (self.sizes.shape != (n, 2) or self.sizes.dtype != np.int64):
             raise ValueError(f"{self.name}: sizes must be ({n}, 2) int64, not {self.sizes.shape} {self.sizes.dtype}")
@@ -88,6 +88,11 @@ class ImageSet:
     def size(self) -> int:
         """Side of the images in pixels."""
         return int(self.images.shape[1])
+
+    @property
+    def channels(self) -> int:
+        """Of every image: 3 of RGB."""
+        return int(self.images.shape[3])
 
     def subset(self, indices: Sequence[int] | npt.NDArray[np.int64], name: str) -> ImageSet:
         """The images at `indices`, copied into memory.

@@ -25,7 +25,7 @@ class Batch:
     """Rendered views of B samples, on the device.
 
     Args:
-        views: One (B, 3, S, S) float32 channels_last tensor per view.
+        views: One (B, C, S, S) float32 channels_last tensor per view.
         labels: (B,) int64; of a multi-label set (B, classes) int8, as in `ImageSet`; None for an unlabelled set.
         samples: (B,) int64 indices into the set, on the host.
         epoch: Which shuffling of the set they come from.
@@ -95,7 +95,7 @@ class Loader(ABC):
 
 @dataclass(frozen=True)
 class _Staged:
-    """What rendering needs: (M, H, W, 3) uint8 images, which rows of them, and one table per view."""
+    """What rendering needs: (M, H, W, C) uint8 images, which rows of them, and one table per view."""
 
     images: torch.Tensor  # the whole set, which is read in place, or for CUDA the batch in pinned memory
     rows: npt.NDArray[np.int64]
@@ -212,14 +212,13 @@ def _stage(
     epoch: int,
     device: torch.device,
 ) -> _Staged:
-    height, width = _set(images).images.shape[1:3]
     tables = draw_for(_set(images), samples, views, seed, epoch)
     if isinstance(images, ResidentSet):
         return _Staged(images.pixels, samples, tables, None, samples, epoch)
     labels = None if images.labels is None else torch.from_numpy(images.labels[samples])
     if device.type != "cuda":
         return _Staged(as_tensor(images.images), samples, tables, labels, samples, epoch)
-    pixels = torch.empty((len(samples), height, width, 3), dtype=torch.uint8, pin_memory=True)
+    pixels = torch.empty((len(samples), *images.images.shape[1:]), dtype=torch.uint8, pin_memory=True)
     np.take(images.images, samples, axis=0, out=pixels.numpy(), mode="clip")  # "raise" would copy twice
     labels = None if labels is None else labels.pin_memory()
     return _Staged(pixels, np.arange(len(samples)), tables, labels, samples, epoch)

@@ -25,19 +25,19 @@ def render(
     """Renders one view of each sample.
 
     Args:
-        images: (M, H, W, 3) uint8, on any device.
+        images: (M, H, W, C) uint8, on any device; what is not RGB is rendered by the `torch` pipeline.
         parameters: the table of the N views, drawn for images of this size.
-        settings: what the table was drawn from.
+        settings: what the table was drawn from; its mean has C numbers, 3 of RGB.
         samples: (N,) rows of `images`, one per view; row by row if left out.
         dtype: float32 or bfloat16.
         device: where the views are wanted: the images' device if left out, or a CUDA device that can read the images
             in pinned host memory.
 
     Returns:
-        (N, 3, S, S) in channels_last memory, normalised by the settings' mean and std.
+        (N, C, S, S) in channels_last memory, normalised by the settings' mean and std.
 
     Raises:
-        UserError: if the images are not uint8 RGB, or the table or the samples do not fit them.
+        UserError: if the images are not uint8 of the settings' channels, or the table or the samples do not fit them.
 
     Example:
         >>> from bissl_fast.data.presets import vicreg_views
@@ -48,9 +48,10 @@ def render(
         torch.Size([8, 3, 96, 96])
     """
     rows = np.arange(len(images)) if samples is None else samples
-    torch_pipeline.check(images, parameters, rows)
+    torch_pipeline.check(images, parameters, settings, rows)
     device = images.device if device is None else device
-    if not fused.serves(images if device == images.device else torch.empty(0, device=device), settings.size):
+    like = images if device == images.device else torch.empty(0, device=device)
+    if not fused.serves(like, settings.size, images.shape[-1]):
         chosen = images if samples is None else images[torch.from_numpy(samples).to(images.device)]
         return torch_pipeline.render(chosen.to(device), parameters, settings).to(dtype)
     table = [torch.from_numpy(np.ascontiguousarray(rows, dtype=np.int64)), *packed(parameters)]

@@ -26,7 +26,7 @@ class ResidentSet:
 
     Args:
         images: The set.
-        pixels: (N, S, S, 3) uint8 on the device, or in pinned host memory.
+        pixels: (N, S, S, C) uint8 on the device, or in pinned host memory.
         labels: (N,) int64 or (N, classes) int8 on the device, or None for an unlabelled set.
         device: Where views are rendered.
         place: Where the pixels lie, a sentence.
@@ -83,7 +83,7 @@ def hold(images: ImageSet, device: torch.device, share: float = SHARE_OF_FREE_ME
     limit = f"{share:.0%} of the {free / 1e9:.3g} GB that are free on {device}"
     if fits(source.nbytes, free, share):
         return ResidentSet(images, source.to(device), labels, device, f"{size} lie in GPU memory, within {limit}")
-    if reason := why_absent("cuda"):
+    if reason := why_absent("cuda") or ("" if images.channels == 3 else "the kernel that does takes 3 channels"):
         raise UserError(f"{size} are more than {limit}, and host memory cannot be read in place: {reason}.")
     return ResidentSet(images, _pinned(source, size), labels, device, f"{size} lie in pinned host memory: over {limit}")
 

@@ -17,10 +17,10 @@ import torch
 
 from bissl_fast.data.colour import ADJUSTMENTS, solarize_, to_gray_
 from bissl_fast.data.filters import blur_matrices, box_blur_matrices, resize_matrices
-from bissl_fast.data.views import NEUTRAL_FACTORS, ViewParameters, ViewSettings
+from bissl_fast.data.views import NEUTRAL_FACTORS, SATURATION, ViewParameters, ViewSettings
 from bissl_fast.errors import UserError
 
-_CPU_CHUNK_PIXELS = 300_000  # of the views: few enough for the intermediate values to stay in a core's cache
+_CPU_CHUNK_VALUES = 900_000  # of the views: few enough for the intermediate values to stay in a core's cache
 
 
 @torch.no_grad()
@@ -30,16 +30,16 @@ def render(
     """Renders one view of each image.
 
     Args:
-        images: (N, H, W, 3) uint8, on any device.
+        images: (N, H, W, C) uint8, on any device.
         parameters: the table of the N views, drawn for images of this size.
-        settings: what the table was drawn from.
+        settings: what the table was drawn from; its mean has C numbers, 3 of RGB.
         dtype: of all arithmetic: float32, or float64 to measure the error of others.
 
     Returns:
-        (N, 3, S, S) of that dtype in channels_last memory, normalised by the settings' mean and std.
+        (N, C, S, S) of that dtype in channels_last memory, normalised by the settings' mean and std.
 
     Raises:
-        UserError: if the images are not uint8 RGB, or the table does not fit them.
+        UserError: if the images are not uint8 of the settings' channels, or the table does not fit them.
 
     Example:
         >>> from bissl_fast.data.presets import vicreg_views
@@ -49,10 +49,10 @@ def render(
         >>> render(images, table, settings).shape
         torch.Size([8, 3, 96, 96])
     """
-    check(images, parameters, np.arange(len(images)))
-    n, size = len(images), settings.size
-    views = torch.empty((n, 3, size, size), dtype=dtype, device=images.device, memory_format=torch.channels_last)
-    step = max(1, _CPU_CHUNK_PIXELS // size**2 if images.device.type == "cpu" else n)
+    check(images, parameters, settings, np.arange(len(images)))
+    n, channels, size = len(images), images.shape[-1], settings.size
+    views = torch.empty((n, channels, size, size), dtype=dtype, device=images.device, memory_format=torch.channels_last)
+    step = max(1, _CPU_CHUNK_VALUES // (channels * size**2) if images.device.type == "cpu" else n)
     for start in range(0, n, step):
         rows = slice(start, start + step)
         views[rows] = _render_planar(images[rows], parameters[rows], settings, dtype)
@@ -66,11 +66,23 @@ def require_tensor(images: object) -> None:
         raise UserError(f"Images must be a uint8 tensor (N, H, W, 3), found {type(images).__name__}: {way}.")
 
 
-def check(images: torch.Tensor, parameters: ViewParameters, samples: npt.NDArray[np.int64]) -> None:
-    """Raise unless the images are uint8 RGB, and the samples and their table fit them."""
+def check(
+    images: torch.Tensor, parameters: ViewParameters, settings: ViewSettings, samples: npt.NDArray[np.int64]
+) -> None:
+    """Raise unless the images are uint8 of the settings' channels, and the samples and their table fit them."""
     require_tensor(images)
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-        raise UserError(f"Images must be (N, H, W, 3) uint8, not {tuple(images.shape)} {images.dtype}.")
+    channels = len(settings.mean)
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[-1] != channels:
+        fitting = images.dtype == torch.uint8 and images.ndim == 4
+        way = ": draw and render with settings.for_channels(C)" if fitting else ""
+        raise UserError(f"Images must be (N, H, W, {channels}) uint8, not {tuple(images.shape)} {images.dtype}{way}.")
+    if channels != 3 and (
+        parameters.gray.any() or (parameters.factors[:, SATURATION:] != NEUTRAL_FACTORS[SATURATION:]).any()
+    ):
+        raise UserError(
+            f"Saturation, hue and gray need RGB, and the images have {channels} channels: draw the views with "
+            f"settings.for_channels({channels})."
+        )
     if len(parameters) != len(samples):
         raise UserError(f"{len(samples)} images came with view parameters for {len(parameters)}.")
     if len(samples) and not (samples.min() >= 0 and samples.max() < len(images)):
@@ -87,7 +99,7 @@ def check(images: torch.Tensor, parameters: ViewParameters, samples: npt.NDArray
 def _render_planar(
     images: torch.Tensor, parameters: ViewParameters, settings: ViewSettings, dtype: torch.dtype
 ) -> torch.Tensor:
-    """(n, H, W, 3) uint8 to (n, 3, S, S), contiguous: each channel a plane."""
+    """(n, H, W, C) uint8 to (n, C, S, S), contiguous: each channel a plane."""
     x = _crop_resize_flip(images, parameters, settings, dtype)
     for place in range(4):
         for operation, adjust_ in ADJUSTMENTS.items():
@@ -132,21 +144,21 @@ def _change(
 def _crop_resize_flip(
     images: torch.Tensor, parameters: ViewParameters, settings: ViewSettings, dtype: torch.dtype
 ) -> torch.Tensor:
-    n, height, width, _ = images.shape
+    n, height, width, channels = images.shape
     size = settings.size
     top, left, rows, columns = torch.from_numpy(parameters.box).to(images.device).unbind(1)
     flip = torch.from_numpy(parameters.flip).to(images.device)
     vertical = resize_matrices(top, rows, torch.zeros_like(flip), height, size, settings.interpolation, dtype)
     horizontal = resize_matrices(left, columns, flip, width, size, settings.interpolation, dtype)
-    x = torch.bmm(vertical, images.reshape(n, height, width * 3).to(dtype))  # (n, S, W * 3)
-    x = x.view(n, size, width, 3).permute(0, 3, 1, 2).reshape(n, 3 * size, width)
-    x = torch.bmm(x, horizontal.mT).view(n, 3, size, size)
+    x = torch.bmm(vertical, images.reshape(n, height, width * channels).to(dtype))  # (n, S, W * C)
+    x = x.view(n, size, width, channels).permute(0, 3, 1, 2).reshape(n, channels * size, width)
+    x = torch.bmm(x, horizontal.mT).view(n, channels, size, size)
     return x.mul_(1 / 255).clamp_(0.0, 1.0)  # the cubic overshoots; PIL clips it after each of the two products
 
 
 def _blur_(x: torch.Tensor, sigma: torch.Tensor, settings: ViewSettings) -> None:
-    n, _, size, _ = x.shape
+    n, channels, size, _ = x.shape
     make = box_blur_matrices if settings.blur_filter == "box" else blur_matrices
     matrices = make(sigma, size, settings.blur_sigma[1])
-    rows_blurred = torch.bmm(x.view(n, 3 * size, size), matrices.mT).view_as(x)
+    rows_blurred = torch.bmm(x.view(n, channels * size, size), matrices.mT).view_as(x)
     torch.matmul(matrices[:, None], rows_blurred, out=x)

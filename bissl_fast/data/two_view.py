@@ -62,12 +62,12 @@ class TwoViewAugment:
         """Renders both views.
 
         Args:
-            images: (B, H, W, 3) or (B, 3, H, W) uint8.
+            images: (B, H, W, C) or (B, C, H, W) uint8, with the C channels of the settings' mean: 3 of RGB.
             samples: (B,) indices of the images in their data set, not their rows in the batch; left out for new views.
             epoch: How often the set has been gone through before; given with `samples`.
 
         Returns:
-            Two (B, 3, S, S) channels_last tensors, normalised.
+            Two (B, C, S, S) channels_last tensors, normalised.
 
         Raises:
             UserError: if the images are no tensor or array, shapes or dtypes do not fit, or one of samples and epoch is
@@ -76,7 +76,8 @@ class TwoViewAugment:
         if isinstance(images, np.ndarray):
             images = as_tensor(images)
         require_tensor(images)
-        if images.ndim == 4 and images.shape[-1] != 3 and images.shape[1] == 3:
+        channels = len(self.settings[0].mean)
+        if images.ndim == 4 and images.shape[-1] != channels and images.shape[1] == channels:
             images = images.permute(0, 2, 3, 1)
         if samples is None and epoch is None:
             seed, epoch, indices = self._next(len(images))

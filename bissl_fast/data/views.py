@@ -57,7 +57,7 @@ class ViewSettings:
         solarize_threshold: In levels of 0..255.
         pixel_range: Pixels are multiplied by this before mean and std. 1, or 255 for the released BiSSL code's
             pretext views, which are normalised without having been divided by 255.
-        mean: Per channel, subtracted.
+        mean: Per channel, subtracted. Its length is the number of channels; saturation, hue and gray need three.
         std: Per channel, divided by.
 
     Raises:
@@ -82,8 +82,8 @@ class ViewSettings:
     solarize: float = 0.0
     solarize_threshold: float = 128.0
     pixel_range: float = 1.0
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -108,7 +108,27 @@ class ViewSettings:
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         _require(0 <= self.hue <= 0.5, "hue", self.hue, "between 0 and 0.5 turns")
         _require(self.pixel_range > 0, "pixel_range", self.pixel_range, "positive: 1 or 255")
+        _require(len(self.mean) > 0, "mean", self.mean, "one number per channel")
+        _require(len(self.std) == len(self.mean), "std", self.std, f"one number per channel, as the mean {self.mean}")
         _require(min(self.std) > 0, "std", self.std, "positive for every channel")
+
+    def for_channels(self, channels: int) -> ViewSettings:
+        """The view for images of another number of channels: all alike, with the average of mean and std.
+
+        Saturation, hue and gray, which only RGB has, are left out. All else is drawn as it was.
+
+        Args:
+            channels: Of the images.
+
+        Example:
+            >>> ViewSettings(hue=0.1, mean=(0.5, 0.4, 0.6)).for_channels(1).mean
+            (0.5,)
+        """
+        if channels == len(self.mean):
+            return self
+        mean, std = (sum(values) / len(values) for values in (self.mean, self.std))
+        only_rgb = {} if channels == 3 else {"saturation": 0.0, "hue": 0.0, "gray": 0.0}
+        return replace(self, mean=(mean,) * channels, std=(std,) * channels, **only_rgb)  # type: ignore[arg-type]
 
 
 def _require(holds: bool, name: str, found: object, expected: str) -> None:

@@ -14,10 +14,12 @@ LARGEST_ON_CUDA = 1024
 DTYPES = (torch.float32, torch.bfloat16)
 
 
-def serves(like: Tensor, size: int) -> bool:
-    """Whether a compiled kernel makes views of this size on a tensor's device, and no other backend was asked for."""
+def serves(like: Tensor, size: int, channels: int = 3) -> bool:
+    """Whether a compiled kernel makes such views on a tensor's device, and no other backend was asked for."""
 
     def lacks(name: str, like: Tensor) -> str:
+        if channels != 3:
+            return f"it renders images of 3 channels, not of {channels}"
         if name == "cuda" and size > LARGEST_ON_CUDA:
             return f"it renders views of up to {LARGEST_ON_CUDA} pixels, not {size}"
         return "" if has_kernel(like) else f"it was built before it had the kernel; {REBUILD}"
