@@ -29,6 +29,7 @@ from bissl_fast.data.duplicates import Duplicates
 from bissl_fast.data.entries import ENTRIES, SPLITS
 from bissl_fast.data.readers.decode import printable
 from bissl_fast.data.readers.source import Source
+from bissl_fast.data.readers.stacks import MOST_CHANNELS
 from bissl_fast.errors import UserError
 from bissl_fast.methods.checks import require
 
@@ -64,6 +65,7 @@ def prepare_command(
     unlabelled: bool = False,
     size: int = 112,
     whole: bool = False,
+    channels: int = 3,
     cache_dir: Path | None = None,
 ) -> None:
     """Download a data set if it is not there, then decode it into the cache.
@@ -75,9 +77,11 @@ def prepare_command(
         size: Side of the cached images in pixels: a run's --images.cache-size, 64 in the preset quick, else 112. Of
             downstream images --images.downstream-cache-size: 224, and --whole, in the presets paper and official.
         whole: Prepare whole downstream images, stretched to squares, in place of the squares in their middle.
+        channels: Of the images, a run's --images.channels: 3 is RGB, 1 gray; others are read from folders of stacks.
         cache_dir: Cache folder; BISSL_FAST_CACHE or ~/.cache/bissl-fast if not given.
     """
     require(8 <= size <= 4096, "size", size, "between 8 and 4096 pixels")
+    require(1 <= channels <= MOST_CHANNELS, "channels", channels, f"between 1 and {MOST_CHANNELS}")
     entry = None if name.startswith(FOLDER_PREFIX) else entry_of(name)
     if entry is not None and not entry.embedded:
         if data_root is None:
@@ -89,20 +93,21 @@ def prepare_command(
     parts: list[ImageSet] = []
     notes: tuple[str, ...] = ()
     if not unlabelled:
-        splits = load_downstream(name, data_root, size, cache_dir, whole=whole)
+        splits = load_downstream(name, data_root, size, cache_dir, whole=whole, channels=channels)
         parts += [splits.train, splits.val, splits.test]
         notes = splits.notes
     if unlabelled or (entry is not None and entry.unlabelled is not None):
-        parts.append(load_pretext(name, data_root, size, cache_dir))
+        parts.append(load_pretext(name, data_root, size, cache_dir, channels=channels))
         notes += notes_of(parts[-1])
     for part in parts:
-        kind = "" if part.sizes is None else ", whole"
+        kind = "" if part.channels == 3 else f", {part.channels} channel{'s' * (part.channels > 1)}"
+        kind += "" if part.sizes is None else ", whole"
         _print(f"{part.name}: {len(part):,} images of {part.size} px{kind}, {part.images.nbytes / 1e6:,.1f} MB")
     _print_notes(notes)
     _print(f"Ready in {cache_dir or cache.default_folder()}.")
 
 
-def verify_command(name: tyro.conf.Positional[str], *, data_root: Path | None = None) -> None:
+def verify_command(name: tyro.conf.Positional[str], *, data_root: Path | None = None, channels: int = 3) -> None:
     """Decode every image of a data set; show what is there per split and class, and what is missing or unreadable.
 
     Images that are the same, byte for byte, in two splits or under two labels are counted and named.
@@ -110,11 +115,13 @@ def verify_command(name: tyro.conf.Positional[str], *, data_root: Path | None = 
     Args:
         name: Name of the set, or folder:PATH.
         data_root: Folder that holds the data sets.
+        channels: As in `data prepare`.
     """
-    listing = list_labelled(name, data_root)
+    require(1 <= channels <= MOST_CHANNELS, "channels", channels, f"between 1 and {MOST_CHANNELS}")
+    listing = list_labelled(name, data_root, channels)
     sources = [listing.train, listing.val, listing.test]
     if not name.startswith(FOLDER_PREFIX) and entry_of(name).unlabelled is not None:
-        sources.append(list_unlabelled(name, data_root))
+        sources.append(list_unlabelled(name, data_root, channels))
     duplicates = Duplicates(sources)
     counts, unreadable, notes = [], [], [*listing.notes]
     for number, source in enumerate(sources):

@@ -110,7 +110,7 @@ def decode(source: Source, size: int, progress: bool, title: str = "Decoding") -
             return Decoded(index, None, str(error))
 
     workers = decoding_threads()
-    window = max(workers, min(_WINDOW, _WINDOW_BYTES // (3 * source.side(size) ** 2)))
+    window = max(workers, min(_WINDOW, _WINDOW_BYTES // (source.channels * source.side(size) ** 2)))
     pool, ahead = ThreadPoolExecutor(workers), deque[Future[Decoded]]()
     with _progress_bar(progress) as bar:
         task = bar.add_task(f"{title} {source.name}", total=source.count)
@@ -177,9 +177,9 @@ def _write_images(
     skipped: list[str] = []
     remarks: dict[str, list[str]] = {}
     with path.open("wb") as file:
-        _write_header(file, source.count, side)
+        _write_header(file, (source.count, side, side, source.channels))
         start = file.tell()
-        total = _begin_hash((source.count, side, side, 3), source.classes)
+        total = _begin_hash((source.count, side, side, source.channels), source.classes)
         for decoded in decode(source, size, progress):
             if decoded.image is None:
                 skipped.append(f"{source.describe(decoded.index)}: {decoded.reason}")
@@ -191,7 +191,9 @@ def _write_images(
             for remark in decoded.remarks:
                 remarks.setdefault(remark, []).append(source.describe(decoded.index))
         file.seek(0)
-        _write_header(file, len(kept), side)  # NumPy pads the header, so any number of images fits
+        _write_header(
+            file, (len(kept), side, side, source.channels)
+        )  # NumPy pads the header, so any number of images fits
         assert file.tell() == start
         _flush(file)
     hashed = None if skipped else _end_hash(total, source.labels, _sizes(source, kept))
@@ -203,8 +205,8 @@ def _sizes(source: Source, kept: Sequence[int]) -> Labels | None:
     return None if source.sides is None else np.array([source.sides(index) for index in kept], dtype=np.int64)
 
 
-def _write_header(file: IO[bytes], count: int, side: int) -> None:
-    header = {"descr": "|u1", "fortran_order": False, "shape": (count, side, side, 3)}
+def _write_header(file: IO[bytes], shape: tuple[int, ...]) -> None:
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, header)
 
 
@@ -268,7 +270,7 @@ def _end_hash(total: hashlib._Hash, labels: Targets | None, sizes: Labels | None
 
 def _explain(error: OSError, folder: Path, source: Source, size: int) -> UserError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        megabytes = source.count * source.side(size) ** 2 * 3 / 1e6
+        megabytes = source.count * source.side(size) ** 2 * source.channels / 1e6
         return UserError(
             f"The disk is full: {source.name} needs {megabytes:,.0f} MB in {folder}; free some space, or set "
             f"{FOLDER_VARIABLE} to a folder on another disk."

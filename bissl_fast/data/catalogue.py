@@ -16,6 +16,7 @@ from bissl_fast.data.dataset import ImageSet, Splits, without_empty_classes
 from bissl_fast.data.duplicates import same_files
 from bissl_fast.data.entries import ENTRIES, SPLITS, Entry
 from bissl_fast.data.readers.folder import image_folder, loose_images
+from bissl_fast.data.readers.gray import gray
 from bissl_fast.data.readers.source import Listing, Source, listed
 from bissl_fast.errors import UserError
 
@@ -30,6 +31,7 @@ def load_downstream(
     cache_dir: Path | None = None,
     progress: bool = True,
     whole: bool = False,
+    channels: int = 3,
 ) -> Splits:
     """Load the labelled splits of a set, from the cache if they were decoded before.
 
@@ -40,6 +42,7 @@ def load_downstream(
         cache_dir: Cache folder; `BISSL_FAST_CACHE` or `~/.cache/bissl-fast` if `None`.
         progress: Show a progress bar while decoding.
         whole: Keep whole images, stretched to squares, and their sizes, in place of the squares in their middle.
+        channels: Of the images. 1 is the luma of RGB; others than 1 and 3 are read from folders alone.
 
     Returns:
         Train, validation and test images, with notes on whatever a user should know about them.
@@ -52,7 +55,7 @@ def load_downstream(
         >>> splits.train.images.shape  # doctest: +SKIP
         (480, 64, 64, 3)
     """
-    listing = list_labelled(spec, root)
+    listing = list_labelled(spec, root, channels)
     sources = [listing.train, listing.val, listing.test]
     if whole:
         sources = [source.whole() if source.whole else source for source in sources]
@@ -70,6 +73,7 @@ def load_pretext(
     progress: bool = True,
     downstream: str | None = None,
     exclude_test: bool = False,
+    channels: int = 3,
 ) -> ImageSet:
     """Load the unlabelled images of a set: its unlabelled split, or its training split without the labels.
 
@@ -83,13 +87,14 @@ def load_pretext(
         progress: Show a progress bar while decoding.
         downstream: The set that is tested on: how many of its test images are among these, byte for byte, is noted.
         exclude_test: Leave those out.
+        channels: As in `load_downstream`.
 
     Raises:
         UserError: As `load_downstream`; or nothing but test images is there.
     """
-    source = list_unlabelled(spec, root)
+    source = list_unlabelled(spec, root, channels)
     if downstream is not None and source.files:
-        source = _beside_test(source, list_labelled(downstream, root).test, downstream, exclude_test)
+        source = _beside_test(source, list_labelled(downstream, root, channels).test, downstream, exclude_test)
     return cache.load(source, size, cache_dir, progress)
 
 
@@ -108,21 +113,34 @@ def _beside_test(source: Source, test: Source, downstream: str, exclude: bool) -
     return replace(rest, notes=(*source.notes, f"{found} and are left out."))
 
 
-def list_labelled(spec: str, root: Path | None) -> Listing:
+def list_labelled(spec: str, root: Path | None, channels: int = 3) -> Listing:
     """The labelled splits of a set, listed and not decoded."""
     if spec.startswith(FOLDER_PREFIX):
-        return image_folder(folder_of(spec))
+        return image_folder(folder_of(spec), channels)
     entry = entry_of(spec)
-    return entry.labelled(locate(entry, root))
+    listing = entry.labelled(locate(entry, root))
+    train, val, test = (_in_channels(part, channels) for part in (listing.train, listing.val, listing.test))
+    return Listing(train, val, test, listing.notes)
 
 
-def list_unlabelled(spec: str, root: Path | None) -> Source:
+def list_unlabelled(spec: str, root: Path | None, channels: int = 3) -> Source:
     """The unlabelled images of a set, listed and not decoded."""
     if spec.startswith(FOLDER_PREFIX):
-        return loose_images(folder_of(spec))
+        return loose_images(folder_of(spec), channels)
     entry = entry_of(spec)
     folder = locate(entry, root)
-    return entry.unlabelled(folder) if entry.unlabelled else entry.labelled(folder).train.unlabelled()
+    source = entry.unlabelled(folder) if entry.unlabelled else entry.labelled(folder).train.unlabelled()
+    return _in_channels(source, channels)
+
+
+def _in_channels(source: Source, channels: int) -> Source:
+    """A published split, which is RGB, in another number of channels."""
+    if channels not in (1, 3):
+        raise UserError(
+            f"{source.name} holds images of 3 channels, which serve as 3 or 1, not as {channels}: give "
+            f"{FOLDER_PREFIX}PATH, a folder of TIFF or .npy files with {channels} channels."
+        )
+    return source if channels == 3 else gray(source)
 
 
 def folder_of(spec: str) -> Path:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bissl_fast.data.dataset import Images
+from bissl_fast.errors import UserError
 
 if TYPE_CHECKING:
     from PIL import Image as PillowImage
@@ -72,16 +74,22 @@ def decode(
     """
     from PIL import Image
 
+    with explained(path), Image.open(path) as image:
+        if not image.mode.startswith("I") and ";16" in str(getattr(image, "tile", "")):  # Pillow has no mode for it
+            tell("hold colours of 16 bits, of which the upper 8 are read")
+        # JPEG's faster decoding at a half of the size is not used: it moves pixels by up to 47 levels.
+        rgb = to_rgb(_as_shown(image, tell) if as_shown else _as_stored(image), tell)
+        return resize_whole(rgb, size) if whole else resize_square(rgb, size), (rgb.height, rgb.width)
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Whatever is raised in reading a file becomes the reason why it is left out."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for its other end
             raise UnreadableImageError("is no regular file")
-        with Image.open(path) as image:
-            if not image.mode.startswith("I") and ";16" in str(getattr(image, "tile", "")):  # Pillow has no mode for it
-                tell("hold colours of 16 bits, of which the upper 8 are read")
-            # JPEG's faster decoding at a half of the size is not used: it moves pixels by up to 47 levels.
-            rgb = to_rgb(_as_shown(image, tell) if as_shown else _as_stored(image), tell)
-            return resize_whole(rgb, size) if whole else resize_square(rgb, size), (rgb.height, rgb.width)
-    except UnreadableImageError:
+        yield
+    except (UnreadableImageError, UserError):
         raise
     except Exception as error:  # a broken file can make a decoder raise anything
         reason = printable(str(error).replace(str(path), path.name).replace(repr(str(path)), f"'{path.name}'"))
@@ -93,7 +101,7 @@ def to_rgb(image: PillowImage.Image, tell: Callable[[str], object] = lambda rema
     from PIL import Image
 
     if image.mode == "F" or image.mode.startswith("I"):
-        return Image.fromarray(_eight_bits(np.asarray(image), tell)).convert("RGB")
+        return Image.fromarray(eight_bits(np.asarray(image), tell)).convert("RGB")
     if image.mode == "P":  # by way of RGBA, since a palette may hold transparency
         image = image.convert("RGBA")
     return image.convert("RGB")
@@ -133,8 +141,8 @@ def _as_stored(image: PillowImage.Image) -> PillowImage.Image:
     return image.transpose(back[orientation - 2]) if orientation in range(2, 9) else image
 
 
-def _eight_bits(values: npt.NDArray[Any], tell: Callable[[str], object]) -> npt.NDArray[np.uint8]:
-    """Gray values of any depth as 8 bits; white is the largest value of the smallest usual depth that holds them all.
+def eight_bits(values: npt.NDArray[Any], tell: Callable[[str], object]) -> npt.NDArray[np.uint8]:
+    """Values of any depth and shape as 8 bits; white is the largest value of the smallest usual depth that holds all.
 
     Files do not tell how many of their bits are used: data of 12 bits often lie in files of 16. Of floating-point
     values, 1 is white where none exceeds it.
@@ -153,7 +161,7 @@ def _eight_bits(values: npt.NDArray[Any], tell: Callable[[str], object]) -> npt.
 
 
 def resize_square(image: PillowImage.Image, size: int) -> Images:
-    """Cut the largest square out of the middle and resize it to `(size, size, 3)` uint8."""
+    """Cut the largest square out of the middle and resize it: `(size, size, 3)` uint8, of gray `(size, size)`."""
     from PIL import Image
 
     side = min(image.size)
@@ -163,7 +171,7 @@ def resize_square(image: PillowImage.Image, size: int) -> Images:
 
 
 def resize_whole(image: PillowImage.Image, size: int) -> Images:
-    """Stretch the whole image to `(size, size, 3)` uint8."""
+    """Stretch the whole image: `(size, size, 3)` uint8, of gray `(size, size)`."""
     from PIL import Image
 
     return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))

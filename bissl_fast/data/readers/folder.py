@@ -7,8 +7,9 @@ import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 
-from bissl_fast.data.readers.decode import EXTENSIONS, printable
+from bissl_fast.data.readers.decode import printable
 from bissl_fast.data.readers.source import Listing, Source, carve, from_files, listed
+from bissl_fast.data.readers.stacks import extensions
 from bissl_fast.data.readers.tree import BESIDE, WITHOUT_IMAGES, Tree, subfolders
 from bissl_fast.data.splits import TEST_SEED
 from bissl_fast.errors import UserError
@@ -23,7 +24,7 @@ _FILLERS = {"data", "dataset", "images", "seg", "set", "split"}  # as in train_s
 Classes = Mapping[str, list[Path]]  # images by class, of the classes that have any
 
 
-def image_folder(root: Path) -> Listing:
+def image_folder(root: Path, channels: int = 3) -> Listing:
     """Read a labelled folder.
 
     With `train/` inside, its class folders are the training set, `val/` and `test/` are what they say; `Training`,
@@ -31,17 +32,21 @@ def image_folder(root: Path) -> Listing:
     `test/`, as in ImageNet, `val/` is the test split. Without `train/`, the class folders are split: a fifth for the
     test, then a fifth of the rest for validation, stratified and always alike.
 
+    Args:
+        root: The folder.
+        channels: Of the images; 3 is RGB.
+
     Raises:
         UserError: There is no folder, no class, only one class, or a split that cannot be made up is missing.
     """
     _check_folder(root)
     folders = _split_folders(root)
     if not folders:
-        return _split_flat(root)
-    tree = Tree(root, list(folders.values()))
+        return _split_flat(root, channels)
+    tree = Tree(root, list(folders.values()), extensions(channels))
     for path in sorted(root.iterdir()):
         is_read = any(split.is_relative_to(path) for split in folders.values())
-        if not is_read and not path.name.startswith(".") and (path.is_dir() or path.suffix.lower() in EXTENSIONS):
+        if not is_read and not path.name.startswith(".") and (path.is_dir() or path.suffix.lower() in tree.extensions):
             tree.leave_out("they lie beside the splits", path)
     # A file of several splits stays with those that are scored.
     order = [split for split in ("test", "val", "train") if split in folders]
@@ -56,26 +61,27 @@ def image_folder(root: Path) -> Listing:
     origin = "test" if "test" in classes else "val"
     names = sorted(classes["train"])
     title = printable(root.name)
-    train = _labelled(f"{title}/train", folders["train"], classes["train"], names)
-    test = _labelled(f"{title}/test", folders[origin], classes[origin], names)
+    train = _labelled(f"{title}/train", folders["train"], classes["train"], names, channels)
+    test = _labelled(f"{title}/test", folders[origin], classes[origin], names, channels)
     if origin == "test" and "val" in classes:
-        return Listing(train, _labelled(f"{title}/val", folders["val"], classes["val"], names), test, tree.notes())
+        val = _labelled(f"{title}/val", folders["val"], classes["val"], names, channels)
+        return Listing(train, val, test, tree.notes())
     train, val, notes = carve(train, f"{title}/val")
     serves = "" if origin == "test" else f", and {folders['val'].name}/ serves as the test split"
     held = f"{printable(root)} lacks a split: a fifth of {folders['train'].name}/ is held out for validation{serves}."
     return Listing(train, val, test, (held, *notes, *tree.notes()))
 
 
-def loose_images(root: Path) -> Source:
-    """Every image below a folder, at any depth, in sorted order, unlabelled.
+def loose_images(root: Path, channels: int = 3) -> Source:
+    """Every image below a folder, at any depth, in sorted order, unlabelled; of so many channels.
 
     Raises:
         UserError: There is no folder, or no image in it.
     """
     _check_folder(root)
-    tree = Tree(root, [root])
-    paths = _some(tree, tree.images(root))
-    return from_files(f"{printable(root.name)}/unlabelled", paths, root, as_shown=True, notes=tree.notes())
+    tree = Tree(root, [root], extensions(channels))
+    paths, name = _some(tree, tree.images(root)), f"{printable(root.name)}/unlabelled"
+    return from_files(name, paths, root, as_shown=True, notes=tree.notes(), channels=channels)
 
 
 def images_below(root: Path) -> list[Path]:
@@ -118,12 +124,12 @@ def _split_word(name: str) -> str:
     return words[0] if len(words) == 1 and words[0] in _SPLITS else ""
 
 
-def _split_flat(root: Path) -> Listing:
+def _split_flat(root: Path, channels: int) -> Listing:
     title = printable(root.name)
-    tree = Tree(root, [root])
+    tree = Tree(root, [root], extensions(channels))
     classes = _classes(tree, root)
     _check_classes(root, classes)
-    whole = _labelled(title, root, classes, sorted(classes))
+    whole = _labelled(title, root, classes, sorted(classes), channels)
     rest, test, notes = carve(whole, f"{title}/test", TEST_SEED)
     train, val, more = carve(rest, f"{title}/val", kept_name=f"{title}/train")
     split = f"{printable(root)} has no splits of its own: {train.count} images train"
@@ -169,19 +175,22 @@ def _check_classes(folder: Path, classes: Classes) -> None:
     )
 
 
-def _labelled(name: str, root: Path, found: Classes, classes: list[str]) -> Source:
+def _labelled(name: str, root: Path, found: Classes, classes: list[str], channels: int) -> Source:
     if strange := sorted(found.keys() - set(classes)):
         raise UserError(f"{root} holds classes that train/ lacks: {listed(strange)}.")
     paths = [path for label in classes for path in found.get(label, ())]
     labels = [number for number, label in enumerate(classes) for _ in found.get(label, ())]
-    return from_files(name, paths, root, labels, tuple(map(printable, classes)), as_shown=True)
+    return from_files(name, paths, root, labels, tuple(map(printable, classes)), as_shown=True, channels=channels)
 
 
 def _some(tree: Tree, paths: list[Path]) -> list[Path]:
     if not paths:
         raise UserError(
             " ".join(
-                (f"No image is in {tree.root}: expected files ending in {' '.join(sorted(EXTENSIONS))}.", *tree.notes())
+                (
+                    f"No image is in {tree.root}: expected files ending in {' '.join(sorted(tree.extensions))}.",
+                    *tree.notes(),
+                )
             )
         )
     return paths

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from bissl_fast.data.dataset import Images, Targets
 from bissl_fast.data.readers.decode import Sides, decode, printable, square_array
+from bissl_fast.data.readers.stacks import decode_channels
 from bissl_fast.data.splits import VALIDATION_FRACTION, VALIDATION_SEED, stratified_holdout
 from bissl_fast.errors import UserError
 
@@ -27,7 +28,7 @@ class Source:
     Args:
         name: Set and split, e.g. `"dtd/train"`.
         count: Number of images.
-        read: `read(index, size)` gives `(side(size), side(size), 3)` uint8, or raises `UnreadableImageError`.
+        read: `read(index, size)` gives `(side(size), side(size), channels)` uint8, or raises `UnreadableImageError`.
         describe: `describe(index)` names an image in messages.
         identity: Digest of all that determines pixels and labels, without reading the pixels: files, sizes, times.
         labels: As those of `ImageSet`; `None` for an unlabelled split.
@@ -38,6 +39,7 @@ class Source:
         sides: Of whole images, `sides(index)` is the height and width before, once `read` has read the image.
         remarks: `remarks(index)` says what `read` turned, scaled or guessed, once it has read the image.
         notes: Sentences that a user should read.
+        channels: Of every image: 3 of RGB.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Source:
     sides: Callable[[int], Sides] | None = None
     remarks: Callable[[int], Sequence[str]] = lambda index: ()
     notes: tuple[str, ...] = ()
+    channels: int = 3
 
     def side(self, size: int) -> int:
         """Side of the images that `read(..., size)` gives."""
@@ -128,6 +131,7 @@ def from_files(
     as_shown: bool = False,
     notes: tuple[str, ...] = (),
     whole: bool = False,
+    channels: int = 3,
 ) -> Source:
     """A source of image files below `root`.
 
@@ -141,15 +145,17 @@ def from_files(
         as_shown: As in `decode_file`.
         notes: Sentences that a user should read.
         whole: Images are stretched to squares, in place of what lies in their middle.
+        channels: Of the images; 3 is RGB.
     """
     targets = labels if labels is None or isinstance(labels, np.ndarray) else np.asarray(labels, dtype=np.int64)
     side = native or sys.maxsize
+    reader = decode if channels == 3 else partial(decode_channels, channels=channels)
     remarks: dict[int, list[str]] = {}
     sides: dict[int, Sides] = {}
 
     def read(index: int, size: int) -> Images:
         told = list[str]()
-        image, sides[index] = decode(paths[index], min(size, side), whole, as_shown, told.append)
+        image, sides[index] = reader(paths[index], min(size, side), whole, as_shown, told.append)
         if told:
             remarks[index] = told
         return image
@@ -163,7 +169,7 @@ def from_files(
             file_states(paths, root),
             np.zeros(0) if targets is None else targets,
             "\n".join(classes),
-            ("as shown" if as_shown else "") + (" whole" if whole else ""),
+            ("as shown" if as_shown else "") + (" whole" if whole else "") + (f" {channels}" if channels != 3 else ""),
         ),
         labels=targets,
         classes=classes if targets is not None else (),
@@ -171,10 +177,11 @@ def from_files(
         files=tuple(paths),
         whole=None
         if whole or native
-        else partial(from_files, name, paths, root, labels, classes, None, as_shown, notes, whole=True),
+        else partial(from_files, name, paths, root, labels, classes, None, as_shown, notes, True, channels),
         sides=sides.__getitem__ if whole else None,
         remarks=lambda index: remarks.get(index, ()),
         notes=notes,
+        channels=channels,
     )
 
 

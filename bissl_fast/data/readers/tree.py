@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from bissl_fast.data.readers.decode import EXTENSIONS, printable
@@ -18,6 +18,7 @@ _TWICE = "they are the same files or folders as others"
 _NO_FILE = "they are pipes, devices or broken links"
 _CLOSED = "they cannot be opened"
 _RUN = "they are runs of bissl-fast"
+_CACHE = "they are entries of bissl-fast's cache"
 
 
 class Tree:
@@ -28,6 +29,7 @@ class Tree:
     Args:
         root: Folder that messages name files from.
         folders: Which folders of it are read: a link into one of them is not followed.
+        extensions: How the names of images end.
 
     Example:
         >>> tree = Tree(Path("photos"), [Path("photos")])  # doctest: +SKIP
@@ -35,8 +37,8 @@ class Tree:
         [PosixPath('photos/cats/1.jpg'), PosixPath('photos/cats/2.jpg')]
     """
 
-    def __init__(self, root: Path, folders: Sequence[Path]) -> None:
-        self.root = root
+    def __init__(self, root: Path, folders: Sequence[Path], extensions: Collection[str] = EXTENSIONS) -> None:
+        self.root, self.extensions = root, extensions
         self._folders = [folder.resolve() for folder in folders]
         self._taken: set[tuple[int, int]] = set()  # files and folders
         self._left_out: dict[str, list[str]] = {}
@@ -99,12 +101,12 @@ class Tree:
         if identity in self._taken:
             return _TWICE
         self._taken.add(identity)
-        return _RUN if is_run(path) else ""
+        return _RUN if is_run(path) else _CACHE if is_cache_entry(path) else ""
 
     def _refused_file(self, entry: os.DirEntry[str]) -> str:
         """Why a file is not read; empty if it is, and taken from then on."""
         path = Path(entry.path)
-        if path.suffix.lower() not in EXTENSIONS:
+        if path.suffix.lower() not in self.extensions:
             return NOT_AN_IMAGE
         if not entry.is_file():
             return _NO_FILE
@@ -123,6 +125,12 @@ class Tree:
 def is_run(folder: Path) -> bool:
     """Whether a folder is one that `bissl-fast train` wrote: its figures are no images to train on."""
     return (folder / "config.yaml").is_file() and (folder / "environment.json").is_file()
+
+
+def is_cache_entry(folder: Path) -> bool:
+    """Whether a folder is one in which decoded images lie, or lay when their decoding was killed."""
+    begun = (folder / "entry.json").is_file() or ".building-" in folder.name
+    return begun and (folder / "images.npy").is_file()
 
 
 def subfolders(folder: Path) -> list[Path]:
