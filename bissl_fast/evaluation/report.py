@@ -169,7 +169,18 @@ def _section(run: RunFolder, plate: Plate) -> Section:
         image, missing = figures.png(plate.draw(run)), ""
     except UserError as error:
         image, missing = None, str(error)
-    return Section(plate.name, plate.title, plate.caption, image, missing)
+    caption = plate.caption + (_channels_drawn(run) if plate.draw is _sample_views else "")
+    return Section(plate.name, plate.title, caption, image, missing)
+
+
+def _channels_drawn(run: RunFolder) -> str:
+    """What the sample views show of images that are not RGB."""
+    channels = 3
+    with suppress(UserError, yaml.YAMLError, ValueError, TypeError):
+        channels = int(_find(yaml.safe_load(run.text("config.yaml")), "channels") or 3)
+    if channels > 3:
+        return f" Of the {channels} channels the first three are drawn, as red, green and blue."
+    return " Of the 2 channels the first is drawn." if channels == 2 else ""
 
 
 def _lower_steps(run: RunFolder) -> float:

@@ -14,6 +14,7 @@ import yaml
 
 from bissl_fast.data.pipelines import PipelineName
 from bissl_fast.data.presets import ViewPair, eval_view, finetune_view, paper_views
+from bissl_fast.data.readers.stacks import MOST_CHANNELS
 from bissl_fast.data.resident import SHARE_OF_FREE_MEMORY
 from bissl_fast.data.views import ViewSettings
 from bissl_fast.errors import UserError
@@ -40,6 +41,10 @@ class ImageSettings:
 
     Attributes:
         size: side of every view in pixels.
+        channels: of the images. 3 is RGB, 1 gray; others come from folders of TIFF or .npy stacks. Views of other than
+            3 leave out saturation, hue and gray.
+        mean: per channel, subtracted in every view; left out: the views' own, averaged if there are not 3 channels.
+        std: per channel, divided by, likewise.
         cache_size: short side of the decoded images that views are cut from; smaller sets stay as they are.
         whole: downstream images keep what lies beside the square in their middle: they are stored stretched to squares,
             and crops are cut as from the images before.
@@ -55,6 +60,9 @@ class ImageSettings:
     """
 
     size: int = 96
+    channels: int = 3
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
     cache_size: int = 112
     whole: bool = False
     downstream_cache_size: int | None = None
@@ -70,26 +78,37 @@ class ImageSettings:
         require(8 <= self.cache_size <= 4096, "images.cache-size", self.cache_size, "between 8 and 4096 pixels")
         if (side := self.downstream_cache_size) is not None:
             require(8 <= side <= 4096, "images.downstream-cache-size", side, "between 8 and 4096 pixels")
+        require(1 <= self.channels <= MOST_CHANNELS, "images.channels", self.channels, f"between 1 and {MOST_CHANNELS}")
+        rgb = self.channels == 3 or self.pipeline != "dali"
+        require(rgb, "images.pipeline", self.pipeline, "auto, torch or resident with other than 3 channels")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            fits = values is None or len(values) == self.channels
+            require(fits, f"images.{name}", values, f"as many numbers as --images.channels, which is {self.channels}")
         for name in VIEWS:
             view = getattr(self, name)
+            self._of_all(view)  # refuses what cannot be a mean or std
             agrees = view.size in (ViewSettings.size, self.size)  # left alone, or what every view has
             require(agrees, f"images.{name}.size", view.size, f"images.size, which is {self.size}: set that one")
         require(0 <= self.resident_share <= 1, "images.resident-share", self.resident_share, "between 0 and 1")
 
     @property
     def pretext_views(self) -> ViewPair:
-        """The two views of the pretext task, in the size of all views."""
-        return replace(self.first, size=self.size), replace(self.second, size=self.size)
+        """The two views of the pretext task, in the size, channels, mean and std of all views."""
+        return self._of_all(self.first), self._of_all(self.second)
 
     @property
     def finetune_view(self) -> ViewSettings:
         """The view of downstream training, likewise."""
-        return replace(self.finetune, size=self.size)
+        return self._of_all(self.finetune)
 
     @property
     def evaluation_view(self) -> ViewSettings:
         """The view of validation and test, likewise."""
-        return replace(self.evaluate, size=self.size)
+        return self._of_all(self.evaluate)
+
+    def _of_all(self, view: ViewSettings) -> ViewSettings:
+        view = replace(view, size=self.size).for_channels(self.channels)
+        return replace(view, mean=self.mean or view.mean, std=self.std or view.std)
 
 
 @dataclass(frozen=True)

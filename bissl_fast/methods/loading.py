@@ -51,8 +51,10 @@ class RunData:
             images.downstream_cache_size or images.cache_size,
             config.cache_dir,
             whole=images.whole,
+            channels=images.channels,
         )
         self._tell_sizes()
+        self._tell_channels()
         for scored in (self.splits.val, self.splits.test):
             self._tell_absent_classes(scored)
 
@@ -85,6 +87,7 @@ class RunData:
     def _load_unlabelled(self) -> ImageSet:
         config = self.config
         size, root, cache = config.images.cache_size, config.data_root, config.cache_dir
+        channels = config.images.channels
         if config.pretext_dataset is not None:
             return load_pretext(
                 config.pretext_dataset,
@@ -93,13 +96,19 @@ class RunData:
                 cache,
                 downstream=config.dataset,
                 exclude_test=config.exclude_test,
+                channels=channels,
             )
         if config.dataset in WITH_UNLABELLED_IMAGES:
-            return load_pretext(config.dataset, root, size, cache)
+            return load_pretext(config.dataset, root, size, cache, channels=channels)
+        if channels not in (1, 3):
+            raise UserError(
+                f"No published set has images of {channels} channels for the pretext task: pass --pretext-dataset "
+                "folder:PATH, labelled or not."
+            )
         if not config.dataset.startswith(FOLDER_PREFIX):
             entry_of(config.dataset)  # so that a misspelt name is answered before the pretext set is missed
         try:
-            return load_pretext("stl10", root, size, cache)
+            return load_pretext("stl10", root, size, cache, channels=channels)
         except UserError:
             raise UserError(
                 f"{config.dataset} has no unlabelled images of its own, and STL-10, the paper's pretext set, is not "
@@ -115,6 +124,16 @@ class RunData:
             say(self.console, f"{images.name}: {len(images):,} images of {images.size} px{skipped}")
             for name in images.skipped[:SKIPPED_NAMES]:
                 say(self.console, f"  left out: {name}")
+
+    def _tell_channels(self) -> None:
+        """Which colour changes views of other than RGB lack, if there are any."""
+        images = self.config.images
+        names = ("saturation", "hue", "gray")
+        drawn = (images.first, images.second, images.finetune, images.evaluate)
+        lacking = [name for name in names if any(getattr(view, name) for view in drawn)]
+        if images.channels != 3 and lacking:
+            views = f"views of {images.channels} channel{'s' * (images.channels > 1)}"
+            say(self.console, f"{views} leave out {', '.join(lacking)}, which need RGB", "yellow")
 
     def _tell_absent_classes(self, images: ImageSet) -> None:
         """Of a multi-label split that is to be scored: a class that no image shows has no average precision."""

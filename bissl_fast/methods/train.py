@@ -64,12 +64,13 @@ class Training:
         self.device = find_device(config.device)
         config.bilevel.require_device(self.device)
         self.forward = apply_precision(config.precision, self.device)
-        self.features = probe_features(config.backbone, config.images.size)
+        self.features = probe_features(config.backbone, config.images.size, config.images.channels)
         self.data = RunData(config, self.device, console)
         self.unlabelled, self.splits = self.data.unlabelled, self.data.splits
         self.loss = partial(downstream_loss, multilabel=config.finetune.multilabel_loss)
         self._count_steps()
-        self.bilevel, note = usable(config.bilevel, self._pretext_network(), config.pretext, config.images.size)
+        size, channels = config.images.size, config.images.channels
+        self.bilevel, note = usable(config.bilevel, self._pretext_network(), config.pretext, size, channels)
         if note:
             say(console, note, "yellow")
         self.environment = describe_environment(self.device)
@@ -320,8 +321,8 @@ class Training:
         run_loop(task, folder, self.device, seed, self.config.loop, self.console)
 
     def _backbone(self) -> nn.Module:
-        config = self.config
-        return build_backbone(config.backbone, derive_seed(config.seed, "backbone"), config.images.size)
+        config, images = self.config, self.config.images
+        return build_backbone(config.backbone, derive_seed(config.seed, "backbone"), images.size, images.channels)
 
     def _classifier(self, purpose: str) -> nn.Module:
         return build_classifier(self.features, len(self.splits.train.classes), derive_seed(self.config.seed, purpose))

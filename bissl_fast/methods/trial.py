@@ -23,7 +23,9 @@ OTHERWISE = {
 """What else serves where a mode, and for ``linearized`` also ``reverse``, does not."""
 
 
-def usable(bilevel: BilevelSettings, network: Network, task: SimCLR, size: int) -> tuple[BilevelSettings, str]:
+def usable(
+    bilevel: BilevelSettings, network: Network, task: SimCLR, size: int, channels: int = 3
+) -> tuple[BilevelSettings, str]:
     """Settings whose products can be taken of this network, and a sentence where they are not those given.
 
     ``linearized`` becomes ``reverse`` where only that can serve, as with networks that draw random numbers: the same
@@ -34,16 +36,17 @@ def usable(bilevel: BilevelSettings, network: Network, task: SimCLR, size: int) 
         network: backbone and projection head, on their device; left as it is.
         task: the pretext task.
         size: side of the square images.
+        channels: of the images.
 
     Raises:
         UserError: if no exact product can be taken, or none in the mode that was asked for.
     """
-    failure = failure_of(bilevel, network, task, size)
+    failure = failure_of(bilevel, network, task, size, channels)
     if not failure:
         return bilevel, ""
     if bilevel.mode == "linearized" and not bilevel.capture:
         other = replace(bilevel, mode="reverse")
-        if not (again := failure_of(other, network, task, size)):
+        if not (again := failure_of(other, network, task, size, channels)):
             return other, f"--bilevel.mode reverse serves in place of linearized, more slowly: {failure}"
         failure = again
     raise UserError(
@@ -52,14 +55,14 @@ def usable(bilevel: BilevelSettings, network: Network, task: SimCLR, size: int) 
     )
 
 
-def failure_of(bilevel: BilevelSettings, network: Network, task: SimCLR, size: int) -> str:
+def failure_of(bilevel: BilevelSettings, network: Network, task: SimCLR, size: int, channels: int = 3) -> str:
     """Why a product of two pairs of noise images fails, empty if it does not."""
     theta = ParameterVector(network, "backbone.")
     like = theta.tensors[0]
     was_training = network.training
     with torch.random.fork_rng([like.device.index or 0] if like.is_cuda else []):
         torch.manual_seed(0)
-        images = torch.randn(task.views * bilevel.batches_at_once, PAIRS, 3, size, size).to(like)
+        images = torch.randn(task.views * bilevel.batches_at_once, PAIRS, channels, size, size).to(like)
         views = [view.contiguous(memory_format=torch.channels_last) for view in images]
         group = tuple(tuple(views[k : k + task.views]) for k in range(0, len(views), task.views))
         vector = torch.randn(len(theta)).to(like)

@@ -13,8 +13,8 @@ from bissl_fast.models.twice import differentiable_twice
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
-def build_backbone(name: str, seed: int, size: int | None = None) -> nn.Module:
-    """A randomly initialised timm network without a classifier: ``(N, 3, H, W)`` to pooled features ``(N, F)``.
+def build_backbone(name: str, seed: int, size: int | None = None, channels: int = 3) -> nn.Module:
+    """A randomly initialised timm network without a classifier: ``(N, C, H, W)`` to pooled features ``(N, F)``.
 
     ResNets keep timm's zero-initialised last batch-norm weight in every residual block. Batch norms are fused
     (:func:`fuse_batch_norm`), and activations can be differentiated twice (:func:`differentiable_twice`): same names,
@@ -24,6 +24,7 @@ def build_backbone(name: str, seed: int, size: int | None = None) -> nn.Module:
         name: a timm model name such as ``"resnet18"``.
         seed: of the initialisation; torch's global generator is left as it was.
         size: side of the square images, for networks that are made for one size. Left out: timm's own.
+        channels: C of the images: what the first convolution takes.
 
     Returns:
         The backbone. F is what :func:`probe_features` says; timm's ``num_features`` is another number for some.
@@ -32,29 +33,31 @@ def build_backbone(name: str, seed: int, size: int | None = None) -> nn.Module:
         UserError: if timm has no such model.
     """
     require_known(name)
-    options = {} if size is None else options_for(name, size)
+    options = in_channels(channels) if size is None else options_for(name, size, channels)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return made(name, options)
 
 
-def probe_features(name: str, size: int) -> int:
+def probe_features(name: str, size: int, channels: int = 3) -> int:
     """F, the number of features that a backbone gives for an image of ``size`` pixels; computes and allocates nothing.
 
     Args:
         name: a timm model name.
         size: side of the square images.
+        channels: of the images.
 
     Raises:
         UserError: if timm has no such model, or it cannot take such images or gives no vectors.
     """
     require_known(name)
-    options = options_for(name, size)
+    options = options_for(name, size, channels)
     try:
-        shape = shape_of_features(name, options, size)
+        shape = shape_of_features(name, options, size, channels)
     except Exception as error:  # whatever timm's layers raise: assertions, reshapes, divisions by zero
+        several = "" if channels == 3 else f" in {channels} channel{'s' * (channels > 1)}"
         raise UserError(
-            f"backbone {name!r} cannot take images of {size} px ({reason_of(error)}); timm made it for "
+            f"backbone {name!r} cannot take images of {size} px{several} ({reason_of(error)}); timm made it for "
             f"{made_for(name)} px: choose another --images.size or --backbone."
         ) from None
     if len(shape) != 2:
@@ -101,27 +104,32 @@ def made(name: str, options: dict[str, Any]) -> nn.Module:
     return fuse_batch_norm(differentiable_twice(backbone))
 
 
-def shape_of_features(name: str, options: dict[str, Any], size: int) -> torch.Size:
+def shape_of_features(name: str, options: dict[str, Any], size: int, channels: int = 3) -> torch.Size:
     """Of what the network gives for two images in train mode; allocates nothing."""
     with torch.device("meta"), torch.no_grad():
-        features: torch.Tensor = made(name, options)(torch.empty(2, 3, size, size))
+        features: torch.Tensor = made(name, options)(torch.empty(2, channels, size, size))
     return features.shape
 
 
 @cache
-def options_for(name: str, size: int) -> dict[str, Any]:
-    """What timm has to be told beside the name for images of ``size`` pixels.
+def options_for(name: str, size: int, channels: int = 3) -> dict[str, Any]:
+    """What timm has to be told beside the name for images of ``size`` pixels and so many channels.
 
-    Nothing, if the network takes them as it is; else ``img_size``, if it takes them then. Which networks need it, and
-    which ignore it, timm does not say.
+    Of the size nothing, if the network takes it as it is; else ``img_size``, if it takes them then. Which networks need
+    it, and which ignore it, timm does not say.
     """
-    for options in ({}, {"img_size": size}):
+    for options in (in_channels(channels), {"img_size": size, **in_channels(channels)}):
         try:
-            shape_of_features(name, options, size)
+            shape_of_features(name, options, size, channels)
         except Exception:  # no such option, or images that it cannot take
             continue
         return options
-    return {}
+    return in_channels(channels)
+
+
+def in_channels(channels: int) -> dict[str, int]:
+    """What timm has to be told of the channels: of RGB nothing."""
+    return {} if channels == 3 else {"in_chans": channels}
 
 
 def made_for(name: str) -> int:

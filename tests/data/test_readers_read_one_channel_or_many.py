@@ -189,6 +189,9 @@ def test_a_folder_of_stacks_becomes_a_set_of_as_many_channels(tmp_path):
     assert "other.npy: has 4 channels, and 5 are expected" in notes
     assert "1 of what lies in" in notes
     assert "a/preview.png" in notes
+    whole = load_downstream(f"folder:{tmp_path / 'set'}", None, 24, tmp_path / "cache", whole=True, channels=5).test
+    assert whole.images.shape[1:] == (24, 24, 5)
+    assert whole.sizes.tolist() == [[40, 60]] * len(whole)
     pretext = load_pretext(f"folder:{tmp_path / 'set'}", None, 24, tmp_path / "cache", channels=5)
     assert pretext.channels == 5
     assert "other.npy: has 4 channels" in notes_of(pretext)[0]

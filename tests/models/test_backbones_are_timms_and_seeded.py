@@ -73,3 +73,13 @@ def test_layers_with_three_dimensional_filters_are_placed() -> None:
 def test_a_backbone_that_timm_does_not_have() -> None:
     with pytest.raises(UserError, match="timm knows no backbone called 'resnet_18'; did you mean resnet18"):
         build_backbone("resnet_18", 0)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "vit_tiny_patch16_224"])
+@pytest.mark.parametrize("channels", [1, 5])
+def test_the_first_layer_takes_the_channels_of_the_images(name: str, channels: int) -> None:
+    features = probe_features(name, 64, channels)
+    backbone = build_backbone(name, 0, 64, channels).eval()
+    assert backbone(torch.randn(2, channels, 64, 64)).shape == (2, features)
+    with pytest.raises(RuntimeError):
+        backbone(torch.randn(2, 3, 64, 64))
