@@ -22,10 +22,17 @@ from bissl_fast.methods.bissl import BiSSLTask
 from bissl_fast.methods.config import TrainConfig, save_config
 from bissl_fast.methods.finetune import FineTuneTask, HeadWarmupTask, SGDSettings
 from bissl_fast.methods.loading import RunData
-from bissl_fast.methods.pretrain import PretrainTask, steps_per_epoch
+from bissl_fast.methods.pretrain import PretrainTask, stage_steps, steps_per_epoch
 from bissl_fast.methods.samples import sample_views
 from bissl_fast.methods.seeds import derive_seed
-from bissl_fast.models import Network, build_backbone, build_classifier, probe_features
+from bissl_fast.models import (
+    BackboneWeights,
+    Network,
+    backbone_weights,
+    build_backbone,
+    build_classifier,
+    probe_features,
+)
 from bissl_fast.training.environment import describe_environment
 from bissl_fast.training.files import (
     exclusive,
@@ -64,6 +71,10 @@ class Training:
         config.bilevel.require_device(self.device)
         self.forward = apply_precision(config.precision, self.device)
         self.features = probe_features(config.backbone, config.images.size)
+        self.weights: BackboneWeights | None = None
+        if config.weights is not None:
+            self.weights = backbone_weights(config.weights, self._backbone(), config.backbone)
+            say(console, f"Weights: {self.weights}")
         self.data = RunData(config, self.device, console)
         self.unlabelled, self.splits = self.data.unlabelled, self.data.splits
         self.loss = partial(downstream_loss, multilabel=config.finetune.multilabel_loss)
@@ -95,12 +106,12 @@ class Training:
     def _count_steps(self) -> None:
         config = self.config
         epoch = steps_per_epoch(len(self.unlabelled), config.pretrain.batch_size, "--pretrain.batch-size")
-        self.warmup_steps = max(1, round(config.pretrain.epochs * epoch))
+        self.warmup_steps = stage_steps(config.pretrain.epochs, epoch)
         self.rate_warmup_steps = round(config.pretrain.warmup_epochs * epoch)
         self.lower_steps = config.bissl.alternations * config.bissl.lower_steps
         self.baseline_steps = together = self.warmup_steps + self.lower_steps
         if config.pretrain.baseline_epochs is not None:
-            self.baseline_steps = max(1, round(config.pretrain.baseline_epochs * epoch))
+            self.baseline_steps = stage_steps(config.pretrain.baseline_epochs, epoch)
         if abs(self.baseline_steps - together) > ALIKE * together:
             sentence = f"pretext-baseline: {self.baseline_steps:,} steps, where warm-up and BiSSL have {together:,}"
             say(self.console, f"{sentence}; --pretrain.baseline-epochs decides", "yellow")
@@ -111,7 +122,7 @@ class Training:
             ("pretext-warmup", self.rate_warmup_steps, self.warmup_steps),
             ("bissl", self.bissl_settings.warmup_steps or 0, self.lower_steps),
         ):
-            if rising >= steps:
+            if 0 < steps <= rising:
                 say(self.console, f"{stage}: the rate rises for {rising} of {steps} steps and never falls", "yellow")
 
     def pretext(self, name: str, steps: int) -> StageOutput:
@@ -138,7 +149,8 @@ class Training:
         schedule = {"steps": steps, "warmup": min(self.rate_warmup_steps, steps)}  # in place of epochs
         pretrain = {k: v for k, v in asdict(config.pretrain).items() if not k.endswith("epochs")}
         settings = {"pretext": config.pretext, "views": config.images.pretext_views, **pretrain, **schedule}
-        return self._stage(name, settings, {"images": self.unlabelled.content_hash}, body)
+        start = {} if self.weights is None else {"weights": self.weights.digest}
+        return self._stage(name, settings, {"images": self.unlabelled.content_hash, **start}, body)
 
     def head_warmup(self, warmup: StageOutput) -> StageOutput:
         """Fit the linear head on the frozen backbone."""
@@ -318,7 +330,10 @@ class Training:
 
     def _pretext_network(self) -> Network:
         head = self.config.pretext.head(self.features, derive_seed(self.config.seed, "projector"))
-        return self._placed(Network(self._backbone(), head))
+        network = Network(self._backbone(), head)
+        if self.weights is not None:
+            self.weights.load_into(network.backbone)
+        return self._placed(network)
 
     def _downstream_network(self, backbone: StageOutput, purpose: str) -> Network:
         network = Network(self._backbone(), self._classifier(purpose))
