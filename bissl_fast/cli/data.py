@@ -59,6 +59,7 @@ def prepare_command(
     name: tyro.conf.Positional[str],
     *,
     data_root: Path | None = None,
+    labels: Path | None = None,
     unlabelled: bool = False,
     size: int = 112,
     cache_dir: Path | None = None,
@@ -68,6 +69,7 @@ def prepare_command(
     Args:
         name: Name of the set, or folder:PATH.
         data_root: Folder that holds the data sets; the download goes there.
+        labels: Table of paths and classes of a folder:PATH whose sub-folders are no classes.
         unlabelled: Prepare the unlabelled images only, as for pretext training.
         size: Side of the cached images in pixels: a run's --images.cache-size, 64 in the preset quick, else 112.
         cache_dir: Cache folder; BISSL_FAST_CACHE or ~/.cache/bissl-fast if not given.
@@ -84,7 +86,7 @@ def prepare_command(
     parts: list[ImageSet] = []
     notes: tuple[str, ...] = ()
     if not unlabelled:
-        splits = load_downstream(name, data_root, size, cache_dir)
+        splits = load_downstream(name, data_root, size, cache_dir, labels=labels)
         parts += [splits.train, splits.val, splits.test]
         notes = splits.notes
     if unlabelled or (entry is not None and entry.unlabelled is not None):
@@ -96,14 +98,17 @@ def prepare_command(
     _print(f"Ready in {cache_dir or cache.default_folder()}.")
 
 
-def verify_command(name: tyro.conf.Positional[str], *, data_root: Path | None = None) -> None:
+def verify_command(
+    name: tyro.conf.Positional[str], *, data_root: Path | None = None, labels: Path | None = None
+) -> None:
     """Decode every image of a data set; show what is there per split and class, and what is missing or unreadable.
 
     Args:
         name: Name of the set, or folder:PATH.
         data_root: Folder that holds the data sets.
+        labels: Table of paths and classes of a folder:PATH whose sub-folders are no classes.
     """
-    listing = list_labelled(name, data_root)
+    listing = list_labelled(name, data_root, labels)
     sources = [listing.train, listing.val, listing.test]
     if not name.startswith(FOLDER_PREFIX) and entry_of(name).unlabelled is not None:
         sources.append(list_unlabelled(name, data_root))

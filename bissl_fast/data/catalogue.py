@@ -11,8 +11,9 @@ from zipfile import BadZipFile
 from bissl_fast.data import cache
 from bissl_fast.data.dataset import ImageSet, Splits
 from bissl_fast.data.entries import ENTRIES, SPLITS, Entry
-from bissl_fast.data.readers.folder import image_folder, loose_images
+from bissl_fast.data.readers.folder import image_folder, loose_images, require_folder
 from bissl_fast.data.readers.source import Listing, Source, listed
+from bissl_fast.data.readers.table import labelled_table
 from bissl_fast.errors import UserError
 
 FOLDER_PREFIX = "folder:"
@@ -20,7 +21,12 @@ GONE = "its official download is gone, so put the files there by hand, laid out 
 
 
 def load_downstream(
-    spec: str, root: Path | None, size: int, cache_dir: Path | None = None, progress: bool = True
+    spec: str,
+    root: Path | None,
+    size: int,
+    cache_dir: Path | None = None,
+    progress: bool = True,
+    labels: Path | None = None,
 ) -> Splits:
     """Load the labelled splits of a set, from the cache if they were decoded before.
 
@@ -30,6 +36,7 @@ def load_downstream(
         size: Side in pixels; array sets of smaller native size keep theirs.
         cache_dir: Cache folder; `BISSL_FAST_CACHE` or `~/.cache/bissl-fast` if `None`.
         progress: Show a progress bar while decoding.
+        labels: A table of paths and classes, for a folder whose sub-folders are no classes.
 
     Returns:
         Train, validation and test images, with notes on whatever a user should know about them.
@@ -42,7 +49,7 @@ def load_downstream(
         >>> splits.train.images.shape  # doctest: +SKIP
         (480, 64, 64, 3)
     """
-    listing = list_labelled(spec, root)
+    listing = list_labelled(spec, root, labels)
     parts = [cache.load(part, size, cache_dir, progress) for part in (listing.train, listing.val, listing.test)]
     train, val, test = parts
     return Splits(train, val, test, listing.notes + tuple(note for part in parts for note in skipped_notes(part)))
@@ -59,10 +66,13 @@ def load_pretext(
     return cache.load(list_unlabelled(spec, root), size, cache_dir, progress)
 
 
-def list_labelled(spec: str, root: Path | None) -> Listing:
+def list_labelled(spec: str, root: Path | None, labels: Path | None = None) -> Listing:
     """The labelled splits of a set, listed and not decoded."""
     if spec.startswith(FOLDER_PREFIX):
-        return image_folder(folder_of(spec))
+        folder = folder_of(spec)
+        return image_folder(folder) if labels is None else labelled_table(require_folder(folder), labels)
+    if labels is not None:
+        raise UserError(f"--labels names the classes of a folder's images: {spec} has its own, so leave it out.")
     entry = entry_of(spec)
     return entry.labelled(locate(entry, root))
 

@@ -92,6 +92,8 @@ class TrainConfig:
 
     Attributes:
         dataset: downstream set: a name that `bissl-fast data list` shows, or `folder:PATH`.
+        labels: table of paths and classes (CSV, with a third column for splits if wanted) of a `folder:PATH` whose
+            sub-folders are no classes.
         data_root: folder that holds the data sets.
         pretext_dataset: unlabelled set, named likewise; left out: the downstream set's own unlabelled images, or
             STL10's.
@@ -123,6 +125,7 @@ class TrainConfig:
     """
 
     dataset: str = "textures"
+    labels: Path | None = None
     data_root: Path | None = None
     pretext_dataset: str | None = None
     preset: Literal["paper", "official", "quick"] = "quick"
@@ -185,6 +188,7 @@ class TrainConfig:
             pretext_dataset=None if self.pretext_dataset is None else spec(self.pretext_dataset),
             weights=None if self.weights is None else file(self.weights),
             output=self.output.expanduser().resolve(),
+            labels=None if self.labels is None else self.labels.expanduser().resolve(),
             data_root=None if self.data_root is None else self.data_root.expanduser().resolve(),
             cache_dir=None if self.cache_dir is None else self.cache_dir.expanduser().resolve(),
         )

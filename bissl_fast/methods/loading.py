@@ -45,7 +45,9 @@ class RunData:
             images.pipeline, device, images.resident_share, config.threads or None, lambda line: say(console, line)
         )
         self.unlabelled = self._load_unlabelled()
-        self.splits = load_downstream(config.dataset, config.data_root, images.cache_size, config.cache_dir)
+        self.splits = load_downstream(
+            config.dataset, config.data_root, images.cache_size, config.cache_dir, labels=config.labels
+        )
         self._tell_sizes()
         for scored in (self.splits.val, self.splits.test):
             self._tell_absent_classes(scored)

@@ -6,8 +6,7 @@ import os
 from pathlib import Path
 
 from bissl_fast.data.readers.decode import EXTENSIONS, is_image, printable
-from bissl_fast.data.readers.source import Listing, Source, carve, from_files, listed
-from bissl_fast.data.splits import TEST_SEED
+from bissl_fast.data.readers.source import Listing, Source, carve, from_files, listed, split_in_three
 from bissl_fast.errors import UserError
 
 _VALIDATION_NAMES = ("val", "valid", "validation")
@@ -23,11 +22,12 @@ def image_folder(root: Path) -> Listing:
     Raises:
         UserError: There is no folder, no class, only one class, or a split that cannot be made up is missing.
     """
-    _check_folder(root)
+    require_folder(root)
     title = printable(root.name)
     train_root = root / "train"
     if not train_root.is_dir():
-        return _split_flat(root)
+        whole = _labelled(root, title, _classes(root))
+        return split_in_three(whole, f"{printable(root)} has no splits of its own")
     test_root = root / "test"
     val_root = next((root / name for name in _VALIDATION_NAMES if (root / name).is_dir()), None)
     classes = _classes(train_root)
@@ -54,24 +54,19 @@ def loose_images(root: Path) -> Source:
     Raises:
         UserError: There is no folder, or no image in it.
     """
-    _check_folder(root)
+    require_folder(root)
     return from_files(f"{printable(root.name)}/unlabelled", images_below(root), root)
 
 
-def _split_flat(root: Path) -> Listing:
-    title = printable(root.name)
-    whole = _labelled(root, title, _classes(root))
-    rest, test, notes = carve(whole, f"{title}/test", TEST_SEED)
-    train, val, more = carve(rest, f"{title}/val", kept_name=f"{title}/train")
-    split = f"{printable(root)} has no splits of its own: {train.count} images train"
-    return Listing(
-        train, val, test, (f"{split}, {val.count} validate, {test.count} test.", *dict.fromkeys(notes + more))
-    )
+def require_folder(root: Path) -> Path:
+    """The folder, if it is there.
 
-
-def _check_folder(root: Path) -> None:
+    Raises:
+        UserError: It is not.
+    """
     if not root.is_dir():
         raise UserError(f"There is no folder {root}: give the path of a folder of images after 'folder:'.")
+    return root
 
 
 def _classes(root: Path) -> tuple[str, ...]:
