@@ -58,6 +58,16 @@ def loose_images(root: Path) -> Source:
     return from_files(f"{printable(root.name)}/unlabelled", images_below(root), root)
 
 
+def folder_names(root: Path) -> Source:
+    """Likewise, each image labelled by the name of the folder that it lies in."""
+    require_folder(root)
+    paths = images_below(root)
+    classes = tuple(sorted({path.parent.name for path in paths}))
+    number = {name: label for label, name in enumerate(classes)}
+    labels = [number[path.parent.name] for path in paths]
+    return from_files(printable(root.name), paths, root, labels, tuple(map(printable, classes)))
+
+
 def require_folder(root: Path) -> Path:
     """The folder, if it is there.
 

@@ -44,35 +44,30 @@ def labelled_table(root: Path, table: Path) -> Listing:
     Raises:
         UserError: if the table cannot be used, none of its files is there, or there are fewer than two classes.
     """
-    rows = read_table(root, table)
-    present = [row for row in rows if os.path.isfile(row.file)]  # false, too, for names that no file can have
-    if not present:
-        raise UserError(f"None of the {len(rows)} files that {table} lists is in {root}: paths are relative to it.")
-    absent = [row.file.relative_to(root).as_posix() for row in rows if not os.path.isfile(row.file)]
-    notes = tuple(absent_notes(table.name, absent))
-    classes = tuple(sorted({row.label for row in present}))
+    present, notes = _present(root, table)
+    classes = _classes(present)
     if len(classes) < 2:
         raise UserError(f"{table} has the class {classes[0]!r} alone: two or more are expected in its column 'class'.")
-    title, number = printable(root.name), {label: place for place, label in enumerate(classes)}
-
-    def source(name: str, part: Iterable[Row]) -> Source:
-        chosen = sorted(part)
-        labels = [number[row.label] for row in chosen]
-        return from_files(name, [row.file for row in chosen], root, labels, tuple(map(printable, classes)))
-
+    title = printable(root.name)
     splits = {split: [row for row in present if row.split == split] for split in SPLITS}
     if not any(splits.values()):
-        return split_in_three(source(title, present), f"{printable(table)} names no splits", notes)
+        return split_in_three(_source(title, root, present, classes), f"{printable(table)} names no splits", notes)
     if not splits["test"]:
         splits["test"], splits["val"] = splits["val"], []
         notes += (f"{printable(table)} has no test split: its validation images serve as that.",)
-    parts = {split: source(f"{title}/{split}", part) for split, part in splits.items()}
+    parts = {split: _source(f"{title}/{split}", root, part, classes) for split, part in splits.items()}
     for split in ("train", "test"):
         if not splits[split]:
             raise UserError(f"{table} has no images for {split}: add them, or leave out the column of splits.")
     if splits["val"]:
         return Listing(parts["train"], parts["val"], parts["test"], notes)
     return with_validation(parts["train"], parts["test"], notes)
+
+
+def whole_table(root: Path, table: Path) -> tuple[Source, tuple[str, ...]]:
+    """Every image that a table names, whatever its split, and what a user should read; errors likewise."""
+    present, notes = _present(root, table)
+    return _source(printable(root.name), root, present, _classes(present)), notes
 
 
 def read_table(root: Path, table: Path) -> list[Row]:
@@ -139,3 +134,24 @@ def _row(root: Path, table: Path, number: int, cells: Sequence[str], columns: di
     if word and not split:
         raise UserError(f"{table}, line {number}: the split is {word!r}; known are {', '.join(SPLITS)}.")
     return Row(file, values["class"], split)
+
+
+def _present(root: Path, table: Path) -> tuple[list[Row], tuple[str, ...]]:
+    """The lines whose files are there, and a note on the others."""
+    rows = read_table(root, table)
+    present = [row for row in rows if os.path.isfile(row.file)]  # false, too, for names that no file can have
+    if not present:
+        raise UserError(f"None of the {len(rows)} files that {table} lists is in {root}: paths are relative to it.")
+    there = {row.file for row in present}
+    absent = [row.file.relative_to(root).as_posix() for row in rows if row.file not in there]
+    return present, tuple(absent_notes(table.name, absent))
+
+
+def _classes(rows: Iterable[Row]) -> tuple[str, ...]:
+    return tuple(sorted({row.label for row in rows}))
+
+
+def _source(name: str, root: Path, rows: Iterable[Row], classes: tuple[str, ...]) -> Source:
+    chosen, number = sorted(rows), {label: place for place, label in enumerate(classes)}
+    labels = [number[row.label] for row in chosen]
+    return from_files(name, [row.file for row in chosen], root, labels, tuple(map(printable, classes)))
