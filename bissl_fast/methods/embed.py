@@ -1,7 +1,7 @@
 """Features of a folder of images by a backbone: of a run, of a file of weights or of timm."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from bissl_fast.errors import UserError
 from bissl_fast.evaluation.metrics import evaluation_mode
 from bissl_fast.methods.config import ImageSettings, load_config
 from bissl_fast.models import backbone_weights, build_backbone
-from bissl_fast.models.weights import TIMM_PREFIX
+from bissl_fast.models.weights import TIMM_PREFIX, timm_normalisation
 
 FOLDERS = "folders"
 WEIGHTS = "weights.safetensors"  # of a stage
@@ -108,11 +108,13 @@ def embedder(spec: str, backbone: str | None, size: int | None, say: Callable[[s
         if backbone is None and spec.startswith(TIMM_PREFIX):
             name = spec.removeprefix(TIMM_PREFIX).split(".")[0]
         view = eval_view(images.size)
+        if (seen := timm_normalisation(spec)) is not None:
+            view = replace(view, mean=seen[0], std=seen[1])
     decoded = images.cache_size
     if size is not None and size != view.size:
         if not 8 <= size <= 4096:
             raise UserError(f"--size must be between 8 and 4096 pixels, found {size}.")
-        view, decoded = eval_view(size), max(size, decoded)
+        view, decoded = replace(view, size=size), max(size, decoded)
     network = build_backbone(name, 0)
     weights = backbone_weights(spec, network, name)
     weights.load_into(network)

@@ -33,6 +33,7 @@ from bissl_fast.models import (
     build_classifier,
     probe_features,
 )
+from bissl_fast.models.weights import timm_normalisation
 from bissl_fast.training.environment import describe_environment
 from bissl_fast.training.files import (
     exclusive,
@@ -71,10 +72,7 @@ class Training:
         config.bilevel.require_device(self.device)
         self.forward = apply_precision(config.precision, self.device)
         self.features = probe_features(config.backbone, config.images.size)
-        self.weights: BackboneWeights | None = None
-        if config.weights is not None:
-            self.weights = backbone_weights(config.weights, self._backbone(), config.backbone)
-            say(console, f"Weights: {self.weights}")
+        self.weights = self._start()
         self.data = RunData(config, self.device, console)
         self.unlabelled, self.splits = self.data.unlabelled, self.data.splits
         self.loss = partial(downstream_loss, multilabel=config.finetune.multilabel_loss)
@@ -102,6 +100,18 @@ class Training:
         scores = json.loads((test.folder / "results.json").read_text())
         write_json(self.folder / "results.json", about | scores)
         return self.folder
+
+    def _start(self) -> BackboneWeights | None:
+        """The weights that the backbone starts from, if they are not drawn."""
+        spec, view = self.config.weights, self.config.images.finetune
+        if spec is None:
+            return None
+        weights = backbone_weights(spec, self._backbone(), self.config.backbone)
+        say(self.console, f"Weights: {weights}")
+        seen = timm_normalisation(spec)
+        if seen not in (None, (view.mean, view.std)):
+            say(self.console, f"{spec} has seen pixels of mean and std {seen}: set --images.*.mean and .std", "yellow")
+        return weights
 
     def _count_steps(self) -> None:
         config = self.config

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -20,6 +20,7 @@ IN_A_RUN = ("weights.safetensors", "bissl/weights.safetensors")  # of a stage's 
 SHOWN = 8  # names in a sentence
 
 Tensors = dict[str, torch.Tensor]
+Triple = tuple[float, float, float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,6 +148,14 @@ def timm_tensors(model: str, name: str) -> Tensors:
             "network and give the file's path in place of the name."
         ) from None
     return tensors
+
+
+def timm_normalisation(spec: str) -> tuple[Triple, Triple] | None:
+    """Mean and standard deviation of the pixels that ``timm:NAME`` was trained on, in 0 to 1; None for other specs."""
+    import timm
+
+    source = timm.get_pretrained_cfg(spec.removeprefix(TIMM_PREFIX)) if spec.startswith(TIMM_PREFIX) else None
+    return None if source is None else (cast(Triple, source.mean), cast(Triple, source.std))
 
 
 def fit(found: Tensors, backbone: nn.Module, name: str, origin: str) -> BackboneWeights:

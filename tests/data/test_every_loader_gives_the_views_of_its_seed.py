@@ -111,3 +111,10 @@ def test_views_may_differ_in_number_and_size(pipeline: str) -> None:
         expected = render(pixels, draw_views(settings, 1, 0, batch.samples, number, (28, 28)), settings)
         assert in_levels(view - expected, settings).max() <= 2
     assert not torch.equal(batch.views[2], batch.views[3])  # alike in settings, and drawn apart
+
+
+def test_an_image_set_of_tensors_is_told_from_one_of_arrays() -> None:
+    with pytest.raises(ValueError, match="mine: images must be a NumPy array, found Tensor"):
+        ImageSet("mine", photos(2, 8, 8), None, (), "0")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="mine: labels must be a NumPy array, found list"):
+        ImageSet("mine", photos(2, 8, 8).numpy(), [0, 1], ("a", "b"), "0")  # type: ignore[arg-type]

@@ -13,6 +13,7 @@ from bissl_fast.data.loader import sequential_batches
 from bissl_fast.data.readers.folder import folder_names
 from bissl_fast.evaluation.features import extract_features
 from bissl_fast.methods.config import save_config
+from bissl_fast.methods.embed import embedder
 from bissl_fast.models import build_backbone
 from tests.methods.conftest import train_arguments
 
@@ -61,6 +62,13 @@ def test_the_same_weights_give_the_same_features_however_they_are_named(
         if model != lone:  # which is shown images of another decoded size
             np.testing.assert_array_equal(other["features"], found["features"])
         assert other["features"].shape == found["features"].shape
+
+
+def test_timms_weights_see_pixels_as_they_were_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = build_backbone("test_resnet", 1).state_dict()
+    monkeypatch.setattr("bissl_fast.models.weights.timm_tensors", lambda _, name: tensors)
+    view = embedder("timm:test_resnet", None, 64, print).view
+    assert (view.size, view.mean, view.std) == (64, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 def test_a_config_that_is_no_runs_is_left_alone(run: Path, small_data: Path, tmp_path: Path) -> None:

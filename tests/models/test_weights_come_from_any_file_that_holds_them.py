@@ -12,6 +12,7 @@ from torch import nn
 
 from bissl_fast.errors import UserError
 from bissl_fast.models import backbone_weights, build_backbone
+from bissl_fast.models.weights import timm_normalisation
 
 NAME = "test_resnet"
 
@@ -129,6 +130,12 @@ def test_a_file_executes_nothing_and_files_without_weights_say_what_they_hold(tm
         with pytest.raises(UserError, match=sentence):
             read(str(tmp_path / name))
     assert not (tmp_path / "executed").exists()
+
+
+def test_the_normalisation_of_timms_weights_is_known() -> None:
+    assert timm_normalisation("timm:test_resnet") == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    assert timm_normalisation("timm:resnet18.a1_in1k") == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert timm_normalisation("own.pth") is None
 
 
 def test_timms_weights_are_taken_by_name_and_offline_their_file_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
