@@ -29,9 +29,9 @@ peer: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --editable '.[test,peer]'
 	$(BIN)/python -m pytest -m peer
 
-# Tests and benchmarks that need a GPU; results go to docs/results.
+# Tests and benchmarks that need a GPU, slice by slice; results go to docs/results.
 gpu: $(VENV)/installed
-	scripts/measure_on_a_gpu.sh
+	for slice in 1 2 3 4 5 6 7; do PYTHON=$(abspath $(BIN)/python) scripts/gpu/slice.sh $$slice docs/results; done
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

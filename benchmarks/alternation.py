@@ -9,9 +9,9 @@ Both sides get the same batches, which are noise of the images' shape and wait o
 
 import argparse
 import copy
-import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from benchmarks.gpu_report import Report, add_budget
 from benchmarks.reference_alternation import ReferenceBiSSL, Views
 from benchmarks.upper_phase import described, timed
 from bissl_fast.bilevel.hessian import ProductsDtype
@@ -32,7 +33,6 @@ from bissl_fast.methods.pretrain import LARSSettings
 from bissl_fast.models import Network, build_classifier, probe_features
 from bissl_fast.ops.nt_xent.reference import nt_xent_loss
 from bissl_fast.pretext import SimCLR
-from bissl_fast.training.environment import describe_environment
 from bissl_fast.training.precision import Precision, apply_precision
 
 CLASSES = 47  # DTD's
@@ -41,14 +41,19 @@ SGD = SGDSettings(0.015, 0.0075)
 
 
 class Noise(Loader):
-    """A few batches of noise in turn, made beforehand."""
+    """A few batches of noise in turn, made beforehand; channels-last, as views are."""
 
     def __init__(self, views: int, images: int, size: int, device: str, seed: int, different: int = 8) -> None:
         super().__init__("noise", images, BatchOrder(images, images, seed))
         generator = torch.Generator().manual_seed(seed)
         self._batches = [
             Batch(
-                tuple(torch.randn(images, 3, size, size, generator=generator).to(device) for _ in range(views)),
+                tuple(
+                    torch.randn(images, 3, size, size, generator=generator).to(
+                        device, memory_format=torch.channels_last
+                    )
+                    for _ in range(views)
+                ),
                 torch.randint(CLASSES, (images,), generator=generator).to(device),
                 np.arange(images),
                 0,
@@ -90,7 +95,7 @@ class TimedBiSSL(BiSSLTask):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, help="writes .json")
+    parser.add_argument("--output", type=Path, required=True, help="writes .json and .md, row by row")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--backbone", default="resnet18")
     parser.add_argument("--size", type=int, default=96)
@@ -103,52 +108,54 @@ def main() -> None:
     for name in ("lower_steps", "upper_steps", "stored_batches", "solver_iterations"):
         default = getattr(BiSSLSettings(), name)
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, help="as in Algorithm 1")
-    arguments = parser.parse_args()
-    record = measure(arguments)
-    arguments.output.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    add_budget(parser)
+    measure(parser.parse_args())
 
 
-def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+def measure(arguments: argparse.Namespace) -> None:
     """A row for the reference, and one for each way of ours."""
-    device = arguments.device
+    device = torch.device(arguments.device)
     names = ("lower_steps", "upper_steps", "stored_batches", "solver_iterations")
     settings = BiSSLSettings(**{name: getattr(arguments, name) for name in names}, warmup_steps=980)
-    forward = apply_precision(arguments.precision, torch.device(device))
-    case = problem(arguments.backbone, arguments.size, arguments.pairs, 0, device)
+    forward = apply_precision(arguments.precision, device)
+    case = problem(arguments.backbone, arguments.size, arguments.pairs, 0, arguments.device)
     head = build_classifier(probe_features(arguments.backbone, arguments.size), CLASSES, 0).to(device)
     loaders = (
-        Noise(2, arguments.pairs, arguments.size, device, 1),
-        Noise(1, arguments.downstream, arguments.size, device, 2),
+        Noise(2, arguments.pairs, arguments.size, arguments.device, 1),
+        Noise(1, arguments.downstream, arguments.size, arguments.device, 2),
     )
-    rows: list[dict[str, Any]] = []
-
-    def add(what: str, clock: Clock, step: Callable[[int], Any]) -> None:
-        if torch.device(device).type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        step(0)
-        each = first = clock.seconds
-        if arguments.alternations:
-            clock.seconds = {}
-            for index in range(1, arguments.alternations + 1):
-                step(index)
-            each = {name: seconds / arguments.alternations for name, seconds in clock.seconds.items()}
-        row = {"what": what, "first": first, **each, "alternation": sum(each.values())}
-        row["stage_hours"] = row["alternation"] * PAPER / 3600
-        if torch.device(device).type == "cuda":
-            row["peak_gigabytes"] = torch.cuda.max_memory_allocated() / 1e9
-        if rows:
-            row["times_faster"] = rows[0]["alternation"] / row["alternation"]
-        rows.append(row)
-        print(json.dumps(row), flush=True)
-
+    report = Report(arguments.output, "Whole alternations", device, arguments, arguments.budget_seconds)
+    rest: float | None = None
     if not arguments.no_reference:
-        add("reference, plain PyTorch", *reference(arguments, case, head, loaders, settings, forward))
+        run = partial(reference, arguments, case, head, loaders, settings, forward)
+        row = report.row(
+            "rows", partial(alternations, run, arguments.alternations, rest), what="reference, plain PyTorch"
+        )
+        rest = row.get("alternation")
     for bilevel, products in ways(settings.solver_iterations, arguments.products_dtype):
         ours = replace(settings, solver_iterations=products)
-        add(f"{described(bilevel)}, {products} products", *of_ours(device, case, head, loaders, ours, bilevel, forward))
-    about = describe_environment(torch.device(device))
-    told = {name: str(value) for name, value in vars(arguments).items() if name != "output"}
-    return {"environment": about, "settings": told, "rows": rows}
+        run = partial(of_ours, arguments.device, case, head, loaders, ours, bilevel, forward)
+        what = f"{described(bilevel)}, {products} products"
+        report.row("rows", partial(alternations, run, arguments.alternations, rest), what=what)
+
+
+def alternations(
+    build: Callable[[], tuple[Clock, Callable[[int], Any]]], count: int, reference_seconds: float | None
+) -> dict[str, Any]:
+    """Mean seconds of an alternation after the first, by level; of the first if ``count`` is 0."""
+    clock, step = build()
+    step(0)
+    each = first = clock.seconds
+    if count:
+        clock.seconds = {}
+        for index in range(1, count + 1):
+            step(index)
+        each = {name: seconds / count for name, seconds in clock.seconds.items()}
+    row: dict[str, Any] = {"first": first, **each, "alternation": sum(each.values())}
+    row["stage_hours"] = row["alternation"] * PAPER / 3600
+    if reference_seconds is not None:
+        row["times_faster"] = reference_seconds / row["alternation"]
+    return row
 
 
 def ways(iterations: int, dtype: ProductsDtype) -> list[tuple[BilevelSettings, int]]:

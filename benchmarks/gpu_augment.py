@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.gpu_report import Report
+from benchmarks.gpu_report import Report, add_budget, place
 from benchmarks.peers_augment import Images, Peer, Views, threads_for, workers_for
 from benchmarks.streams_augment import CACHE_SIZE, pictures, streams, views_per_second
 from bissl_fast.data import presets, torch_pipeline
@@ -53,19 +53,21 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="smallest sizes only: does the script run?")
     parser.add_argument("--seconds", type=float, default=2.0, help="of measuring, per row")
     parser.add_argument("--device", default="cuda")
+    add_budget(parser)
     options = parser.parse_args()
     device = torch.device(options.device)
-    report = Report(options.out, "augment", "Views on a GPU: `python -m benchmarks.gpu_augment`", device)
+    title = "Views on a GPU: `python -m benchmarks.gpu_augment`"
+    report = Report(place(options.out, "augment", device), title, device, seconds=options.budget_seconds)
     name, images = pictures()
     report.row("set-up", lambda: {"images": name, "pixels": CACHE_SIZE, "cuda kernel": why_absent("cuda") or "there"})
     size, batch, seconds = (32, 16, 0.1) if options.quick else (96, 1024, options.seconds)
-    check_exactness(report, images, device, options.quick)
     measure_floor(report, images, size, batch, device)
     compare(report, images, size, batch, seconds, device)
-    sweep_sizes(report, images, seconds, device, options.quick)
     for precision in PRECISIONS[: 1 if options.quick else None]:
         feed = functools.partial(wait_share, images, size, batch, 5 * seconds, device, precision)
         report.row("a pretext step of resnet18", feed, precision=precision, views=f"2x{batch}", size=size)
+    check_exactness(report, images, device, options.quick)
+    sweep_sizes(report, images, seconds, device, options.quick)
 
 
 def held(images: Images, least: int = 0) -> ImageSet:

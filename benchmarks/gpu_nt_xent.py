@@ -2,91 +2,86 @@
 
     python -m benchmarks.gpu_nt_xent --out docs/results            # nt_xent_<gpu>.json and .md
     python -m benchmarks.gpu_nt_xent --out docs/results --sweep    # times other tile shapes too
+    python -m benchmarks.gpu_nt_xent --sizes 8192x256 --precisions bf16 --skip errors,small,large --budget-seconds 60
 
 Every row is written as soon as it is known. Times are medians over many calls on random data; rates are
 operations of the algorithm (2 N² D per product of U with its transpose) over time, beside a large matrix
-product measured in the same run. Peers: the reference eagerly, `torch.compile` of it, and lightly's loss.
+product measured in the same run. Peers: the reference eagerly, `torch.compile` of it, and lightly's loss; all but
+lightly's also replayed as CUDA graphs. `torch.compile` has no second order.
 """
 
 import argparse
 import functools
-import itertools
-import statistics
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.gpu_report import Report
+from benchmarks.gpu_nt_xent_tiles import sweep_tiles
+from benchmarks.gpu_report import Report, add_budget, place
+from benchmarks.gpu_timing import PRECISIONS, median_ms, products, replay_ms
 from bissl_fast.ops import backend, nt_xent_loss
+from bissl_fast.ops.bench import TEMPERATURE
 from bissl_fast.ops.nt_xent import reference
 
 SIZES = ((1024, 256), (2048, 256), (4096, 256), (8192, 256))  # (pairs, width)
 SMALL = ((128, 128), (512, 128), (1024, 256))
 LARGE = (65536, 128)
-PRECISIONS = {
-    "fp32": (torch.float32, "highest"),
-    "tf32": (torch.float32, "high"),
-    "bf16": (torch.bfloat16, "highest"),
-}
-TEMPERATURE = 0.5
+PARTS = ("ceilings", "errors", "times", "small", "large", "sweep")
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
+    parser.add_argument("--sizes", type=sizes_of, default=SIZES, help="of the times, as 1024x256,8192x256")
+    parser.add_argument("--precisions", type=names_among(PRECISIONS), default=list(PRECISIONS), help="as fp32,bf16")
+    parser.add_argument("--skip", type=names_among(PARTS), default=[], help=f"of {','.join(PARTS)}")
     parser.add_argument("--sweep", action="store_true", help="time other tile shapes as well")
     parser.add_argument("--quick", action="store_true", help="smallest sizes only: does the script run?")
     parser.add_argument("--device", default="cuda")
+    add_budget(parser)
     options = parser.parse_args()
     device = torch.device(options.device)
-    report = Report(options.out, "nt_xent", "NT-Xent on a GPU: `python -m benchmarks.gpu_nt_xent`", device)
-    sizes = ((64, 32),) if options.quick else SIZES
-    ceilings = measure_ceilings(report, device, 512 if options.quick else 8192)
-    check_exactness(report, device, options.quick)
-    for precision in PRECISIONS:
-        for pairs, width in sizes:
-            compare(report, device, precision, pairs, width)
-    for pairs, width in ((64, 32),) if options.quick else SMALL:
-        labels = {"pairs": pairs, "width": width}
-        report.row("small sizes", lambda p=pairs, w=width: count_launches(device, p, w), **labels)
-    pairs, width = (128, 32) if options.quick else LARGE
-    labels = {"pairs": pairs, "width": width}
-    report.row("large", lambda: measure_large(device, pairs, width, ceilings), **labels)
-    if options.sweep:
-        sweep_tiles(report, device, 256 if options.quick else 8192)
+    title = "NT-Xent on a GPU: `python -m benchmarks.gpu_nt_xent`"
+    report = Report(place(options.out, "nt_xent", device), title, device, options, options.budget_seconds)
+    parts: dict[str, Callable[[], object]] = {
+        "errors": lambda: check_exactness(report, device, options.precisions, options.quick),
+        "times": lambda: compare_all(report, device, options),
+        "small": lambda: count_all(report, device, ((64, 32),) if options.quick else SMALL),
+        "large": lambda: measure_largest(report, device, (128, 32) if options.quick else LARGE),
+        "sweep": lambda: sweep_tiles(report, device, 256 if options.quick else 8192),
+    }
+    if "ceilings" not in options.skip:
+        measure_ceilings(report, device, 512 if options.quick else 8192)
+    for name, part in parts.items():
+        if name not in options.skip and (name != "sweep" or options.sweep):
+            part()
 
 
-@contextmanager
-def products(precision: str) -> Iterator[torch.dtype]:
-    """The dtype of a precision, with float32 products set to match."""
-    dtype, products_of_float32 = PRECISIONS[precision]
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(products_of_float32)
+def sizes_of(text: str) -> list[tuple[int, int]]:
+    """Pairs and widths of ``1024x256,8192x256``."""
     try:
-        yield dtype
-    finally:
-        torch.set_float32_matmul_precision(before)
+        sizes = [(int(pairs), int(width)) for pairs, width in (size.split("x") for size in text.split(","))]
+    except ValueError:
+        sizes = []
+    if not sizes or min(min(size) for size in sizes) < 1:
+        raise argparse.ArgumentTypeError(f"expected PAIRSxWIDTH,…, as 1024x256,8192x256, found {text!r}")
+    return sizes
 
 
-def median_ms(call: Callable[[], object], device: torch.device, budget_ms: float = 150.0) -> float:
-    """Median time of a call after warming up."""
-    if device.type == "cuda":
-        from triton.testing import do_bench
+def names_among(known: Iterable[str]) -> Callable[[str], list[str]]:
+    """What reads names that are separated by commas."""
 
-        return float(do_bench(call, warmup=40, rep=budget_ms, return_mode="median"))
-    call()
-    times = []
-    while sum(times) < budget_ms:
-        start = time.perf_counter()
-        call()
-        times.append(1e3 * (time.perf_counter() - start))
-    return statistics.median(times)
+    def read(text: str) -> list[str]:
+        names = text.split(",")
+        if unknown := [name for name in names if name not in known]:
+            raise argparse.ArgumentTypeError(f"expected some of {','.join(known)}, found {','.join(unknown)!r}")
+        return names
+
+    return read
 
 
 def embeddings(pairs: int, width: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -124,9 +119,8 @@ def all_orders(loss: Loss, views: tuple[Tensor, Tensor], along: tuple[Tensor, Te
     return value.detach(), torch.cat(first).detach(), torch.cat(second)
 
 
-def measure_ceilings(report: Report, device: torch.device, side: int) -> dict[str, float]:
+def measure_ceilings(report: Report, device: torch.device, side: int) -> None:
     """Rates of a large matrix product, TFLOP/s, and of a copy, TB/s."""
-    ceilings = {}
     for precision in PRECISIONS:
 
         def rate(precision: str = precision) -> dict[str, Any]:
@@ -134,7 +128,7 @@ def measure_ceilings(report: Report, device: torch.device, side: int) -> dict[st
                 a, b = torch.randn(2, side, side, device=device).to(dtype)
                 return {"tflops": 2 * side**3 / median_ms(lambda: a @ b, device) / 1e9}
 
-        ceilings[precision] = report.row("ceilings", rate, what=f"{precision} matrix product, {side}³").get("tflops")
+        report.row("ceilings", rate, what=f"{precision} matrix product, {side}³")
 
     def copy() -> dict[str, Any]:
         source = torch.randn(side * side * 8, device=device)
@@ -142,13 +136,12 @@ def measure_ceilings(report: Report, device: torch.device, side: int) -> dict[st
         return {"tb_per_s": 8 * source.numel() / median_ms(lambda: target.copy_(source), device) / 1e9}
 
     report.row("ceilings", copy, what="copy, bytes read and written")
-    return ceilings
 
 
-def check_exactness(report: Report, device: torch.device, quick: bool) -> None:
+def check_exactness(report: Report, device: torch.device, precisions: Sequence[str], quick: bool) -> None:
     """Errors against float64 beside plain PyTorch's own, and whether two calls give the same bits."""
     shapes = [(1, 3), (31, 17), (33, 100), (63, 64), (65, 128), (127, 257), (500, 512), (2048, 256)]
-    for precision in PRECISIONS:
+    for precision in precisions:
         for pairs, width in shapes[:3] if quick else shapes:
 
             def errors(precision: str = precision, pairs: int = pairs, width: int = width) -> dict[str, Any]:
@@ -178,40 +171,83 @@ def compare_norms(found: tuple[Tensor, ...], exact: tuple[Tensor, ...]) -> list[
     return [difference / norm if norm > 1e-3 else difference for difference, norm in pairs]
 
 
+def compare_all(report: Report, device: torch.device, options: argparse.Namespace) -> None:
+    for precision in options.precisions:
+        for pairs, width in ((64, 32),) if options.quick else options.sizes:
+            compare(report, device, precision, pairs, width)
+
+
 def compare(report: Report, device: torch.device, precision: str, pairs: int, width: int) -> None:
-    """Forward + backward of every peer; of eager and ours also all orders, and the product alone."""
+    """Times of every peer at one size, and how many times faster ours is."""
     labels = {"precision": precision, "pairs": pairs, "width": width}
     peers = {"fused": lambda: fused, "eager": lambda: eager, "compiled": compiled_eager, "lightly": lightly}
-    times: dict[str, dict[str, Any]] = {"first": {}, "all": {}, "product": {}}
+    rows = {}
     for name, build in peers.items():
+        measure = functools.partial(times_of, name, build, device, precision, pairs, width)
+        rows[name] = report.row("times", measure, peer=name, **labels)
+    report.row("times faster than peers", lambda: ratios(rows), **labels)
 
-        def run(name: str = name, build: Callable[[], Loss] = build) -> dict[str, Any]:
-            with products(precision) as dtype:
-                loss, views = build(), embeddings(pairs, width, dtype, device)
-                found = {"first": median_ms(lambda: gradient(loss, views), device)}
-                if name in ("fused", "eager"):
-                    along = tuple(torch.randn_like(view) for view in views)
-                    found["all"] = median_ms(lambda: all_orders(loss, views, along), device)
-                    slopes = torch.autograd.grad(loss(*views), views, create_graph=True)
-                    found["product"] = median_ms(
-                        lambda: torch.autograd.grad(slopes, views, along, retain_graph=True), device
-                    )
-            for order, value in found.items():
-                times[order][name] = value
-            return {f"{order}_ms": value for order, value in found.items()}
 
-        report.row("times", run, peer=name, **labels)
+def times_of(
+    name: str, build: Callable[[], Loss], device: torch.device, precision: str, pairs: int, width: int
+) -> dict[str, Any]:
+    """Forward + backward; of eager and ours, which can be differentiated twice, also all orders and the product alone.
 
-    def ratios() -> dict[str, Any]:
-        others = {order: [t for name, t in row.items() if name != "fused"] for order, row in times.items()}
-        return {order: min(others[order]) / row["fused"] for order, row in times.items()}
+    Called from Python and, on CUDA, replayed as a CUDA graph; not the product, which walks an earlier call's graph.
+    """
+    with products(precision) as dtype:
+        loss, views = build(), embeddings(pairs, width, dtype, device)
+        along = tuple(torch.randn_like(view) for view in views)
+        tasks: dict[str, Callable[[], object]] = {"first": lambda: gradient(loss, views)}
+        if name in ("fused", "eager"):
+            tasks["all"] = lambda: all_orders(loss, views, along)
+        found: dict[str, Any] = {}
+        for order, task in tasks.items():
+            found[f"{order}_ms"] = median_ms(task, device)
+            if device.type == "cuda" and name != "lightly":
+                found |= replayed(order, task, device)
+        if name in ("fused", "eager"):
+            slopes = torch.autograd.grad(loss(*views), views, create_graph=True)
+            product = functools.partial(torch.autograd.grad, slopes, views, along, retain_graph=True)
+            found["product_ms"] = median_ms(product, device)
+    return found
 
-    report.row("speed against the best peer", ratios, **labels)
+
+def replayed(order: str, task: Callable[[], object], device: torch.device) -> dict[str, Any]:
+    """Time as a CUDA graph, or why there is none."""
+    try:
+        return {f"{order}_replayed_ms": replay_ms(task, device)}
+    except RuntimeError as error:
+        return {f"{order}_not_captured": str(error).splitlines()[0][:200]}
+
+
+def ratios(rows: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """Times of peers over ours: called by called; replayed by the best of all, and by eager and compiled called."""
+    found: dict[str, float] = {}
+    for order in ("first", "all", "product"):
+        called, replay = f"{order}_ms", f"{order}_replayed_ms"
+
+        others = [name for name in rows if name != "fused"]
+        against = {
+            f"{order}: called, best peer called": (called, others, (called,)),
+            f"{order}: replayed, best peer called or replayed": (replay, others, (called, replay)),
+            f"{order}: replayed, eager and compiled called": (replay, ["eager", "compiled"], (called,)),
+        }
+        for what, (ours, names, keys) in against.items():
+            times = [rows[name][key] for name in names for key in keys if key in rows[name]]
+            if ours in rows["fused"] and times:
+                found[what] = min(times) / rows["fused"][ours]
+    return found
 
 
 def compiled_eager() -> Loss:
     torch._dynamo.reset()
     return torch.compile(eager)
+
+
+def count_all(report: Report, device: torch.device, sizes: Iterable[tuple[int, int]]) -> None:
+    for pairs, width in sizes:
+        report.row("small sizes", functools.partial(count_launches, device, pairs, width), pairs=pairs, width=width)
 
 
 def count_launches(device: torch.device, pairs: int, width: int) -> dict[str, Any]:
@@ -232,21 +268,14 @@ def count_launches(device: torch.device, pairs: int, width: int) -> dict[str, An
     return found
 
 
-def replay_ms(call: Callable[[], object], device: torch.device) -> float:
-    """Time of a call captured once as a CUDA graph."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            call()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-    return median_ms(graph.replay, device)
+def measure_largest(report: Report, device: torch.device, size: tuple[int, int]) -> None:
+    rows = report.content.get("ceilings", [])
+    rate = next((row["tflops"] for row in rows if row["what"].startswith("bf16") and "tflops" in row), None)
+    pairs, width = size
+    report.row("large", functools.partial(measure_large, device, pairs, width, rate), pairs=pairs, width=width)
 
 
-def measure_large(device: torch.device, pairs: int, width: int, ceilings: dict[str, float]) -> dict[str, Any]:
+def measure_large(device: torch.device, pairs: int, width: int, rate: float | None) -> dict[str, Any]:
     """bf16 where the similarities would not fit: time, memory above the inputs, share of the matrix rate."""
     views = embeddings(pairs, width, torch.bfloat16, device)
     along = tuple(torch.randn_like(view) for view in views)
@@ -267,45 +296,9 @@ def measure_large(device: torch.device, pairs: int, width: int, ceilings: dict[s
         milliseconds = median_ms(call, device, 500.0)
         found[f"{order} ms"] = milliseconds
         found[f"{order} tflops"] = units * unit / milliseconds / 1e9
-        found[f"{order} share of bf16 rate"] = found[f"{order} tflops"] / ceilings["bf16"]
+        if rate is not None:
+            found[f"{order} share of bf16 rate"] = found[f"{order} tflops"] / rate
     return found
-
-
-def sweep_tiles(report: Report, device: torch.device, pairs: int) -> None:
-    """Times of the two kernels over tiles, at first order and for products, over tile shapes."""
-    from bissl_fast.ops.triton import launch, plans, tiles
-
-    def sums(problem: Any, packed: Tensor, factors: Tensor, tangent: bool) -> Tensor:
-        return launch.panel_sums(problem, packed, factors, tiles.TANGENT_SUM if tangent else tiles.SUM)
-
-    def products_with_rows(problem: Any, packed: Tensor, factors: Tensor, tangent: bool) -> Tensor:
-        return launch.weigh(problem, packed, factors, factors, tangent)
-
-    kernels = {"sum_plan": sums, "weight_plan": products_with_rows}
-    shapes = [(128, 128, 8), (128, 64, 8), (64, 128, 4), (64, 64, 4), (128, 32, 8), (64, 32, 4)]
-    for width, split, tangent in itertools.product((128, 256), (False, True), (False, True)):
-        problem = launch.Problem(pairs, width, TEMPERATURE, False, split, device)
-        units = torch.nn.functional.normalize(torch.randn(2 * pairs, width, device=device), dim=1)
-        tangents = (torch.randn_like(units) / width, torch.ones((), device=device)) if tangent else ()
-        norms = torch.full((2 * pairs,), 2.0 * pairs, device=device)
-        operands = launch.pack(problem, units, norms, launch.WEIGHT_GAIN, *tangents)
-        for (name, kernel), shape, stages in itertools.product(kernels.items(), shapes, (2, 3)):
-            chosen = getattr(plans, name)(width, split, tangent, plans.describe(device))
-            plan = plans.Plan(plans.Tile(*shape, stages), chosen.chunk, chosen.out)
-            call = functools.partial(kernel, problem, *operands, tangent)
-            labels = {"kernel": name, "width": width, "split": split, "tangent": tangent}
-            labels |= {"tile": [*shape, stages], "chosen": plan == chosen}
-            report.row("sweep", functools.partial(forced, plans, name, plan, call, device), **labels)
-
-
-def forced(plans: Any, name: str, plan: Any, call: Callable[[], object], device: torch.device) -> dict[str, Any]:
-    """Time of a call while one function of `plans` answers with ``plan``."""
-    original = getattr(plans, name)
-    setattr(plans, name, lambda *_: plan)
-    try:
-        return {"ms": median_ms(call, device, 30.0)}
-    finally:
-        setattr(plans, name, original)
 
 
 if __name__ == "__main__":

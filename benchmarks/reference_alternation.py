@@ -71,16 +71,7 @@ class ReferenceBiSSL:
             step, total = alternation * len(batches) + k, settings.alternations * len(batches)
             rate = scheduled(step, total, peak, settings.warmup_steps or 0, settings.final_share)
             for p, m, g in zip(parameters, self.momenta, gradients, strict=True):
-                self.lars_step(p, m, shrink * g, rate)
-
-    @torch.no_grad()
-    def lars_step(self, p: torch.Tensor, m: torch.Tensor, g: torch.Tensor, rate: float) -> None:
-        if p.ndim != 1 or not self.lars.exclude_1d:
-            g = g + self.lars.weight_decay * p
-            ratio = self.lars.trust_coefficient * p.norm() / g.norm()
-            g = g * torch.where((p.norm() > 0) & (g.norm() > 0), ratio, 1.0)
-        m.mul_(self.lars.momentum).add_(g)
-        p.sub_(rate * m)
+                lars_step(self.lars, p, m, shrink * g, rate)
 
     def upper_level(self, alternation: int, stored: Sequence[Views], batches: Sequence[Labelled]) -> None:
         """Lines 10 to 15: N_U steps."""
@@ -107,6 +98,17 @@ class ReferenceBiSSL:
         scale = 1 / (self.settings.proximity + self.settings.damping)
         iterations = self.settings.solver_iterations
         return solve(self.loss, self.pretext, self.theta_p, stored, v, scale, iterations)
+
+
+@torch.no_grad()
+def lars_step(lars: LARSSettings, p: torch.Tensor, m: torch.Tensor, g: torch.Tensor, rate: float) -> None:
+    """One tensor's step, its momentum and itself in place."""
+    if p.ndim != 1 or not lars.exclude_1d:
+        g = g + lars.weight_decay * p
+        ratio = lars.trust_coefficient * p.norm() / g.norm()
+        g = g * torch.where((p.norm() > 0) & (g.norm() > 0), ratio, 1.0)
+    m.mul_(lars.momentum).add_(g)
+    p.sub_(rate * m)
 
 
 def scheduled(step: int, total: int, peak: float, warmup: int = 0, final_share: float = 0.0) -> float:

@@ -2,25 +2,27 @@
 
 The reference runs timm's own network; ours the same weights with fused batch norms.
 
-python -m benchmarks.upper_phase --output docs/results/upper_phase_cpu     # 8 steps x 5 products x 5 batches, minutes
+    python -m benchmarks.upper_phase --output docs/results/upper_phase_cpu  # 8 steps x 5 products x 5 batches: minutes
 """
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 import torch
 
+from benchmarks.gpu_report import Report, add_budget, peak
 from benchmarks.reference import upper_phase
-from bissl_fast.bilevel import HessianOperator, ShiftedOperator
+from bissl_fast.bilevel import HessianOperator
 from bissl_fast.bilevel.hessian import ProductsDtype
 from bissl_fast.evaluation.products import Problem, problem
-from bissl_fast.methods.bilevel import BilevelSettings, SolverName
-from bissl_fast.training.environment import describe_environment
-from bissl_fast.training.precision import apply_precision
+from bissl_fast.methods.bilevel import BilevelSettings
+from bissl_fast.training.files import load_weights
+from bissl_fast.training.precision import Precision, apply_precision
 
 T = TypeVar("T")
 WEIGHT, DAMPING = 1e-3, 10.0  # λ, λ_damp
@@ -43,14 +45,9 @@ def timed(call: Callable[[], T], device: str) -> tuple[float, T]:
     return time.perf_counter() - start, found
 
 
-def true_residual(operator: ShiftedOperator, x: torch.Tensor, v: torch.Tensor) -> float:
-    """‖v − A x‖ / ‖v‖ with one more product."""
-    return float((v - operator.matvec(x)).norm() / v.norm())
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, required=True, help="writes .json")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="writes .json and .md, row by row")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--size", type=int, default=96)
     parser.add_argument("--pairs", type=int, default=32)
@@ -58,81 +55,117 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--iterations", type=int, default=5)
     parser.add_argument("--products-dtype", choices=get_args(ProductsDtype), default="float32", help="of ours")
+    parser.add_argument("--memory-budget", type=float, help="gigabytes for ours; left out: as in training")
     parser.add_argument("--weights", type=Path, help="safetensors of a trained network (backbone. and head.)")
-    arguments = parser.parse_args()
-    record = compare(arguments)
-    arguments.output.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    add_budget(parser)
+    compare(parser.parse_args())
 
 
-def compare(arguments: argparse.Namespace) -> dict[str, object]:
+def compare(arguments: argparse.Namespace) -> None:
     """Reference first, then ours with the same solver, then ours with the others. Both in TF32 unless in float32."""
-    apply_precision("fp32" if arguments.products_dtype == "float32" else "tf32", torch.device(arguments.device))
+    device = torch.device(arguments.device)
+    precision: Precision = "fp32" if arguments.products_dtype == "float32" else "tf32"
+    apply_precision(precision, device)
     case = problem("resnet18", arguments.size, arguments.pairs, arguments.batches, arguments.device)
     if arguments.weights:
-        from safetensors.torch import load_file
-
         for network in (case.network, case.plain):
-            network.load_state_dict(load_file(arguments.weights), strict=True)
-    vectors = right_hand_sides(case, arguments.steps, 0.9)
-    pieces = [case.theta.unflatten(v) for v in vectors]
-    scale = 1 / (WEIGHT + DAMPING)
-    seconds, found = timed(
-        lambda: [
-            case.theta.flatten(x)
-            for x in upper_phase(
-                case.loss,
-                case.plain,
-                list(case.plain.backbone.parameters()),
-                case.batches,
-                pieces,
-                scale,
-                arguments.iterations,
-            )
-        ],
-        arguments.device,
-    )
-    started = time.perf_counter()
-    hessian = BilevelSettings(products_dtype=arguments.products_dtype).build(case.loss, case.theta, case.batches)
-    setup = time.perf_counter() - started
-    exact = ShiftedOperator(HessianOperator(case.loss, case.theta, case.batches, "linearized"), scale)
-    residuals = [true_residual(exact, x, v) for x, v in zip(found, vectors, strict=True)]
-    rows: list[dict[str, object]] = [{"what": "reference", "seconds": seconds, "residuals": residuals}]
-    for settings, iterations in variants(arguments.iterations, arguments.device):
+            network.load_state_dict(load_weights(arguments.weights), strict=True)
+    report = Report(arguments.output, "One upper phase", device, arguments, arguments.budget_seconds)
+    phases = Phases(case, arguments, right_hand_sides(case, arguments.steps, 0.9))
+    report.row("rows", phases.reference, what=f"reference, {precision}")
+    report.row("setup", phases.set_up, what=f"trace, compile and first product, {arguments.products_dtype}")
+    for variant, products in variants(phases.settings, arguments.iterations, device):
+        measure = partial(phases.ours, variant, products)
+        report.row("rows", measure, what=f"{described(variant)}, {products} products")
 
-        def phase(settings: BilevelSettings = settings, iterations: int = iterations) -> list[torch.Tensor]:
-            hessian.update(case.batches)  # the primal halves are part of a phase
-            solve = settings.solver_of(hessian, WEIGHT, DAMPING, iterations)
+
+class Phases:
+    """The same upper phase by the reference and by ours, which hold the device's memory one after the other.
+
+    Args:
+        case: network, loss and stored batches.
+        arguments: of the command line.
+        vectors: the right-hand sides, each ``(L,)``.
+    """
+
+    def __init__(self, case: Problem, arguments: argparse.Namespace, vectors: list[torch.Tensor]) -> None:
+        self._case, self._arguments, self._vectors = case, arguments, vectors
+        self.settings = BilevelSettings(products_dtype=arguments.products_dtype, memory_budget=arguments.memory_budget)
+        self._scale = 1 / (WEIGHT + DAMPING)
+        self._found: list[torch.Tensor] = []
+        self._seconds = 0.0
+        self._hessian: HessianOperator | None = None
+        self._exact: HessianOperator | None = None
+
+    def reference(self) -> dict[str, Any]:
+        """Plain PyTorch, warmed up by a product."""
+        case, iterations = self._case, self._arguments.iterations
+        pieces = [case.theta.unflatten(v) for v in self._vectors]
+        parameters = list(case.plain.backbone.parameters())
+
+        def phase(vectors: list[Any], iterations: int) -> list[list[torch.Tensor]]:
+            return upper_phase(case.loss, case.plain, parameters, case.batches, vectors, self._scale, iterations)
+
+        phase(pieces[:1], 1)
+        self._seconds, found = timed(lambda: phase(pieces, iterations), self._arguments.device)
+        self._found = [case.theta.flatten(x) for x in found]
+        row = {"seconds": self._seconds, **peak(case.vector.device)}
+        return {**row, "residuals": self._true_residuals(self._found)}
+
+    def set_up(self) -> dict[str, Any]:
+        """What a run pays once."""
+        case = self._case
+        started = time.perf_counter()
+        self._hessian = self.settings.build(case.loss, case.theta, case.batches)
+        self._hessian.matvec(case.vector)
+        kept = {"batches_kept": self._hessian.retained, "kept_gigabytes": self._hessian.kept_bytes / 1e9}
+        self._hessian.release()
+        return {"seconds": time.perf_counter() - started, **kept}
+
+    def ours(self, settings: BilevelSettings, products: int) -> dict[str, Any]:
+        """A phase with its primal halves, warmed up by a system with one product."""
+        if self._hessian is None:
+            raise RuntimeError("the products could not be set up")
+        hessian, batches = self._hessian, self._case.batches
+
+        def phase(settings: BilevelSettings, vectors: list[torch.Tensor], products: int) -> list[torch.Tensor]:
+            hessian.update(batches)
+            solve = settings.solver_of(hessian, WEIGHT, DAMPING, products)
             return [solve(v).x for v in vectors]
 
-        took, ours = timed(phase, arguments.device)
-        rows.append(
-            {
-                "what": f"{described(settings)}, {iterations} products",
-                "seconds": took,
-                "times_faster": seconds / took,
-                "residuals": [true_residual(exact, x, v) for x, v in zip(ours, vectors, strict=True)],
-                "difference_from_reference": max(
-                    float((x - y).norm() / y.norm()) for x, y in zip(ours, found, strict=True)
-                ),
-            }
-        )
-        print(json.dumps(rows[-1]), flush=True)
-    return {
-        "environment": describe_environment(torch.device(arguments.device)),
-        "settings": {name: str(value) for name, value in vars(arguments).items() if name != "output"},
-        "trace_and_first_linearisation_seconds": setup,
-        "rows": rows,
-    }
+        try:
+            phase(replace(settings, capture=False), self._vectors[:1], 1)
+            took, x = timed(lambda: phase(settings, self._vectors, products), self._arguments.device)
+        finally:
+            hessian.release()
+        row: dict[str, Any] = {"seconds": took, **peak(x[0].device)}
+        if self._found:
+            row["times_faster"] = self._seconds / took
+            pairs = zip(x, self._found, strict=True)
+            row["difference_from_reference"] = max(float((a - b).norm() / b.norm()) for a, b in pairs)
+        return {**row, "residuals": self._true_residuals(x)}
+
+    def _true_residuals(self, solutions: list[torch.Tensor]) -> list[float]:
+        """‖v − A x‖ / ‖v‖ in float32, by a product that keeps nothing and is let go of."""
+        case, x, v = self._case, torch.stack(solutions), torch.stack(self._vectors)
+        if self._exact is None:
+            self._exact = HessianOperator(case.loss, case.theta, case.batches, "linearized", retain=0, compiled=False)
+        else:
+            self._exact.update(case.batches)
+        rest = v - x - self._scale * self._exact.matmat(x)
+        self._exact.release()
+        return [float(r.norm() / b.norm()) for r, b in zip(rest, v, strict=True)]
 
 
-def variants(iterations: int, device: str) -> Iterator[tuple[BilevelSettings, int]]:
-    """Settings, and products per right-hand side."""
-    solvers: tuple[SolverName, ...] = ("layerwise-cg", "minimal-residual")
-    for solver in solvers:
-        for capture in (False, True) if torch.device(device).type == "cuda" else (False,):
-            yield BilevelSettings(solver=solver, capture=capture), iterations
+def variants(settings: BilevelSettings, iterations: int, device: torch.device) -> Iterator[tuple[BilevelSettings, int]]:
+    """Settings, and products per right-hand side; those that matter most first."""
+    yield replace(settings, solver="layerwise-cg"), iterations
     for few in (2, 3):
-        yield BilevelSettings(solver="minimal-residual", recycle=True), few
+        yield replace(settings, solver="minimal-residual", recycle=True), few
+    yield replace(settings, solver="minimal-residual"), iterations
+    if device.type == "cuda":
+        yield replace(settings, solver="layerwise-cg", capture=True), iterations
+        yield replace(settings, solver="minimal-residual", capture=True), iterations
 
 
 def described(settings: BilevelSettings) -> str:

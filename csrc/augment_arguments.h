@@ -45,13 +45,14 @@ inline ImageArray images_of(const torch::stable::Tensor& images) {
   return {data<const uint8_t>(images), images.size(0), images.size(1), images.size(2)};
 }
 
-inline ViewRecipe recipe_of(int64_t size, bool cubic, double threshold, const torch::stable::Tensor& channels) {
+inline ViewRecipe recipe_of(int64_t size, bool cubic, bool box_blur, double threshold,
+                             const torch::stable::Tensor& channels) {
   STD_TORCH_CHECK(size > 0 && size < (1 << 15), "the size of a view must be between 1 and 32767 pixels");
   STD_TORCH_CHECK(channels.dim() == 2 && channels.size(0) == 2 && channels.size(1) == kChannels &&
                       channels.scalar_type() == torch::headeronly::ScalarType::Float && channels.is_contiguous() &&
                       !channels.is_cuda(),
                   "channels must be (2, 3) float32 on the host: scale and shift");
-  ViewRecipe recipe{size, cubic, static_cast<float>(threshold), {}, {}};
+  ViewRecipe recipe{size, cubic, static_cast<float>(threshold), {}, {}, box_blur};
   for (int k = 0; k < kChannels; ++k) {
     recipe.scale[k] = data<const float>(channels)[k];
     recipe.shift[k] = data<const float>(channels)[kChannels + k];

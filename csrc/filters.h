@@ -1,4 +1,4 @@
-// The weights of antialiased resizing and of Gaussian blur along one axis, for every device.
+// The weights of antialiased resizing and of blur along one axis, for every device.
 #pragma once
 
 #include <cmath>
@@ -68,23 +68,44 @@ HOST_DEVICE int32_t resize_taps(const ResizeAxis& axis, int32_t out, float total
   return first;
 }
 
-// Pixels to each side that a blur reaches; edges are reflected, so at most to the opposite edge.
-HOST_DEVICE inline int32_t blur_radius(float sigma, int64_t size) {
-  const auto wanted = static_cast<int64_t>(ceilf(kBlurRadius * sigma));
-  return static_cast<int32_t>(wanted < size - 1 ? wanted : size - 1);
-}
+// Blur along an axis: once by a sampled Gaussian whose edges are reflected, or kBoxes times by a box whose edges repeat.
+struct BlurAxis {
+  float sigma;
+  bool box;
+  float reach;     // of the box, to each side of its middle: whole pixels, and a share of the next
+  int32_t radius;  // pixels to each side that have a weight, at most to the opposite edge
+
+  HOST_DEVICE BlurAxis(float standard_deviation, int64_t size, bool is_box) : sigma(standard_deviation), box(is_box), reach(0) {
+    auto wanted = static_cast<int64_t>(ceilf(kBlurRadius * sigma));
+    if (box) {  // kBoxes of it have the variance of the Gaussian
+      const float variance = sigma * sigma / kBoxes, whole = floorf((sqrtf(12 * variance + 1) - 1) / 2), next = whole + 1;
+      reach = whole + (2 * whole + 1) * (whole * next - 3 * variance) / (6 * (variance - next * next));
+      wanted = static_cast<int64_t>(floorf(reach)) + 1;
+    }
+    radius = static_cast<int32_t>(wanted < size - 1 ? wanted : size - 1);
+  }
+
+  HOST_DEVICE int passes() const { return box ? kBoxes : 1; }
+
+  // The pixel that stands for one beyond the edge, no further away than the axis is long.
+  HOST_DEVICE int32_t inside(int32_t k, int32_t size) const {
+    if (box) return k < 0 ? 0 : (k >= size ? size - 1 : k);
+    return k < 0 ? -k : (k >= size ? 2 * size - 2 - k : k);
+  }
+
+  HOST_DEVICE float weight(int32_t k) const {
+    const auto distance = static_cast<float>(k);
+    if (!box) return expf(-0.5f * (distance / sigma) * (distance / sigma));
+    return distance <= reach ? 1.0f : reach - floorf(reach);
+  }
+};
 
 // Calls store(k, weight) for k = 0 ... radius; the kernel is symmetric and sums to 1.
 template <class Store>
-HOST_DEVICE void blur_taps(float sigma, int32_t radius, const Store& store) {
-  const auto weight = [&](int32_t k) { return expf(-0.5f * (static_cast<float>(k) / sigma) * (static_cast<float>(k) / sigma)); };
+HOST_DEVICE void blur_taps(const BlurAxis& axis, const Store& store) {
   float sum = 1;
-  for (int32_t k = 1; k <= radius; ++k) sum += 2 * weight(k);
-  for (int32_t k = 0; k <= radius; ++k) store(k, weight(k) / sum);
-}
-
-HOST_DEVICE inline int32_t reflect(int32_t k, int32_t size) {
-  return k < 0 ? -k : (k >= size ? 2 * size - 2 - k : k);
+  for (int32_t k = 1; k <= axis.radius; ++k) sum += 2 * axis.weight(k);
+  for (int32_t k = 0; k <= axis.radius; ++k) store(k, axis.weight(k) / sum);
 }
 
 }  // namespace bissl_fast

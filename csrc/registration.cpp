@@ -53,7 +53,7 @@ STABLE_TORCH_LIBRARY(bissl_fast, library) {
       " bool with_residual) -> (Tensor, Tensor, Tensor, Tensor)");
   library.def(
       "render_views(Tensor images, Tensor samples, Tensor integers, Tensor numbers, Tensor channels, int size,"
-      " bool cubic, float threshold, bool bfloat16) -> Tensor");
+      " bool cubic, bool box_blur, float threshold, bool bfloat16) -> Tensor");
 }
 
 namespace {

@@ -11,6 +11,7 @@ enum Colour : int32_t { kBrightness, kContrast, kSaturation, kHue };
 
 inline constexpr int kColours = 4, kChannels = 3;
 inline constexpr float kLumaRed = 0.299f, kLumaGreen = 0.587f, kLumaBlue = 0.114f;  // ITU-R 601
+inline constexpr int kBoxes = 3;         // passes of a box that stand for a Gaussian
 inline constexpr float kBlurRadius = 4;  // standard deviations; what lies beyond weighs less than a level of 255
 
 // The factor that changes no pixel.
@@ -57,6 +58,7 @@ struct ViewRecipe {
   bool cubic;                               // Keys' cubic, or else the triangle
   float threshold;                          // values above it, in 0..1, are inverted by solarize
   float scale[kChannels], shift[kChannels];  // view = value * scale - shift
+  bool box_blur = false;                     // blur by three boxes, as Pillow does, or else by a sampled Gaussian
 };
 
 }  // namespace bissl_fast

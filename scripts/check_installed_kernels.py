@@ -1,7 +1,19 @@
-"""Check that the installed package runs its compiled kernels right, and say under which torch."""
+"""Check that the installed package runs its compiled kernels right, and say under which torch.
 
+    python scripts/check_installed_kernels.py [DEVICE]
+
+On `cuda` each CUDA kernel runs once on small shapes, which a memory checker gets through in a minute.
+"""
+
+import sys
+
+import numpy as np
 import torch
 
+from bissl_fast.data import torch_pipeline
+from bissl_fast.data.presets import vicreg_views
+from bissl_fast.data.rendering import render
+from bissl_fast.data.views import draw_views
 from bissl_fast.ops import backend, cg_update, info_nce_loss, lars_step, native, nt_xent_loss
 from bissl_fast.ops.lars import LarsSettings
 
@@ -22,25 +34,43 @@ def vector_work(x, r, d):
     return x, r, d, *scalars
 
 
+def check_vectors(name: str, device: torch.device) -> None:
+    """Losses to second order, and vector work."""
+    z1, z2, v = torch.randn(3, 300, 40, dtype=torch.float64, device=device)
+    for work in (
+        lambda: derivatives(nt_xent_loss, z1, z2, v),
+        lambda: derivatives(info_nce_loss, z1, z2, v),
+        lambda: vector_work(z1, z2, v),
+    ):
+        with backend(name):
+            found = work()
+        with backend("reference"):
+            expected = work()
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def check_views(device: torch.device) -> None:
+    """Views in shared memory, and larger ones through the workspace."""
+    images = torch.randint(256, (8, 56, 56, 3), dtype=torch.uint8)
+    for size in (32, 160):
+        for view, settings in enumerate(vicreg_views(size)):
+            table = draw_views(settings, 0, 0, np.arange(8), view, (56, 56))
+            found = render(images.to(device), table, settings).cpu()
+            torch.testing.assert_close(found, torch_pipeline.render(images, table, settings), rtol=0, atol=1e-3)
+
+
 def main() -> None:
-    """Compare losses and vector work with the reference; raise where they differ."""
+    """Compare with plain PyTorch; raise where they differ."""
     if native.IMPORT_ERROR is not None:
         raise SystemExit(f"The compiled kernels cannot be imported: {native.IMPORT_ERROR}")
-    z1, z2, v = torch.randn(3, 300, 40, dtype=torch.float64)
-    for loss in (nt_xent_loss, info_nce_loss):
-        with backend("cpp"):
-            found = derivatives(loss, z1, z2, v)
-        with backend("reference"):
-            expected = derivatives(loss, z1, z2, v)
-        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
-    with backend("cpp"):
-        found = vector_work(z1, z2, v)
-    with backend("reference"):
-        expected = vector_work(z1, z2, v)
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+    device = torch.device(sys.argv[1] if len(sys.argv) > 1 else "cpu")
+    if not native.has_compiled_kernels(device.type):
+        raise SystemExit(f"The compiled kernels were built without {device.type}: {native.build_info()}")
+    check_vectors({"cpu": "cpp"}.get(device.type, device.type), device)
+    check_views(device)
     built = native.build_info()
     built_for = f"{built['compiler']}, headers of torch {built['torch_headers']}"
-    print(f"right under torch {torch.__version__} (built with {built_for})")
+    print(f"right on {device} under torch {torch.__version__} (built with {built_for})")
 
 
 main()

@@ -1,26 +1,44 @@
 #!/bin/sh
-# One binary for every torch: build a wheel against the newest torch, load it under the oldest and the newest one.
+# The native code builds against the oldest torch and the newest, and either binary runs right under both.
 #   scripts/check_two_torch_versions.sh [FOLDER]     FOLDER keeps the two environments for the next run
 set -eu
 repository=$(cd "$(dirname "$0")/.." && pwd)
 folder=${1:-$(mktemp -d)}
 python=${PYTHON:-python3}
-oldest="torch==2.11.*"
-newest="torch>=2.11,<3"
+tests="test_derivatives_are_exact_to_second_order test_krylov_kernels_equal_the_reference
+    test_lars_in_one_call_equals_the_loop test_batch_norm_is_exact_to_second_order"
 
-environment() { # name, requirement
-    [ -x "$folder/$1/bin/python" ] || "$python" -m venv "$folder/$1"
-    "$folder/$1/bin/python" -c "import torch, numpy" 2>/dev/null ||
-        "$folder/$1/bin/pip" install --quiet "$2" numpy 'setuptools>=77' wheel ninja
+environment() { # name, requirements
+    name=$1
+    shift
+    [ -x "$folder/$name/bin/python" ] || "$python" -m venv "$folder/$name"
+    "$folder/$name/bin/python" -c "import torch, torchvision, pytest, rich" 2>/dev/null ||
+        "$folder/$name/bin/pip" install --quiet "$@" numpy scipy rich 'setuptools>=77' wheel ninja pytest pytest-timeout
 }
 
-environment newest "$newest"
-environment oldest "$oldest"
-rm -rf "$folder/wheel"
-PATH="$folder/newest/bin:$PATH" BISSL_FAST_NATIVE=1 "$folder/newest/bin/pip" wheel --quiet --no-deps \
-    --no-build-isolation --wheel-dir "$folder/wheel" "$repository"
-cd "$folder" # away from the sources: the wheel is what is tested
+build() { # name: a wheel against that environment's torch
+    rm -rf "$folder/wheel-$1"
+    PATH="$folder/$1/bin:$PATH" BISSL_FAST_NATIVE=1 "$folder/$1/bin/pip" wheel --quiet --no-deps \
+        --no-build-isolation --wheel-dir "$folder/wheel-$1" "$repository"
+}
+
+environment newest 'torch>=2.11,<3' torchvision
+environment oldest 'torch==2.11.*' 'torchvision==0.26.*'
+build newest
+build oldest
+
+rm -rf "$folder/apart" # away from the sources: the wheel is what is tested
+mkdir -p "$folder/apart"
+cp -r "$repository/tests" "$repository/pyproject.toml" "$folder/apart"
+cd "$folder/apart"
+for built in newest oldest; do
+    for name in oldest newest; do
+        "$folder/$name/bin/pip" install --quiet --no-deps --force-reinstall "$folder/wheel-$built"/*.whl
+        "$folder/$name/bin/python" "$repository/scripts/check_installed_kernels.py"
+    done
+done
 for name in oldest newest; do
-    "$folder/$name/bin/pip" install --quiet --no-deps --force-reinstall "$folder"/wheel/*.whl
-    "$folder/$name/bin/python" "$repository/scripts/check_installed_kernels.py"
+    "$folder/$name/bin/pip" install --quiet --no-deps --force-reinstall "$folder/wheel-oldest"/*.whl
+    for test in $tests; do echo "tests/ops/$test.py"; done |
+        OMP_NUM_THREADS=1 xargs "$folder/$name/bin/python" -m pytest -q -m 'not gpu and not slow and not peer'
 done

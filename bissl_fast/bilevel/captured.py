@@ -1,6 +1,7 @@
 """One CUDA graph for all solves of a phase: its second right-hand side is captured, every later one replays it."""
 
 from collections.abc import Callable, Hashable
+from contextlib import ExitStack
 from typing import Protocol
 
 import torch
@@ -33,8 +34,12 @@ class CudaGraph:
 
         Threads that load the next batches may go on meanwhile. A stream of another device would capture nothing.
         """
-        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        with torch.cuda.device(device), torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
+        with ExitStack() as stack:
+            stack.enter_context(torch.cuda.device(device))
+            # A capture that fails can leave its own stream current, on which nothing would ever run again.
+            stack.enter_context(torch.cuda.stream(torch.cuda.current_stream(device)))
+            stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            stack.enter_context(torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"))
             return work()
 
     def replay(self) -> None:

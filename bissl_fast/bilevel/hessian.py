@@ -1,6 +1,7 @@
 """The Hessian of a loss as products with vectors, in four modes and within a budget of memory."""
 
 import threading
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, Protocol, get_args
@@ -8,8 +9,8 @@ from typing import Any, Literal, Protocol, get_args
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
-from bissl_fast.bilevel.parameters import ParameterVector, buffer_copies, replaced
-from bissl_fast.bilevel.precision import autocast, tf32
+from bissl_fast.bilevel.parameters import ParameterVector, Place, buffer_copies, replaced
+from bissl_fast.bilevel.precision import autocast, deterministic_convolutions, tf32
 from bissl_fast.bilevel.reverse import DifferenceProducts, ReverseProducts
 from bissl_fast.bilevel.traced import Loss, TracedProducts
 
@@ -39,13 +40,19 @@ CHANGED = (
     "that the loss takes from elsewhere: build a new one or call update()"
 )
 STALE = "the module has other parameters than when its ParameterVector was made: make a new one, and a new operator"
-Versions = list[tuple[int, int]]
+NO_MEAN = (
+    "weights must be one number for each of the {count} batches, finite, not negative and not all 0, as "
+    "[len(batch) for batch in batches], found {found}"
+)
+Versions = list[tuple[int, int, int]]
+SAMPLE = 256
+"""How many values of a tensor are looked at for writes that PyTorch does not count."""
 TURNS = threading.RLock()
 """Products put other tensors into a module while they run, so threads take turns."""
 
 
 class HessianOperator:
-    """Hessian of a loss, averaged over batches, as a product (BiSSL, Algorithm 2, lines 3–6).
+    """Hessian of a loss, its mean over batches, as a product (BiSSL, Algorithm 2, lines 3–6).
 
     The Hessian is with respect to ``parameters`` at the values they have when the operator is built, or when
     :meth:`update` was last called; everything else in the module is a constant. Buffers are those of that time, too,
@@ -72,12 +79,17 @@ class HessianOperator:
             stay as they are. Finite differences take ``"float32"`` only.
         compiled: compile traced products with Inductor; ``None``: on CUDA.
         step: relative step of finite differences.
+        weights: K numbers, how much each batch counts in the mean ``Σ w_k H_k / Σ w_k``; ``None``: all alike. Where a
+            loss is a mean over rows, their numbers of rows make it the Hessian of the mean over all rows.
 
     Raises:
         ValueError: without a batch, for a mode or dtype that does not exist, a loss that cannot be traced or
-            differentiated twice, a negative ``retain``, or a budget below what one product needs.
+            differentiated twice, a negative ``retain``, weights that make no mean, or a budget below what one product
+            needs.
         RuntimeError: in a product, if parameters (also frozen ones), batches or modes (``train``, ``eval``) have
-            changed since the operator was built or updated; at any time, if the module holds other parameters.
+            changed since the operator was built or updated; at any time, if the module holds other parameters. Writes
+            that PyTorch does not count (into ``.data``, by NumPy) are noticed on the CPU, by 256 values of each tensor.
+            Also where a loss overwrites what its gradient needs.
 
     Example:
         >>> layer = torch.nn.Linear(2, 1, bias=False)
@@ -97,6 +109,7 @@ class HessianOperator:
         dtype: ProductsDtype = "float32",
         compiled: bool | None = None,
         step: float = 1e-4,
+        weights: Sequence[float] | None = None,
     ) -> None:
         if not isinstance(parameters, ParameterVector):
             found = type(parameters).__name__  # type: ignore[unreachable]
@@ -112,6 +125,8 @@ class HessianOperator:
         self._tf32 = dtype == "tf32"
         self._kept: list[Any] = []
         self._batches: list[Any] = []
+        self._buffers: list[Place] = []
+        self._from_elsewhere: list[torch.Tensor] = []
         self._updates = 0
         self._device = parameters.tensors[0].device
         cast = torch.bfloat16 if dtype == "bfloat16" else torch.float32
@@ -128,16 +143,17 @@ class HessianOperator:
             wanted = parameters.tensors[0].is_cuda if compiled is None else compiled
             kind: Literal["hessian", "gauss_newton"] = "gauss_newton" if mode == "gauss_newton" else "hessian"
             self._products = TracedProducts(loss, parameters, kind, wanted, dtype=cast)
-        self.update(batches)
+        self.update(batches, weights)
 
-    def update(self, batches: Sequence[Any]) -> None:
+    def update(self, batches: Sequence[Any], weights: Sequence[float] | None = None) -> None:
         """Move to the parameters' present values and to other batches; traces and compiled code are kept.
 
         Args:
             batches: the K stored batches.
+            weights: how much each counts in the mean; ``None``: all alike.
 
         Raises:
-            ValueError: without a batch, or where one product does not fit the budget.
+            ValueError: without a batch, for weights that make no mean, or where one product does not fit the budget.
         """
         given: Any = batches
         if isinstance(given, torch.Tensor):
@@ -145,6 +161,7 @@ class HessianOperator:
         batches = list(batches)
         if not batches:
             raise ValueError("a Hessian needs at least one stored batch")
+        weights = checked_weights(weights, len(batches))
         if not set(self._parameters.tensors) <= set(self._parameters.module.parameters()):
             raise RuntimeError(STALE)
         self.release()
@@ -163,11 +180,12 @@ class HessianOperator:
                     kept.pop()
                     break
         self._batches, self._seeds, self._kept, self._before = stored, seeds, kept, state
+        self._weights = weights
         self._updates += 1
 
     def release(self) -> None:
         """Let go of batches and linearisations; products raise until :meth:`update`."""
-        self._kept, self._batches = [], []
+        self._kept, self._batches, self._buffers, self._from_elsewhere = [], [], [], []
 
     @property
     def retained(self) -> int:
@@ -186,7 +204,7 @@ class HessianOperator:
         return self._parameters.segments
 
     def matvec(self, vector: torch.Tensor) -> torch.Tensor:
-        """``(1/K) Σ_k ∇²L(θ; z_k) v`` for a vector ``(L,)``; the result is detached.
+        """``Σ_k w_k ∇²L(θ; z_k) v / Σ_k w_k`` for a vector ``(L,)``; the result is detached.
 
         Raises:
             ValueError: for a vector of another length, dtype or device than the parameters.
@@ -201,14 +219,15 @@ class HessianOperator:
             vectors = vectors.detach()
             rows = [self._parameters.unflatten(vector) for vector in vectors]
             total = torch.zeros_like(vectors)
-            for k, (batch, seed) in enumerate(zip(self._batches, self._seeds, strict=True)):
+            for k, (batch, seed, weight) in enumerate(zip(self._batches, self._seeds, self._weights, strict=True)):
                 kept = k < len(self._kept)
                 point = self._kept[k] if kept else self._products.linearise(batch, seed)
                 for row, tangents in enumerate(rows):
                     last = not kept and row == len(rows) - 1
-                    total[row] += self._parameters.flatten(self._products.product(point, tangents, last))
+                    product = self._parameters.flatten(self._products.product(point, tangents, last))
+                    total[row].add_(product, alpha=weight)
                 del point
-            return total / len(self._batches)
+            return total / sum(self._weights)
 
     def point(self) -> int:
         """Where the products are taken: a number that each :meth:`update` raises.
@@ -280,12 +299,31 @@ class HessianOperator:
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             stack.enter_context(replaced(self._buffers))
             stack.enter_context(tf32(self._tf32))
+            stack.enter_context(deterministic_convolutions())
             yield
 
 
 def versions(tensors: Sequence[torch.Tensor]) -> Versions:
     """What changes when a tensor's values do, whether written in place or put into ``.data``."""
-    return [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
+    return [(t.data_ptr(), 0 if t.is_inference() else t._version, sample(t)) for t in tensors]
+
+
+def sample(tensor: torch.Tensor) -> int:
+    """A checksum of some of a tensor's values, evenly spaced; 0 on devices that it would have to wait for."""
+    if tensor.device.type != "cpu" or tensor.layout != torch.strided or tensor.numel() == 0:
+        return 0
+    extent = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+    step = -(-extent // SAMPLE)
+    values = tensor.detach().as_strided((-(-extent // step),), (step,)).contiguous()
+    return zlib.crc32(values.view(torch.uint8).numpy().tobytes())
+
+
+def checked_weights(weights: Sequence[float] | None, count: int) -> list[float]:
+    """One weight for each batch, all alike where none are given."""
+    found = [1.0] * count if weights is None else [float(weight) for weight in weights]
+    if len(found) != count or not all(0 <= w < float("inf") for w in found) or sum(found) == 0:
+        raise ValueError(NO_MEAN.format(count=count, found=found))
+    return found
 
 
 def usable(leaf: Any) -> Any:

@@ -7,6 +7,13 @@ from typing import Any
 import torch
 from torch import nn
 
+SPREAD = ("DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule", "DataParallel")
+"""Names of what torch wraps around modules; importing them all would take longer than everything else here."""
+SPREADS = (
+    "the module is, or holds, a {kind}: a product would be that of this process's batches alone, or of its share of "
+    "the parameters. Take the plain module (network.module), and average the products over the processes"
+)
+
 
 class ParameterVector:
     """The trainable tensors of a module, read and written as one flat vector of length L.
@@ -17,8 +24,8 @@ class ParameterVector:
             parameter with several names counts once, and counts if one of them has the prefix.
 
     Raises:
-        ValueError: if no trainable parameter has that prefix, or if they are not real numbers of one floating-point
-            dtype on one device.
+        ValueError: if no trainable parameter has that prefix, if they are not real numbers of one floating-point dtype
+            on one device, or if the module is spread over processes or devices.
 
     Example:
         >>> theta = ParameterVector(nn.Linear(2, 1))
@@ -27,6 +34,7 @@ class ParameterVector:
     """
 
     def __init__(self, module: nn.Module, prefix: str = "") -> None:
+        refuse_spread(module)
         every = module.named_parameters(remove_duplicate=False)
         named = {p: n for n, p in reversed(list(every)) if n.startswith(prefix) and p.requires_grad}
         if not named:
@@ -67,6 +75,14 @@ class ParameterVector:
         """Write a vector ``(L,)`` into the parameters."""
         for parameter, piece in zip(self.tensors, self.unflatten(flat), strict=True):
             parameter.copy_(piece)
+
+
+def refuse_spread(module: nn.Module) -> None:
+    """Raise if a module or a part of it is spread over processes or devices."""
+    for part in module.modules():
+        kind = next((base.__name__ for base in type(part).__mro__ if base.__name__ in SPREAD), None)
+        if kind is not None:
+            raise ValueError(SPREADS.format(kind=kind))
 
 
 Place = tuple[dict[str, Any], str, torch.Tensor]

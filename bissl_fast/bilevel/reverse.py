@@ -1,6 +1,6 @@
 """Products without a trace: reverse over reverse, and finite differences of the gradient."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -8,21 +8,26 @@ import torch
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from bissl_fast.bilevel.parameters import ParameterVector, frozen_buffers
+from bissl_fast.bilevel.graphs import NOT_TWICE, ONCE, found_in, untouched_grads
+from bissl_fast.bilevel.parameters import ParameterVector, frozen_buffers, places, replaced
 from bissl_fast.bilevel.precision import autocast
 from bissl_fast.bilevel.traced import Loss
 from bissl_fast.bilevel.written import refuse_no_loss
 from bissl_fast.ops.krylov import norm
 
 Gradient = tuple[torch.Tensor | None, ...]
+Saved = tuple[torch.Tensor, int]
+"""A tensor that a graph has saved, and its version then."""
 
-ONCE = {
-    "WeightNormInterfaceBackward0": "PyTorch's fused weight norm, whose second derivative is wrong",
-    "torch::autograd::Error": "a function that is marked @once_differentiable",
-}
-"""Nodes of a graph that PyTorch passes in silence, though nothing right can come of them in a second derivative."""
-
-NOT_TWICE = "the loss contains {what}, so it has no exact product; mode='finite_difference' estimates it"
+OVERWRITTEN = (
+    "a tensor that the loss computes with, {dtype} {shape}, was written in place after it had been read, so the "
+    "product would be wrong. Let the loss write in place less (inplace=False, or y = y + 1 for y += 1), and call "
+    "update() after changing a tensor that it takes from elsewhere"
+)
+HIDDEN = (
+    "the layers of {names} are inside a function that calls backward on its own, so their part of the product would "
+    "be lost; for torch.utils.checkpoint set use_reentrant=False"
+)
 
 
 class ReverseProducts:
@@ -34,8 +39,9 @@ class ReverseProducts:
         dtype: of autocast; parameters and vectors stay as they are.
 
     Raises:
-        ValueError: in :meth:`linearise`, for a loss that is no scalar, does not depend on the parameters, or cannot be
-            differentiated twice.
+        ValueError: in :meth:`linearise`, for a loss that is no scalar, does not depend on the parameters, cannot be
+            differentiated twice, or hides some of them from its gradient.
+        RuntimeError: where a tensor that the graph has saved was written in place.
     """
 
     def __init__(self, loss: Loss, parameters: ParameterVector, dtype: torch.dtype = torch.float32) -> None:
@@ -45,24 +51,27 @@ class ReverseProducts:
         """Bytes that the graph of the last linearisation holds beside parameters."""
 
     def from_elsewhere(self, batch: Any) -> tuple[()]:
-        """None are known; autograd itself refuses where a kept graph has read one that changed."""
+        """None are known; a product raises where a kept graph has read one that changed."""
         return ()
 
     def linearise(self, batch: Any, seed: int = 0) -> Gradient:
         """The gradient at the present parameters, with its graph; random numbers of the loss start from the seed."""
         held: dict[int, int] = {}
 
-        def weigh(tensor: torch.Tensor) -> torch.Tensor:
+        def weigh(tensor: torch.Tensor) -> Saved:
             storage = tensor.untyped_storage()
             held[storage._cdata] = storage.nbytes()
-            return tensor
+            return tensor.detach(), tensor._version  # an output's own graph would hold itself through its hook
 
         theta = self._parameters.tensors
-        with torch.enable_grad(), saved_tensors_hooks(weigh, lambda tensor: tensor):
+        with torch.enable_grad(), saved_tensors_hooks(weigh, unchanged):
             value = value_of(self._loss, self._parameters, batch, seed, self._dtype)
             gradient = torch.autograd.grad(value, theta, create_graph=True, allow_unused=True)
         if not self._checked:
-            refuse_once_differentiable([value, *(g for g in gradient if g is not None)])
+            refusal = found_in([value, *(g for g in gradient if g is not None)], ONCE)
+            if refusal is not None:
+                raise ValueError(refusal)
+            refuse_hidden(gradient, self._loss, self._parameters, batch, seed, self._dtype)
             self._checked = True
         own = {tensor.untyped_storage()._cdata for tensor in theta}
         self.graph_bytes = sum(size for storage, size in held.items() if storage not in own)
@@ -99,7 +108,8 @@ class DifferenceProducts:
         step: relative step, positive: ``ε = step · (1 + ‖θ‖) / ‖v‖``.
 
     Raises:
-        ValueError: for a step that is not positive, or parameters whose dtype is too coarse for steps.
+        ValueError: for a step that is not positive, or parameters whose dtype is too coarse for steps; in a product, as
+            :class:`ReverseProducts` for parameters that the gradient misses.
     """
 
     def __init__(self, loss: Loss, parameters: ParameterVector, step: float = 1e-4) -> None:
@@ -109,6 +119,7 @@ class DifferenceProducts:
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"finite differences need float32 or float64: a small step is lost in {dtype}")
         self._loss, self._parameters, self._step = loss, parameters, step
+        self._checked = False
 
     def from_elsewhere(self, batch: Any) -> tuple[()]:
         """None are known, and none looked for."""
@@ -132,6 +143,9 @@ class DifferenceProducts:
             with self._moved_to(values + sign * epsilon * direction), torch.enable_grad():
                 value = value_of(self._loss, self._parameters, *point)
                 gradient = torch.autograd.grad(value, self._parameters.tensors, allow_unused=True)
+            if not self._checked:
+                refuse_hidden(gradient, self._loss, self._parameters, *point, torch.float32)
+                self._checked = True
             sides.append(self._parameters.flatten(gradient))
         return tuple(self._parameters.unflatten((sides[0] - sides[1]) * (largest / (2 * epsilon))))
 
@@ -164,14 +178,33 @@ def value_of(
     return value
 
 
-def refuse_once_differentiable(tensors: Iterable[torch.Tensor]) -> None:
-    """Raise if the graph of one of the tensors has a node that makes second derivatives wrong in silence."""
-    stack = [tensor.grad_fn for tensor in tensors]
-    seen = set()
-    while stack:
-        node = stack.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            stack += [below for below, _ in node.next_functions]
-            if node.name() in ONCE:
-                raise ValueError(NOT_TWICE.format(what=ONCE[node.name()]))
+def unchanged(saved: Saved) -> torch.Tensor:
+    """The saved tensor, unless it was written in place since: PyTorch itself does not look where there are hooks."""
+    tensor, version = saved
+    if tensor._version != version:
+        raise RuntimeError(OVERWRITTEN.format(dtype=tensor.dtype, shape=tuple(tensor.shape)))
+    return tensor
+
+
+def refuse_hidden(
+    gradient: Gradient, loss: Loss, parameters: ParameterVector, batch: Any, seed: int, dtype: torch.dtype
+) -> None:
+    """Raise if ``backward`` reaches a parameter that is missing in the gradient.
+
+    Such a parameter is hidden in a function that calls ``backward`` on its own, as a reentrant checkpoint does. The
+    loss is called once more, with stand-ins for the module's parameters: their ``grad`` and hooks stay out of it.
+    """
+    absent = [(n, p) for n, p, g in zip(parameters.names, parameters.tensors, gradient, strict=True) if g is None]
+    if not absent:
+        return
+    module = parameters.module
+    stand_ins: dict[torch.Tensor, torch.Tensor] = {
+        p: p.detach().requires_grad_(p.requires_grad) for p in module.parameters()
+    }
+    with torch.enable_grad(), replaced(places(module, stand_ins)):
+        value = value_of(loss, parameters, batch, seed, dtype)
+        with untouched_grads(value):
+            value.backward()  # type: ignore[no-untyped-call]
+            hidden = [name for name, parameter in absent if stand_ins[parameter].grad is not None]
+    if hidden:
+        raise ValueError(HIDDEN.format(names=", ".join(hidden[:3]) + (", …" if len(hidden) > 3 else "")))

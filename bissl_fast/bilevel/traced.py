@@ -10,12 +10,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from bissl_fast.bilevel.parameters import ParameterVector, places, replaced
 from bissl_fast.bilevel.precision import autocast
-from bissl_fast.bilevel.written import DETACHED, LossError, refuse_no_loss, written_down
+from bissl_fast.bilevel.stops import StopsHold
+from bissl_fast.bilevel.written import DETACHED, LossError, refuse_no_loss, refuse_wrong, written_down
 
 if TYPE_CHECKING:
     from bissl_fast.bilevel.partition import Halves  # imports networkx
@@ -25,6 +25,9 @@ Tensors = tuple[torch.Tensor, ...]
 
 PLAIN = (torch.Tensor, bool, int, float, complex, str, bytes, torch.dtype, torch.device, type(None))
 """What a batch may hold, in tuples, lists and dicts."""
+
+MOST_PROGRAMS = 64
+"""How many programs are kept: a number in a batch that is another at each update makes a new one each time."""
 
 OPAQUE = (
     "a batch for traced products is made of tensors and numbers in tuples, lists and dicts, found {kind}; take it "
@@ -141,6 +144,8 @@ class TracedProducts:
         key = (layout, spec, modes)
         if key not in self._programs:
             self._programs[key] = self._trace(inputs, spec)
+            if len(self._programs) > MOST_PROGRAMS:
+                del self._programs[next(iter(self._programs))]  # the oldest
         return self._programs[key]
 
     def _trace(self, inputs: list[Any], spec: TreeSpec) -> Program:
@@ -184,13 +189,14 @@ class TracedProducts:
         state = dict(zip(moving, theta, strict=True))
         state |= {t: value.clone() if t in buffers else value for t, value in rest}  # forward passes move buffers
         batch = tree_unflatten(inputs[len(moving) + len(constants) :], spec)
-        with replaced(places(module, state)), NoGradStopsTangents():
+        with replaced(places(module, state)), StopsHold():
             return function(module, batch)
 
     def _hessian_product(self, spec: TreeSpec, inputs: list[Any], tangents: list[torch.Tensor]) -> Any:
         def value(theta: Tensors) -> torch.Tensor:
             found: torch.Tensor = self._call(self._loss, spec, theta, inputs)
             refuse_no_loss(found)
+            refuse_wrong([found])
             return found
 
         theta = tuple(inputs[: len(tangents)])
@@ -203,15 +209,17 @@ class TracedProducts:
 
         def outputs(theta: Tensors) -> list[torch.Tensor]:
             leaves, form = tree_flatten(self._call(loss.outputs, spec, theta, inputs))
+            refuse_wrong(leaves)
             fixed.update(form=form, leaves=[None if t.is_floating_point() else t for t in leaves])
             return [t for t in leaves if t.is_floating_point()]
 
         def criterion(values: list[torch.Tensor]) -> torch.Tensor:
             rest = iter(values)
             leaves = [next(rest) if t is None else t for t in fixed["leaves"]]
-            with NoGradStopsTangents():
+            with StopsHold():
                 found: torch.Tensor = loss.criterion(tree_unflatten(leaves, fixed["form"]))
             refuse_no_loss(found)
+            refuse_wrong([found])
             return found
 
         def reaching(theta: Tensors) -> list[torch.Tensor]:
@@ -223,15 +231,6 @@ class TracedProducts:
         values, moved, *_ = torch.func.jvp(outputs, (theta,), (tuple(tangents),))
         curved = torch.func.jvp(torch.func.grad(criterion), (values,), (moved,))[1]
         return torch.func.vjp(reaching, theta)[1](curved)[0]
-
-
-class NoGradStopsTangents(TorchFunctionMode):
-    """Let ``torch.no_grad`` hold back tangents as it holds back gradients; forward mode passes through it otherwise."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch._C._set_grad_enabled:
-            torch._C._set_fwd_grad_enabled(args[0])
-        return func(*args, **(kwargs or {}))
 
 
 def own(residual: torch.Tensor) -> torch.Tensor:

@@ -1,11 +1,15 @@
 """A product written down as a graph of functional ops, and what cannot be written down refused."""
 
+import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import fx
+
+from bissl_fast.bilevel.graphs import COMPILED, WRONG_ALONG_TANGENTS, found_in
 
 NOT_TRACEABLE = (
     "the loss cannot be traced ({reason}). A loss for traced products is a function of the module and the batch alone, "
@@ -17,11 +21,27 @@ CAPTURED = (
 )
 MUTATES = "it writes into its batch, or into a tensor from elsewhere ({name})"
 RANDOM = "it draws random numbers: {name}"
+VALUES_LEAVE = (
+    "it takes values out of a tensor ({name}), which would be constants of the trace; keep them in tensors, as with "
+    "detach() in place of item() and torch.stack(list).detach() in place of torch.tensor(list)"
+)
+MAKES_PARAMETERS = "it makes a parameter, or another tensor of its own, out of what it has computed"
+COMMUNICATES = (
+    "the loss communicates by torch.distributed ({name}), through which no derivative passes and for which a traced "
+    "product would not wait; let it compute this process's part alone, and average the products over the processes"
+)
+REASONS = {
+    "get value out of a tracing tensor": "it takes a value out of a tensor, as a branch on values does",
+    "inference tensor": "it computes under torch.inference_mode: use torch.no_grad instead",
+    "saved tensor hooks": "it saves tensors by hooks, as a checkpoint does",
+    "setup_context": "it calls an autograd.Function without setup_context and jvp",
+}
+"""What PyTorch says, by a part of it, and what it means here."""
 DATA_DEPENDENT = "the shape of a result depends on values: {name}"
 
 
 class LossError(ValueError):
-    """A loss that no mode can take."""
+    """A loss that no trace can take, in a sentence of its own."""
 
 
 DETACHED = "the loss does not depend on the parameters: is it detached, or is there another network in it?"
@@ -36,6 +56,13 @@ def refuse_no_loss(value: Any) -> None:
         raise LossError(DETACHED)
 
 
+def refuse_wrong(values: Iterable[Any]) -> None:
+    """Raise if forward derivatives of values would be wrong without an error."""
+    reason = found_in([value for value in values if isinstance(value, torch.Tensor)], WRONG_ALONG_TANGENTS)
+    if reason is not None:
+        raise LossError(NOT_TRACEABLE.format(reason=reason))
+
+
 def written_down(
     function: Callable[..., Any], inputs: list[Any], tangents: list[torch.Tensor]
 ) -> tuple[fx.GraphModule, list[torch.Tensor]]:
@@ -46,7 +73,12 @@ def written_down(
     Raises:
         ValueError: if the function cannot be written down, or would be another function when it is called again.
     """
+    from torch._subclasses.fake_tensor import is_fake
+
     traced = trace(function, inputs, tangents)
+    traced.graph.eliminate_dead_code()
+    refuse_communication(traced)
+    refuse(traced, "data_dependent_output", VALUES_LEAVE)
     refuse(traced, "nondeterministic_seeded", RANDOM)
     if any(writes(node) for node in traced.graph.nodes):
         traced = trace(torch.func.functionalize(traced, remove="mutations"), inputs, tangents)
@@ -56,6 +88,8 @@ def written_down(
     refuse(traced, "dynamic_output_shape", DATA_DEPENDENT)
     materialize_zeros(traced)
     constants = [getattr(traced, node.target) for node in traced.graph.nodes if node.op == "get_attr"]
+    if any(is_fake(constant) for constant in constants):
+        raise ValueError(NOT_TRACEABLE.format(reason=MAKES_PARAMETERS))
     own = {t.untyped_storage().data_ptr() for t in inputs[: len(tangents)] if t.numel() > 0}
     if any(constant.untyped_storage().data_ptr() in own for constant in constants):
         raise ValueError(NOT_TRACEABLE.format(reason=CAPTURED))
@@ -75,8 +109,26 @@ def trace(function: Callable[..., Any], inputs: list[Any], tangents: list[torch.
             raise
         except Exception as error:  # whatever the loss, or PyTorch below it, raises
             cause = error
-    reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
-    raise ValueError(NOT_TRACEABLE.format(reason=reason)) from cause
+    if "dynamo-optimized" in str(cause):
+        raise LossError(COMPILED) from cause
+    raise ValueError(why_not(cause)) from cause
+
+
+def why_not(cause: Exception) -> str:
+    """A sentence about what PyTorch raised while it traced."""
+    for frame in traceback.extract_tb(cause.__traceback__):
+        if Path(frame.filename).name == "distributed_c10d.py":
+            return COMMUNICATES.format(name=frame.name)
+    first = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
+    reason = next((meaning for part, meaning in REASONS.items() if part in str(cause)), first)
+    return NOT_TRACEABLE.format(reason=reason)
+
+
+def refuse_communication(traced: fx.GraphModule) -> None:
+    """Raise if a node is one of torch.distributed's own calls; functional collectives are others, and pass."""
+    for node in traced.graph.nodes:
+        if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "c10d":
+            raise ValueError(COMMUNICATES.format(name=node.target))
 
 
 def writes(node: fx.Node) -> bool:

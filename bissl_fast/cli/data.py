@@ -21,10 +21,11 @@ from bissl_fast.data.catalogue import (
     list_unlabelled,
     load_downstream,
     load_pretext,
+    notes_of,
     shortfall,
-    skipped_notes,
 )
 from bissl_fast.data.dataset import ImageSet, count_by_class
+from bissl_fast.data.duplicates import Duplicates
 from bissl_fast.data.entries import ENTRIES, SPLITS
 from bissl_fast.data.readers.decode import printable
 from bissl_fast.data.readers.source import Source
@@ -32,7 +33,8 @@ from bissl_fast.errors import UserError
 from bissl_fast.methods.checks import require
 
 _CLASSES_SHOWN = 60  # with more classes their table is left out
-_VERIFY_SIZE = 32  # small, since only readability matters
+_VERIFY_SIZE = 32  # of files: small, since only readability matters
+_NATIVE = 4096  # of arrays, which are never enlarged: their pixels are compared
 
 
 def list_command(*, data_root: Path | None = None) -> None:
@@ -62,6 +64,7 @@ def prepare_command(
     labels: Path | None = None,
     unlabelled: bool = False,
     size: int = 112,
+    whole: bool = False,
     cache_dir: Path | None = None,
 ) -> None:
     """Download a data set if it is not there, then decode it into the cache.
@@ -71,7 +74,9 @@ def prepare_command(
         data_root: Folder that holds the data sets; the download goes there.
         labels: Table of paths and classes of a folder:PATH whose sub-folders are no classes.
         unlabelled: Prepare the unlabelled images only, as for pretext training.
-        size: Side of the cached images in pixels: a run's --images.cache-size, 64 in the preset quick, else 112.
+        size: Side of the cached images in pixels: a run's --images.cache-size, 64 in the preset quick, else 112. Of
+            downstream images --images.downstream-cache-size: 224, and --whole, in the presets paper and official.
+        whole: Prepare whole downstream images, stretched to squares, in place of the squares in their middle.
         cache_dir: Cache folder; BISSL_FAST_CACHE or ~/.cache/bissl-fast if not given.
     """
     require(8 <= size <= 4096, "size", size, "between 8 and 4096 pixels")
@@ -86,14 +91,15 @@ def prepare_command(
     parts: list[ImageSet] = []
     notes: tuple[str, ...] = ()
     if not unlabelled:
-        splits = load_downstream(name, data_root, size, cache_dir, labels=labels)
+        splits = load_downstream(name, data_root, size, cache_dir, whole=whole, labels=labels)
         parts += [splits.train, splits.val, splits.test]
         notes = splits.notes
     if unlabelled or (entry is not None and entry.unlabelled is not None):
         parts.append(load_pretext(name, data_root, size, cache_dir))
-        notes += skipped_notes(parts[-1])
+        notes += notes_of(parts[-1])
     for part in parts:
-        _print(f"{part.name}: {len(part):,} images of {part.size} px")
+        kind = "" if part.sizes is None else ", whole"
+        _print(f"{part.name}: {len(part):,} images of {part.size} px{kind}, {part.images.nbytes / 1e6:,.1f} MB")
     _print_notes(notes)
     _print(f"Ready in {cache_dir or cache.default_folder()}.")
 
@@ -102,6 +108,8 @@ def verify_command(
     name: tyro.conf.Positional[str], *, data_root: Path | None = None, labels: Path | None = None
 ) -> None:
     """Decode every image of a data set; show what is there per split and class, and what is missing or unreadable.
+
+    Images that are the same, byte for byte, in two splits or under two labels are counted and named.
 
     Args:
         name: Name of the set, or folder:PATH.
@@ -112,22 +120,40 @@ def verify_command(
     sources = [listing.train, listing.val, listing.test]
     if not name.startswith(FOLDER_PREFIX) and entry_of(name).unlabelled is not None:
         sources.append(list_unlabelled(name, data_root))
-    counts, unreadable = [], []
-    for source in sources:
-        readable = np.zeros(source.count, dtype=bool)
-        for decoded in cache.decode(source, _VERIFY_SIZE, progress=True, title="Reading"):
-            readable[decoded.index] = decoded.image is not None
-            if decoded.image is None:
-                unreadable.append(f"{source.name}: {source.describe(decoded.index)}: {decoded.reason}")
-        counts.append(readable)
+    duplicates = Duplicates(sources)
+    counts, unreadable, notes = [], [], [*listing.notes]
+    for number, source in enumerate(sources):
+        good, bad, remarks = _read_all(source, number, duplicates)
+        counts.append(good)
+        unreadable += bad
+        notes += (*source.notes, *remarks)
     Console().print(_split_table(sources, counts))
     if len(listing.train.classes) <= _CLASSES_SHOWN:
         Console().print(_class_table(sources[:3], counts[:3]))
-    _print_notes((*listing.notes, *(f"unreadable: {line}" for line in unreadable)))
+    _print_notes((*notes, *duplicates.notes(), *(f"unreadable: {line}" for line in unreadable)))
     if empty := [source.name for source, good in zip(sources, counts, strict=True) if not good.any()]:
         _print(f"No image of {', '.join(empty)} can be read: training refuses the set.")
     else:
         _print("Some images cannot be read: training leaves them out." if unreadable else "Every image can be read.")
+
+
+def _read_all(
+    source: Source, number: int, duplicates: Duplicates
+) -> tuple[npt.NDArray[np.bool_], list[str], tuple[str, ...]]:
+    """Which images of a split can be read, lines on the others, and sentences on what was turned, scaled or guessed."""
+    readable = np.zeros(source.count, dtype=bool)
+    unreadable: list[str] = []
+    remarks: dict[str, list[str]] = {}
+    for decoded in cache.decode(source, _VERIFY_SIZE if source.files else _NATIVE, progress=True, title="Reading"):
+        name = source.describe(decoded.index)
+        if decoded.image is None:
+            unreadable.append(f"{source.name}: {name}: {decoded.reason}")
+            continue
+        readable[decoded.index] = True
+        duplicates.add(number, decoded.index, decoded.image)
+        for remark in decoded.remarks:
+            remarks.setdefault(remark, []).append(name)
+    return readable, unreadable, cache.remark_notes(source, remarks)
 
 
 def _split_table(sources: list[Source], readable: list[npt.NDArray[np.bool_]]) -> Table:

@@ -46,15 +46,14 @@ def embed_command(arguments: list[str]) -> None:
         require(batch_size >= 1, "batch-size", batch_size, "at least 1")
         console, where = Console(), find_device(device)
         apply_precision("fp32", where)
-        source, notes = images_of(folder.expanduser().resolve(), labels)
+        source = images_of(folder.expanduser().resolve(), labels)
         found = embed_images(
             embedder(model, backbone, size, lambda line: say(console, line)), source, where, batch_size
         )
-        told = [*notes, *found.notes]
-        for note in told[:NOTES_SHOWN]:
+        for note in found.notes[:NOTES_SHOWN]:
             say(console, printable(note), "yellow")
-        if len(told) > NOTES_SHOWN:
-            say(console, f"and {len(told) - NOTES_SHOWN} more", "yellow")
+        if len(found.notes) > NOTES_SHOWN:
+            say(console, f"and {len(found.notes) - NOTES_SHOWN} more", "yellow")
         make_folder(output.parent)
         write_arrays(output, found.arrays())
         say(console, f"{output}: {found.features.shape[0]:,} images, {found.features.shape[1]:,} features each")

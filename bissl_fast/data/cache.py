@@ -1,6 +1,7 @@
 """Decode once: a source of images becomes a memory-mapped uint8 array on disk.
 
-An entry is a folder `<set-split>-<key>` with `images.npy`, `labels.npy` (if labelled) and `entry.json`. Its key hashes
+An entry is a folder `<set-split>-<key>` with `images.npy`, `labels.npy` (if labelled), `sizes.npy` (of whole images)
+and `entry.json`. Its key hashes
 all that determines the content. It is written under another name, flushed to the disk and renamed, so a folder of the
 final name is complete; what happened to it since is told by its content hash, which is checked whenever it is opened.
 """
@@ -15,7 +16,7 @@ import shutil
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +24,12 @@ from typing import IO, Any
 
 import numpy as np
 
-from bissl_fast.data.dataset import Images, ImageSet, Targets
+from bissl_fast.data.dataset import Images, ImageSet, Labels, Targets
 from bissl_fast.data.readers.decode import UnreadableImageError
 from bissl_fast.data.readers.source import Source, digest, listed
 from bissl_fast.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 FOLDER_VARIABLE = "BISSL_FAST_CACHE"
 _STALE_SECONDS = 600.0  # a build that wrote nothing for so long was killed
 _WINDOW = 256  # images in flight between the decoding threads and the file
@@ -38,11 +39,12 @@ _BAR_STEP = 32  # images between two updates of the progress bar, which takes a 
 
 @dataclass(frozen=True)
 class Decoded:
-    """One image of a source, or the reason why there is none."""
+    """One image of a source, or the reason why there is none; and what was turned, scaled or guessed in reading it."""
 
     index: int
     image: Images | None
     reason: str = ""
+    remarks: Sequence[str] = ()
 
 
 def default_folder() -> Path:
@@ -68,7 +70,7 @@ def load(source: Source, size: int, folder: Path | None = None, progress: bool =
     """
     folder = default_folder() if folder is None else folder
     entry = folder / entry_name(source, size)
-    found = _open(entry, source.name)
+    found = _open(entry, source)
     if found is not None:
         return found
     failure = None
@@ -77,7 +79,7 @@ def load(source: Source, size: int, folder: Path | None = None, progress: bool =
     except OSError as error:
         failure = error
     # After a failure another process may have finished the same entry. What was just written was hashed on its way.
-    built = _open(entry, source.name, check=failure is not None)
+    built = _open(entry, source, check=failure is not None)
     if built is None and failure is not None:
         raise _explain(failure, folder, source, size) from failure
     if built is None:
@@ -102,7 +104,8 @@ def decode(source: Source, size: int, progress: bool, title: str = "Decoding") -
 
     def one(index: int) -> Decoded:
         try:
-            return Decoded(index, source.read(index, size))
+            image = source.read(index, size)
+            return Decoded(index, image, remarks=source.remarks(index))
         except UnreadableImageError as error:
             return Decoded(index, None, str(error))
 
@@ -123,23 +126,33 @@ def decode(source: Source, size: int, progress: bool, title: str = "Decoding") -
             pool.shutdown(cancel_futures=True)
 
 
+def remark_notes(source: Source, remarks: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """A sentence for each remark, from the images of the source that it was made on."""
+    return tuple(
+        f"{len(images)} of {source.count} images of {source.name} {remark}: {listed(images)}."
+        for remark, images in remarks.items()
+    )
+
+
 def _build(source: Source, size: int, entry: Path, progress: bool) -> None:
     folder = entry.parent
     folder.mkdir(parents=True, exist_ok=True)
     _remove_stale(entry)
     scratch = Path(tempfile.mkdtemp(prefix=f"{entry.name}.building-", dir=folder))
     try:
-        kept, skipped, hashed = _write_images(source, size, scratch / "images.npy", progress)
+        kept, skipped, remarks, hashed = _write_images(source, size, scratch / "images.npy", progress)
         if not kept:
             raise UserError(
                 f"None of the {source.count} images of {source.name} could be read: {listed(skipped, 3)}. "
                 f"Check that they are images and complete."
             )
-        if source.labels is not None:
-            with (scratch / "labels.npy").open("wb") as file:
-                np.save(file, source.labels[kept])
-                _flush(file)
-        _write_description(source, skipped, scratch, hashed)
+        labels = None if source.labels is None else source.labels[kept]
+        for name, column in (("labels", labels), ("sizes", _sizes(source, kept))):
+            if column is not None:
+                with (scratch / f"{name}.npy").open("wb") as file:
+                    np.save(file, column)
+                    _flush(file)
+        _write_description(source, skipped, remarks, scratch, hashed)
         if entry.exists():  # damaged, or written by another process meanwhile: either way ours is good
             entry.rename(scratch / "replaced")
         scratch.rename(entry)
@@ -149,16 +162,20 @@ def _build(source: Source, size: int, entry: Path, progress: bool) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _write_images(source: Source, size: int, path: Path, progress: bool) -> tuple[list[int], list[str], str | None]:
+def _write_images(
+    source: Source, size: int, path: Path, progress: bool
+) -> tuple[list[int], list[str], dict[str, list[str]], str | None]:
     """Stream the images into a `.npy` file; a full disk is then an error, where it would kill a memory map.
 
     Returns:
-        Positions of the images that were written, the others with their reasons, and the content hash, taken on the way
-        while the other threads decode. An image left out changes the shape that the hash begins with: then `None`.
+        Positions of the images that were written, the others with their reasons, images by the remarks on them, and the
+        content hash, taken on the way while the other threads decode. An image left out changes the shape that the hash
+        begins with: then `None`.
     """
     side = source.side(size)
     kept: list[int] = []
     skipped: list[str] = []
+    remarks: dict[str, list[str]] = {}
     with path.open("wb") as file:
         _write_header(file, source.count, side)
         start = file.tell()
@@ -171,11 +188,19 @@ def _write_images(source: Source, size: int, path: Path, progress: bool) -> tupl
             file.write(data)
             total.update(data)
             kept.append(decoded.index)
+            for remark in decoded.remarks:
+                remarks.setdefault(remark, []).append(source.describe(decoded.index))
         file.seek(0)
         _write_header(file, len(kept), side)  # NumPy pads the header, so any number of images fits
         assert file.tell() == start
         _flush(file)
-    return kept, skipped, _end_hash(total, source.labels) if not skipped else None
+    hashed = None if skipped else _end_hash(total, source.labels, _sizes(source, kept))
+    return kept, skipped, remarks, hashed
+
+
+def _sizes(source: Source, kept: Sequence[int]) -> Labels | None:
+    """Height and width of whole images before they were stretched, `(N, 2)`."""
+    return None if source.sides is None else np.array([source.sides(index) for index in kept], dtype=np.int64)
 
 
 def _write_header(file: IO[bytes], count: int, side: int) -> None:
@@ -183,54 +208,61 @@ def _write_header(file: IO[bytes], count: int, side: int) -> None:
     np.lib.format.write_array_header_1_0(file, header)
 
 
-def _write_description(source: Source, skipped: list[str], scratch: Path, hashed: str | None) -> None:
-    images, labels = _read_arrays(scratch, source.labels is not None)
+def _write_description(
+    source: Source, skipped: list[str], remarks: Mapping[str, Sequence[str]], scratch: Path, hashed: str | None
+) -> None:
+    images, labels, sizes = _read_arrays(scratch, source.labels is not None, source.sides is not None)
     description = {
         "format": FORMAT,
         "name": source.name,
         "classes": source.classes,
         "labelled": labels is not None,
+        "whole": sizes is not None,
         "skipped": skipped,
-        "content_hash": hashed or content_hash(images, labels, source.classes),
+        "notes": remark_notes(source, remarks),
+        "content_hash": hashed or content_hash(images, labels, source.classes, sizes),
     }
     with (scratch / "entry.json").open("wb") as file:
         file.write(json.dumps(description, indent=1).encode())
         _flush(file)
 
 
-def _open(entry: Path, name: str, check: bool = True) -> ImageSet | None:
+def _open(entry: Path, source: Source, check: bool = True) -> ImageSet | None:
     """The images of an intact entry; `None` if there is none, or it is damaged in any way that `check` can tell."""
     try:
         description: dict[str, Any] = json.loads((entry / "entry.json").read_text())
         classes = tuple(description["classes"])
-        images, labels = _read_arrays(entry, description["labelled"])
-        if check and content_hash(images, labels, classes) != description["content_hash"]:
+        images, labels, sizes = _read_arrays(entry, description["labelled"], description["whole"])
+        if check and content_hash(images, labels, classes, sizes) != description["content_hash"]:
             return None
-        return ImageSet(name, images, labels, classes, description["content_hash"], tuple(description["skipped"]))
+        notes = (*source.notes, *description["notes"])
+        skipped = tuple(description["skipped"])
+        return ImageSet(source.name, images, labels, classes, description["content_hash"], skipped, notes, sizes)
     except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None
 
 
-def _read_arrays(folder: Path, labelled: bool) -> tuple[Images, Targets | None]:
+def _read_arrays(folder: Path, labelled: bool, whole: bool) -> tuple[Images, Targets | None, Labels | None]:
     images: Images = np.load(folder / "images.npy", mmap_mode="r")
     labels: Targets | None = np.load(folder / "labels.npy") if labelled else None
-    return images, labels
+    return images, labels, np.load(folder / "sizes.npy") if whole else None
 
 
-def content_hash(images: Images, labels: Targets | None, classes: tuple[str, ...]) -> str:
-    """SHA-256, shortened to 32 digits, of pixels, labels and class names."""
+def content_hash(images: Images, labels: Targets | None, classes: tuple[str, ...], sizes: Labels | None = None) -> str:
+    """SHA-256, shortened to 32 digits, of pixels, labels, class names, and sizes before the images were stretched."""
     total = _begin_hash(images.shape, classes)
     for start in range(0, len(images), _WINDOW):
         total.update(np.ascontiguousarray(images[start : start + _WINDOW]).data)
-    return _end_hash(total, labels)
+    return _end_hash(total, labels, sizes)
 
 
 def _begin_hash(shape: tuple[int, ...], classes: tuple[str, ...]) -> hashlib._Hash:
     return hashlib.sha256(repr((shape, classes)).encode())
 
 
-def _end_hash(total: hashlib._Hash, labels: Targets | None) -> str:
-    total.update(b"" if labels is None else labels.tobytes())
+def _end_hash(total: hashlib._Hash, labels: Targets | None, sizes: Labels | None) -> str:
+    for column in (labels, sizes):
+        total.update(b"" if column is None else column.tobytes())
     return total.hexdigest()[:32]
 
 

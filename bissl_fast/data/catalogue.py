@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import difflib
+from dataclasses import replace
 from http.client import HTTPException
 from pathlib import Path
 from tarfile import TarError
 from zipfile import BadZipFile
 
+import numpy as np
+
 from bissl_fast.data import cache
-from bissl_fast.data.dataset import ImageSet, Splits
+from bissl_fast.data.dataset import ImageSet, Splits, without_empty_classes
+from bissl_fast.data.duplicates import same_files
 from bissl_fast.data.entries import ENTRIES, SPLITS, Entry
 from bissl_fast.data.readers.folder import image_folder, loose_images, require_folder
 from bissl_fast.data.readers.source import Listing, Source, listed
@@ -26,6 +30,7 @@ def load_downstream(
     size: int,
     cache_dir: Path | None = None,
     progress: bool = True,
+    whole: bool = False,
     labels: Path | None = None,
 ) -> Splits:
     """Load the labelled splits of a set, from the cache if they were decoded before.
@@ -36,6 +41,7 @@ def load_downstream(
         size: Side in pixels; array sets of smaller native size keep theirs.
         cache_dir: Cache folder; `BISSL_FAST_CACHE` or `~/.cache/bissl-fast` if `None`.
         progress: Show a progress bar while decoding.
+        whole: Keep whole images, stretched to squares, and their sizes, in place of the squares in their middle.
         labels: A table of paths and classes, for a folder whose sub-folders are no classes.
 
     Returns:
@@ -50,20 +56,59 @@ def load_downstream(
         (480, 64, 64, 3)
     """
     listing = list_labelled(spec, root, labels)
-    parts = [cache.load(part, size, cache_dir, progress) for part in (listing.train, listing.val, listing.test)]
-    train, val, test = parts
-    return Splits(train, val, test, listing.notes + tuple(note for part in parts for note in skipped_notes(part)))
+    sources = [listing.train, listing.val, listing.test]
+    if whole:
+        sources = [source.whole() if source.whole else source for source in sources]
+    parts = [cache.load(source, size, cache_dir, progress) for source in sources]
+    notes = listing.notes + tuple(note for part in parts for note in notes_of(part))
+    (train, val, test), more = without_empty_classes(parts)
+    return Splits(train, val, test, notes + more)
 
 
 def load_pretext(
-    spec: str, root: Path | None, size: int, cache_dir: Path | None = None, progress: bool = True
+    spec: str,
+    root: Path | None,
+    size: int,
+    cache_dir: Path | None = None,
+    progress: bool = True,
+    downstream: str | None = None,
+    exclude_test: bool = False,
 ) -> ImageSet:
     """Load the unlabelled images of a set: its unlabelled split, or its training split without the labels.
 
-    Of `folder:PATH` it takes every image below the folder. Arguments and errors are those of `load_downstream`;
-    `skipped_notes` tells of images that could not be read.
+    Of `folder:PATH` it takes every image below the folder. `notes_of` tells of what was left out.
+
+    Args:
+        spec: A name of the catalogue, or `folder:PATH`.
+        root: Data root.
+        size: Side in pixels.
+        cache_dir: Cache folder.
+        progress: Show a progress bar while decoding.
+        downstream: The set that is tested on: how many of its test images are among these, byte for byte, is noted.
+        exclude_test: Leave those out.
+
+    Raises:
+        UserError: As `load_downstream`; or nothing but test images is there.
     """
-    return cache.load(list_unlabelled(spec, root), size, cache_dir, progress)
+    source = list_unlabelled(spec, root)
+    if downstream is not None and source.files:
+        source = _beside_test(source, list_labelled(downstream, root).test, downstream, exclude_test)
+    return cache.load(source, size, cache_dir, progress)
+
+
+def _beside_test(source: Source, test: Source, downstream: str, exclude: bool) -> Source:
+    """Pretext images with a note on those that are also test images, or without these."""
+    shared = same_files(source.files, test.files)
+    if not shared.any():
+        return source
+    if exclude and shared.all():
+        raise UserError(f"All {source.count:,} images of {source.name} are test images of {downstream}: add others.")
+    found = f"{shared.sum():,} of the {source.count:,} images of {source.name} are also test images of {downstream}"
+    if not exclude:
+        note = f"{found}: the pretext task sees them, without labels. --exclude-test leaves them out."
+        return replace(source, notes=(*source.notes, note))
+    rest = source.take(np.flatnonzero(~shared), source.name)
+    return replace(rest, notes=(*source.notes, f"{found} and are left out."))
 
 
 def list_labelled(spec: str, root: Path | None, labels: Path | None = None) -> Listing:
@@ -171,12 +216,13 @@ def shortfall(entry: Entry, folder: Path) -> tuple[str, ...]:
     return (f"There are {', '.join(counts)} images.", *listing.notes) if counts else listing.notes
 
 
-def skipped_notes(images: ImageSet) -> tuple[str, ...]:
-    """A sentence on the images that could not be read, if any."""
+def notes_of(images: ImageSet) -> tuple[str, ...]:
+    """Sentences on the images that could not be read, and on whatever else was left out, turned, scaled or guessed."""
     if not images.skipped:
-        return ()
+        return images.notes
     total = len(images) + len(images.skipped)
     return (
         f"{len(images.skipped)} of {total} images of {images.name} could not be read and are left out: "
         f"{listed(images.skipped)}.",
+        *images.notes,
     )

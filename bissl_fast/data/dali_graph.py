@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from nvidia.dali import fn, math, pipeline_def, types
 
+from bissl_fast.data.filters import BOXES
 from bissl_fast.data.views import BRIGHTNESS, CONTRAST, HUE, SATURATION, ViewSettings
 
 Node = Any  # a DataNode of DALI: N samples
@@ -41,7 +42,7 @@ def _views(views: tuple[ViewSettings, ...], encoded: bool, gpu: bool) -> tuple[N
             fn.external_source(name="images", ndim=1, dtype=types.UINT8),
             device="mixed" if gpu else "cpu",
             output_type=types.RGB,
-            adjust_orientation=False,  # the cache's reader does not turn images either
+            adjust_orientation=False,  # nor does the cache's reader, but for `folder:`
             jpeg_fancy_upsampling=True,  # on the GPU too, as libjpeg does
         )
     else:
@@ -69,9 +70,15 @@ def _view(images: Node, settings: ViewSettings, suffix: str, gpu: bool) -> Node:
         x = _adjust(x, column(f"operation{place}_", types.INT32), column(f"factor{place}_", types.FLOAT))
     if column("gray", types.BOOL):
         x = _luma(x) * types.Constant(np.ones(3, np.float32))
-    sigma, window = column("sigma", types.FLOAT), column("window", types.INT32)
-    if sigma > 0.0:
-        x = fn.gaussian_blur(fn.reshape(x, layout="HWC"), sigma=sigma, window_size=window)
+    sigma = column("sigma", types.FLOAT)
+    if settings.blur_filter == "box":
+        box = column("box", types.FLOAT, 1)
+        if sigma > 0.0:
+            x = _box_blur(fn.reshape(x, layout="HWC"), box.gpu() if gpu else box)
+    else:
+        window = column("window", types.INT32)
+        if sigma > 0.0:
+            x = fn.gaussian_blur(fn.reshape(x, layout="HWC"), sigma=sigma, window_size=window)
     if column("solarize", types.BOOL):
         # Half a level lower: where 8-bit pixels would have been rounded up to the threshold.
         x = x + (x > settings.solarize_threshold - 0.5) * (255.0 - 2.0 * x)
@@ -105,6 +112,14 @@ def _crop_resize(images: Node, settings: ViewSettings, cuts: list[Node], roi: li
         weights.append(_resize(line, settings, sides, start * _ints(along), _line(end, along, across)))
     correction = 1.0 / (weights[0] * weights[1])  # (S, S, 1)
     return _clamp(x * (correction.gpu() if gpu else correction))  # the cubic overshoots
+
+
+def _box_blur(x: Node, box: Node) -> Node:
+    """Pillow's blur: three passes of a box, before each of which the edges are repeated."""
+    for _ in range(BOXES):
+        for axis in (0, 1):
+            x = fn.filter(x, fn.expand_dims(box, axes=1 - axis), border="clamp")
+    return x
 
 
 def _in_zeros(x: Node, start: Node, shape: Node) -> Node:

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from bissl_fast.data.filters import box_blur_taps
 from bissl_fast.data.views import HUE, NEUTRAL_FACTORS, ViewParameters, ViewSettings
 from bissl_fast.errors import UserError
 
@@ -162,7 +163,6 @@ def graph_inputs(table: ViewParameters, settings: ViewSettings) -> dict[str, npt
     start, shape = table.box[:, :2], table.box[:, 2:]
     stretch = np.maximum(1.0, shape / settings.size)
     margin = np.ceil(_RADIUS[settings.interpolation] * stretch).astype(np.int64) + 1  # of zeros around the crop
-    radius = np.minimum(np.ceil(np.float32(_BLUR_RADIUS) * table.sigma), settings.size - 1)
     columns: dict[str, npt.NDArray[Any]] = {
         "crop_start": start.astype(np.int32),
         "crop_shape": shape.astype(np.int32),
@@ -173,9 +173,14 @@ def graph_inputs(table: ViewParameters, settings: ViewSettings) -> dict[str, npt
         "mirror": table.flip.astype(np.int32),
         "gray": table.gray,
         "sigma": table.sigma,
-        "window": (2 * radius + 1).astype(np.int32),
         "solarize": table.solarize,
     }
+    if settings.blur_filter == "box":
+        weights = box_blur_taps(torch.from_numpy(table.sigma), settings.size)
+        columns["box"] = weights.numpy()
+    else:
+        radius = np.minimum(np.ceil(np.float32(_BLUR_RADIUS) * table.sigma), settings.size - 1)
+        columns["window"] = (2 * radius + 1).astype(np.int32)
     rows = np.arange(n)
     for place in range(4):
         operation = table.order[:, place]
@@ -193,22 +198,29 @@ def image_sizes(files: Images | Sequence[str]) -> npt.NDArray[np.int64]:
         files: N files as bytes, or their paths.
 
     Returns:
-        (N, 2) int64. A turn that the EXIF data ask for is not made, as everywhere in this package.
+        (N, 2) int64. A turn that the EXIF data ask for is not made, as in the cache of a published set.
 
     Raises:
-        UserError: if one is no image that DALI can read, or DALI is not installed.
+        UserError: if one is no image that DALI can read, or has more than 8 bits, which the cache scales and DALI does
+            not; or DALI is not installed.
     """
     parse = _import("nvidia.nvimgcodec").CodeStream
     sizes = np.empty((len(files), 2), dtype=np.int64)
     for i, file in enumerate(files):
+        name = file if isinstance(file, str) else f"File {i} of the batch"
+        if isinstance(file, str) and os.path.exists(file) and not os.path.isfile(file):  # a pipe would be waited for
+            raise UserError(f"{name} is no regular file.")
         try:
             header = parse(file if isinstance(file, str) else _bytes(file))
-            sizes[i] = header.height, header.width
+            sizes[i], dtype = (header.height, header.width), str(header.dtype)
         except RuntimeError as error:
-            name = f"{file}" if isinstance(file, str) else f"File {i} of the batch"
             raise UserError(
                 f"{name} is missing, damaged, or no image of a kind that DALI decodes (JPEG, PNG, ...)."
             ) from error
+        if dtype != "uint8":
+            raise UserError(
+                f"{name} holds {dtype} values, which DALI scales otherwise than the cache: convert it to 8 bits."
+            )
     return sizes
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,8 @@ class ImageSet:
         classes: Class names by label; empty for an unlabelled set.
         content_hash: Hexadecimal digest of pixels, labels and class names: the input hash of a stage.
         skipped: Files that could not be decoded, each with its reason.
+        notes: Sentences on what else was left out, and on what was turned, scaled or guessed.
+        sizes: `(N, 2)` int64 height and width of every image before it was stretched to a square; `None` if none was.
 
     Raises:
         ValueError: Shapes, dtypes or labels contradict each other.
@@ -51,6 +53,8 @@ class ImageSet:
     classes: tuple[str, ...]
     content_hash: str
     skipped: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    sizes: Labels | None = None
 
     def __post_init__(self) -> None:
         for name, array in (("images", self.images), ("labels", self.labels)):
@@ -61,6 +65,8 @@ class ImageSet:
             raise ValueError(
                 f"{self.name}: images must be (N, S, S, 3) uint8, not {self.images.shape} {self.images.dtype}"
             )
+        if self.sizes is not None and (self.sizes.shape != (n, 2) or self.sizes.dtype != np.int64):
+            raise ValueError(f"{self.name}: sizes must be ({n}, 2) int64, not {self.sizes.shape} {self.sizes.dtype}")
         if self.labels is None:
             return
         if is_multilabel(self.labels):
@@ -101,7 +107,8 @@ class ImageSet:
         images.setflags(write=False)
         digest = hashlib.blake2b(self.content_hash.encode() + chosen.tobytes(), digest_size=16)
         labels = None if self.labels is None else self.labels[chosen]
-        return ImageSet(name, images, labels, self.classes, digest.hexdigest())
+        sizes = None if self.sizes is None else self.sizes[chosen]
+        return ImageSet(name, images, labels, self.classes, digest.hexdigest(), sizes=sizes)
 
 
 @dataclass(frozen=True)
@@ -119,3 +126,38 @@ class Splits:
     val: ImageSet
     test: ImageSet
     notes: tuple[str, ...] = ()
+
+
+def without_empty_classes(splits: Sequence[ImageSet]) -> tuple[list[ImageSet], tuple[str, ...]]:
+    """Labelled splits without the classes that lost their last image because none could be read.
+
+    Args:
+        splits: Those of one set, the training images first.
+
+    Returns:
+        The splits, with labels counted anew if classes are gone, and sentences on those and on classes that no image
+        can be learned from. Of a multi-label set all classes stay.
+    """
+    train, classes = splits[0], np.array(splits[0].classes, dtype=object)
+    if not any(part.skipped for part in splits) or is_multilabel(train.labels):
+        return list(splits), ()
+    counts = np.stack([count_by_class(part.labels, len(classes)) for part in splits if part.labels is not None])
+    kept = np.flatnonzero(counts.sum(axis=0))
+    untaught = classes[(counts[0] == 0) & (counts.sum(axis=0) > 0)]
+    notes = [f"No training image of {', '.join(untaught)} can be read: it cannot be learned."] * bool(len(untaught))
+    if len(kept) == len(classes):
+        return list(splits), tuple(notes)
+    gone = sorted(set(classes) - set(classes[kept]))
+    notes.insert(0, f"No image of {', '.join(gone)} can be read: {len(kept)} of {len(classes)} classes are left.")
+    return [_with_classes(part, kept) for part in splits], tuple(notes)
+
+
+def _with_classes(images: ImageSet, kept: npt.NDArray[np.int64]) -> ImageSet:
+    digest = hashlib.blake2b(images.content_hash.encode() + kept.tobytes(), digest_size=16)
+    assert images.labels is not None
+    return replace(
+        images,
+        labels=np.searchsorted(kept, images.labels),
+        classes=tuple(images.classes[label] for label in kept),
+        content_hash=digest.hexdigest(),
+    )

@@ -1,4 +1,4 @@
-"""Separable filters as matrices, one per sample: antialiased resize of a crop, and Gaussian blur.
+"""Separable filters as matrices, one per sample: antialiased resize of a crop, and blur.
 
 A filter of N images along one axis is an (N, out, in) matrix, so that both axes are two batched matrix products. Only
 the taps are computed; they are laid into zeros. The number of taps depends on sizes, never on the samples at hand:
@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 _SUPPORT = {"bilinear": 1, "bicubic": 2}  # radius of the kernel in pixels, before the stretch of downscaling
+BOXES = 3  # passes of a box that stand for a Gaussian
 _BLUR_RADIUS = 4.0  # standard deviations; what lies beyond weighs 6e-5, less than a level of 255
 
 
@@ -24,6 +25,7 @@ def resize_matrices(
     source: int,
     size: int,
     interpolation: Literal["bilinear", "bicubic"],
+    dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
     """Crop, antialiased resize and flip along one axis, as PIL resizes an image that has been cropped.
 
@@ -37,11 +39,12 @@ def resize_matrices(
         source: pixels of the image along the axis.
         size: pixels of the output.
         interpolation: triangle, or Keys' cubic with a = -0.5 (not torch's -0.75).
+        dtype: of the weights.
 
     Returns:
-        (N, size, source) float32; rows may be strided.
+        (N, size, source); rows may be strided.
     """
-    start, length = start[:, None].float(), length[:, None].float()  # (N, 1)
+    start, length = start[:, None].to(dtype), length[:, None].to(dtype)  # (N, 1)
     scale = length / size
     stretch = scale.clamp_min(1.0)
     radius = stretch * _SUPPORT[interpolation]
@@ -90,6 +93,55 @@ def blur_matrices(sigma: torch.Tensor, size: int, largest: float) -> torch.Tenso
     inner[:, :, 1 : radius + 1] += matrix[:, :, :radius].flip(-1)
     inner[:, :, size - 1 - radius : size - 1] += matrix[:, :, radius + size :].flip(-1)
     return inner
+
+
+def box_blur_matrices(sigma: torch.Tensor, size: int, largest: float) -> torch.Tensor:
+    """Pillow's `GaussianBlur` along one axis: three passes of a box, before each of which the edges are repeated.
+
+    Pillow rounds to 8 bits after each pass; here nothing is rounded.
+
+    Args:
+        sigma: (N,) float32 standard deviations in pixels, above 0.
+        size: pixels along the axis.
+        largest: upper bound of sigma; it sets the number of taps.
+
+    Returns:
+        (N, size, size) float32.
+    """
+    weights = box_blur_taps(sigma, size, largest)  # (N, taps)
+    radius = weights.shape[1] // 2
+    offset = torch.arange(-radius, radius + 1, device=sigma.device)
+    pixel = torch.arange(size, device=sigma.device)
+    padded = F.pad(weights, (size - 1 - radius,) * 2)  # offsets from 1 - size to size - 1
+    box = padded[:, pixel - pixel[:, None] + size - 1]  # (N, size, size)
+    beyond = (weights[:, None] * (offset <= -pixel[:, None])).sum(-1)  # (N, size), of the first pixel and all before it
+    box[:, :, 0], box[:, :, -1] = beyond, beyond.flip(1)
+    return box @ box @ box
+
+
+def box_blur_taps(sigma: torch.Tensor, size: int, largest: float | None = None) -> torch.Tensor:
+    """The box of which three passes have the variance of a Gaussian.
+
+    It reaches a whole number of pixels to each side, and a share of the next (P. Gwosdek et al., "Theoretical
+    foundations of Gaussian convolution by extended box filtering", SSVM 2011).
+
+    Args:
+        sigma: (N,) float32 standard deviations in pixels.
+        size: pixels along the axis, which no box exceeds to either side.
+        largest: upper bound of sigma, which sets the number of taps; the largest of them if left out.
+
+    Returns:
+        (N, taps) float32, an odd number of taps, which sum to 1.
+    """
+    bound = float(sigma.max()) if largest is None else largest
+    radius = min(int((math.sqrt(4 * bound**2 + 1) - 1) / 2) + 1, size - 1)
+    variance = sigma * sigma / BOXES
+    whole = torch.floor((torch.sqrt(12 * variance + 1) - 1) / 2)
+    following = whole + 1
+    share = (2 * whole + 1) * (whole * following - 3 * variance) / (6 * (variance - following * following))
+    offset = torch.arange(-radius, radius + 1, device=sigma.device).abs()
+    weights = torch.where(offset <= whole[:, None], 1.0, share[:, None]) * (offset <= following[:, None])
+    return weights / weights.sum(-1, keepdim=True)
 
 
 def _triangle(distance: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -65,7 +65,7 @@ class Loader(ABC):
 
     @property
     def batch_size(self) -> int:
-        """Images per batch, of this rank."""
+        """Images per batch, of this rank; an incomplete last one has fewer."""
         part = self._order.part
         return part.stop - part.start
 
@@ -178,6 +178,18 @@ def sequential_batches(
         yield _rendered(staged, images, (view,), device)
 
 
+def draw_for(
+    images: ImageSet, samples: npt.NDArray[np.int64], views: Sequence[ViewSettings], seed: int, epoch: int
+) -> tuple[ViewParameters, ...]:
+    """One table per view, in pixels of the set's squares, drawn for the images' own sizes where these are known."""
+    if images.sizes is None:
+        size = (images.size, images.size)
+        return tuple(draw_views(settings, seed, epoch, samples, view, size) for view, settings in enumerate(views))
+    sizes = images.sizes[samples]
+    drawn = (draw_views(settings, seed, epoch, samples, view, sizes) for view, settings in enumerate(views))
+    return tuple(table.stretched(sizes, images.size) for table in drawn)
+
+
 def _set(images: ImageSet | ResidentSet) -> ImageSet:
     return images.images if isinstance(images, ResidentSet) else images
 
@@ -201,9 +213,7 @@ def _stage(
     device: torch.device,
 ) -> _Staged:
     height, width = _set(images).images.shape[1:3]
-    tables = tuple(
-        draw_views(settings, seed, epoch, samples, view, (height, width)) for view, settings in enumerate(views)
-    )
+    tables = draw_for(_set(images), samples, views, seed, epoch)
     if isinstance(images, ResidentSet):
         return _Staged(images.pixels, samples, tables, None, samples, epoch)
     labels = None if images.labels is None else torch.from_numpy(images.labels[samples])

@@ -12,7 +12,7 @@ ViewPair = tuple[ViewSettings, ViewSettings]
 def vicreg_views(size: int) -> ViewPair:
     """The two asymmetric views of VICReg and BYOL: the first always blurred, the second sometimes solarised.
 
-    Source: Bardes et al., "VICReg", ICLR 2022, Appendix C.1, and its released code.
+    Source: Bardes et al., "VICReg", ICLR 2022, Appendix C.1, and its released code, which blurs by Pillow.
     """
     common = ViewSettings(
         size=size,
@@ -25,6 +25,7 @@ def vicreg_views(size: int) -> ViewPair:
         saturation=0.2,
         hue=0.1,
         gray=0.2,
+        blur_filter="box",
     )
     return replace(common, blur=1.0), replace(common, blur=0.1, solarize=0.2)
 
@@ -71,7 +72,7 @@ def simclr_views(size: int, strength: float = 1.0) -> ViewPair:
 def multi_crop_views(
     size: int, local_size: int, local_views: int, local_scale: tuple[float, float] = (0.05, 0.14)
 ) -> tuple[ViewSettings, ...]:
-    """Two large crops and several small ones, each with SimCLR's colours: for tasks that compare parts with wholes.
+    """SwAV's two large crops and several small ones, with SimCLR's colours: for tasks that compare parts with wholes.
 
     Args:
         size: side of the two large views in pixels; their crops have more than the largest share of a small one.
@@ -79,9 +80,11 @@ def multi_crop_views(
         local_views: how many.
         local_scale: smallest and largest share of the image's area in a small crop.
 
-    Source: Caron et al., "Unsupervised Learning of Visual Features by Contrasting Cluster Assignments", NeurIPS 2020.
+    Source: Caron et al., "Unsupervised Learning of Visual Features by Contrasting Cluster Assignments", NeurIPS 2020,
+    and its released code, which resizes bilinearly, blurs by Pillow and has .228 where others have .229.
     """
-    first, second = (replace(view, crop_scale=(local_scale[1], 1.0)) for view in simclr_views(size))
+    view = replace(simclr_views(size)[0], interpolation="bilinear", blur_filter="box", std=(0.228, 0.224, 0.225))
+    first = second = replace(view, crop_scale=(local_scale[1], 1.0))
     return first, second, *[replace(first, size=local_size, crop_scale=local_scale)] * local_views
 
 

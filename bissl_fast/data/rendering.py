@@ -64,6 +64,7 @@ def render(
         channels(settings),
         size=settings.size,
         cubic=settings.interpolation == "bicubic",
+        box_blur=settings.blur_filter == "box",
         threshold=torch_pipeline.inverted_above(settings),
         dtype=dtype,
     )

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from bissl_fast.data.colour import ADJUSTMENTS, solarize_, to_gray_
-from bissl_fast.data.filters import blur_matrices, resize_matrices
+from bissl_fast.data.filters import blur_matrices, box_blur_matrices, resize_matrices
 from bissl_fast.data.views import NEUTRAL_FACTORS, ViewParameters, ViewSettings
 from bissl_fast.errors import UserError
 
@@ -24,16 +24,19 @@ _CPU_CHUNK_PIXELS = 300_000  # of the views: few enough for the intermediate val
 
 
 @torch.no_grad()
-def render(images: torch.Tensor, parameters: ViewParameters, settings: ViewSettings) -> torch.Tensor:
+def render(
+    images: torch.Tensor, parameters: ViewParameters, settings: ViewSettings, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
     """Renders one view of each image.
 
     Args:
         images: (N, H, W, 3) uint8, on any device.
         parameters: the table of the N views, drawn for images of this size.
         settings: what the table was drawn from.
+        dtype: of all arithmetic: float32, or float64 to measure the error of others.
 
     Returns:
-        (N, 3, S, S) float32 in channels_last memory, normalised by the settings' mean and std.
+        (N, 3, S, S) of that dtype in channels_last memory, normalised by the settings' mean and std.
 
     Raises:
         UserError: if the images are not uint8 RGB, or the table does not fit them.
@@ -48,13 +51,11 @@ def render(images: torch.Tensor, parameters: ViewParameters, settings: ViewSetti
     """
     check(images, parameters, np.arange(len(images)))
     n, size = len(images), settings.size
-    views = torch.empty(
-        (n, 3, size, size), dtype=torch.float32, device=images.device, memory_format=torch.channels_last
-    )
+    views = torch.empty((n, 3, size, size), dtype=dtype, device=images.device, memory_format=torch.channels_last)
     step = max(1, _CPU_CHUNK_PIXELS // size**2 if images.device.type == "cpu" else n)
     for start in range(0, n, step):
         rows = slice(start, start + step)
-        views[rows] = _render_planar(images[rows], parameters[rows], settings)
+        views[rows] = _render_planar(images[rows], parameters[rows], settings, dtype)
     return views
 
 
@@ -83,9 +84,11 @@ def check(images: torch.Tensor, parameters: ViewParameters, samples: npt.NDArray
         )
 
 
-def _render_planar(images: torch.Tensor, parameters: ViewParameters, settings: ViewSettings) -> torch.Tensor:
-    """(n, H, W, 3) uint8 to (n, 3, S, S) float32, contiguous: each channel a plane."""
-    x = _crop_resize_flip(images, parameters, settings)
+def _render_planar(
+    images: torch.Tensor, parameters: ViewParameters, settings: ViewSettings, dtype: torch.dtype
+) -> torch.Tensor:
+    """(n, H, W, 3) uint8 to (n, 3, S, S), contiguous: each channel a plane."""
+    x = _crop_resize_flip(images, parameters, settings, dtype)
     for place in range(4):
         for operation, adjust_ in ADJUSTMENTS.items():
             factors = parameters.factors[:, operation]
@@ -113,7 +116,7 @@ def _change(
     rows = np.flatnonzero(chosen)
     if not len(rows):
         return
-    arguments = [torch.from_numpy(column[rows]).to(x.device) for column in columns]
+    arguments = [torch.from_numpy(column[rows]).to(x) for column in columns]
     if len(rows) == len(x):
         operation_(x, *arguments)
         return
@@ -126,14 +129,16 @@ def _change(
         x.index_copy_(0, where, part)
 
 
-def _crop_resize_flip(images: torch.Tensor, parameters: ViewParameters, settings: ViewSettings) -> torch.Tensor:
+def _crop_resize_flip(
+    images: torch.Tensor, parameters: ViewParameters, settings: ViewSettings, dtype: torch.dtype
+) -> torch.Tensor:
     n, height, width, _ = images.shape
     size = settings.size
     top, left, rows, columns = torch.from_numpy(parameters.box).to(images.device).unbind(1)
     flip = torch.from_numpy(parameters.flip).to(images.device)
-    vertical = resize_matrices(top, rows, torch.zeros_like(flip), height, size, settings.interpolation)
-    horizontal = resize_matrices(left, columns, flip, width, size, settings.interpolation)
-    x = torch.bmm(vertical, images.reshape(n, height, width * 3).float())  # (n, S, W * 3)
+    vertical = resize_matrices(top, rows, torch.zeros_like(flip), height, size, settings.interpolation, dtype)
+    horizontal = resize_matrices(left, columns, flip, width, size, settings.interpolation, dtype)
+    x = torch.bmm(vertical, images.reshape(n, height, width * 3).to(dtype))  # (n, S, W * 3)
     x = x.view(n, size, width, 3).permute(0, 3, 1, 2).reshape(n, 3 * size, width)
     x = torch.bmm(x, horizontal.mT).view(n, 3, size, size)
     return x.mul_(1 / 255).clamp_(0.0, 1.0)  # the cubic overshoots; PIL clips it after each of the two products
@@ -141,6 +146,7 @@ def _crop_resize_flip(images: torch.Tensor, parameters: ViewParameters, settings
 
 def _blur_(x: torch.Tensor, sigma: torch.Tensor, settings: ViewSettings) -> None:
     n, _, size, _ = x.shape
-    matrices = blur_matrices(sigma, size, settings.blur_sigma[1])
+    make = box_blur_matrices if settings.blur_filter == "box" else blur_matrices
+    matrices = make(sigma, size, settings.blur_sigma[1])
     rows_blurred = torch.bmm(x.view(n, 3 * size, size), matrices.mT).view_as(x)
     torch.matmul(matrices[:, None], rows_blurred, out=x)

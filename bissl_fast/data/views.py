@@ -6,7 +6,7 @@ The distributions are torchvision's (`RandomResizedCrop`, `ColorJitter`, `Random
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import permutations
 from typing import Annotated, Literal
 
@@ -49,8 +49,10 @@ class ViewSettings:
         saturation: As brightness.
         hue: Shift in U(-x, x) turns of the colour wheel, at most 0.5.
         gray: Probability of grayscale.
-        blur: Probability of a Gaussian blur.
+        blur: Probability of a blur.
         blur_sigma: Range of its standard deviation in pixels of the view.
+        blur_filter: A Gaussian sampled at the pixels, as torchvision's; or Pillow's three boxes, which blur below a
+            standard deviation of half a pixel too, where the samples of a Gaussian hardly do.
         solarize: Probability of inverting all values at or above the threshold.
         solarize_threshold: In levels of 0..255.
         pixel_range: Pixels are multiplied by this before mean and std. 1, or 255 for the released BiSSL code's
@@ -76,6 +78,7 @@ class ViewSettings:
     gray: float = 0.0
     blur: float = 0.0
     blur_sigma: Range = (0.1, 2.0)
+    blur_filter: Literal["gaussian", "box"] = "gaussian"
     solarize: float = 0.0
     solarize_threshold: float = 128.0
     pixel_range: float = 1.0
@@ -84,7 +87,7 @@ class ViewSettings:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            _require(name == "interpolation" or bool(np.isfinite(value).all()), name, value, "finite")
+            _require(isinstance(value, str) or bool(np.isfinite(value).all()), name, value, "finite")
         low, high = self.crop_scale
         _require(self.size >= 1, "size", self.size, "at least 1 pixel")
         _require(0 < low <= high <= 1, "crop_scale", self.crop_scale, "fractions of the area: 0 < low <= high <= 1")
@@ -98,6 +101,7 @@ class ViewSettings:
             self.interpolation,
             "bilinear or bicubic",
         )
+        _require(self.blur_filter in ("gaussian", "box"), "blur_filter", self.blur_filter, "gaussian or box")
         for name in ("flip", "jitter", "gray", "blur", "solarize"):
             _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "a probability between 0 and 1")
         for name in ("brightness", "contrast", "saturation"):
@@ -136,6 +140,20 @@ class ViewParameters:
 
     def __len__(self) -> int:
         return len(self.box)
+
+    def stretched(self, sizes: npt.NDArray[np.int64], side: int) -> ViewParameters:
+        """The same views of images that have been stretched to squares, to the nearest pixel.
+
+        Args:
+            sizes: (N, 2) height and width that the views were drawn for.
+            side: of the squares in pixels.
+        """
+        start, end = (np.rint(edge * side / sizes).astype(np.int64) for edge in (self.box[:, :2], self._ends()))
+        start = np.minimum(start, side - 1)
+        return replace(self, box=np.concatenate((start, np.maximum(end - start, 1)), axis=1))
+
+    def _ends(self) -> npt.NDArray[np.int64]:
+        return self.box[:, :2] + self.box[:, 2:]
 
     def __getitem__(self, rows: slice | npt.NDArray[np.int64]) -> ViewParameters:
         """The rows of some of the samples."""

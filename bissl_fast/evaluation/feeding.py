@@ -22,7 +22,7 @@ from bissl_fast.data.readers.source import Source
 from bissl_fast.data.resident import hold
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.views import torch_threads, wait_for
-from bissl_fast.models import Network, build_backbone, forward_each, probe_features
+from bissl_fast.models import Network, build_backbone, forward_each, place, probe_features
 from bissl_fast.pretext import SimCLR
 from bissl_fast.training.lars import LARS
 from bissl_fast.training.precision import Precision, apply_precision
@@ -84,7 +84,8 @@ def measure_feeding(
         UserError: if a batch is larger than the set.
     """
     order = BatchOrder(len(images), batch_size, seed=0)
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    cudnn = torch.backends.cudnn
+    before = torch.get_float32_matmul_precision(), cudnn.allow_tf32, cudnn.deterministic
     try:
         with torch_threads(threads):
             step = pretext_step(backbone, views[0].size, device, precision)
@@ -92,10 +93,10 @@ def measure_feeding(
                 return _alternate(step, loader, seconds, device)
     finally:
         torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]
+        cudnn.allow_tf32, cudnn.deterministic = before[1:]
 
 
-def _alternate(step: Callable[[Views], None], loader: Loader, seconds: float, device: torch.device) -> Feeding:
+def _alternate(step: Callable[[Views], object], loader: Loader, seconds: float, device: torch.device) -> Feeding:
     """Blocks of steps in turns; the first step of each is not timed, for it may share threads with the other kind."""
     draws = iter(range(1 << 62))
     ready = loader.load(next(draws)).views
@@ -131,20 +132,22 @@ def _block(call: Callable[[], float], steps: int, device: torch.device) -> tuple
 
 def pretext_step(
     backbone: str, size: int, device: torch.device, precision: Precision = "fp32"
-) -> Callable[[Views], None]:
-    """One step of SimCLR: both views through the network, NT-Xent, LARS; seeded."""
+) -> Callable[[Views], torch.Tensor]:
+    """One step of SimCLR: both views through the network, NT-Xent, LARS; seeded. It gives the loss."""
     task = SimCLR()
     head = task.head(probe_features(backbone, size), 0)
-    network = Network(build_backbone(backbone, 0), head).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = place(Network(build_backbone(backbone, 0, size), head), device)
     optimizer = LARS(list(network.parameters()), lr=0.1)
     forward = apply_precision(precision, device)
 
-    def step(views: Views) -> None:
+    def step(views: Views) -> torch.Tensor:
         optimizer.zero_grad(set_to_none=True)
         with forward():
             outputs = forward_each(network, views)
-        task.loss(outputs).backward()  # type: ignore[no-untyped-call]
+        loss = task.loss(outputs)
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
+        return loss.detach()
 
     return step
 

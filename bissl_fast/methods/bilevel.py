@@ -50,8 +50,9 @@ class BilevelSettings:
         recycled_vectors: pairs of vectors as long as the backbone's parameters that recycling keeps, at most.
         batches_at_once: stored batches that pass the network together, a divisor of K: faster where they are small.
         products_dtype: of the products' forward and backward passes; vectors and solver stay float32.
-        memory_budget: gigabytes that products may hold beside the model; left out: half of what is free. Stored batches
-            that do not fit are linearised again for each product: slower, the same numbers.
+        memory_budget: gigabytes that products may hold beside the model; left out: 85 % of what is free on a GPU, half
+            of it on a CPU. Stored batches that do not fit are linearised again for each product: slower, the same
+            numbers.
         capture: on CUDA, one captured graph for all right-hand sides of an upper phase after the first: the same
             numbers with one launch each, which is faster where kernels are short.
     """
@@ -110,7 +111,7 @@ class BilevelSettings:
             UserError: if the loss cannot be traced or the budget is too small.
         """
         device = parameters.tensors[0].device
-        budget = available_memory(device) // 2 if self.memory_budget is None else int(self.memory_budget * 1e9)
+        budget = default_budget(device) if self.memory_budget is None else int(self.memory_budget * 1e9)
         try:
             return HessianOperator(
                 loss, parameters, batches, self.mode, memory_budget=budget, dtype=self.products_dtype
@@ -156,6 +157,12 @@ class BilevelSettings:
         if self.solver == "neumann":
             return neumann(system, v, iterations=iterations)
         return conjugate_gradient(system, v, iterations=iterations, layerwise=self.solver == "layerwise-cg")
+
+
+def default_budget(device: torch.device) -> int:
+    """Bytes for products. A GPU is the run's own, but for what libraries and fragments take; a machine has others."""
+    share = 0.85 if device.type == "cuda" else 0.5
+    return int(share * available_memory(device))
 
 
 def event_shares(events: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:

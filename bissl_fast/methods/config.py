@@ -42,6 +42,9 @@ class ImageSettings:
     Attributes:
         size: side of every view in pixels.
         cache_size: short side of the decoded images that views are cut from; smaller sets stay as they are.
+        whole: downstream images keep what lies beside the square in their middle: they are stored stretched to squares,
+            and crops are cut as from the images before.
+        downstream_cache_size: side of the decoded downstream images; left out: as `cache_size`.
         first: one view of the pretext task.
         second: the other one.
         finetune: training on the downstream task.
@@ -54,6 +57,8 @@ class ImageSettings:
 
     size: int = 96
     cache_size: int = 112
+    whole: bool = False
+    downstream_cache_size: int | None = None
     first: ViewSettings = paper_views(96)[0]
     second: ViewSettings = paper_views(96)[1]
     finetune: ViewSettings = finetune_view(96)
@@ -64,6 +69,8 @@ class ImageSettings:
     def __post_init__(self) -> None:
         require(8 <= self.size <= 4096, "images.size", self.size, "between 8 and 4096 pixels")
         require(8 <= self.cache_size <= 4096, "images.cache-size", self.cache_size, "between 8 and 4096 pixels")
+        if (side := self.downstream_cache_size) is not None:
+            require(8 <= side <= 4096, "images.downstream-cache-size", side, "between 8 and 4096 pixels")
         for name in VIEWS:
             view = getattr(self, name)
             agrees = view.size in (ViewSettings.size, self.size)  # left alone, or what every view has
@@ -97,6 +104,7 @@ class TrainConfig:
         data_root: folder that holds the data sets.
         pretext_dataset: unlabelled set, named likewise; left out: the downstream set's own unlabelled images, or
             STL10's.
+        exclude_test: leave out pretext images that are also test images, byte for byte.
         preset: whose values stand where nothing is given: `paper`, `official` (the released code) or `quick` (2 CPU
             cores).
         seed: of everything that is drawn.
@@ -106,7 +114,7 @@ class TrainConfig:
         device: `auto`, `cpu`, `cuda`, `cuda:1`, ….
         precision: of forward and backward passes.
         threads: CPU threads; 0 leaves the choice to torch.
-        backbone: any timm CNN.
+        backbone: any timm network (docs/backbones.md).
         weights: that the backbone starts from: a file (.safetensors, .pt, .pth), a run's folder, or `timm:NAME` for
             pretrained ones; left out: random. With --pretrain.epochs 0 BiSSL starts from them as they are, with
             --pretrain.baseline-epochs 0 the baseline is fine-tuned from them.
@@ -128,6 +136,7 @@ class TrainConfig:
     labels: Path | None = None
     data_root: Path | None = None
     pretext_dataset: str | None = None
+    exclude_test: bool = False
     preset: Literal["paper", "official", "quick"] = "quick"
     seed: int = 0
     output: Path = Path("runs")

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from bissl_fast.data.cache import decode
+from bissl_fast.data.cache import decode, remark_notes
 from bissl_fast.data.dataset import Images
 from bissl_fast.data.presets import eval_view
 from bissl_fast.data.readers.folder import folder_names, loose_images
@@ -21,7 +21,7 @@ from bissl_fast.data.views import ViewSettings, draw_views
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.metrics import evaluation_mode
 from bissl_fast.methods.config import ImageSettings, load_config
-from bissl_fast.models import backbone_weights, build_backbone
+from bissl_fast.models import backbone_weights, build_backbone, place
 from bissl_fast.models.weights import TIMM_PREFIX, timm_normalisation
 
 FOLDERS = "folders"
@@ -69,7 +69,7 @@ class Features:
         names: N paths below the folder.
         labels: (N,) int64, if images have labels.
         classes: names by label.
-        notes: what a user should read, as images that cannot be read and are left out.
+        notes: what a user should read: what was left out, turned, scaled or guessed.
     """
 
     features: NDArray[np.float32]
@@ -115,7 +115,7 @@ def embedder(spec: str, backbone: str | None, size: int | None, say: Callable[[s
         if not 8 <= size <= 4096:
             raise UserError(f"--size must be between 8 and 4096 pixels, found {size}.")
         view, decoded = replace(view, size=size), max(size, decoded)
-    network = build_backbone(name, 0)
+    network = build_backbone(name, 0, view.size)
     weights = backbone_weights(spec, network, name)
     weights.load_into(network)
     say(f"{name}: {weights}")
@@ -140,30 +140,35 @@ def embed_images(model: Embedder, source: Source, device: torch.device, batch_si
     Raises:
         UserError: if no image can be read.
     """
-    model.backbone.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    place(model.backbone, device)
     kept: list[int] = []
-    notes: list[str] = []
+    left_out: list[str] = []
+    remarks: dict[str, list[str]] = {}
 
     def readable() -> Iterator[Images]:
         for decoded in decode(source, model.decoded_size, progress=True):
+            name = source.describe(decoded.index)
             if decoded.image is None:
-                notes.append(f"left out: {source.describe(decoded.index)}: {decoded.reason}")
-            else:
-                kept.append(decoded.index)
-                yield decoded.image
+                left_out.append(f"left out: {name}: {decoded.reason}")
+                continue
+            kept.append(decoded.index)
+            for remark in decoded.remarks:
+                remarks.setdefault(remark, []).append(name)
+            yield decoded.image
 
     images, found = readable(), []
     while batch := list(islice(images, batch_size)):
         found.append(model.features(np.stack(batch), device))
     if not found:
-        raise UserError(f"None of the {source.count} images of {source.name} can be read: {notes[0]}.")
+        raise UserError(f"None of the {source.count} images of {source.name} can be read: {left_out[0]}.")
     labels = None if source.labels is None else source.labels[kept].astype(np.int64)
     names = [source.describe(index) for index in kept]
+    notes = [*source.notes, *remark_notes(source, remarks), *left_out]
     return Features(np.concatenate(found), names, labels, source.classes, notes)
 
 
-def images_of(folder: Path, labels: str | None) -> tuple[Source, tuple[str, ...]]:
-    """Images below a folder, and what a user should read.
+def images_of(folder: Path, labels: str | None) -> Source:
+    """Images below a folder.
 
     Args:
         folder: where they lie, at any depth.
@@ -171,5 +176,5 @@ def images_of(folder: Path, labels: str | None) -> tuple[Source, tuple[str, ...]
             classes, and then only of the images that it names.
     """
     if labels is None:
-        return loose_images(folder), ()
-    return (folder_names(folder), ()) if labels == FOLDERS else whole_table(folder, Path(labels).expanduser())
+        return loose_images(folder)
+    return folder_names(folder) if labels == FOLDERS else whole_table(folder, Path(labels).expanduser())

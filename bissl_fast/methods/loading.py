@@ -46,18 +46,30 @@ class RunData:
         )
         self.unlabelled = self._load_unlabelled()
         self.splits = load_downstream(
-            config.dataset, config.data_root, images.cache_size, config.cache_dir, labels=config.labels
+            config.dataset,
+            config.data_root,
+            images.downstream_cache_size or images.cache_size,
+            config.cache_dir,
+            whole=images.whole,
+            labels=config.labels,
         )
         self._tell_sizes()
         for scored in (self.splits.val, self.splits.test):
             self._tell_absent_classes(scored)
 
     def loader(
-        self, images: ImageSet, views: tuple[ViewSettings, ...], batch_size: int, purpose: str, phase_length: int = 1
+        self,
+        images: ImageSet,
+        views: tuple[ViewSettings, ...],
+        batch_size: int,
+        purpose: str,
+        phase_length: int = 1,
+        keep_last: bool = False,
     ) -> Loader:
         """Shuffled batches for one purpose of the run, which has a seed of its own."""
         seed = derive_seed(self.config.seed, purpose)
-        return self.pipeline.loader(images, views, BatchOrder(len(images), batch_size, seed, phase_length), seed)
+        order = BatchOrder(len(images), batch_size, seed, phase_length, keep_last=keep_last)
+        return self.pipeline.loader(images, views, order, seed)
 
     def evaluation_batches(self, images: ImageSet) -> Iterator[Batch]:
         """Every image of a split once."""
@@ -75,7 +87,14 @@ class RunData:
         config = self.config
         size, root, cache = config.images.cache_size, config.data_root, config.cache_dir
         if config.pretext_dataset is not None:
-            return load_pretext(config.pretext_dataset, root, size, cache)
+            return load_pretext(
+                config.pretext_dataset,
+                root,
+                size,
+                cache,
+                downstream=config.dataset,
+                exclude_test=config.exclude_test,
+            )
         if config.dataset in WITH_UNLABELLED_IMAGES:
             return load_pretext(config.dataset, root, size, cache)
         if not config.dataset.startswith(FOLDER_PREFIX):
@@ -90,7 +109,7 @@ class RunData:
             ) from None
 
     def _tell_sizes(self) -> None:
-        for note in self.splits.notes:
+        for note in (*self.unlabelled.notes, *self.splits.notes):
             say(self.console, note, "yellow")
         for images in (self.unlabelled, self.splits.train, self.splits.val, self.splits.test):
             skipped = f", {len(images.skipped)} unreadable and left out" if images.skipped else ""

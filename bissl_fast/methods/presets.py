@@ -12,6 +12,10 @@ from bissl_fast.methods.pretrain import LARSSettings, PretrainSettings
 
 Preset = Literal["paper", "official", "quick"]
 
+# Of whole downstream images, stretched to squares: the smallest crop of half the area has 96 pixels even along the long
+# side of an image of 2:1, so that none is enlarged.
+WHOLE_SIDE = 224
+
 # (learning rate, weight decay) by data set. Other sets take the row "dtd".
 TABLE_2_BASELINE = {
     "stl10": (0.0136, 0.001),
@@ -77,6 +81,7 @@ def _paper(dataset: str) -> TrainConfig:
     return TrainConfig(
         dataset=dataset,
         preset="paper",
+        images=ImageSettings(whole=True, downstream_cache_size=WHOLE_SIDE),
         pretrain=PretrainSettings(baseline_epochs=600),
         upper=row(TABLE_3_UPPER_LEVEL),
         finetune_bissl=row(TABLE_4_AFTER_BISSL),

@@ -25,12 +25,14 @@ from bissl_fast.methods.loading import RunData
 from bissl_fast.methods.pretrain import PretrainTask, stage_steps, steps_per_epoch
 from bissl_fast.methods.samples import sample_views
 from bissl_fast.methods.seeds import derive_seed
+from bissl_fast.methods.trial import usable
 from bissl_fast.models import (
     BackboneWeights,
     Network,
     backbone_weights,
     build_backbone,
     build_classifier,
+    place,
     probe_features,
 )
 from bissl_fast.models.weights import timm_normalisation
@@ -77,6 +79,9 @@ class Training:
         self.unlabelled, self.splits = self.data.unlabelled, self.data.splits
         self.loss = partial(downstream_loss, multilabel=config.finetune.multilabel_loss)
         self._count_steps()
+        self.bilevel, note = usable(config.bilevel, self._pretext_network(), config.pretext, config.images.size)
+        if note:
+            say(console, note, "yellow")
         self.environment = describe_environment(self.device)
         make_folder(self.folder)
 
@@ -125,7 +130,8 @@ class Training:
         if abs(self.baseline_steps - together) > ALIKE * together:
             sentence = f"pretext-baseline: {self.baseline_steps:,} steps, where warm-up and BiSSL have {together:,}"
             say(self.console, f"{sentence}; --pretrain.baseline-epochs decides", "yellow")
-        self.epoch_steps = steps_per_epoch(len(self.splits.train), config.finetune.batch_size, "--finetune.batch-size")
+        train, batch = len(self.splits.train), config.finetune.batch_size
+        self.epoch_steps = steps_per_epoch(train, batch, "--finetune.batch-size") + (train % batch > 1)
         warmup = config.bissl.warmup_steps
         self.bissl_settings = replace(config.bissl, warmup_steps=self.rate_warmup_steps if warmup is None else warmup)
         for stage, rising, steps in (
@@ -169,7 +175,9 @@ class Training:
         def body(folder: Path) -> None:
             network = self._downstream_network(warmup, "head")
             view = (config.images.finetune_view,)
-            with self.data.loader(self.splits.train, view, config.finetune.batch_size, "head") as loader:
+            with self.data.loader(
+                self.splits.train, view, config.finetune.batch_size, "head", keep_last=True
+            ) as loader:
                 steps = config.head.epochs * self.epoch_steps
                 leak = config.head.leak_statistics
                 self._loop(HeadWarmupTask(network, loader, config.upper, steps, self.forward, self.loss, leak), folder)
@@ -213,7 +221,7 @@ class Training:
                     upper,
                     fresh if bissl.stored_from == "fresh" else None,
                     bissl,
-                    config.bilevel,
+                    self.bilevel,
                     config.pretrain.lars,
                     config.upper,
                     self.forward,
@@ -227,7 +235,7 @@ class Training:
 
         settings = {
             "bissl": bissl,
-            "bilevel": config.bilevel.deciding(),
+            "bilevel": self.bilevel.deciding(),
             "pretext": config.pretext,
             "lars": config.pretrain.lars,
             "sgd": config.upper,
@@ -253,7 +261,9 @@ class Training:
         def body(folder: Path) -> None:
             network = self._downstream_network(backbone, purpose)
             view = (config.images.finetune_view,)
-            with self.data.loader(self.splits.train, view, config.finetune.batch_size, purpose) as loader:
+            with self.data.loader(
+                self.splits.train, view, config.finetune.batch_size, purpose, keep_last=True
+            ) as loader:
                 task = FineTuneTask(
                     network, loader, validate, sgd, config.finetune.epochs, self.epoch_steps, self.forward, self.loss
                 )
@@ -333,7 +343,8 @@ class Training:
         run_loop(task, folder, self.device, seed, self.config.loop, self.console)
 
     def _backbone(self) -> nn.Module:
-        return build_backbone(self.config.backbone, derive_seed(self.config.seed, "backbone"))
+        config = self.config
+        return build_backbone(config.backbone, derive_seed(config.seed, "backbone"), config.images.size)
 
     def _classifier(self, purpose: str) -> nn.Module:
         return build_classifier(self.features, len(self.splits.train.classes), derive_seed(self.config.seed, purpose))
@@ -343,20 +354,17 @@ class Training:
         network = Network(self._backbone(), head)
         if self.weights is not None:
             self.weights.load_into(network.backbone)
-        return self._placed(network)
+        return place(network, self.device)
 
     def _downstream_network(self, backbone: StageOutput, purpose: str) -> Network:
         network = Network(self._backbone(), self._classifier(purpose))
         network.backbone.load_state_dict(load_weights(backbone.folder / "weights.safetensors", "backbone."))
-        return self._placed(network)
+        return place(network, self.device)
 
     def _finetuned(self, stage: StageOutput) -> Network:
         network = Network(self._backbone(), self._classifier("head"))
         network.load_state_dict(load_weights(stage.folder / "weights.safetensors"))
-        return self._placed(network)
-
-    def _placed(self, network: Network) -> Network:
-        return network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+        return place(network, self.device)
 
     def _evaluate(self, network: nn.Module, images: ImageSet) -> Evaluation:
         batches = self.data.evaluation_batches(images)

@@ -1,9 +1,10 @@
 """Backbones and heads, thin over timm."""
 
-from bissl_fast.models.backbone import build_backbone, probe_features
+from bissl_fast.models.backbone import build_backbone, place, probe_features
 from bissl_fast.models.fused import fuse_batch_norm
 from bissl_fast.models.heads import Network, build_classifier, build_projector
 from bissl_fast.models.together import forward_each
+from bissl_fast.models.twice import differentiable_twice
 from bissl_fast.models.weights import BackboneWeights, backbone_weights
 
 __all__ = [
@@ -13,7 +14,9 @@ __all__ = [
     "build_backbone",
     "build_classifier",
     "build_projector",
+    "differentiable_twice",
     "forward_each",
     "fuse_batch_norm",
+    "place",
     "probe_features",
 ]

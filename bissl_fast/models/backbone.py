@@ -1,21 +1,29 @@
 """Backbones by their timm name."""
 
+from functools import cache
+from typing import Any, TypeVar
+
 import torch
 from torch import nn
 
 from bissl_fast.errors import UserError
 from bissl_fast.models.fused import fuse_batch_norm
+from bissl_fast.models.twice import differentiable_twice
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
-def build_backbone(name: str, seed: int) -> nn.Module:
-    """A randomly initialised timm CNN without a classifier: ``(N, 3, H, W)`` to pooled features ``(N, F)``.
+def build_backbone(name: str, seed: int, size: int | None = None) -> nn.Module:
+    """A randomly initialised timm network without a classifier: ``(N, 3, H, W)`` to pooled features ``(N, F)``.
 
-    ResNets keep timm's zero-initialised last batch-norm weight in every residual block. Batch norms are fused: same
-    names, same numbers (:func:`fuse_batch_norm`).
+    ResNets keep timm's zero-initialised last batch-norm weight in every residual block. Batch norms are fused
+    (:func:`fuse_batch_norm`), and activations can be differentiated twice (:func:`differentiable_twice`): same names,
+    same numbers.
 
     Args:
         name: a timm model name such as ``"resnet18"``.
         seed: of the initialisation; torch's global generator is left as it was.
+        size: side of the square images, for networks that are made for one size. Left out: timm's own.
 
     Returns:
         The backbone. F is what :func:`probe_features` says; timm's ``num_features`` is another number for some.
@@ -23,6 +31,58 @@ def build_backbone(name: str, seed: int) -> nn.Module:
     Raises:
         UserError: if timm has no such model.
     """
+    require_known(name)
+    options = {} if size is None else options_for(name, size)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return made(name, options)
+
+
+def probe_features(name: str, size: int) -> int:
+    """F, the number of features that a backbone gives for an image of ``size`` pixels; computes and allocates nothing.
+
+    Args:
+        name: a timm model name.
+        size: side of the square images.
+
+    Raises:
+        UserError: if timm has no such model, or it cannot take such images or gives no vectors.
+    """
+    require_known(name)
+    options = options_for(name, size)
+    try:
+        shape = shape_of_features(name, options, size)
+    except Exception as error:  # whatever timm's layers raise: assertions, reshapes, divisions by zero
+        raise UserError(
+            f"backbone {name!r} cannot take images of {size} px ({reason_of(error)}); timm made it for "
+            f"{made_for(name)} px: choose another --images.size or --backbone."
+        ) from None
+    if len(shape) != 2:
+        raise UserError(f"backbone {name!r} gives {tuple(shape)}, not one vector per image; choose another --backbone.")
+    return shape[1]
+
+
+def place(network: AnyModule, device: torch.device | str) -> AnyModule:
+    """The network on a device, its images' and filters' channels last; in place.
+
+    Only what has four axes is laid out so: PyTorch would try three-dimensional filters, too, and fail.
+
+    Args:
+        network: any module.
+        device: where its tensors go.
+
+    Returns:
+        ``network`` itself.
+    """
+    network.to(device)
+    for tensor in (*network.parameters(), *network.buffers()):
+        if tensor.dim() == 4:
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+    return network
+
+
+def require_known(name: str) -> None:
+    """Raise the sentence for a name that timm does not know."""
     import timm
 
     if not timm.is_model(name):
@@ -31,43 +91,48 @@ def build_backbone(name: str, seed: int) -> nn.Module:
         close = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f"did you mean {', '.join(close)}?" if close else "`timm.list_models()` names all."
         raise UserError(f"timm knows no backbone called {name!r}; {hint} Choose one with --backbone NAME.")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        backbone: nn.Module = timm.create_model(name, pretrained=False, num_classes=0)
-        return fuse_batch_norm(backbone)
 
 
-def probe_features(name: str, size: int) -> int:
-    """F, the number of features that a backbone gives for an image of ``size`` pixels; computes and allocates nothing.
+def made(name: str, options: dict[str, Any]) -> nn.Module:
+    """timm's network with random weights, ready for products."""
+    import timm
 
-    Also differentiates it twice, which BiSSL's products need and PyTorch cannot do for every layer.
+    backbone: nn.Module = timm.create_model(name, pretrained=False, num_classes=0, **options)
+    return fuse_batch_norm(differentiable_twice(backbone))
 
-    Args:
-        name: a timm model name.
-        size: side of the square images.
 
-    Raises:
-        UserError: if timm has no such model, or it cannot take such images or be differentiated twice.
+def shape_of_features(name: str, options: dict[str, Any], size: int) -> torch.Size:
+    """Of what the network gives for two images in train mode; allocates nothing."""
+    with torch.device("meta"), torch.no_grad():
+        features: torch.Tensor = made(name, options)(torch.empty(2, 3, size, size))
+    return features.shape
+
+
+@cache
+def options_for(name: str, size: int) -> dict[str, Any]:
+    """What timm has to be told beside the name for images of ``size`` pixels.
+
+    Nothing, if the network takes them as it is; else ``img_size``, if it takes them then. Which networks need it, and
+    which ignore it, timm does not say.
     """
+    for options in ({}, {"img_size": size}):
+        try:
+            shape_of_features(name, options, size)
+        except Exception:  # no such option, or images that it cannot take
+            continue
+        return options
+    return {}
+
+
+def made_for(name: str) -> int:
+    """Side of the images that timm's own weights of a network are for."""
+    import timm
+
     with torch.device("meta"):
-        backbone = build_backbone(name, 0)
-        try:
-            features: torch.Tensor = backbone(torch.empty(2, 3, size, size))
-        except (RuntimeError, AssertionError, ValueError) as error:
-            raise UserError(
-                f"backbone {name!r} cannot take images of {size} px ({str(error).splitlines()[0]}); "
-                "choose another --images.size or --backbone."
-            ) from None
-        try:
-            parameters = list(backbone.parameters())
-            gradients = torch.autograd.grad(features.square().sum(), parameters, create_graph=True, allow_unused=True)
-            once = torch.stack([g.sum() for g in gradients if g is not None]).sum()
-            torch.autograd.grad(once, parameters, allow_unused=True)
-        except RuntimeError as error:
-            raise UserError(
-                f"backbone {name!r} cannot be differentiated twice ({str(error).splitlines()[0]}), which BiSSL needs; "
-                "choose another --backbone."
-            ) from None
-    if features.ndim != 2:
-        raise UserError(f"backbone {name!r} gives {tuple(features.shape)}, not one vector per image; choose another.")
-    return features.shape[1]
+        config: Any = timm.create_model(name, pretrained=False).pretrained_cfg
+    return int(config["input_size"][-1])
+
+
+def reason_of(error: Exception) -> str:
+    """The first line of what an error says, or its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [f"{type(error).__name__} without a word"])[0]

@@ -11,7 +11,7 @@ from bissl_fast.models.fused import fuse_batch_norm
 def build_projector(features: int, widths: Sequence[int], seed: int) -> nn.Sequential:
     """Linear layers with batch norm and ReLU, the last one bare and without bias (BiSSL, section 4.2.1).
 
-    Batch norms and their ReLUs are fused, so that the ReLUs' places hold identities.
+    Batch norms and their ReLUs are fused.
 
     Args:
         features: F, the backbone's features.
@@ -22,7 +22,7 @@ def build_projector(features: int, widths: Sequence[int], seed: int) -> nn.Seque
         torch.manual_seed(seed)
         layers: list[nn.Module] = []
         for width in widths[:-1]:
-            layers += [nn.Linear(features, width), nn.BatchNorm1d(width), nn.ReLU(inplace=True)]
+            layers += [nn.Linear(features, width), nn.BatchNorm1d(width), nn.ReLU()]
             features = width
         projector = nn.Sequential(*layers, nn.Linear(features, widths[-1], bias=False))
     fuse_batch_norm(projector)

@@ -85,8 +85,7 @@ def tensors_of(argument: Any) -> Sequence[Tensor]:
 def triton_fwd(z1: Tensor, z2: Tensor, temperature: float, cross_view: bool) -> tuple[Tensor, ...]:
     from bissl_fast.ops.triton import launch
 
-    outputs = launch.fwd(z1, z2, temperature, cross_view)
-    return *outputs, outputs[-1].new_empty(0)
+    return launch.fwd(z1, z2, temperature, cross_view)
 
 
 def triton_bwd(
@@ -94,13 +93,13 @@ def triton_bwd(
 ) -> tuple[Tensor, Tensor]:
     from bissl_fast.ops.triton import launch
 
-    return launch.bwd(units, inv_norms, lse, temperature, cross_view)
+    return launch.bwd(units, inv_norms, lse, kept, temperature, cross_view)
 
 
 def triton_bwd_bwd(units: Tensor, inv_norms: Tensor, lse: Tensor, kept: Tensor, *rest: Any) -> Tensor:
     from bissl_fast.ops.triton import launch
 
-    return launch.bwd_bwd(units, inv_norms, lse, *rest)
+    return launch.bwd_bwd(units, inv_norms, lse, kept, *rest)
 
 
 def register(library: Library, prefix: str, fakes: dict[str, Callable[..., Any]], advice: str = LOSSES) -> None:

@@ -77,9 +77,9 @@ def fake_fwd(
 def fake_triton_fwd(
     z1: torch.Tensor, z2: torch.Tensor, temperature: float, cross_view: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Shapes and dtypes of ``fwd``, Triton: units as narrow as the embeddings, and nothing kept."""
+    """Shapes and dtypes of ``fwd``, Triton: units as narrow as the embeddings, and one number kept."""
     loss, units, inv_norms, lse, kept = fake_fwd(z1, z2, temperature, cross_view)
-    return loss, units.to(unit_dtype(z1)), inv_norms, lse, kept.new_empty(0)
+    return loss, units.to(unit_dtype(z1)), inv_norms, lse, kept.new_empty(1)
 
 
 def fake_bwd(

@@ -31,12 +31,13 @@ def find_device(name: str = "auto") -> torch.device:
 
 
 def apply_precision(precision: Precision, device: torch.device) -> Forward:
-    """Set how float32 products are computed, and return the context of a forward pass.
+    """Set how float32 products are computed, in an order that repeats, and return the context of a forward pass.
 
     ``fp32``: exact products. ``tf32``: 10-bit mantissas in float32 products where the device has them. ``bf16``:
     autocast to bfloat16, parameters and optimisers staying float32.
     """
     torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
     torch.backends.cudnn.allow_tf32 = precision != "fp32"
+    torch.backends.cudnn.deterministic = True  # or a run that is resumed would not end with the same bits
     # A cached cast of a weight belongs to the graph of its first use, which second-order products must not share.
     return lambda: torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)

@@ -13,7 +13,7 @@ from rich.console import Console
 from bissl_fast.training.files import digest, make_folder, unwritable, write_json
 from bissl_fast.training.tracking import say
 
-FORMAT = 1
+FORMAT = 2
 """Raised when a stage computes something else from the same settings."""
 
 TRANSIENT = {"checkpoint.pt"}

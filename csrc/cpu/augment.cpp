@@ -45,12 +45,11 @@ class Workspace {
     }
   }
 
-  void blur_planes(float sigma, int planes) {
-    const int32_t radius = blur_radius(sigma, size_);
-    kernel_.resize(radius + 1);
-    blur_taps(sigma, radius, [&](int32_t k, float weight) { kernel_[k] = weight; });
+  void blur_planes(const BlurAxis& axis, int planes) {
+    kernel_.resize(axis.radius + 1);
+    blur_taps(axis, [&](int32_t k, float weight) { kernel_[k] = weight; });
     for (int plane = 0; plane < planes; ++plane) {
-      blur(values_.data() + plane * size_ * size_, size_, kernel_.data(), radius, scratch_.data());
+      blur(values_.data() + plane * size_ * size_, size_, axis, kernel_.data(), scratch_.data());
     }
   }
 
@@ -91,7 +90,9 @@ void render_views(const ImageArray& images, const int64_t* samples, const ViewIn
         to_gray(planes);
         planes.green = planes.blue = planes.red;
       }
-      if (numbers[k].sigma > 0) workspace.blur_planes(numbers[k].sigma, row.gray ? 1 : kChannels);
+      if (const float sigma = numbers[k].sigma; sigma > 0) {
+        workspace.blur_planes({sigma, recipe.size, recipe.box_blur}, row.gray ? 1 : kChannels);
+      }
       finish(planes, row.solarize != 0, recipe, out + k * kChannels * planes.count);
     }
   });

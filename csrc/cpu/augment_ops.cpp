@@ -16,9 +16,9 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 Tensor render_views_op(const Tensor& images, const Tensor& samples, const Tensor& integers, const Tensor& numbers,
-                       const Tensor& channels, int64_t size, bool cubic, double threshold, bool bfloat16) {
+                       const Tensor& channels, int64_t size, bool cubic, bool box_blur, double threshold, bool bfloat16) {
   const ImageArray array = images_of(images);
-  const ViewRecipe recipe = recipe_of(size, cubic, threshold, channels);
+  const ViewRecipe recipe = recipe_of(size, cubic, box_blur, threshold, channels);
   const ViewTable table = table_of(samples, integers, numbers);
   check_rows(array, table);
   const std::array<int64_t, 4> shape{table.n, kChannels, size, size};

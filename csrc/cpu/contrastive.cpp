@@ -24,12 +24,13 @@ Form form_of(const Problem& problem) {
   return 2 / problem.temperature <= kLargestRange ? Form::kShared : Form::kPerRow;
 }
 
+// Over the negatives; a row without any gets the least similarity there is.
 template <class T>
 std::vector<T> row_maxima(const Problem& problem, const Tiles<T>& tiles) {
-  std::vector<T> maxima(problem.rows(), -std::numeric_limits<T>::infinity());
+  std::vector<T> maxima(problem.rows(), T{-1});
   tiles.schedule().run([&](const Visit& at) {
     T* values = tiles.scratch(at, 0);
-    tiles.similarities(at, values);
+    tiles.negatives(at, values);
     join_maxima(tiles.with_statistics(at, values, maxima.data()), tiles.of_rows(at, maxima.data()),
                 tiles.of_cols(at, maxima.data()));
   });
@@ -64,19 +65,16 @@ class SavedTiles {
   const Layout& layout() const { return layout_; }
   const Softmax<T>& softmax() const { return softmax_; }
 
-  // The stored tile, or the similarities computed into scratch memory 0.
+  // The stored tile, or the similarities computed into scratch memory 0, in which positive pairs weigh nothing.
   Tile<T> values(const Visit& at) const {
     if (stored()) return tiles_.with_statistics(at, kept_.tiles() + layout_.offset(at), kept_.statistics());
     T* out = tiles_.scratch(at, 0);
-    tiles_.similarities(at, out);
+    tiles_.negatives(at, out);
     return tiles_.with_statistics(at, out, kept_.statistics());
   }
-  // A positive pair weighs P_ij + P_ji - 2, formed without the cancellation.
-  void pull_positives(const Visit& at, T* weights) const {
-    if (!tiles_.has_positives(at)) return;
-    const T* complements = kept_.complements();
-    tiles_.put_positives(at, weights, [&](int64_t i, int64_t j) { return -(complements[i] + complements[j]); });
-  }
+  // A positive pair weighs P_ij + P_ji - 2, formed from 1 - P: the difference would cancel.
+  const T* complements() const { return kept_.complements(); }
+  void pull_positives(const Visit& at, T* weights) const { tiles_.pull_positives(at, weights, complements()); }
 
  private:
   Kept<const T> kept_;
@@ -84,6 +82,26 @@ class SavedTiles {
   Softmax<T> softmax_;
   Tiles<T> tiles_;
   Layout layout_;
+};
+
+// From sums over the negatives, so that the digits of 1 - P are kept where P of the positive is near one:
+// the excess e_i = sum_{j != p} P_ij Sdot_ij - (1 - P_ip) Sdot_ip, and Sdot_ip - r_i = -e_i.
+template <class T>
+struct LogSumTangents {
+  std::vector<T> means;  // r_i = e_i + Sdot_ip, the tangent of lse_i
+  std::vector<T> pulls;  // P_ip e_i, the tangent of 1 - P_ip
+
+  // `positives` holds tau * Sdot_ip.
+  LogSumTangents(const Problem& problem, const T* complements, const std::vector<double>& sums,
+                 const std::vector<double>& positives)
+      : means(sums.size()), pulls(sums.size()) {
+    for (size_t i = 0; i < sums.size(); ++i) {
+      const double positive = positives[i] / problem.temperature, complement = complements[i];
+      const double excess = sums[i] - complement * positive;
+      means[i] = static_cast<T>(excess + positive);
+      pulls[i] = static_cast<T>((1 - complement) * excess);
+    }
+  }
 };
 
 }  // namespace
@@ -125,13 +143,9 @@ double forward(const Problem& problem, const T* units, T* lse, T* buffer) {
   tiles.schedule().run([&](const Visit& at) {
     T* values = stored ? kept.tiles() + layout.offset(at) : tiles.scratch(at, 0);
     tiles.similarities(at, values);
-    if (tiles.has_positives(at)) tiles.take_positives(at, values, positives.data());
+    tiles.take_positives(at, values, positives.data());
     add_exp_sums(tiles.with_statistics(at, values, maxima.data()), softmax, tiles.of_rows(at, sums.data()),
                  tiles.of_cols(at, sums.data()), values);
-    if (!stored || !tiles.has_positives(at)) return;
-    tiles.put_positives(at, values, [&](int64_t i, int64_t) {
-      return static_cast<T>(std::exp((positives[i] - 1) / problem.temperature));
-    });
   });
 
   // log(1 + negatives / positive) keeps its accuracy where the loss is small, which a log-sum less the positive loses.
@@ -179,18 +193,20 @@ void backward_backward(const Problem& problem, const Saved<T>& saved, const T* g
     unit_tangent_row(saved.units + i * dim, tangent + i * dim, saved.inv_norms[i], dim, udot.get() + i * dim);
   });
 
-  // First r_i = sum_j P_ij Sdot_ij, the tangent of lse_i. Where the tiles of P are stored, so are those of Sdot.
+  // First the sums of P_ij Sdot_ij over the negatives. Where the tiles of P are stored, so are those of Sdot.
   const auto stored = std::make_unique_for_overwrite<T[]>(saved_tiles.stored() ? saved_tiles.layout().size() : 0);
   const auto similarity_tangents = [&](const Visit& at) {
     return saved_tiles.stored() ? stored.get() + saved_tiles.layout().offset(at) : tiles.scratch(at, 1);
   };
   std::vector<double> sums(problem.rows(), 0.0);
+  std::vector<double> positives(problem.rows());
   tiles.schedule().run([&](const Visit& at) {
     tiles.tangents(at, udot.get(), similarity_tangents(at));
+    tiles.copy_positives(at, similarity_tangents(at), positives.data());
     add_tangent_sums(saved_tiles.values(at), similarity_tangents(at), saved_tiles.softmax(),
                      tiles.of_rows(at, sums.data()), tiles.of_cols(at, sums.data()));
   });
-  const std::vector<T> lse_tangents(sums.begin(), sums.end());
+  const LogSumTangents<T> log_sums(problem, saved_tiles.complements(), sums, positives);
 
   std::fill_n(product, problem.rows() * dim, T{0});
   tiles.schedule().run([&](const Visit& at) {
@@ -198,8 +214,9 @@ void backward_backward(const Problem& problem, const Saved<T>& saved, const T* g
     T* tangent_weights = similarity_tangents(at);
     if (!saved_tiles.stored()) tiles.tangents(at, udot.get(), tangent_weights);
     to_tangent_weights(saved_tiles.values(at), tangent_weights, saved_tiles.softmax(),
-                       tiles.of_rows(at, lse_tangents.data()), tiles.of_cols(at, lse_tangents.data()), weights);
+                       tiles.of_rows(at, log_sums.means.data()), tiles.of_cols(at, log_sums.means.data()), weights);
     saved_tiles.pull_positives(at, weights);
+    tiles.pull_positives(at, tangent_weights, log_sums.pulls.data());
     tiles.scatter(at, weights, udot.get(), product);
     tiles.scatter(at, tangent_weights, saved.units, product);
   });

@@ -39,24 +39,23 @@ class Tiles {
       for (int64_t i = 0; i < tile.rows; ++i) out[i * tile.cols + i] = kItself;
     }
   }
-  // Positive pairs lie on the diagonal of the tiles between a block of one view and its partner in the other.
-  bool has_positives(const Visit& at) const {
-    return std::abs(at.row_block - at.col_block) == schedule_.blocks_per_view();
+  // The same, where positive pairs, too, are sent so low.
+  void negatives(const Visit& at, T* out) const {
+    similarities(at, out);
+    each_positive(at, [&](int64_t entry, int64_t, int64_t) { out[entry] = kItself; });
   }
-  // Moves the similarities of positive pairs out of the tile, to both rows that they belong to.
+  // Copies the entries of positive pairs to both rows that they belong to.
+  void copy_positives(const Visit& at, const T* values, double* positives) const {
+    each_positive(at, [&](int64_t entry, int64_t i, int64_t j) { positives[i] = positives[j] = values[entry]; });
+  }
+  // Moves them out of the tile, and leaves what has no exponential.
   void take_positives(const Visit& at, T* values, double* positives) const {
-    for (int64_t i = 0, size = schedule_.size(at.row_block); i < size; ++i) {
-      of_rows(at, positives)[i] = of_cols(at, positives)[i] = static_cast<double>(values[i * size + i]);
-      values[i * size + i] = kItself;
-    }
+    copy_positives(at, values, positives);
+    each_positive(at, [&](int64_t entry, int64_t, int64_t) { values[entry] = kItself; });
   }
-  // Sets them to a value per pair.
-  template <class Value>
-  void put_positives(const Visit& at, T* values, const Value& value) const {
-    const int64_t first = schedule_.begin(at.row_block), second = schedule_.begin(at.col_block);
-    for (int64_t i = 0, size = schedule_.size(at.row_block); i < size; ++i) {
-      values[i * size + i] = value(first + i, second + i);
-    }
+  // Sets them to minus the sum of what both rows lack.
+  void pull_positives(const Visit& at, T* weights, const T* lacks) const {
+    each_positive(at, [&](int64_t entry, int64_t i, int64_t j) { weights[entry] = -(lacks[i] + lacks[j]); });
   }
   // tau * Sdot = Udot_i U_j^T + U_i Udot_j^T -> out.
   void tangents(const Visit& at, const T* udot, T* out) const {
@@ -91,6 +90,14 @@ class Tiles {
  private:
   static constexpr T kItself = -std::numeric_limits<T>::infinity();
 
+  // Calls work(entry, i, j) for the positive pairs of a tile: they lie on the diagonal of the tiles between a block of
+  // one view and its partner in the other.
+  template <class Work>
+  void each_positive(const Visit& at, const Work& work) const {
+    if (std::abs(at.row_block - at.col_block) != schedule_.blocks_per_view()) return;
+    const int64_t first = schedule_.begin(at.row_block), second = schedule_.begin(at.col_block);
+    for (int64_t k = 0, size = schedule_.size(at.row_block); k < size; ++k) work(k * size + k, first + k, second + k);
+  }
   int64_t tile_size() const { return schedule_.largest() * schedule_.largest(); }
   Matrix<T> as_tile(const Visit& at, T* memory) const {
     return {memory, schedule_.size(at.row_block), schedule_.size(at.col_block)};

@@ -112,21 +112,26 @@ PER_INSTRUCTION_SET void to_gray(const Planes& x) {
   for (int64_t k = 0; k < x.count; ++k) x.red[k] = luma({x.red[k], x.green[k], x.blue[k]});
 }
 
-PER_INSTRUCTION_SET void blur(float* plane, int64_t size, const float* kernel, int64_t radius, float* scratch) {
-  float* padded = scratch + size * size;  // a row with its reflected edges, at most size - 1 to each side
+PER_INSTRUCTION_SET void blur(float* plane, int64_t size, const BlurAxis& axis, const float* kernel, float* scratch) {
+  float* padded = scratch + size * size;  // a row and what stands beyond its edges, at most size - 1 to each side
   const auto edge = static_cast<int32_t>(size);
-  for (int64_t i = 0; i < size; ++i) {
-    const auto row = [&](int64_t k) INLINE_LAMBDA { return plane + size * reflect(static_cast<int32_t>(i + k), edge); };
-    symmetric_sum(kernel, radius, size, row, scratch + i * size);
-  }
-  for (int64_t i = 0; i < size; ++i) {
-    const float* row = scratch + i * size;
-    for (int64_t k = 0; k < radius; ++k) {
-      padded[k] = row[radius - k];
-      padded[radius + size + k] = row[size - 2 - k];
+  const int64_t radius = axis.radius;
+  for (int pass = 0; pass < axis.passes(); ++pass) {
+    for (int64_t i = 0; i < size; ++i) {
+      const auto row = [&](int64_t k)
+                           INLINE_LAMBDA { return plane + size * axis.inside(static_cast<int32_t>(i + k), edge); };
+      symmetric_sum(kernel, radius, size, row, scratch + i * size);
     }
-    std::copy(row, row + size, padded + radius);
-    symmetric_sum(kernel, radius, size, [&](int64_t k) INLINE_LAMBDA { return padded + radius + k; }, plane + i * size);
+    for (int64_t i = 0; i < size; ++i) {
+      const float* row = scratch + i * size;
+      for (int32_t k = 1; k <= radius; ++k) {
+        padded[radius - k] = row[axis.inside(-k, edge)];
+        padded[radius + size - 1 + k] = row[axis.inside(edge - 1 + k, edge)];
+      }
+      std::copy(row, row + size, padded + radius);
+      symmetric_sum(kernel, radius, size, [&](int64_t k) INLINE_LAMBDA { return padded + radius + k; },
+                    plane + i * size);
+    }
   }
 }
 

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "filters.h"
 #include "views.h"
 
 namespace bissl_fast::cpu {
@@ -26,8 +27,8 @@ void saturate(const Planes& x, float factor);
 void shift_hue(const Planes& x, float turns);
 void to_gray(const Planes& x);  // into the red plane
 
-// Gaussian blur of a size x size plane with reflected edges. The scratch holds size * (size + 3) values.
-void blur(float* plane, int64_t size, const float* kernel, int64_t radius, float* scratch);
+// Blurs a size x size plane, all passes of both axes. The scratch holds size * (size + 3) values.
+void blur(float* plane, int64_t size, const BlurAxis& axis, const float* kernel, float* scratch);
 
 // Solarises, normalises and interleaves: out[3 k + c].
 void finish(const Planes& x, bool solarize, const ViewRecipe& recipe, float* out);

@@ -147,9 +147,9 @@ Tensor copied_to_device(const ViewTable& table, const Device& device) {
 
 // Where the views go: to the images' device, or to the table's if the images lie in pinned host memory.
 Tensor render_views_op(const Tensor& images, const Tensor& samples, const Tensor& integers, const Tensor& numbers,
-                       const Tensor& channels, int64_t size, bool cubic, double threshold, bool bfloat16) {
+                       const Tensor& channels, int64_t size, bool cubic, bool box_blur, double threshold, bool bfloat16) {
   ImageArray array = images_of(images);
-  const ViewRecipe recipe = recipe_of(size, cubic, threshold, channels);
+  const ViewRecipe recipe = recipe_of(size, cubic, box_blur, threshold, channels);
   STD_TORCH_CHECK(size <= kLargestView, "the CUDA kernel renders views of up to ", kLargestView, " pixels");
   STD_TORCH_CHECK(array.height <= UINT16_MAX && array.width <= UINT16_MAX,
                   "the CUDA kernel reads images of up to 65535 pixels a side");

@@ -173,7 +173,7 @@ struct ViewJob {
     const bool gray = row.gray != 0;
     crop_resize_flip(team, memory, layout, crop_of(sample, row));
     change_colours(team, memory, layout, ColourSteps(row, numbers[k]), gray);
-    if (sigma > 0) blur_view(team, memory, layout, sigma, gray ? 1 : kChannels);
+    if (sigma > 0) blur_view(team, memory, layout, {sigma, size, recipe.box_blur}, gray ? 1 : kChannels);
     const float threshold = row.solarize ? recipe.threshold : INFINITY;
     write_view(team, size, view, [&](int32_t line, int32_t place) {
       const int32_t pixel = place / kChannels, channel = place - kChannels * pixel;

@@ -62,12 +62,12 @@ struct Case {
 // longer, so that a sanitizer sees every step beyond.
 class Scene {
  public:
-  Scene(const Case& c, bool cubic, int seed) : shape_(c), generator_(seed) {
+  Scene(const Case& c, bool cubic, bool box, int seed) : shape_(c), generator_(seed) {
     const int64_t bytes = kImages * c.height * c.width * 3;
     pixels_ = std::make_unique<uint8_t[]>(c.misaligned + bytes);
     for (int64_t k = 0; k < bytes; ++k) pixels_[c.misaligned + k] = static_cast<uint8_t>(whole(0, 255));
     images_ = {pixels_.get() + c.misaligned, kImages, c.height, c.width};
-    recipe_ = {c.size, cubic, 0.5f, {1, 2, 3}, {0, 0.5f, -1}};
+    recipe_ = {c.size, cubic, 0.5f, {1, 2, 3}, {0, 0.5f, -1}, box};
     for (int k = 0; k < c.views; ++k) add_view(k);
   }
 
@@ -149,10 +149,10 @@ uint16_t rounded(float value) {
   return out;
 }
 
-void check(const Case& c, bool cubic) {
+void check(const Case& c, bool cubic, bool box) {
   const std::string where = std::to_string(c.size) + " px from " + std::to_string(c.height) + " x " + std::to_string(c.width) +
-                            (cubic ? " cubic" : " linear") + (c.misaligned ? " misaligned" : "");
-  const Scene scene(c, cubic, static_cast<int>(c.size + c.width));
+                            (cubic ? " cubic" : " linear") + (box ? " box" : "") + (c.misaligned ? " misaligned" : "");
+  const Scene scene(c, cubic, box, static_cast<int>(c.size + c.width));
   const int32_t longest = cuda::most_rows(c.size);
   const auto found = scene.of_team<float>(false, longest);
   expect_close(found, scene.of_cpu<float>(), where);
@@ -203,7 +203,7 @@ void check_nan() {
 
 void check_rows_that_fit_no_image() {
   for (int wrong = 0; wrong < 3; ++wrong) {
-    Scene scene({9, 20, 20}, true, wrong);
+    Scene scene({9, 20, 20}, true, false, wrong);
     if (wrong == 0) scene.integers(1).left = 20;
     if (wrong == 1) scene.integers(1).height = 0;
     if (wrong == 2) scene.integers(1).order[0] = scene.integers(1).order[1];
@@ -242,8 +242,10 @@ int main() {
                         {24, 24, 24}, {33, 16, 12}, {96, 112, 112, 0, 7},   {96, 50, 51}, {24, 28, 28, 1}, {40, 3, 4},
                         {8, 600, 4},  {100, 9, 9},  {131, 144, 140, 0, 2}, {1024, 64, 48, 0, 1}};
   for (const Case& c : cases) {
-    check(c, true);
-    if (c.size < 100) check(c, false);
+    for (const bool box : {false, true}) {
+      check(c, true, box);
+      if (c.size < 100) check(c, false, box);
+    }
   }
   check_rows_that_fit_no_image();
   check_nan();

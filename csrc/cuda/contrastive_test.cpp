@@ -253,9 +253,9 @@ void clamp_rows(const Problem& problem, Duals& z) {
 }
 
 void check(const Problem& problem) {
-  for (const float noise : {1.0f, 0.125f}) {
+  for (const float noise : {1.0f, 0.125f, 1e-3f}) {  // in lengths of a row, the distance of the views
     Duals z = draw(problem, noise);
-    const char* rows = noise == 1 ? "random" : "separated";
+    const char* rows = noise == 1 ? "random" : noise > 0.1f ? "separated" : "aligned";
     compare<double>(problem, rows, z, 2e-14);
     compare<float>(problem, rows, z, 1e-5);
     if (noise != 1) continue;
@@ -272,7 +272,7 @@ int main() {
     for (const int64_t pairs : {1, 2, 3, 31, 33, 65}) {
       for (const int64_t dim : {1, 3, 17, 64, 100, 257}) {
         if (pairs > 40 && dim != 17 && dim != 257) continue;
-        for (const double temperature : {0.5, 0.07, 0.005}) {
+        for (const double temperature : {0.5, 0.07, 0.03, 0.02, 0.005}) {
           if (pairs * dim > 4000 && temperature != 0.07) continue;
           check({pairs, dim, temperature, cross_view});
         }

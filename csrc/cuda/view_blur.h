@@ -1,4 +1,4 @@
-// Gaussian blur of a view by a team, in place. The team is described in augment.h.
+// Blur of a view by a team, in place. The team is described in augment.h.
 #pragma once
 
 #include <cstdint>
@@ -11,19 +11,19 @@ namespace bissl_fast::cuda {
 
 // The kernel with zeros around it: entry kRun + reach is its middle, where `reach` is the radius in whole runs.
 template <class Team>
-HOST_DEVICE void weigh_blur(const Team& team, float* kernel, float sigma, int32_t radius, int32_t reach) {
+HOST_DEVICE void weigh_blur(const Team& team, float* kernel, const BlurAxis& axis, int32_t reach) {
   team.lanes([&](int lane) {
     for (int32_t k = lane; k < 2 * reach + 3 * kRun; k += kViewTeam) kernel[k] = 0;
   });
   team.lanes([&](int lane) {
     if (lane != 0) return;
     float* middle = kernel + kRun + reach;
-    blur_taps(sigma, radius, [&](int32_t k, float weight) { middle[k] = middle[-k] = weight; });
+    blur_taps(axis, [&](int32_t k, float weight) { middle[k] = middle[-k] = weight; });
   });
 }
 
-HOST_DEVICE inline int32_t reflect_within(int32_t k, int32_t size) {
-  const int32_t inner = reflect(k, size);  // beyond one reflection no weight is left, and any value does
+HOST_DEVICE inline int32_t kept_inside(const BlurAxis& axis, int32_t k, int32_t size) {
+  const int32_t inner = axis.inside(k, size);  // beyond one reflection no weight is left, and any value does
   return inner < 0 ? 0 : (inner >= size ? size - 1 : inner);
 }
 
@@ -39,8 +39,8 @@ HOST_DEVICE inline void load_run(const float* from, float* to) {
 
 // Outputs [start, start + kRun) of a line of `size` values that lie `stride` apart. Every value is read once; the
 // weights slide along with it through two runs of registers: sum[q] takes kernel[kRun + reach + position - (start + q)].
-HOST_DEVICE inline void blur_run(const float* line, int32_t stride, int32_t size, int32_t start, const float* kernel,
-                                 int32_t reach, float* sum) {
+HOST_DEVICE inline void blur_run(const BlurAxis& axis, const float* line, int32_t stride, int32_t size, int32_t start,
+                                 const float* kernel, int32_t reach, float* sum) {
   float low[kRun], high[kRun], values[kRun];
   IN_REGISTERS
   for (int q = 0; q < kRun; ++q) sum[q] = 0;
@@ -52,7 +52,7 @@ HOST_DEVICE inline void blur_run(const float* line, int32_t stride, int32_t size
       for (int v = 0; v < kRun; ++v) values[v] = line[stride * (at + v)];
     } else {
       IN_REGISTERS
-      for (int v = 0; v < kRun; ++v) values[v] = line[stride * reflect_within(at + v, size)];
+      for (int v = 0; v < kRun; ++v) values[v] = line[stride * kept_inside(axis, at + v, size)];
     }
     IN_REGISTERS
     for (int v = 0; v < kRun; ++v) {
@@ -68,14 +68,14 @@ HOST_DEVICE inline void blur_run(const float* line, int32_t stride, int32_t size
 
 // Blurs lines in place: as many at a time as there are lanes for all of their runs, so that no other line is touched.
 template <class Team, class Line>
-HOST_DEVICE void blur_lines(const Team& team, int32_t lines, int32_t stride, int32_t size, const float* kernel,
-                            int32_t reach, const Line& line) {
+HOST_DEVICE void blur_lines(const Team& team, const BlurAxis& axis, int32_t lines, int32_t stride, int32_t size,
+                            const float* kernel, int32_t reach, const Line& line) {
   const int32_t runs = (size + kRun - 1) / kRun, most = kViewTeam / runs;
   for (int32_t first = 0; first < lines; first += most) {
     const int32_t count = lines - first < most ? lines - first : most;
     const auto read = [&](int lane, float* kept) {
       const int32_t run = lane / count;
-      if (run < runs) blur_run(line(first + lane % count), stride, size, run * kRun, kernel, reach, kept);
+      if (run < runs) blur_run(axis, line(first + lane % count), stride, size, run * kRun, kernel, reach, kept);
     };
     const auto write = [&](int lane, const float* kept) {
       const int32_t start = lane / count * kRun;
@@ -88,18 +88,21 @@ HOST_DEVICE void blur_lines(const Team& team, int32_t lines, int32_t stride, int
   }
 }
 
-// Blurs the first `channels` channels of a view: columns, then rows. Neighbouring lanes have neighbouring columns, or
+// Blurs the first `channels` channels of a view, in all passes: columns, then rows. Neighbouring lanes have neighbouring columns, or
 // neighbouring rows, which lie an odd number of values apart: their banks differ.
 template <class Team>
-HOST_DEVICE void blur_view(const Team& team, float* memory, const ViewLayout& at, float sigma, int32_t channels) {
-  const int32_t radius = blur_radius(sigma, at.size), reach = round_up(radius, kRun);
+HOST_DEVICE void blur_view(const Team& team, float* memory, const ViewLayout& at, const BlurAxis& axis,
+                           int32_t channels) {
+  const int32_t reach = round_up(axis.radius, kRun);
   float* kernel = memory + at.sums;
-  weigh_blur(team, kernel, sigma, radius, reach);
+  weigh_blur(team, kernel, axis, reach);
   const int32_t step = kChannels / channels;  // from column to column: 1, or 3 where one channel stands for all
-  blur_lines(team, channels * at.size, at.pitch, at.size, kernel, reach,
-             [&](int32_t k) { return memory + step * k; });
-  blur_lines(team, channels * at.size, kChannels, at.size, kernel, reach,
-             [&](int32_t k) { return memory + k % at.size * at.pitch + k / at.size; });
+  for (int pass = 0; pass < axis.passes(); ++pass) {
+    blur_lines(team, axis, channels * at.size, at.pitch, at.size, kernel, reach,
+               [&](int32_t k) { return memory + step * k; });
+    blur_lines(team, axis, channels * at.size, kChannels, at.size, kernel, reach,
+               [&](int32_t k) { return memory + k % at.size * at.pitch + k / at.size; });
+  }
 }
 
 }  // namespace bissl_fast::cuda

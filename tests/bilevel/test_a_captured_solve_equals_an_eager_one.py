@@ -36,6 +36,12 @@ SOLVERS: dict[str, Callable[..., Solution]] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def the_same_convolutions_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """cuDNN's fastest weight gradients add by atomics, in another order at each call: no matter of graphs."""
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+
+
 class Case:
     """A network with fused batch norms, its Hessian at two stored batches, and how often a solver is called."""
 

@@ -18,7 +18,11 @@ def system(spread: float = 3.0) -> tuple[Dense, torch.Tensor]:
 
 
 def literal_layerwise(matrix: torch.Tensor, b: torch.Tensor, iterations: int) -> torch.Tensor:
-    """Conjugate gradients, with the two scalars of each iteration taken per tensor."""
+    """Conjugate gradients, with the two scalars of each iteration taken per tensor; one that is solved stays so."""
+
+    def quotient(above: torch.Tensor, below: torch.Tensor) -> torch.Tensor:
+        return above / below if above != 0 else above
+
     parts = [slice(0, 3), slice(3, 4), slice(4, 10)]
     x = torch.zeros_like(b)
     r = b.clone()
@@ -27,11 +31,11 @@ def literal_layerwise(matrix: torch.Tensor, b: torch.Tensor, iterations: int) ->
         q = matrix @ d
         r_new, d_new = r.clone(), d.clone()
         for part in parts:
-            alpha = (r[part] @ r[part]) / (d[part] @ q[part])
+            alpha = quotient(r[part] @ r[part], d[part] @ q[part])
             x[part] = x[part] + alpha * d[part]
             r_new[part] = r[part] - alpha * q[part]
         for part in parts:
-            beta = (r_new[part] @ r_new[part]) / (r[part] @ r[part])
+            beta = quotient(r_new[part] @ r_new[part], r[part] @ r[part])
             d_new[part] = r_new[part] + beta * d[part]
         r, d = r_new, d_new
     return x

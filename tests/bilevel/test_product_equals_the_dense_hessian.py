@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from bissl_fast.bilevel import HessianOperator, ParameterVector, frozen_buffers
+from bissl_fast.bilevel import CompositeLoss, HessianOperator, ParameterVector, frozen_buffers
 from tests.bilevel.networks import batches, contrastive, dense_hessian, tiny_network
 
 
@@ -114,3 +114,28 @@ def test_what_cannot_be_meant_is_refused() -> None:
         HessianOperator(contrastive, ParameterVector(tiny_network()), [])
     with pytest.raises(ValueError, match="does not exist"):
         HessianOperator(contrastive, ParameterVector(tiny_network()), batches(1), mode="guess")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("mode", ["reverse", "linearized", "gauss_newton", "finite_difference"])
+def test_batches_weighed_by_their_rows_give_the_hessian_of_the_mean_over_all_rows(mode: Any) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+    theta, rows = ParameterVector(network), torch.randn(20, 5, dtype=torch.float64)
+    v = torch.randn(len(theta), dtype=torch.float64)
+    loss = CompositeLoss(lambda m, x: m(x), lambda out: out.pow(4).mean())
+    whole = HessianOperator(loss, theta, [rows], mode).matvec(v)
+    pieces = list(rows.split(8))
+    alike = HessianOperator(loss, theta, pieces, mode)
+    assert float((alike.matvec(v) - whole).norm() / whole.norm()) > 0.05
+    for retain in (None, 1):
+        weighed = HessianOperator(loss, theta, pieces, mode, retain, weights=[len(piece) for piece in pieces])
+        torch.testing.assert_close(weighed.matvec(v), whole, rtol=1e-5, atol=1e-6)
+    alike.update(pieces, weights=[16, 16, 8])
+    torch.testing.assert_close(alike.matvec(v), whole, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("weights", [[1.0], [1.0, -1.0], [0.0, 0.0], [1.0, float("nan")], [1.0, float("inf")]])
+def test_weights_that_make_no_mean_are_refused(weights: list[float]) -> None:
+    theta = ParameterVector(nn.Linear(2, 1))
+    with pytest.raises(ValueError, match="one number for each of the 2 batches, finite, not negative and not all 0"):
+        HessianOperator(lambda m, x: m(x).mean(), theta, [torch.ones(1, 2)] * 2, weights=weights)

@@ -4,11 +4,13 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from bissl_fast.bilevel import HessianOperator, ParameterVector
+from bissl_fast.bilevel.hessian import sample
 from tests.bilevel.test_traces_hold_whatever_a_loss_does import batch, mlp, network, squares
 
 MODES = ("reverse", "linearized", "finite_difference")
@@ -28,6 +30,10 @@ def ones(theta: ParameterVector) -> torch.Tensor:
 CHANGES: dict[str, Callable[[nn.Module, Any], Any]] = {
     "data of a parameter": lambda m, b: setattr(m[0].weight, "data", 3 * m[0].weight.data),
     "a frozen parameter": lambda m, b: m[3].bias.detach().mul_(2),
+    "data in place": lambda m, b: m[0].weight.data.mul_(3),
+    "data of a transposed frozen parameter": lambda m, b: m[3].weight.data.mul_(3),
+    "NumPy": lambda m, b: np.multiply(m[0].bias.detach().numpy(), 2, out=m[0].bias.detach().numpy()),
+    "NumPy in a batch": lambda m, b: np.multiply(b[0].numpy(), 2, out=b[0].numpy()),
     "a batch": lambda m, b: b[0].mul_(2),
     "a mode": lambda m, b: m.eval(),
 }
@@ -38,6 +44,7 @@ CHANGES: dict[str, Callable[[nn.Module, Any], Any]] = {
 def test_a_change_between_products_is_refused_until_an_update(mode: Any, change: str) -> None:
     module, data = with_norm(), batch()
     module[3].bias.requires_grad_(False)
+    module[3].weight = nn.Parameter(module[3].weight.detach().T.clone().T, requires_grad=False)
     theta = ParameterVector(module)
     operator = HessianOperator(squares, theta, [data, batch(4)], mode, retain=1)
     operator.matvec(ones(theta))
@@ -149,3 +156,47 @@ def test_an_update_that_fails_leaves_no_half_of_an_operator() -> None:
         operator.update([batch(), (batch()[0][:, :2], batch()[1])])
     with pytest.raises(RuntimeError, match="released"):
         operator.matvec(ones(theta))
+
+
+@pytest.mark.parametrize("write", [lambda y: y.mul_(2), lambda y: nn.functional.relu(y, inplace=True)])
+def test_a_loss_that_overwrites_what_its_gradient_needs_is_refused(write: Callable[[torch.Tensor], Any]) -> None:
+    def loss(module: nn.Module, data: Any) -> torch.Tensor:
+        y = module(data[0]).exp()
+        value = y.square().mean()
+        write(y)
+        return value
+
+    module = mlp()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(loss(module, batch()), list(module.parameters()))
+    with pytest.raises(RuntimeError, match=r"torch\.float64 \(6, 3\), was written in place after it had been read"):
+        HessianOperator(loss, ParameterVector(module), [batch()])
+
+
+def test_a_tensor_from_elsewhere_that_a_kept_graph_has_read_must_not_change() -> None:
+    factor, theta = torch.ones(3, dtype=torch.float64), ParameterVector(mlp())
+
+    def loss(module: nn.Module, data: Any) -> torch.Tensor:
+        return (factor * module(data[0])).pow(4).mean()
+
+    operator = HessianOperator(loss, theta, [batch()])
+    before = operator.matvec(ones(theta))
+    factor.mul_(2)
+    with pytest.raises(RuntimeError, match=r"\(3,\), was written in place .* call update\(\)"):
+        operator.matvec(ones(theta))
+    operator.update([batch()])
+    torch.testing.assert_close(operator.matvec(ones(theta)), 16 * before)
+
+
+def test_any_change_of_a_small_tensor_past_pytorchs_count_is_seen_and_a_large_one_is_sampled() -> None:
+    large, square = torch.zeros(100, 1000), (16, 16)
+    strided = torch.zeros(square).T, torch.zeros(square)[1:, ::3], torch.zeros(3, 1).expand(3, 5)
+    for tensor in (*strided, torch.zeros(()), *(torch.zeros(square, dtype=t) for t in (torch.bfloat16, torch.bool))):
+        before = sample(tensor)
+        tensor.data[(-1,) * tensor.dim()] = 1
+        assert sample(tensor) != before
+        assert sample(tensor) == sample(tensor)
+    before = sample(large)
+    large.data.add_(1)
+    assert sample(large) != before
+    assert sample(torch.zeros(0, 3)) == sample(torch.zeros(3).to("meta")) == sample(torch.eye(3).to_sparse()) == 0

@@ -11,6 +11,8 @@ from torch.autograd.function import once_differentiable
 
 from bissl_fast.bilevel import CompositeLoss, HessianOperator, ParameterVector
 from bissl_fast.bilevel.precision import tf32
+from bissl_fast.ops.triton.launch import is_split
+from bissl_fast.training.precision import apply_precision
 from tests.bilevel.test_products_belong_to_one_point import MODES, each_mode, ones
 from tests.bilevel.test_traces_hold_whatever_a_loss_does import batch, mlp, network, squares
 
@@ -81,43 +83,74 @@ def test_products_draw_nothing_from_the_random_generator() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-NEWER = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+MATMUL, CUDNN = torch.backends.cuda.matmul, torch.backends.cudnn
+NEWER = (MATMUL, CUDNN.conv, CUDNN.rnn, torch.backends.mkldnn.matmul)
+OLDER: tuple[Callable[[], Any], ...] = (
+    torch.get_float32_matmul_precision,
+    lambda: MATMUL.allow_tf32,
+    lambda: CUDNN.allow_tf32,
+)
 
 
-def in_tf32() -> list[bool]:
-    return [owner.fp32_precision == "tf32" for owner in NEWER]
+def formats() -> list[Any]:
+    """What every name of the number formats says; an older one may refuse where the newer ones differ."""
+    found: list[Any] = [owner.fp32_precision for owner in NEWER]
+    for read in OLDER:
+        try:
+            found.append(read())
+        except RuntimeError:
+            found.append("refused")
+    return found
 
 
 @pytest.fixture
 def precision() -> Iterator[None]:
     """Puts TF32 back to what it was, by whichever names a test sets it."""
-    before = [owner.fp32_precision for owner in NEWER]
     with tf32(False):
         yield
-    for owner, value in zip(NEWER, before, strict=True):
-        owner.fp32_precision = value
 
 
 @pytest.mark.usefixtures("precision")
-@pytest.mark.parametrize("newer", [False, True])
-@pytest.mark.parametrize("around", [True, False])
+@pytest.mark.parametrize("convolutions", [None, True, False, "tf32", "ieee"])
+@pytest.mark.parametrize("newer", [None, "tf32", "ieee"])
+@pytest.mark.parametrize("allowed", [None, True, False])
+@pytest.mark.parametrize("products", ["highest", "high", "medium"])
+def test_tf32_is_set_by_all_names_and_left_as_it_was_found(
+    products: str, allowed: bool | None, newer: str | None, convolutions: bool | str | None
+) -> None:
+    torch.set_float32_matmul_precision(products)
+    if allowed is not None:
+        MATMUL.allow_tf32 = allowed
+    if newer is not None:
+        MATMUL.fp32_precision = newer
+    if convolutions is not None:
+        owner, name = (CUDNN, "allow_tf32") if isinstance(convolutions, bool) else (CUDNN.conv, "fp32_precision")
+        setattr(owner, name, convolutions)
+    before = formats()
+    for wanted, word in ((True, "tf32"), (False, "ieee")):
+        with tf32(wanted):
+            assert formats() == [word] * 4 + ["high" if wanted else "highest", wanted, wanted]
+            assert is_split(torch.float32) != wanted
+        assert formats() == before
+
+
+@pytest.mark.usefixtures("precision")
+@pytest.mark.parametrize("precision_of_training", ["fp32", "tf32", "bf16"])
 @pytest.mark.parametrize(("dtype", "expected"), [("float32", False), ("tf32", True), ("bfloat16", False)])
 def test_only_products_in_tf32_use_it_whatever_training_does(
-    newer: bool, around: bool, dtype: Any, expected: bool
+    precision_of_training: Any, dtype: Any, expected: bool
 ) -> None:
     def loss(module: nn.Module, data: Any) -> torch.Tensor:
-        found.append(in_tf32())
+        found.append(formats())
         return squares(module, data)
 
-    found: list[list[bool]] = []
+    found: list[list[Any]] = []
     theta = ParameterVector(network(nn.Linear(5, 3)))
-    for owner, old in zip(NEWER, (torch.backends.cuda.matmul, torch.backends.cudnn), strict=True):
-        setattr(*(owner, "fp32_precision", "tf32" if around else "ieee") if newer else (old, "allow_tf32", around))
+    apply_precision(precision_of_training, torch.device("cuda"))
+    before = formats()
     HessianOperator(loss, theta, [batch()], retain=0, dtype=dtype).matvec(ones(theta))
-    assert found == [[expected, expected]]
-    assert in_tf32() == [around, around]
-    if not newer:
-        assert torch.backends.cuda.matmul.allow_tf32 == torch.backends.cudnn.allow_tf32 == around
+    assert found == [["tf32" if expected else "ieee"] * 4 + ["high" if expected else "highest", expected, expected]]
+    assert formats() == before
 
 
 class Once(torch.autograd.Function):
@@ -162,7 +195,7 @@ def test_weight_norm_whose_second_derivative_is_wrong_in_pytorch_is_refused() ->
         with pytest.raises(ValueError, match="weight norm, whose second derivative is wrong"):
             HessianOperator(squares, ParameterVector(layer), [batch()])
     else:
-        pytest.skip("PyTorch's weight norm is right to second order now: reverse.ONCE can go")
+        pytest.skip("PyTorch's weight norm is right to second order now: graphs.ONCE can lose it")
 
 
 VECTORS = {
@@ -272,3 +305,19 @@ def test_the_buffers_of_a_loss_that_is_a_module_are_held_still_too() -> None:
     for mode in ("reverse", "finite_difference"):
         HessianOperator(loss, theta, [batch()], mode, retain=0).matvec(ones(theta))  # type: ignore[arg-type]
     assert loss.norm.num_batches_tracked == 0
+
+
+@pytest.mark.parametrize("around", [True, False])
+def test_convolutions_add_in_one_order_whatever_holds_around_a_product(
+    around: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loss(module: nn.Module, data: Any) -> torch.Tensor:
+        found.append(torch.backends.cudnn.deterministic)
+        return squares(module, data)
+
+    found: list[bool] = []
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", around)
+    theta = ParameterVector(network(nn.Linear(5, 3)))
+    HessianOperator(loss, theta, [batch()], retain=0).matvec(ones(theta))
+    assert found == [True]
+    assert torch.backends.cudnn.deterministic == around

@@ -1,7 +1,11 @@
 """`bissl-fast data` lists, prepares and verifies, and ends in a sentence where it cannot."""
 
+import os
+import shutil
+
 import pytest
 import tyro
+from PIL import Image
 from torchvision import datasets
 
 from bissl_fast.cli.data import list_command, prepare_command, verify_command
@@ -137,3 +141,49 @@ def test_list_says_what_a_set_lacks(tmp_path, capsys):
         "caltech101    Caltech-101, 30 training images per class: 101 classes; 2,424 train, 606 val, 5,647 test"
         in output
     )
+
+
+def test_prepare_tells_what_the_cache_costs_and_keeps_whole_images_if_asked(tmp_path, capsys):
+    trees.dtd(tmp_path)  # 40 x 30 pixels
+    for options, line in (
+        ({"size": 112}, "dtd/train: 4 images of 112 px, 0.2 MB"),
+        ({"size": 224, "whole": True}, "dtd/train: 4 images of 224 px, whole, 0.6 MB"),
+    ):
+        prepare_command("dtd", data_root=tmp_path, cache_dir=tmp_path / "cache", **options)
+        assert line in capsys.readouterr().out.splitlines()
+
+
+def test_verify_names_images_that_are_in_two_splits_or_under_two_labels(tmp_path, capsys):
+    for number, split in enumerate(("train", "val", "test")):
+        for label, name in enumerate(("a", "b")):
+            for i in range(3):
+                trees.save_image(tmp_path / split / name / f"{i}.png", 60 * number + 20 * label + i)
+    shutil.copy(tmp_path / "test" / "a" / "0.png", tmp_path / "train" / "a" / "leak.png")
+    shutil.copy(tmp_path / "train" / "a" / "1.png", tmp_path / "train" / "b" / "other.png")
+    shutil.copy(tmp_path / "train" / "a" / "2.png", tmp_path / "train" / "a" / "again.png")  # harmless
+    verify_command(f"folder:{tmp_path}")
+    notes = [line for line in capsys.readouterr().out.splitlines() if "byte for byte" in line]
+    assert notes == [
+        f"note: The same byte for byte in {tmp_path.name}/train and in {tmp_path.name}/test: 1 (a/leak.png = a/0.png).",
+        "note: The same byte for byte under several labels: 1 (a/1.png (a) = b/other.png (b)).",
+    ]
+
+
+def test_verify_compares_the_pixels_of_sets_without_files(tmp_path, capsys):
+    trees.cifar10(tmp_path)
+    verify_command("cifar10", data_root=tmp_path)
+    notes = [line for line in capsys.readouterr().out.splitlines() if "byte for byte" in line]
+    assert len(notes) == 3  # of its five batches, all alike, and the test's
+    assert notes[1].startswith("note: The same byte for byte in cifar10/train and in cifar10/test: 20 (")
+
+
+@pytest.mark.timeout(60)
+def test_verify_waits_for_no_pipe_and_names_what_was_guessed(tmp_path, capsys):
+    trees.class_folders(tmp_path, {"a": 5, "b": 5})
+    os.mkfifo(tmp_path / "a" / "pipe.png")
+    Image.new("RGBA", (8, 8)).save(tmp_path / "a" / "logo.png")
+    verify_command(f"folder:{tmp_path}")
+    output = capsys.readouterr().out
+    assert "pipes, devices or broken links: a/pipe.png." in output
+    assert "are transparent in places, which become gray: a/logo.png." in output
+    assert "Every image can be read." in output

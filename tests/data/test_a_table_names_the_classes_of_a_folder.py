@@ -76,7 +76,7 @@ def test_files_that_are_not_there_are_told_and_a_line_may_stand_twice(folder: Pa
 
 def test_a_run_loads_the_images_that_the_table_names_and_no_others(folder: Path, tmp_path: Path) -> None:
     lines = [f"{path},{label}" for path, label in everything(folder).items()][2:]
-    splits = load_downstream(f"folder:{folder}", None, 16, tmp_path / "cache", False, table(folder, lines))
+    splits = load_downstream(f"folder:{folder}", None, 16, tmp_path / "cache", False, labels=table(folder, lines))
     assert len(splits.train) + len(splits.val) + len(splits.test) == 18
     assert splits.train.classes == ("cat", "dog")
 

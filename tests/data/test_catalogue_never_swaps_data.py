@@ -1,13 +1,16 @@
 """A set is found by name and place, or a sentence says how to get it; nothing is replaced silently."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from bissl_fast.data import textures
-from bissl_fast.data.catalogue import download, load_downstream, load_pretext, shortfall, skipped_notes
+from bissl_fast.data.catalogue import download, load_downstream, load_pretext, notes_of, shortfall
 from bissl_fast.data.entries import ENTRIES
+from bissl_fast.data.readers.folder import image_folder
 from bissl_fast.errors import UserError
 from bissl_fast.methods.presets import TABLE_2_BASELINE
 from tests.data import sets, trees
@@ -101,7 +104,90 @@ def test_a_folder_serves_both_purposes_and_names_what_it_leaves_out(tmp_path):
     assert any("1 of" in note and "a/000.png: cannot identify" in note for note in splits.notes)
     images = pretext(f"folder:{root}", None, tmp_path / "cache")
     assert len(images) == 19
-    assert "1 of 20 images of set/unlabelled could not be read" in skipped_notes(images)[0]
+    assert "1 of 20 images of set/unlabelled could not be read" in notes_of(images)[0]
+
+
+def test_a_class_of_nothing_readable_is_no_class(tmp_path):
+    root = trees.class_folders(tmp_path / "set", {"a": 10, "b": 10, "c": 10})
+    for path in (root / "b").iterdir():
+        path.write_bytes(b"no image")
+    splits = downstream(f"folder:{root}", None, tmp_path / "cache")
+    assert splits.train.classes == splits.val.classes == splits.test.classes == ("a", "c")
+    assert np.bincount(splits.test.labels).tolist() == [2, 2]
+    assert "No image of b can be read: 2 of 3 classes are left." in splits.notes
+    assert splits.train.content_hash == downstream(f"folder:{root}", None, tmp_path / "cache").train.content_hash
+    for path in (root / "b").iterdir():
+        path.write_bytes((root / "a" / path.name).read_bytes())
+    assert splits.train.content_hash != downstream(f"folder:{root}", None, tmp_path / "cache").train.content_hash
+
+
+def test_a_class_without_a_readable_training_image_is_named(tmp_path):
+    for split in ("train", "test"):
+        trees.class_folders(tmp_path / "set" / split, {"a": 10, "b": 10, "c": 10})
+    for path in (tmp_path / "set" / "train" / "b").iterdir():
+        path.write_bytes(b"no image")
+    splits = downstream(f"folder:{tmp_path / 'set'}", None, tmp_path / "cache")
+    assert splits.train.classes == ("a", "b", "c")
+    assert "No training image of b can be read: it cannot be learned." in splits.notes
+
+
+def test_what_was_turned_scaled_or_guessed_is_said_each_time(tmp_path):
+    root = trees.class_folders(tmp_path / "set", {"a": 10, "b": 10})
+    Image.new("RGBA", (8, 8)).save(root / "a" / "logo.png")
+    (root / "a" / "notes.txt").write_text("")
+    for _ in ("built", "opened again"):
+        splits = downstream(f"folder:{root}", None, tmp_path / "cache")
+        loose = notes_of(pretext(f"folder:{root}", None, tmp_path / "cache"))
+        for notes in (splits.notes, loose):
+            assert any("1 of " in note and "become gray: a/logo.png." in note for note in notes)
+            assert any("a/notes.txt" in note for note in notes)
+
+
+def test_pretext_images_that_are_test_images_are_counted_and_can_be_left_out(tmp_path):
+    labelled = trees.class_folders(tmp_path / "photos" / "labelled", {"a": 10, "b": 10})
+    listing = image_folder(labelled)
+    copies = trees.class_folders(tmp_path / "photos" / "copies", {"x": 0})
+    for i in range(2):
+        shutil.copy(labelled / listing.test.describe(i), copies / "x" / f"{i}.png")
+    specs = (f"folder:{tmp_path / 'photos'}", None, 16, tmp_path / "cache", False, f"folder:{labelled}")
+    images = load_pretext(*specs)
+    assert len(images) == 22
+    assert any("6 of the 22 images of photos/unlabelled are also test images of" in n for n in notes_of(images))
+    rest = load_pretext(*specs, exclude_test=True)
+    assert len(rest) == 16
+    assert any("6 of the 22" in note and "are left out" in note for note in notes_of(rest))
+    test = downstream(f"folder:{labelled}", None, tmp_path / "cache").test
+    assert not (rest.images[:, None] == test.images[None]).all(axis=(2, 3, 4)).any()
+
+
+def test_pretext_images_of_another_folder_are_not_mentioned(tmp_path):
+    trees.class_folders(tmp_path / "labelled", {"a": 10, "b": 10})
+    trees.save_image(tmp_path / "loose" / "1.png", value=199)
+    images = load_pretext(
+        f"folder:{tmp_path / 'loose'}", None, 16, tmp_path / "cache", False, f"folder:{tmp_path / 'labelled'}"
+    )
+    assert notes_of(images) == ()
+
+
+def test_nothing_but_test_images_for_the_pretext_task_is_an_error(tmp_path):
+    for split in ("train", "test"):
+        trees.class_folders(tmp_path / split, {"a": 5, "b": 5})
+    with pytest.raises(UserError, match="All 10 images of test/unlabelled are test images of folder"):
+        load_pretext(
+            f"folder:{tmp_path / 'test'}", None, 16, tmp_path / "cache", False, f"folder:{tmp_path}", exclude_test=True
+        )
+
+
+def test_a_fork_with_more_classes_than_the_set_has_is_said(tmp_path):
+    folder = sets.tinyimagenet(tmp_path)
+    wnids = [f"n9{i:07}" for i in range(200)]
+    with (folder / "wnids.txt").open("a") as file:
+        file.writelines(f"{wnid}\n" for wnid in wnids)
+    for wnid in wnids:
+        trees.save_image(folder / "train" / wnid / "images" / "0.JPEG")
+    (entry,) = (entry for entry in ENTRIES if entry.name == "tinyimagenet")
+    notes = entry.labelled(folder).notes
+    assert any("Tiny-ImageNet has 200 classes, and here are 202: this is another version of it" in n for n in notes)
 
 
 def test_a_folder_of_nothing_readable_is_an_error(tmp_path):

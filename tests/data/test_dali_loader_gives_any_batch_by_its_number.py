@@ -1,9 +1,11 @@
 """`DaliLoader`: batches are those of `ViewLoader`, from images and from files, and broken files are named."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -104,11 +106,73 @@ def test_files_that_are_read_anew_give_the_same_bits_from_any_draw_on(encoded_se
 
 
 def test_unreadable_files_are_left_out_and_named(encoded_set: EncodedSet) -> None:
-    assert [path.name for path in encoded_set.skipped] == ["3.jpg", "30.jpg"]
+    assert [line.partition(" is missing, damaged")[0].rpartition("/")[2] for line in encoded_set.skipped] == [
+        "3.jpg",
+        "30.jpg",
+    ]
     assert len(encoded_set) == 37
     assert encoded_set.sizes[3].tolist() == [34, 50]  # the file after the first that is left out
     assert encoded_set.labels is not None
     assert encoded_set.labels[3] == 4 % 3
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png", "tif", "webp", "bmp"])
+def test_a_file_that_is_cut_off_is_left_out_and_named_with_its_reason(tmp_path: Path, kind: str) -> None:
+    image = Image.fromarray(photos(1, 60, 60)[0].contiguous().numpy())
+    whole, cut = tmp_path / f"whole.{kind}", tmp_path / f"cut.{kind}"
+    image.save(whole)
+    content = whole.read_bytes()
+    cut.write_bytes(content[: len(content) * 9 // 10])
+    found = EncodedSet.from_files("mine", [cut, whole])
+    assert found.files == (whole,)
+    assert len(found.skipped) == 1
+    assert str(cut) in found.skipped[0]
+
+
+def test_a_whole_file_with_more_behind_its_end_is_taken(tmp_path: Path) -> None:
+    path = tmp_path / "phone.jpg"
+    Image.fromarray(photos(1, 60, 60)[0].contiguous().numpy()).save(path)
+    path.write_bytes(path.read_bytes() + b"what a phone writes there")
+    assert len(EncodedSet.from_files("mine", [path])) == 1
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
+def test_files_of_more_than_eight_bits_are_left_out_and_named(tmp_path: Path, dtype: type) -> None:
+    paths = [tmp_path / "deep.tif", tmp_path / "plain.jpg"]
+    Image.fromarray(np.full((8, 8), 100, dtype=dtype)).save(paths[0])
+    Image.new("RGB", (8, 8)).save(paths[1])
+    (line,) = EncodedSet.from_files("mine", paths).skipped
+    assert "deep.tif holds" in line
+    assert "convert it to 8 bits" in line
+
+
+@pytest.mark.timeout(60)
+def test_a_pipe_among_the_files_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(UserError, match=r"pipe\.jpg is no regular file"):
+        EncodedSet.from_files("mine", [tmp_path / "pipe.jpg"])
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (lambda whole: whole[: len(whole) // 2], "truncated"),
+        (lambda whole: b"no image", "cannot identify"),
+        (None, "No such"),
+    ],
+)
+def test_a_file_that_breaks_later_is_named_with_its_reason(encoded_set: EncodedSet, content: Any, reason: str) -> None:
+    with DaliLoader(encoded_set, VIEWS, ORDER, 1, "cpu") as loader:
+        path = encoded_set.files[ORDER.indices(2)[1][3]]
+        whole = path.read_bytes()
+        if content is None:
+            path.unlink()
+        else:
+            path.write_bytes(content(whole))
+        with pytest.raises(UserError, match=rf"mine: {path} cannot be decoded \(.*{reason}.*mend or remove it"):
+            loader.load(2)
+        path.write_bytes(whole)
+        assert len(loader.load(2).samples) == 8
 
 
 def test_sets_that_cannot_be_are_refused(tmp_path: Path, image_set: ImageSet) -> None:
@@ -121,18 +185,6 @@ def test_sets_that_cannot_be_are_refused(tmp_path: Path, image_set: ImageSet) ->
         EncodedSet.from_files("mine", [tmp_path / "a.jpg"], np.arange(2))
     with pytest.raises(UserError, match="for 40 samples, but mine holds 37 images"):
         DaliLoader(image_set, VIEWS, BatchOrder(40, 8, seed=0), 0, "cpu")
-
-
-def test_a_file_that_breaks_later_fails_in_the_call_that_needs_it(encoded_set: EncodedSet) -> None:
-    with DaliLoader(encoded_set, VIEWS, ORDER, 1, "cpu") as loader:
-        path = encoded_set.files[ORDER.indices(2)[1][0]]
-        content = path.read_bytes()
-        path.write_bytes(b"no image any more")
-        loader.load(1)
-        with pytest.raises(UserError, match="File 0 of the batch is missing, damaged"):
-            loader.load(2)
-        path.write_bytes(content)
-        assert len(loader.load(2).samples) == 8
 
 
 def test_a_closed_loader_refuses_and_closing_twice_is_fine(loader: DaliLoader) -> None:

@@ -12,10 +12,11 @@ import torch
 from PIL import Image
 
 from bissl_fast.data.presets import eval_view, vicreg_views
+from bissl_fast.data.readers.decode import decode_file
 from bissl_fast.data.torch_pipeline import render
 from bissl_fast.data.views import HUE, ViewParameters, ViewSettings, draw_views
 from bissl_fast.errors import UserError
-from tests.data.views import PRESETS, in_levels, photos, table
+from tests.data.views import PLAIN, PRESETS, in_levels, photos, table
 
 pytest.importorskip("nvidia.dali")
 from bissl_fast.data.dali_pipeline import DaliPipeline, check_usable, image_sizes
@@ -71,8 +72,8 @@ def test_blur_and_the_rims_of_crops_are_exact_at_any_size(size: int) -> None:
     start, side = random.integers(0, 40, (N, 2)), random.integers(1, 17, (N, 2))
     sigma = random.choice(np.float32([0, 0.1, 0.7, 2.0]), N)
     drawn = table(N, box=np.concatenate((start, side), axis=1), sigma=sigma, flip=np.arange(N) % 2 == 0)
-    for interpolation in ("bilinear", "bicubic"):
-        settings = ViewSettings(size=size, interpolation=interpolation)
+    for interpolation, blur_filter in (("bilinear", "gaussian"), ("bicubic", "gaussian"), ("bicubic", "box")):
+        settings = ViewSettings(size=size, interpolation=interpolation, blur_filter=blur_filter)  # type: ignore[arg-type]
         with DaliPipeline([settings], N) as pipeline:
             (found,) = pipeline.render(images, [drawn])
         assert levels_apart(found, render(images, drawn, settings), settings).max() <= 0.5
@@ -159,6 +160,24 @@ def test_files_of_many_kinds_and_sizes_render_as_pil_decodes_them() -> None:
     assert_files_render_as_pil_decodes_them(files, limit=2)
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "TIFF", "PNG"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_turned_files_have_the_axes_of_the_caches_reader(tmp_path: Path, kind: str, orientation: int) -> None:
+    turned = Image.Exif()
+    turned[0x0112] = orientation
+    path = tmp_path / "file"
+    path.write_bytes(encode(photos(1, 48, 40)[0].contiguous().numpy(), kind, exif=turned))
+    cached = torch.from_numpy(decode_file(path, 40).copy())
+    sizes = image_sizes([path.read_bytes()])
+    assert sizes.tolist() == [[48, 40]]
+    view = dataclasses.replace(PLAIN, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0))
+    drawn = draw_views(view, 0, 0, np.zeros(1, dtype=np.int64), 0, sizes)
+    with DaliPipeline((view,), 1, encoded=True) as pipeline:
+        (found,) = pipeline.render([path.read_bytes()], [drawn])
+    expected = cached.permute(2, 0, 1)[None].float() / 255
+    assert (found - expected).abs().max() * 255 <= 2
+
+
 def test_photographs_render_as_pil_decodes_them(real_data: Path) -> None:
     files: list[bytes] = []
     with tarfile.open(real_data / "dtd_10classes_s128.tar.gz") as tar:
@@ -177,6 +196,7 @@ def test_a_damaged_file_is_named_and_the_next_batch_is_rendered() -> None:
     with DaliPipeline(views, 3, encoded=True) as pipeline:
         expected = pipeline.render([good] * 3, drawn)
         for bad, message in (
+            (encode(np.full((60, 80), 900, dtype=np.uint16), "PNG"), "File 1 of the batch holds uint16 .* to 8 bits"),
             (b"no image at all", "File 1 of the batch is missing, damaged"),
             (good[:200], "File 1 of the batch is missing, damaged"),
             (good[: len(good) // 2], "could not render a batch: Failed to decode sample #1"),

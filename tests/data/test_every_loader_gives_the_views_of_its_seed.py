@@ -118,3 +118,14 @@ def test_an_image_set_of_tensors_is_told_from_one_of_arrays() -> None:
         ImageSet("mine", photos(2, 8, 8), None, (), "0")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="mine: labels must be a NumPy array, found list"):
         ImageSet("mine", photos(2, 8, 8).numpy(), [0, 1], ("a", "b"), "0")  # type: ignore[arg-type]
+
+
+@with_each_loader
+def test_the_last_batch_may_be_smaller(pipeline: str) -> None:
+    with start(pipeline, order=BatchOrder(37, 8, seed=2, keep_last=True)) as loader:
+        batches = [loader.load(draw) for draw in range(6)]
+    assert [len(batch.views[0]) for batch in batches] == [8, 8, 8, 8, 5, 8]
+    assert [batch.epoch for batch in batches] == [0, 0, 0, 0, 0, 1]
+    with start(pipeline) as loader:
+        assert_equal(batches[3], loader.load(3))
+    assert sorted(np.concatenate([batch.samples for batch in batches[:5]])) == list(range(37))

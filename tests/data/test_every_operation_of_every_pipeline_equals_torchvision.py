@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision.transforms.v2.functional as F
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from bissl_fast.data.views import BRIGHTNESS, CONTRAST, HUE, NEUTRAL_FACTORS, SATURATION
 from tests.data.views import ADJUST, PLAIN, RENDERERS, boxes, photos, table, with_each_pipeline
@@ -105,6 +105,38 @@ def test_blur_equals_torchvision(size: int, pipeline: str) -> None:
         kernel = 2 * min(int(np.ceil(4 * s)), size - 1) + 1
         theirs = F.gaussian_blur(plain[i], [kernel, kernel], [s, s]) if s else plain[i]
         torch.testing.assert_close(ours[i], theirs, rtol=0, atol=1e-5)
+
+
+@with_each_pipeline()
+@pytest.mark.parametrize("size", [12, 40])
+def test_box_blur_is_pillows_but_for_the_rounding_of_its_passes(size: int, pipeline: str) -> None:
+    sigma = np.float32([0.1, 0.2, 0.3, 0.4, 0.5, 0.8, 1.0, 1.4142, 1.5, 1.99, 2.0, 3.7, 0.0])
+    settings = dataclasses.replace(PLAIN, size=size, blur_filter="box", blur_sigma=(0.1, 4.0))
+    images = photos(1, size, size).expand(len(sigma), -1, -1, -1)
+    ours = RENDERERS[pipeline](images.contiguous(), table(len(sigma), size, sigma=sigma), settings) * 255
+    for view, radius in zip(ours, sigma.tolist(), strict=True):
+        pillow = np.array(Image.fromarray(images[0].numpy()).filter(ImageFilter.GaussianBlur(radius)))
+        apart = (view - torch.from_numpy(pillow).permute(2, 0, 1)).abs()
+        assert apart.max() <= 3  # six passes, each rounded by half a level at most
+        assert apart.mean() <= 1
+
+
+@with_each_pipeline()
+@pytest.mark.parametrize("size", [1, 2, 3, 40])
+def test_box_blur_of_any_width_keeps_even_images_even(size: int, pipeline: str) -> None:
+    sigma = np.float32([0.1, 1.0, 2.0, 30.0, 1000.0])
+    settings = dataclasses.replace(PLAIN, size=size, blur_filter="box", blur_sigma=(0.1, 1000.0))
+    images = torch.full((5, size, size, 3), 200, dtype=torch.uint8)
+    ours = RENDERERS[pipeline](images, table(5, size, sigma=sigma), settings)
+    torch.testing.assert_close(ours, torch.full_like(ours, 200 / 255), rtol=0, atol=1e-5)
+
+
+def test_a_sampled_gaussian_is_not_pillows_blur() -> None:
+    """Why there are two filters: at a third of a pixel the samples hardly blur, and Pillow does."""
+    images, radius = photos(1, 40, 40), np.float32([0.3])
+    gaussian = RENDERERS["torch"](images, table(1, 40, sigma=radius), PLAIN)[0] * 255
+    pillow = np.array(Image.fromarray(images[0].numpy()).filter(ImageFilter.GaussianBlur(0.3)))
+    assert (gaussian - torch.from_numpy(pillow).permute(2, 0, 1)).abs().max() > 10
 
 
 @with_each_pipeline()

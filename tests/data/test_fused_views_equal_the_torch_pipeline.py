@@ -44,6 +44,9 @@ RECIPES = {
         size=24, flip=0.5, jitter=1, brightness=2, contrast=2, saturation=3, hue=0.5, gray=0.3, blur=0.7, solarize=0.5
     ),
     "smaller than the blur": ViewSettings(size=3, jitter=1, hue=0.5, blur=1, blur_sigma=(1.0, 3.0)),
+    "smaller than the box": ViewSettings(size=3, jitter=1, blur=1, blur_sigma=(1.0, 9.0), blur_filter="box"),
+    "a sampled Gaussian": dataclasses.replace(vicreg_views(40)[0], blur_filter="gaussian"),
+    "one pixel of a box": ViewSettings(size=1, blur=1, blur_filter="box"),
     "one pixel": ViewSettings(size=1, jitter=1, contrast=0.5, blur=1),
 }
 
@@ -57,6 +60,23 @@ def test_views_differ_by_less_than_a_hundredth_of_a_level(recipe: ViewSettings, 
     fused, definition = render(images, table, settings), torch_pipeline.render(images, table, settings)
     assert fused.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(fused, definition, rtol=0, atol=LEVEL / 100)
+
+
+def assert_errs_no_more_than_twice_the_definition(
+    found: torch.Tensor, images: torch.Tensor, table: ViewParameters, settings: ViewSettings
+) -> None:
+    """Largest errors against float64. Strong factors magnify rounding to hundredths of a level in one of 10⁵ pixels."""
+    exact = torch_pipeline.render(images, table, settings, torch.float64)
+    plain = torch_pipeline.render(images, table, settings)
+    assert (plain - exact).abs().max() < LEVEL / 20
+    assert (found - exact).abs().max() <= 2 * (plain - exact).abs().max() + LEVEL / 1000
+
+
+@pytest.mark.parametrize("size", [1, 17, 96, 128])
+def test_many_views_of_strong_colours_err_no_more_than_twice_the_definition(size: int) -> None:
+    settings = dataclasses.replace(RECIPES["everything at once"], size=size, **PLAIN)
+    images, table = pictures(300, 56, 56), draw_views(settings, 3, 0, np.arange(300), 1, (56, 56))
+    assert_errs_no_more_than_twice_the_definition(render(images, table, settings), images, table, settings)
 
 
 def test_views_are_normalised_by_mean_std_and_range() -> None:
@@ -162,7 +182,7 @@ def test_a_sample_beyond_the_images_is_named() -> None:
 
 
 def test_the_op_passes_opcheck() -> None:
-    arguments = (pictures(1, 20, 20), *one_view(), 16, True, 0.5, False)
+    arguments = (pictures(1, 20, 20), *one_view(), 16, True, True, 0.5, False)
     torch.library.opcheck(torch.ops.bissl_fast.render_views.default, arguments)
 
 

@@ -44,6 +44,25 @@ def test_draws_equal_the_literal_stacks(n_samples: int, batch_size: int, phase_l
         assert found.tolist() == batch.tolist()
 
 
+@pytest.mark.parametrize(("n_samples", "sizes"), [(50, [8] * 6 + [2]), (49, [8] * 6), (48, [8] * 6), (8, [8])])
+def test_an_incomplete_last_batch_can_be_kept_if_it_has_statistics(n_samples: int, sizes: list[int]) -> None:
+    order = BatchOrder(n_samples, 8, seed=0, keep_last=True)
+    assert order.batches_per_epoch == len(sizes)
+    for epoch in range(2):
+        batches = [order.indices(epoch * len(sizes) + place) for place in range(len(sizes))]
+        assert [found for found, _ in batches] == [epoch] * len(sizes)
+        assert [len(samples) for _, samples in batches] == sizes
+        assert len(np.unique(np.concatenate([samples for _, samples in batches]))) == sum(sizes)
+        whole = BatchOrder(n_samples, 8, seed=0)
+        assert batches[0][1].tolist() == whole.indices(epoch * whole.batches_per_epoch)[1].tolist()
+
+
+@pytest.mark.parametrize("options", [{"phase_length": 2}, {"ranks": 2}])
+def test_an_incomplete_batch_has_no_place_in_phases_and_no_equal_parts(options: dict[str, int]) -> None:
+    with pytest.raises(UserError, match="no place in phases of batches, nor equal parts"):
+        BatchOrder(50, 8, seed=0, keep_last=True, **options)  # type: ignore[arg-type]
+
+
 def test_a_draw_does_not_depend_on_the_draws_before_it() -> None:
     in_order = BatchOrder(50, 8, seed=1, phase_length=4)
     first = [in_order.indices(draw)[1].tolist() for draw in range(20)]

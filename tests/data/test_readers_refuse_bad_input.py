@@ -117,7 +117,7 @@ def test_a_folder_that_is_not_there(tmp_path):
 
 
 def test_an_empty_folder(tmp_path):
-    with pytest.raises(UserError, match=r"No image is in .*expected files ending in \.bmp"):
+    with pytest.raises(UserError, match=r"No image is in .*expected files ending in \.avif"):
         loose_images(tmp_path)
     with pytest.raises(UserError, match="holds no class folder: expected one sub-folder of images for each of two"):
         image_folder(tmp_path)
@@ -128,9 +128,35 @@ def test_a_single_class(tmp_path):
         image_folder(trees.class_folders(tmp_path, {"a": 4}))
 
 
-def test_an_empty_class_folder(tmp_path):
-    with pytest.raises(UserError, match=r"No image is in .*/b:"):
+def test_a_single_class_beside_an_empty_one(tmp_path):
+    with pytest.raises(UserError, match="holds only the class folder a/ with images, and b/ without"):
         image_folder(trees.class_folders(tmp_path, {"a": 4, "b": 0}))
+
+
+def test_a_set_that_lies_one_folder_deeper_is_pointed_at(tmp_path):
+    trees.class_folders(tmp_path / "photos", {"a": 4, "b": 4})
+    with pytest.raises(UserError, match=f"If the set lies in photos/, give folder:{tmp_path}/photos"):
+        image_folder(tmp_path)
+
+
+@pytest.mark.parametrize("names", [("test", "val"), ("Testing", "Validation")])
+def test_splits_without_a_train_folder(tmp_path, names):
+    for name in names:
+        trees.class_folders(tmp_path / name, {"a": 4, "b": 4})
+    with pytest.raises(UserError, match=r"which sound like splits, but no train/ with class folders inside"):
+        image_folder(tmp_path)
+
+
+def test_splits_of_loose_images_are_no_classes(tmp_path):
+    with pytest.raises(UserError, match=r"holds test/, train/, which sound like splits, but no train/ with class"):
+        image_folder(trees.class_folders(tmp_path, {"train": 4, "test": 4}))
+
+
+def test_two_folders_for_one_split(tmp_path):
+    for name in ("train", "Training", "test"):
+        trees.class_folders(tmp_path / name, {"a": 4, "b": 4})
+    with pytest.raises(UserError, match=r"holds Training/ and train/, which both sound like its train split"):
+        image_folder(tmp_path)
 
 
 def test_nothing_but_classes_of_one_image(tmp_path):
@@ -180,6 +206,15 @@ def test_a_list_that_is_missing_or_not_what_its_name_says(tree, read, file, tmp_
     (folder / file).unlink()
     with pytest.raises(UserError, match=rf"is incomplete: .*{file} is missing"):
         read(folder)
+
+
+@pytest.mark.timeout(20)
+def test_a_pipe_in_the_place_of_a_list_is_not_waited_for(tmp_path):
+    folder = trees.dtd(tmp_path)
+    (folder / "labels" / "val1.txt").unlink()
+    os.mkfifo(folder / "labels" / "val1.txt")
+    with pytest.raises(UserError, match=r"DTD is incomplete: .*val1\.txt is missing"):
+        dtd(folder)
 
 
 def overwrite(file, old, new):

@@ -162,6 +162,7 @@ def test_the_evaluation_view_is_the_whole_square_untouched() -> None:
 def test_recipes_are_vicregs() -> None:
     first, second = vicreg_views(96)
     assert (first.blur, first.solarize, second.blur, second.solarize) == (1.0, 0.0, 0.1, 0.2)
+    assert (first.blur_filter, second.blur_filter) == ("box", "box")
     assert (finetune_view(96).crop_scale, finetune_view(96).interpolation) == ((0.5, 1.0), "bilinear")
 
 
@@ -173,6 +174,7 @@ def test_recipes_are_vicregs() -> None:
         {"crop_scale": (0.5, 1.2)},
         {"crop_ratio": (2.0, 1.0)},
         {"interpolation": "nearest"},
+        {"blur_filter": "median"},
         {"flip": 1.5},
         {"solarize": -0.1},
         {"contrast": -0.4},

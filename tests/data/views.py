@@ -125,11 +125,29 @@ def _literal_chain(image: torch.Tensor, row: ViewParameters, settings: ViewSetti
         x = ADJUST[operation](x, float(row.factors[0, operation]))
     x = F.rgb_to_grayscale(x, 3) if row.gray[0] else x
     sigma = float(row.sigma[0])
-    if sigma:
+    if sigma and settings.blur_filter == "box":
+        x = _boxes(x, sigma)
+    elif sigma:
         kernel = 2 * min(int(np.ceil(4 * sigma)), settings.size - 1) + 1
         x = F.gaussian_blur(x, [kernel, kernel], [sigma, sigma])
     x = F.solarize(x, (settings.solarize_threshold - 0.5) / 255) if row.solarize[0] else x
     return F.normalize(x * settings.pixel_range, list(settings.mean), list(settings.std))
+
+
+def _boxes(x: torch.Tensor, sigma: float) -> torch.Tensor:
+    """Pillow's blur without its rounding: three passes along each axis, each over an image whose edges are repeated."""
+    variance = sigma**2 / 3
+    whole = int((np.sqrt(12 * variance + 1) - 1) // 2)
+    share = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance) / (6 * (variance - (whole + 1) ** 2))
+    kernel = torch.tensor([share, *[1.0] * (2 * whole + 1), share])
+    kernel /= kernel.sum()
+    for axis in (1, 2):
+        lines = x.movedim(axis, -1)  # (3, S, S)
+        for _ in range(3):
+            padded = torch.nn.functional.pad(lines, (whole + 1, whole + 1), mode="replicate")
+            lines = torch.nn.functional.conv1d(padded.flatten(0, 1)[:, None], kernel[None, None]).view_as(lines)
+        x = lines.movedim(-1, axis)
+    return x
 
 
 RENDERERS: dict[str, Render] = {"torch": torch_pipeline.render, "fused": render, "dali": by_dali}

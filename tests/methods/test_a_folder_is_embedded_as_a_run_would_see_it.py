@@ -100,7 +100,8 @@ def test_labels_of_a_table_and_unreadable_images(
     [
         ("nowhere", [], "nowhere is not there: give a file of weights"),
         ("run", ["--backbone", "resnet18"], "does not fit the backbone resnet18"),
-        ("timm:vit_tiny_patch16_224", [], "the backbone cannot take images of 96 px"),
+        ("timm:vit_tiny_patch16_224", [], "pos_embed (1, 197, 192) for (1, 37, 192). Give the --backbone, and the size"),
+        ("timm:vit_tiny_patch16_224", ["--size", "8"], "the backbone cannot take images of 8 px"),
         ("run", ["--size", "5"], "--size must be between 8 and 4096"),
         ("run", ["--batch-size", "0"], "--batch-size must be at least 1"),
         ("run", ["--device", "tpu9"], "device 'tpu9' cannot be used"),

@@ -194,6 +194,19 @@ def test_a_truncated_image_is_left_out_and_told(
     assert "left out: 003.png" in output
 
 
+@pytest.mark.parametrize(
+    ("exclude", "count", "end"), [(False, 60, "--exclude-test leaves them out."), (True, 48, "are left out.")]
+)
+def test_pretext_images_that_are_test_images_are_told(
+    small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], exclude: bool, count: int, end: str
+) -> None:
+    pretext = f"folder:{small_data / 'labelled'}"
+    training = Training(config(small_data, tmp_path, pretext_dataset=pretext, exclude_test=exclude), Console(width=500))
+    assert len(training.data.unlabelled) == count
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "12 of the 60 images" in line]
+    assert line.rstrip().endswith(end)
+
+
 def test_a_set_without_unlabelled_images_of_its_own_asks_for_stl10_by_name(small_data: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no unlabelled images of its own.*--pretext-dataset folder:PATH"):
         begin(config(small_data, tmp_path, pretext_dataset=None, data_root=tmp_path))

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from torch import nn
 
 from bissl_fast.errors import UserError
-from bissl_fast.models import Network, build_backbone, build_classifier, probe_features
+from bissl_fast.models import Network, build_backbone, build_classifier, place, probe_features
 
 
 @pytest.mark.parametrize(("name", "features"), [("resnet18", 512), ("vgg11_bn", 4096), ("resnet50", 2048)])
@@ -32,11 +33,41 @@ def test_network_is_head_after_backbone() -> None:
     assert network(torch.randn(2, 3, 32, 32)).shape == (2, 5)
 
 
-def test_a_backbone_that_pytorch_cannot_differentiate_twice() -> None:
-    with pytest.raises(
-        UserError, match=r"'mobilenetv3_small_050' cannot be differentiated twice .*hardsigmoid_backward"
-    ):
-        probe_features("mobilenetv3_small_050", 48)
+REFUSED = {
+    "an assertion without a word": ("halonet26t", 64, r"cannot take images of 64 px \(AssertionError without a word\)"),
+    "a size that timm asks for and ignores": ("efficientformer_l1", 64, r"64 px \(.*timm made it for 224 px: choose"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_backbone_that_cannot_take_the_images_is_refused_with_a_sentence(name: str) -> None:
+    backbone, size, sentence = REFUSED[name]
+    with pytest.raises(UserError, match=sentence):
+        probe_features(backbone, size)
+
+
+@pytest.mark.parametrize(("name", "size"), [("test_vit", 96), ("convit_tiny", 64), ("levit_128s", 128)])
+def test_a_backbone_made_for_one_size_is_made_for_the_images(name: str, size: int) -> None:
+    backbone = build_backbone(name, 0, size)
+    assert backbone(torch.randn(2, 3, size, size)).shape == (2, probe_features(name, size))
+
+
+def test_a_size_changes_nothing_in_a_backbone_that_takes_any() -> None:
+    plain, sized = build_backbone("test_resnet", 0).state_dict(), build_backbone("test_resnet", 0, 48).state_dict()
+    assert all(torch.equal(plain[name], sized[name]) for name in plain)
+
+
+def test_frozen_parameters_are_no_obstacle() -> None:
+    assert not all(parameter.requires_grad for parameter in build_backbone("efficientvim_m1", 0).parameters())
+    assert probe_features("efficientvim_m1", 64) == 960
+
+
+def test_layers_with_three_dimensional_filters_are_placed() -> None:
+    network = place(nn.ModuleList([nn.Conv2d(4, 4, 3), nn.Conv3d(4, 4, 3), nn.Linear(2, 2)]), "cpu")
+    assert network[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert network[1].weight.is_contiguous()
+    shapes = [weight.dim() for weight in place(build_backbone("lambda_resnet26t", 0), "cpu").parameters()]
+    assert 5 in shapes
 
 
 def test_a_backbone_that_timm_does_not_have() -> None:

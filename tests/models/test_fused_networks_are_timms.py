@@ -2,6 +2,7 @@
 
 import copy
 import io
+import itertools
 import pickle
 
 import pytest
@@ -9,9 +10,11 @@ import timm
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from bissl_fast.models import build_backbone, build_projector, fuse_batch_norm
-from bissl_fast.ops import BatchNormAct, backend, statistics_groups
+from bissl_fast.ops import backend, statistics_groups
+from bissl_fast.ops.batch_norm import module as layers_module
 
 # Batch norms, and how many of them take their ReLU and shortcut along. Squeeze-and-excitation, anti-aliasing, drop
 # path and blocks of other classes leave only the stem and plain sequences; other families have their own batch norms.
@@ -36,6 +39,7 @@ def pair(name: str, **options: float) -> tuple[nn.Module, nn.Module]:
         if isinstance(layer, _BatchNorm):
             nn.init.normal_(layer.weight, 1.0, 0.2)
             nn.init.normal_(layer.bias, 0.0, 0.2)
+            nn.init.normal_(layer.running_mean, 0.0, 0.2)
     return plain, fuse_batch_norm(copy.deepcopy(plain))
 
 
@@ -56,12 +60,25 @@ def assert_same_numbers(plain: nn.Module, fused: nn.Module, size: int = 64) -> N
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
 
 
+@pytest.fixture
+def joined(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Of each pass through a fused batch norm in train mode: whether a ReLU was part of it."""
+    calls: list[bool] = []
+    real = layers_module.batch_norm_act
+
+    def counted(*tensors: Tensor, relu: bool, **settings: float) -> tuple[Tensor, ...]:
+        calls.append(relu)
+        return real(*tensors, relu=relu, **settings)
+
+    monkeypatch.setattr(layers_module, "batch_norm_act", counted)
+    return calls
+
+
 @pytest.mark.parametrize("name", EXPECTED)
-def test_numbers_and_names_are_those_of_timm(name: str) -> None:
+def test_numbers_and_names_are_those_of_timm(name: str, joined: list[bool]) -> None:
     plain, fused = pair(name)
     assert_same_numbers(plain, fused)
-    layers = [layer for layer in fused.modules() if isinstance(layer, BatchNormAct)]
-    assert (len(layers), sum(layer.relu for layer in layers)) == EXPECTED[name]
+    assert (len(joined), sum(joined)) == EXPECTED[name]
 
 
 def test_blocks_with_drop_path_keep_it() -> None:
@@ -141,25 +158,114 @@ def sequences() -> dict[str, nn.Sequential]:
     seen = nn.Sequential(nn.BatchNorm1d(4), nn.ReLU())
     seen[0].register_forward_hook(lambda layer, inputs, output: output + 1)
     return {
-        "a batch norm used twice": nn.Sequential(norm, relu, nn.Linear(4, 4), norm),
-        "a layer between that comes before, too": nn.Sequential(layer := nn.Linear(4, 4), norm, layer, nn.ReLU()),
+        "a layer between that comes before, too": nn.Sequential(layer := nn.Linear(4, 4), norm, layer, relu),
         "another activation": nn.Sequential(nn.BatchNorm1d(4), nn.LeakyReLU()),
         "no weights": nn.Sequential(nn.BatchNorm1d(4, affine=False), nn.ReLU()),
         "a subclass": nn.Sequential(Scaled(4), nn.ReLU()),
         "a hook": seen,
         "a synchronised batch norm": nn.Sequential(nn.SyncBatchNorm(4), nn.ReLU()).eval(),
+        "nothing": nn.Sequential(),
     }
 
 
 @pytest.mark.parametrize("name", sequences())
-def test_what_is_not_understood_keeps_its_numbers_and_its_relu(name: str) -> None:
+def test_what_is_not_understood_keeps_its_numbers_and_its_relu(name: str, joined: list[bool]) -> None:
     plain = sequences()[name].double()
     fused = fuse_batch_norm(copy.deepcopy(plain))
     x = torch.randn(5, 4, dtype=torch.float64)
     torch.testing.assert_close(fused(x), plain(x), rtol=1e-12, atol=1e-12)
-    assert not any(isinstance(layer, BatchNormAct) and layer.relu for layer in fused)
+    assert not any(joined)
 
 
-def test_backbones_and_projectors_are_built_fused() -> None:
-    for network, fused in ((build_backbone("resnet18", 0), 17), (build_projector(8, (4, 4, 4), 0), 2)):
-        assert sum(isinstance(layer, BatchNormAct) and layer.relu for layer in network.modules()) == fused
+def test_a_batch_norm_used_twice_takes_its_relu_along_where_one_follows(joined: list[bool]) -> None:
+    norm = nn.BatchNorm1d(4)
+    plain = nn.Sequential(norm, nn.ReLU(), nn.Linear(4, 4), norm).double()
+    fused = fuse_batch_norm(copy.deepcopy(plain))
+    x = torch.randn(5, 4, dtype=torch.float64)
+    torch.testing.assert_close(fused(x), plain(x), rtol=1e-12, atol=1e-12)
+    assert joined == [True, False]
+
+
+def fold(network: nn.Module) -> None:
+    """What deployment does: batch norms into the convolutions before them."""
+    for owner in network.modules():
+        names = list(owner._modules)
+        for before, name in itertools.pairwise(names):
+            conv, norm = getattr(owner, before), getattr(owner, name)
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, _BatchNorm):
+                setattr(owner, before, fuse_conv_bn_eval(conv, norm))
+                setattr(owner, name, nn.Identity())
+
+
+def observe(network: nn.Module) -> None:
+    for layer in network.modules():
+        if isinstance(layer, nn.ReLU):
+            layer.register_forward_hook(lambda layer, inputs, output: output + 1)
+
+
+def soften(network: nn.Module) -> None:
+    for owner in network.modules():
+        for name, layer in owner.named_children():
+            if isinstance(layer, nn.ReLU):
+                setattr(owner, name, nn.Softplus())
+
+
+CHANGES = {
+    "synchronised batch norms": nn.SyncBatchNorm.convert_sync_batchnorm,
+    "folded batch norms": fold,
+    "hooks on the ReLUs": observe,
+    "another activation": soften,
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.parametrize("network", ["resnet18", "resnet26t"])
+def test_what_is_changed_after_fusing_loses_no_relu(network: str, name: str) -> None:
+    images = torch.randn(2, 3, 64, 64)
+    networks = [half.float().eval() for half in pair(network)]
+    before = networks[0](images)
+    networks = [CHANGES[name](half) or half for half in networks]
+    plain, fused = (half(images) for half in networks)
+    assert relative_error(fused, plain) <= 1e-4
+    if name in ("hooks on the ReLUs", "another activation"):
+        assert relative_error(plain, before) > 0.01
+
+
+def test_a_part_of_a_fused_sequence_is_that_part() -> None:
+    plain = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2)).double()
+    fused = fuse_batch_norm(copy.deepcopy(plain))
+    x = torch.randn(5, 4, dtype=torch.float64)
+    for part in (slice(0, 2), slice(0, 3), slice(1, 2)):
+        torch.testing.assert_close(fused[part](x), plain[part](x), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(fused[2:](x), plain[2:](x), rtol=1e-12, atol=1e-12)
+
+
+def test_a_block_that_gets_a_drop_path_after_fusing_uses_it() -> None:
+    plain, fused = pair("test_resnet")
+    for half in (plain, fused):
+        for block in half.layer1:
+            block.drop_path = nn.Dropout(0.5)
+    assert_same_numbers(plain, fused)
+
+
+def test_gradient_checkpointing_goes_timms_way() -> None:
+    plain, fused = pair("test_resnet")
+    for half in (plain, fused):
+        half.set_grad_checkpointing()
+    assert_same_numbers(plain, fused)
+
+
+def test_a_fused_sequence_compiles_in_one_graph(joined: list[bool]) -> None:
+    fused = fuse_batch_norm(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU())).eval()
+    x = torch.randn(5, 4)
+    torch.testing.assert_close(torch.compile(fused, backend="eager", fullgraph=True)(x), fused(x))
+
+
+def test_backbones_and_projectors_are_built_fused(joined: list[bool]) -> None:
+    for network, x, count in (
+        (build_backbone("resnet18", 0), torch.randn(2, 3, 32, 32), 17),
+        (build_projector(8, (4, 4, 4), 0), torch.randn(3, 8), 2),
+    ):
+        joined.clear()
+        network(x)
+        assert sum(joined) == count

@@ -183,6 +183,30 @@ def test_a_traced_product_holds_each_raw_kernel_once() -> None:
     assert torch.equal(graph(x), product(x))
 
 
+IN_PLACE = {
+    "relu": torch.relu_,
+    "leaky_relu": lambda z: torch.nn.functional.leaky_relu_(z, 0.1),
+    "silu": lambda z: torch.nn.functional.silu(z, inplace=True),
+    "add": lambda z: z.add_(1.0).square(),
+}
+
+
+@pytest.mark.parametrize("activation", IN_PLACE)
+@pytest.mark.parametrize("name", ["cpp", "reference"])
+def test_an_activation_may_overwrite_the_output(name: str, activation: str) -> None:
+    """PyTorch's batch norm keeps its input alone, and networks are written for that."""
+    act = IN_PLACE[activation]
+    pytorch = by_pytorch()
+    with backend(name):
+        ours = lambda *inputs: act(fused()(*inputs))  # noqa: E731
+        found = {**reverse(ours, case((4, 3, 5))), **forward(ours, case((4, 3, 5)))}
+    with backend("reference"):
+        theirs = lambda *inputs: act(pytorch(*inputs).clone())  # noqa: E731
+        expected = reverse(theirs, case((4, 3, 5)))
+        expected |= forward(lambda *inputs: act(fused()(*inputs).clone()), case((4, 3, 5)))
+    assert_same(found, expected)
+
+
 @pytest.mark.parametrize(
     ("function", "mode"),
     [

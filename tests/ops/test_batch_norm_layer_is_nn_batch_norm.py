@@ -52,8 +52,7 @@ def test_train_and_eval_mode_give_the_numbers_of_nn_batch_norm(name: str, moment
     ours.eval(), theirs.eval()
     x = batches()[0]
     torch.testing.assert_close(ours(x), theirs(x), rtol=1e-12, atol=1e-12)
-    ours.relu = True
-    torch.testing.assert_close(ours(x, x), torch.relu(theirs(x) + x), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(ours(x, x, relu=True), torch.relu(theirs(x) + x), rtol=1e-12, atol=1e-12)
     assert_same_buffers(ours, theirs)
 
 
@@ -91,13 +90,12 @@ def test_groups_end_with_the_block_even_by_an_error_and_refuse_layers_that_would
 
 
 def test_it_can_be_copied_and_pickled() -> None:
-    layer = BatchNormAct(5, relu=True).double()
+    layer = BatchNormAct(5).double()
     x = batches()[0]
     layer(x)
     for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
         assert_same_buffers(twin, layer)
         assert torch.equal(twin(x), copy.deepcopy(layer)(x))
-        assert "relu=True" in repr(twin)
 
 
 def test_a_batch_of_one_value_per_channel_raises_as_in_pytorch() -> None:

@@ -8,12 +8,11 @@ from contrastive_cases import Loss, derivatives, each_loss, relative_error, view
 from torch import Tensor
 
 from bissl_fast.ops import backend, nt_xent_loss
-from bissl_fast.ops.backend import choose, why_absent
+from bissl_fast.ops.backend import choose
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no CUDA device"),
-    pytest.mark.skipif(bool(why_absent("cuda")), reason=why_absent("cuda")),
 ]
 
 

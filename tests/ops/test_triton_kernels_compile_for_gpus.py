@@ -20,7 +20,7 @@ MATRIX_INSTRUCTION = {80: "mma.sync", 90: "wgmma.mma_async"}
 PACKED = {"packed": "*fp16"}
 POINTERS = {
     "shifts", "sums", "factors", "means", "out", "z1", "z2", "inv_norms", "largest", "others", "losses",
-    "pulls", "grad", "radials", "tangents", "changes", "lengths", "product", "units",
+    "pulls", "grad", "peak", "complements", "radials", "tangents", "changes", "lengths", "product", "units",
 }  # fmt: skip
 FLOATS = {"scale", "inv_temperature", "eps", "gain", "inv_gain", "weight"}
 ALIGNED = {"part", "padded", "panel"}  # multiples of 16 at every call

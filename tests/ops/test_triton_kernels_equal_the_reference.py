@@ -19,7 +19,7 @@ TF32 = 1e-3  # what tf32 costs PyTorch itself
 
 
 @pytest.fixture(scope="module")
-def results() -> list[dict[str, Any]]:
+def interpreted() -> dict[str, Any]:
     script = Path(__file__).with_name("triton_interpreted.py")
     command = [sys.executable, "-W", "ignore", str(script)]
     package = str(Path(bissl_fast.__file__).parents[1])
@@ -27,6 +27,11 @@ def results() -> list[dict[str, Any]]:
     run = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment)
     assert run.returncode == 0, run.stderr[-3000:]
     return json.loads(run.stdout)
+
+
+@pytest.fixture
+def results(interpreted: dict[str, Any]) -> list[dict[str, Any]]:
+    return interpreted["random"]
 
 
 def test_float32_errs_no_more_than_twice_plain_pytorch(results: list[dict[str, Any]]) -> None:
@@ -61,5 +66,25 @@ def test_well_separated_pairs_keep_an_accuracy_that_plain_pytorch_loses(
         )
 
 
-def test_same_inputs_give_the_same_bits(results: list[dict[str, Any]]) -> None:
-    assert all(result["same_bits"] for result in results)
+def test_aligned_pairs_err_no_more_than_twice_plain_pytorch(interpreted: dict[str, Any]) -> None:
+    for result in interpreted["aligned"]:
+        for found, plain in zip(result["kernels"], result["plain"], strict=True):
+            assert found <= max(2 * plain, 2e-7), result
+
+
+def test_aligned_pairs_are_right_down_to_the_range_of_float32(interpreted: dict[str, Any]) -> None:
+    held = [result for result in interpreted["aligned"] if result["case"][0] > 0.005]
+    assert len(held) > 10
+    for result in held:
+        assert max(result["kernels"]) <= max(1e-6, 2 * ROUNDING / result["case"][0]), result
+
+
+def test_opposite_candidates_at_a_low_temperature_overflow_nothing(interpreted: dict[str, Any]) -> None:
+    for loss, gradient, product in interpreted["opposed"]:
+        assert loss == pytest.approx(math.log(4), rel=1e-5)
+        assert gradient < 1e-5  # all rows lie on one line
+        assert math.isfinite(product)
+
+
+def test_same_inputs_give_the_same_bits(interpreted: dict[str, Any]) -> None:
+    assert all(result["same_bits"] for result in interpreted["random"] + interpreted["aligned"])

@@ -10,6 +10,7 @@ import os
 os.environ["TRITON_INTERPRET"] = "1"
 
 import torch
+from aligned_cases import aligned_views, exact_loss
 from torch import Tensor
 
 from bissl_fast.ops.info_nce import reference as info_nce
@@ -31,6 +32,14 @@ CASES = [
     (65, 17, 0.2, True, "high"),
 ]  # fmt: skip
 
+# (temperature, distance of a row from its partner, cross_view): 1 − P down to the end of float32's range
+ALIGNED_CASES = [
+    *((temperature, 0.1, False) for temperature in (0.5, 0.05, 0.03, 0.02, 0.01, 0.005)),
+    *((temperature, 1e-4, True) for temperature in (0.1, 0.07, 0.03, 0.025, 0.02, 0.01)),
+    (0.03, 1e-2, False),
+    (0.02, 1e-3, True),
+]
+
 
 def derivatives(z: Tensor, v: Tensor, temperature: float, cross_view: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Loss, gradient and product of the reference."""
@@ -45,9 +54,9 @@ def derivatives(z: Tensor, v: Tensor, temperature: float, cross_view: bool) -> t
 
 def kernels(z: Tensor, v: Tensor, temperature: float, cross_view: bool) -> tuple[Tensor, Tensor, Tensor]:
     """The same three through the kernels."""
-    loss, units, inv_norms, lse = launch.fwd(*z.chunk(2), temperature, cross_view)
-    grad, radial = launch.bwd(units, inv_norms, lse, temperature, cross_view)
-    product = launch.bwd_bwd(units, inv_norms, lse, grad, radial, v, temperature, cross_view)
+    loss, *saved = launch.fwd(*z.chunk(2), temperature, cross_view)
+    grad, radial = launch.bwd(*saved, temperature, cross_view)
+    product = launch.bwd_bwd(*saved, grad, radial, v, temperature, cross_view)
     return loss, grad, product
 
 
@@ -58,10 +67,40 @@ def errors(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> list[floa
     return [d / n if n > 1e-3 else d for d, n in zip(differences, norms, strict=True)]
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    plans.LIVE_PANELS = 2
-    results = []
+def aligned_case(temperature: float, distance: float, cross_view: bool) -> dict[str, object]:
+    """Errors on rows close to their partners, relative however small the expected values are."""
+    z1, z2 = aligned_views(24, 48, distance, seed=0)
+    z, v = torch.cat([z1, z2]), torch.randn(48, 48, generator=torch.Generator().manual_seed(1))
+
+    def exact(rows: Tensor) -> Tensor:
+        return exact_loss(*rows.chunk(2), temperature, cross_view)
+
+    gradient = torch.func.grad(exact)
+    wide = z.double(), v.double()
+    expected = exact(wide[0]), gradient(wide[0]), torch.func.jvp(gradient, wide[:1], wide[1:])[1]
+
+    def relative(found: tuple[Tensor, ...]) -> list[float]:
+        return [float((f.double() - e).norm() / e.norm()) for f, e in zip(found, expected, strict=True)]
+
+    found, again = (kernels(z, v, temperature, cross_view) for _ in range(2))
+    return {
+        "case": [temperature, distance, cross_view],
+        "kernels": relative(found),
+        "plain": relative(derivatives(z, v, temperature, cross_view)),
+        "same_bits": all(torch.equal(a, b) for a, b in zip(found, again, strict=True)),
+    }
+
+
+def opposed_case(temperature: float) -> list[float]:
+    """Loss, largest gradient and largest product where every candidate is opposite, the least similarity there is."""
+    row = torch.tensor([0.6, 0.8]).expand(4, 2)
+    v = torch.randn(8, 2, generator=torch.Generator().manual_seed(1))
+    return [float(found.abs().max()) for found in kernels(torch.cat([row, -row]), v, temperature, True)]
+
+
+def random_cases() -> list[dict[str, object]]:
+    """Errors on random embeddings of all shapes."""
+    results: list[dict[str, object]] = []
     for pairs, width, temperature, cross_view, precision in CASES:
         torch.set_float32_matmul_precision(precision)
         generator = torch.Generator().manual_seed(pairs * 1000 + width)
@@ -82,7 +121,16 @@ def main() -> None:
                 "same_bits": all(torch.equal(a, b) for a, b in zip(found, again, strict=True)),
             }
         )
-    print(json.dumps(results))
+    return results
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    plans.LIVE_PANELS = 2
+    results = {"random": random_cases()}
+    torch.set_float32_matmul_precision("highest")
+    aligned = [aligned_case(*case) for case in ALIGNED_CASES]
+    print(json.dumps({**results, "aligned": aligned, "opposed": [opposed_case(1 / 42), opposed_case(1 / 39)]}))
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ class ProductsSettings:
         rounds: turns of every way; the best counts.
         device: cpu or cuda.
         products_dtype: float32, tf32 or bfloat16.
-        output: file to keep the table in: Markdown here, and the same numbers as .json beside it.
+        output: file to keep the table in, row by row: Markdown here, and the same numbers as .json beside it.
     """
 
     backbone: str = "resnet18"
@@ -55,28 +55,30 @@ def run(arguments: Sequence[str]) -> None:
         machine = machine_of(device)
         say(console, machine)
         case = problem(settings.backbone, settings.size, settings.pairs, settings.stored_batches, device)
-        rows = list(measure(case, settings.rounds, settings.products_dtype))
-    title = f"{settings.backbone}, {settings.size} px, 2 x {settings.pairs} images, {settings.products_dtype}"
-    headings, cells = cells_of(rows, 2 * settings.pairs)
+        title = f"{settings.backbone}, {settings.size} px, 2 x {settings.pairs} images, {settings.products_dtype}"
+        rows: list[Cost] = []
+        for row in measure(case, settings.rounds, settings.products_dtype):
+            rows.append(row)
+            headings, cells = cells_of(rows, 2 * settings.pairs)
+            text = [f"# Second-order products\n\n{machine}\n", markdown_of(headings, cells, title, 1)]
+            keep(settings.output, text, {"machine": machine, "rows": [asdict(row) for row in rows]})
     console.print(table_of(headings, cells, title, 1))
-    text = [f"# Second-order products\n\n{machine}\n", markdown_of(headings, cells, title, 1)]
-    keep(settings.output, text, {"machine": machine, "rows": [asdict(row) for row in rows]})
 
 
 def cells_of(rows: Sequence[Cost], views: int) -> tuple[list[str], list[list[str]]]:
     """Headings and cells: times in milliseconds and in gradients, arithmetic, and memory per view."""
-    floor = next(row.flops for row in rows if row.what == "gradient")
     headings = ["", "ms", "gradients", "operations, in gradients", "of matrix-product rate", "kept, MB per view"]
-    cells = []
-    for row in rows:
-        cells.append(
-            [
-                row.what,
-                f"{row.seconds * 1e3:.0f}",
-                f"{row.gradients:.2f}",
-                f"{row.flops / floor:.2f}",
-                f"{100 * row.roofline:.0f} %",
-                f"{row.kept_bytes / views / 1e6:.2f}" if row.kept_bytes else "",
-            ]
-        )
-    return headings, cells
+    return headings, [cell_row(row, rows[0].flops, views) for row in rows]
+
+
+def cell_row(row: Cost, gradient_flops: int, views: int) -> list[str]:
+    if row.seconds is None or row.gradients is None or row.roofline is None:
+        return [row.what, "out of memory", "", "", "", ""]
+    return [
+        row.what,
+        f"{row.seconds * 1e3:.0f}",
+        f"{row.gradients:.2f}",
+        f"{row.flops / gradient_flops:.2f}" if gradient_flops else "",
+        f"{100 * row.roofline:.0f} %",
+        f"{row.kept_bytes / views / 1e6:.2f}" if row.kept_bytes else "",
+    ]

@@ -15,10 +15,10 @@ from bissl_fast.data.readers.source import (
     Listing,
     Source,
     carve,
+    class_notes,
     from_array,
     from_files,
     from_lists,
-    listed,
     read_rows,
     require,
     with_validation,
@@ -44,8 +44,7 @@ def caltech101(folder: Path) -> Listing:
         raise UserError(f"{root} holds {len(names)} class folders where 101 are expected: unpack Caltech-101 again.")
     whole = _labelled("caltech101", root, names, [images_below(root / name) for name in names])
     chosen, rest = fixed_per_class(_labels(whole), CALTECH_TRAINING)
-    few = f"Caltech-101 is here with {len(names)} of its 101 classes: {listed(names, 12)}."
-    notes = (few,) if len(names) < 101 else ()
+    notes = tuple(class_notes("Caltech-101", names, 101))
     return with_validation(whole.take(chosen, "caltech101/train"), whole.take(rest, "caltech101/test"), notes)
 
 
@@ -93,8 +92,7 @@ def omniglot(folder: Path) -> Listing:
     whole = _omniglot_bits(present) if from_bits else _omniglot_tree(folder, present)
     rest, test, notes = carve(whole, "omniglot/test", TEST_SEED, "omniglot/train")
     train, val, more = carve(rest, "omniglot/val")
-    if len(whole.classes) < OMNIGLOT_CHARACTERS:
-        notes += (f"Omniglot is here with {len(whole.classes)} of its {OMNIGLOT_CHARACTERS} characters.",)
+    notes += tuple(class_notes("Omniglot", whole.classes, OMNIGLOT_CHARACTERS, "characters"))
     return Listing(train, val, test, (*notes, *more))
 
 

@@ -2,50 +2,68 @@
 
 from __future__ import annotations
 
-import os
+import re
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from bissl_fast.data.readers.decode import EXTENSIONS, is_image, printable
+from bissl_fast.data.readers.decode import EXTENSIONS, printable
 from bissl_fast.data.readers.source import Listing, Source, carve, from_files, listed, split_in_three
+from bissl_fast.data.readers.tree import BESIDE, WITHOUT_IMAGES, Tree, subfolders
 from bissl_fast.errors import UserError
 
-_VALIDATION_NAMES = ("val", "valid", "validation")
+_SPLITS: dict[str, str] = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+_FILLERS = {"data", "dataset", "images", "seg", "set", "split"}  # as in train_set, seg_train, train-images
+
+Classes = Mapping[str, list[Path]]  # images by class, of the classes that have any
 
 
 def image_folder(root: Path) -> Listing:
     """Read a labelled folder.
 
-    With `train/` inside, its class folders are the training set, `val/` and `test/` are what they say. A missing `val/`
-    is held out of `train/`; with `val/` but no `test/`, as in ImageNet, `val/` is the test split. Without `train/`, the
-    class folders are split: a fifth for the test, then a fifth of the rest for validation, stratified and always alike.
+    With `train/` inside, its class folders are the training set, `val/` and `test/` are what they say; `Training`,
+    `test_set`, `seg_train` and the like are understood. A missing `val/` is held out of `train/`; with `val/` but no
+    `test/`, as in ImageNet, `val/` is the test split. Without `train/`, the class folders are split: a fifth for the
+    test, then a fifth of the rest for validation, stratified and always alike.
 
     Raises:
         UserError: There is no folder, no class, only one class, or a split that cannot be made up is missing.
     """
     require_folder(root)
+    folders = _split_folders(root)
+    if not folders:
+        return _split_flat(root)
+    tree = Tree(root, list(folders.values()))
+    for path in sorted(root.iterdir()):
+        is_read = any(split.is_relative_to(path) for split in folders.values())
+        if not is_read and not path.name.startswith(".") and (path.is_dir() or path.suffix.lower() in EXTENSIONS):
+            tree.leave_out("they lie beside the splits", path)
+    # A file of several splits stays with those that are scored.
+    order = [split for split in ("test", "val", "train") if split in folders]
+    classes: dict[str, Classes] = {split: _classes(tree, folders[split]) for split in order}
+    classes = {split: found for split, found in classes.items() if found or split == "train"}
+    _check_classes(folders["train"], classes["train"])
+    if "test" not in classes and "val" not in classes:
+        raise UserError(
+            f"{root} has {folders['train'].name}/ but neither val/ nor test/ with images in class folders: add test/, "
+            f"or give {folders['train']} itself to have it split into three."
+        )
+    origin = "test" if "test" in classes else "val"
+    names = sorted(classes["train"])
     title = printable(root.name)
-    train_root = root / "train"
-    if not train_root.is_dir():
-        whole = _labelled(root, title, _classes(root))
-        return split_in_three(whole, f"{printable(root)} has no splits of its own")
-    test_root = root / "test"
-    val_root = next((root / name for name in _VALIDATION_NAMES if (root / name).is_dir()), None)
-    classes = _classes(train_root)
-    train = _labelled(train_root, f"{title}/train", classes)
-    if not test_root.is_dir():
-        if val_root is None:
-            raise UserError(
-                f"{root} has train/ but neither val/ nor test/: add test/, "
-                f"or give {train_root} itself to have it split into three."
-            )
-        test_root, val_root = val_root, None
-    test = _labelled(test_root, f"{title}/test", classes)
-    if val_root is not None:
-        return Listing(train, _labelled(val_root, f"{title}/val", classes), test)
+    train = _labelled(f"{title}/train", folders["train"], classes["train"], names)
+    test = _labelled(f"{title}/test", folders[origin], classes[origin], names)
+    if origin == "test" and "val" in classes:
+        return Listing(train, _labelled(f"{title}/val", folders["val"], classes["val"], names), test, tree.notes())
     train, val, notes = carve(train, f"{title}/val")
-    origin = "" if test_root.name == "test" else f", and {test_root.name}/ serves as the test split"
-    notes = (f"{printable(root)} lacks a split: a fifth of train/ is held out for validation{origin}.", *notes)
-    return Listing(train, val, test, notes)
+    serves = "" if origin == "test" else f", and {folders['val'].name}/ serves as the test split"
+    held = f"{printable(root)} lacks a split: a fifth of {folders['train'].name}/ is held out for validation{serves}."
+    return Listing(train, val, test, (held, *notes, *tree.notes()))
 
 
 def loose_images(root: Path) -> Source:
@@ -55,17 +73,72 @@ def loose_images(root: Path) -> Source:
         UserError: There is no folder, or no image in it.
     """
     require_folder(root)
-    return from_files(f"{printable(root.name)}/unlabelled", images_below(root), root)
+    tree = Tree(root, [root])
+    paths = _some(tree, tree.images(root))
+    return from_files(f"{printable(root.name)}/unlabelled", paths, root, as_shown=True, notes=tree.notes())
 
 
 def folder_names(root: Path) -> Source:
     """Likewise, each image labelled by the name of the folder that it lies in."""
-    require_folder(root)
-    paths = images_below(root)
-    classes = tuple(sorted({path.parent.name for path in paths}))
+    loose = loose_images(root)
+    names = [unicodedata.normalize("NFC", path.parent.name) for path in loose.files]
+    classes = sorted(set(names))
     number = {name: label for label, name in enumerate(classes)}
-    labels = [number[path.parent.name] for path in paths]
-    return from_files(printable(root.name), paths, root, labels, tuple(map(printable, classes)))
+    labels = [number[name] for name in names]
+    shown = tuple(map(printable, classes))
+    return from_files(printable(root.name), loose.files, root, labels, shown, as_shown=True, notes=loose.notes)
+
+
+def images_below(root: Path) -> list[Path]:
+    """Images of a published set at any depth below a folder, in sorted order.
+
+    Raises:
+        UserError: There is none.
+    """
+    tree = Tree(root, [root])
+    return _some(tree, tree.images(root))
+
+
+def _split_folders(root: Path) -> dict[str, Path]:
+    """The folders that are splits, by split; empty where the class folders lie in `root` itself."""
+    named = [(_SPLITS[word], folder) for folder in subfolders(root) if (word := _split_word(folder.name))]
+    found: dict[str, Path] = {}
+    for split, folder in named:
+        inner = subfolders(folder)
+        while len(inner) == 1 and _SPLITS.get(_split_word(inner[0].name)) == split:  # as in seg_train/seg_train
+            folder, inner = inner[0], subfolders(inner[0])
+        if inner and split in found:
+            raise UserError(
+                f"{root} holds {found[split].name}/ and {folder.name}/, which both sound like its {split} split: "
+                "rename or move one of them."
+            )
+        if inner:
+            found[split] = folder
+    if "train" not in found and (found or len(named) > 1):
+        raise UserError(
+            f"{root} holds {listed([f'{folder.name}/' for _, folder in named])}, which sound like splits, but no "
+            "train/ with class folders inside: expected train/<class>/*.jpg, or class folders without splits."
+        )
+    return found
+
+
+def _split_word(name: str) -> str:
+    """The word of `_SPLITS` that a folder's name comes down to, or nothing."""
+    words = [re.sub("(?<=.)set$", "", word) for word in re.split("[^a-z]+", name.lower())]
+    words = [word for word in words if word and word not in _FILLERS]
+    return words[0] if len(words) == 1 and words[0] in _SPLITS else ""
+
+
+def _split_flat(root: Path) -> Listing:
+    tree = Tree(root, [root])
+    classes = _classes(tree, root)
+    _check_classes(root, classes)
+    whole = _labelled(printable(root.name), root, classes, sorted(classes))
+    listing = split_in_three(whole, f"{printable(root)} has no splits of its own")
+    guessed = tuple(
+        f"{printable(c)}/ is read as a class, though it sounds like a split." for c in classes if _split_word(c)
+    )
+    return replace(listing, notes=(*listing.notes, *guessed, *tree.notes()))
 
 
 def require_folder(root: Path) -> Path:
@@ -79,36 +152,49 @@ def require_folder(root: Path) -> Path:
     return root
 
 
-def _classes(root: Path) -> tuple[str, ...]:
-    classes = tuple(sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")))
-    if len(classes) < 2:
-        found = f"only the class folder {classes[0]}/" if classes else "no class folder"
-        raise UserError(
-            f"{root} holds {found}: expected one sub-folder of images for each of two or more classes. "
-            "Images without classes serve the pretext task alone (--pretext-dataset, `data prepare --unlabelled`)."
-        )
-    return classes
+def _classes(tree: Tree, folder: Path) -> Classes:
+    """Images by class folder. Names that differ in their Unicode form alone, as systems write them, are one class."""
+    found: dict[str, list[Path]] = {}
+    folders, beside = tree.look(folder)
+    for path in beside:
+        tree.leave_out(BESIDE, path)
+    for path in folders:
+        images = tree.images(path)
+        if images:
+            found.setdefault(unicodedata.normalize("NFC", path.name), []).extend(images)
+        else:
+            tree.leave_out(WITHOUT_IMAGES, path)
+    return found
 
 
-def _labelled(root: Path, name: str, classes: tuple[str, ...]) -> Source:
-    strange = sorted({p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")} - set(classes))
-    if strange:
+def _check_classes(folder: Path, classes: Classes) -> None:
+    if len(classes) > 1:
+        return
+    found = f"only the class folder {next(iter(classes))}/" if classes else "no class folder"
+    empty = [f"{path.name}/" for path in subfolders(folder) if path.name not in classes]
+    without = f" with images, and {listed(empty)} without" if empty else ""
+    whole = folder / next(iter(classes), "")
+    inside = f" If the set lies in {whole.name}/, give folder:{whole}." if classes and subfolders(whole) else ""
+    raise UserError(
+        f"{folder} holds {found}{without}: expected one sub-folder of images for each of two or more classes."
+        f"{inside} Images without classes serve the pretext task alone (--pretext-dataset, `data prepare "
+        "--unlabelled`)."
+    )
+
+
+def _labelled(name: str, root: Path, found: Classes, classes: list[str]) -> Source:
+    if strange := sorted(found.keys() - set(classes)):
         raise UserError(f"{root} holds classes that train/ lacks: {listed(strange)}.")
-    paths: list[Path] = []
-    labels: list[int] = []
-    for label, name_of_class in enumerate(classes):
-        found = images_below(root / name_of_class) if (root / name_of_class).is_dir() else []
-        paths += found
-        labels += [label] * len(found)
-    return from_files(name, paths, root, labels, tuple(map(printable, classes)))
+    paths = [path for label in classes for path in found.get(label, ())]
+    labels = [number for number, label in enumerate(classes) for _ in found.get(label, ())]
+    return from_files(name, paths, root, labels, tuple(map(printable, classes)), as_shown=True)
 
 
-def images_below(root: Path) -> list[Path]:
-    """Images at any depth; links to folders are followed, hidden files and folders are not."""
-    found: list[Path] = []
-    for folder, children, files in os.walk(root, followlinks=True):
-        children[:] = [child for child in children if not child.startswith(".")]
-        found += [Path(folder, file) for file in files if is_image(Path(file))]
-    if not found:
-        raise UserError(f"No image is in {root}: expected files ending in {' '.join(sorted(EXTENSIONS))}.")
-    return sorted(found)
+def _some(tree: Tree, paths: list[Path]) -> list[Path]:
+    if not paths:
+        raise UserError(
+            " ".join(
+                (f"No image is in {tree.root}: expected files ending in {' '.join(sorted(EXTENSIONS))}.", *tree.notes())
+            )
+        )
+    return paths

@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bissl_fast.data.dataset import Images, Targets
-from bissl_fast.data.readers.decode import decode_file, printable, square_array
+from bissl_fast.data.readers.decode import Sides, decode, printable, square_array
 from bissl_fast.data.splits import TEST_SEED, VALIDATION_FRACTION, VALIDATION_SEED, stratified_holdout
 from bissl_fast.errors import UserError
 
@@ -32,6 +33,11 @@ class Source:
         labels: As those of `ImageSet`; `None` for an unlabelled split.
         classes: Class names by label.
         native: Side of the stored images, if all are equal: these are not enlarged.
+        files: The file of every image; empty where the images lie in arrays.
+        whole: Gives the same split with whole images, stretched to squares; `None` where the images are squares.
+        sides: Of whole images, `sides(index)` is the height and width before, once `read` has read the image.
+        remarks: `remarks(index)` says what `read` turned, scaled or guessed, once it has read the image.
+        notes: Sentences that a user should read.
     """
 
     name: str
@@ -42,6 +48,11 @@ class Source:
     labels: Targets | None = None
     classes: tuple[str, ...] = ()
     native: int | None = None
+    files: tuple[Path, ...] = ()
+    whole: Callable[[], Source] | None = None
+    sides: Callable[[int], Sides] | None = None
+    remarks: Callable[[int], Sequence[str]] = lambda index: ()
+    notes: tuple[str, ...] = ()
 
     def side(self, size: int) -> int:
         """Side of the images that `read(..., size)` gives."""
@@ -49,6 +60,7 @@ class Source:
 
     def take(self, indices: npt.NDArray[np.int64], name: str) -> Source:
         """The part of this split at `indices`."""
+        whole, sides = self.whole, self.sides
         return replace(
             self,
             name=name,
@@ -57,11 +69,22 @@ class Source:
             describe=lambda index: self.describe(int(indices[index])),
             identity=digest(self.identity, indices),
             labels=None if self.labels is None else self.labels[indices],
+            whole=None if whole is None else lambda: whole().take(indices, name),
+            sides=None if sides is None else lambda index: sides(int(indices[index])),
+            files=tuple(self.files[index] for index in indices) if self.files else (),
+            remarks=lambda index: self.remarks(int(indices[index])),
         )
 
     def unlabelled(self) -> Source:
         """The same images without their labels."""
-        return replace(self, labels=None, classes=(), identity=digest(self.identity, "unlabelled"))
+        whole = self.whole
+        return replace(
+            self,
+            labels=None,
+            classes=(),
+            identity=digest(self.identity, "unlabelled"),
+            whole=None if whole is None else lambda: whole().unlabelled(),
+        )
 
 
 @dataclass(frozen=True)
@@ -102,19 +125,56 @@ def from_files(
     labels: Sequence[int] | Targets | None = None,
     classes: tuple[str, ...] = (),
     native: int | None = None,
+    as_shown: bool = False,
+    notes: tuple[str, ...] = (),
+    whole: bool = False,
 ) -> Source:
-    """A source of image files below `root`; with `native`, the side of all of them, none is enlarged."""
+    """A source of image files below `root`.
+
+    Args:
+        name: Set and split.
+        paths: The files.
+        root: Folder that messages name them from.
+        labels: One per file, or `None`.
+        classes: Class names by label.
+        native: Side of all images, if they are equal: none is enlarged then.
+        as_shown: As in `decode_file`.
+        notes: Sentences that a user should read.
+        whole: Images are stretched to squares, in place of what lies in their middle.
+    """
     targets = labels if labels is None or isinstance(labels, np.ndarray) else np.asarray(labels, dtype=np.int64)
     side = native or sys.maxsize
+    remarks: dict[int, list[str]] = {}
+    sides: dict[int, Sides] = {}
+
+    def read(index: int, size: int) -> Images:
+        told = list[str]()
+        image, sides[index] = decode(paths[index], min(size, side), whole, as_shown, told.append)
+        if told:
+            remarks[index] = told
+        return image
+
     return Source(
         name,
         len(paths),
-        read=lambda index, size: decode_file(paths[index], min(size, side)),
+        read=read,
         describe=lambda index: printable(paths[index].relative_to(root).as_posix()),
-        identity=digest(file_states(paths, root), np.zeros(0) if targets is None else targets, "\n".join(classes)),
+        identity=digest(
+            file_states(paths, root),
+            np.zeros(0) if targets is None else targets,
+            "\n".join(classes),
+            ("as shown" if as_shown else "") + (" whole" if whole else ""),
+        ),
         labels=targets,
         classes=classes if targets is not None else (),
         native=native,
+        files=tuple(paths),
+        whole=None
+        if whole or native
+        else partial(from_files, name, paths, root, labels, classes, None, as_shown, notes, whole=True),
+        sides=sides.__getitem__ if whole else None,
+        remarks=lambda index: remarks.get(index, ()),
+        notes=notes,
     )
 
 
@@ -159,12 +219,21 @@ def from_lists(
         )
         for split, entries in present.items()
     }
-    notes = [f"{title} is here with {len(kept)} of its {total} classes: {listed(kept, 12)}."] * (len(kept) < total)
+    notes = class_notes(title, kept, total)
     found = {file for entries in present.values() for file, _ in entries}
     notes += absent_notes(title, [file for entries in splits.values() for file, _ in entries if file not in found])
     if "val" in sources:
         return Listing(sources["train"], sources["val"], sources["test"], tuple(notes))
     return with_validation(sources["train"], sources["test"], tuple(notes))
+
+
+def class_notes(title: str, classes: Sequence[str], total: int, noun: str = "classes") -> list[str]:
+    """A note on a set that is here with another number of classes than the complete set has, if so."""
+    if len(classes) == total:
+        return []
+    few = f"{title} is here with {len(classes)} of its {total} {noun}"
+    many = f"{title} has {total} {noun}, and here are {len(classes)}: this is another version of it, or a fork"
+    return [f"{few if len(classes) < total else many}: {listed(classes, 12)}."]
 
 
 def absent_notes(title: str, absent: Sequence[str]) -> list[str]:
@@ -282,12 +351,12 @@ def listed(names: Sequence[str], limit: int = 5) -> str:
 
 
 def require(path: Path, what: str) -> Path:
-    """The path, if it is there.
+    """The path, if a file or folder is there; reading from a pipe in its place would never end.
 
     Raises:
-        UserError: It is not.
+        UserError: There is none.
     """
-    if not path.exists():
+    if not (path.is_file() or path.is_dir()):
         raise UserError(f"{what} is incomplete: {path} is missing; download or unpack the set again.")
     return path
 

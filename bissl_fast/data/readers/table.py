@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,10 +65,10 @@ def labelled_table(root: Path, table: Path) -> Listing:
     return with_validation(parts["train"], parts["test"], notes)
 
 
-def whole_table(root: Path, table: Path) -> tuple[Source, tuple[str, ...]]:
-    """Every image that a table names, whatever its split, and what a user should read; errors likewise."""
+def whole_table(root: Path, table: Path) -> Source:
+    """Every image that a table names, whatever its split; errors likewise."""
     present, notes = _present(root, table)
-    return _source(printable(root.name), root, present, _classes(present)), notes
+    return replace(_source(printable(root.name), root, present, _classes(present)), notes=notes)
 
 
 def read_table(root: Path, table: Path) -> list[Row]:
@@ -154,4 +155,5 @@ def _classes(rows: Iterable[Row]) -> tuple[str, ...]:
 def _source(name: str, root: Path, rows: Iterable[Row], classes: tuple[str, ...]) -> Source:
     chosen, number = sorted(rows), {label: place for place, label in enumerate(classes)}
     labels = [number[row.label] for row in chosen]
-    return from_files(name, [row.file for row in chosen], root, labels, tuple(map(printable, classes)))
+    files, shown = [row.file for row in chosen], tuple(map(printable, classes))
+    return from_files(name, files, root, labels, shown, as_shown=True)

@@ -4,7 +4,8 @@
 Jacobian of the forward pass and g a cotangent, the gradient is ``Jᵀg``; along u, its tangent in (x, weight) is the
 Hessian of ⟨g, out⟩ times u, and its adjoint in g is ``J u``: ``BatchNormTangent``. The Hessian is symmetric, so that
 reverse over reverse and forward over reverse meet in one kernel. The last of the chain refuses to be differentiated.
-The mask of the ReLU is locally constant, and so is ``out``, which stands for it.
+The mask of the ReLU is locally constant, and so is ``out``, which stands for it. Without a ReLU nobody reads ``out``:
+x stands in its place, so that an activation after it may overwrite the output.
 """
 
 from collections.abc import Callable
@@ -69,10 +70,11 @@ class BatchNorm(TwiceDifferentiable):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         x, weight, _, residual, groups, relu, _, backend = inputs
         out, mean, rstd = output
+        saved = (x, weight, out if relu else x, mean, rstd)
         ctx.settings, ctx.with_residual = (groups, relu, backend), residual is not None
         ctx.mark_non_differentiable(mean, rstd)
-        ctx.save_for_backward(x, weight, out, mean, rstd)
-        ctx.save_for_forward(x, weight, out, mean, rstd)
+        ctx.save_for_backward(*saved)
+        ctx.save_for_forward(*saved)
         ctx.set_materialize_grads(False)
 
     @staticmethod

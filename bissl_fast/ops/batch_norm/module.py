@@ -20,48 +20,47 @@ class BatchNormAct(_BatchNorm):
     move as its do; with ``groups`` (see :func:`statistics_groups`) they move group after group, as by separate passes.
     In eval mode it is plain PyTorch.
 
-    As with timm's ``BatchNormAct2d``, ``nn.SyncBatchNorm.convert_sync_batchnorm`` would lose the ReLU: convert first.
+    The ReLU is asked for with each call and is no setting of the layer: whoever replaces the layer
+    (``nn.SyncBatchNorm.convert_sync_batchnorm``) or folds it into a convolution (``fuse_conv_bn_eval``) loses none.
 
     Args:
         num_features: C.
         eps: Added to the variance.
         momentum: Weight of a new batch in the running statistics; None: every batch so far weighs the same.
-        relu: Whether negative results become zero.
         **options: ``track_running_stats``, ``device`` and ``dtype``, as of ``nn.BatchNorm2d``.
 
     Example:
-        >>> layer = BatchNormAct(3, relu=True)
-        >>> out = layer(torch.randn(8, 3, 4, 4), residual=torch.randn(8, 3, 4, 4))
+        >>> layer = BatchNormAct(3)
+        >>> out = layer(torch.randn(8, 3, 4, 4), residual=torch.randn(8, 3, 4, 4), relu=True)
     """
 
     groups = 1
-    relu = False
 
-    def __init__(
-        self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1, relu: bool = False, **options: Any
-    ) -> None:
+    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1, **options: Any) -> None:
         super().__init__(num_features, eps, momentum, affine=True, **options)
-        self.relu = relu
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """``(N, C, *spatial)`` or ``(N, C)``, and a residual of that shape, to the same shape."""
+    def forward(self, x: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
+        """``(N, C, *spatial)`` or ``(N, C)``, and a residual of that shape, to the same shape.
+
+        Args:
+            x: what is normalised.
+            residual: added after it.
+            relu: whether negative results become zero.
+        """
         if not self.training and self.running_mean is not None:
-            return self._by_running_statistics(x, residual)
+            return self._by_running_statistics(x, residual, relu)
         out, mean, var = batch_norm_act(
-            x, self.weight, self.bias, residual, groups=self.groups, relu=self.relu, eps=self.eps
+            x, self.weight, self.bias, residual, groups=self.groups, relu=relu, eps=self.eps
         )
         if self.training and self.running_mean is not None:
             self._track(mean, var, values=x.numel() // mean.numel())
         return out
 
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, relu={self.relu}"  # type: ignore[no-untyped-call]
-
-    def _by_running_statistics(self, x: Tensor, residual: Tensor | None) -> Tensor:
+    def _by_running_statistics(self, x: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
         out = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
         if residual is not None:
             out += residual
-        return out.relu_() if self.relu else out
+        return out.relu_() if relu else out
 
     @torch.no_grad()
     def _track(self, mean: Tensor, var: Tensor, values: int) -> None:
@@ -78,9 +77,14 @@ class BatchNormAct(_BatchNorm):
 
 
 def mixing(module: nn.Module) -> str | None:
-    """Name and class of a batch norm of ``module`` that cannot keep groups apart, if there is one."""
+    """Name and class of a layer of ``module`` that takes statistics and cannot keep groups apart, if there is one.
+
+    Batch norms, and whatever has running statistics under the usual names; others show themselves in a pass only.
+    """
     for name, layer in module.named_modules():
-        takes_statistics = isinstance(layer, _BatchNorm) and (layer.training or layer.running_mean is None)
+        has_running = any(key.startswith("running_") for key, buffer in layer._buffers.items() if buffer is not None)
+        is_moving = layer.training and has_running
+        takes_statistics = is_moving or (isinstance(layer, _BatchNorm) and (layer.training or not has_running))
         if takes_statistics and not isinstance(layer, BatchNormAct):
             return f"{name or 'the module'}, a {type(layer).__name__},"
     return None

@@ -27,7 +27,8 @@ def serves(like: Tensor, size: int) -> bool:
 
 def has_kernel(like: Tensor) -> bool:
     """Whether the binary holds the kernel of a tensor's device: one that was built from older sources does not."""
-    if not hasattr(torch.ops.bissl_fast, "render_views"):
+    op = getattr(torch.ops.bissl_fast, "render_views", None)
+    if op is None or all(argument.name != "box_blur" for argument in op.default._schema.arguments):
         return False
     key = like.device.type.upper()
     return bool(torch._C._dispatch_has_kernel_for_dispatch_key("bissl_fast::render_views", key))
@@ -42,6 +43,7 @@ def render_views(
     *,
     size: int,
     cubic: bool,
+    box_blur: bool = False,
     threshold: float,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
@@ -59,6 +61,7 @@ def render_views(
         channels: ``(2, 3)`` float32 on the host; a value in 0..1 becomes ``value * channels[0] - channels[1]``.
         size: S, side of the views in pixels.
         cubic: bicubic resize, else bilinear; both antialiased.
+        box_blur: blur by three boxes, as Pillow does, else by a sampled Gaussian.
         threshold: what solarise inverts: values above it.
         dtype: float32 or bfloat16.
 
@@ -75,6 +78,6 @@ def render_views(
     if dtype not in DTYPES:
         raise ValueError(f"Views are rendered to float32 or bfloat16, not {dtype}.")
     bfloat16 = dtype == torch.bfloat16
-    arguments = (images, samples, integers, numbers, channels, size, cubic, threshold, bfloat16)
+    arguments = (images, samples, integers, numbers, channels, size, cubic, box_blur, threshold, bfloat16)
     views: Tensor = torch.ops.bissl_fast.render_views(*arguments)
     return views

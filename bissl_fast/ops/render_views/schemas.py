@@ -1,6 +1,7 @@
 """The raw kernel of views: what the compiled backends implement, and how the op is declared to PyTorch.
 
-``render_views(images, samples, integers, numbers, channels, size, cubic, threshold, bfloat16) -> views``
+``render_views(images, samples, integers, numbers, channels, size, cubic, box_blur, threshold,
+bfloat16) -> views``
     images ``(M, H, W, 3)`` uint8, contiguous; samples ``(N,)`` int64, the image of each view; integers ``(N, 11)``
     int32 and numbers ``(N, 5)`` float32, the table of view parameters as `csrc/views.h` names its columns; channels
     ``(2, 3)`` float32 on the host, by which a value in 0..1 becomes ``value * channels[0] - channels[1]``. Returns
@@ -28,6 +29,7 @@ def fake_render_views(
     channels: Tensor,
     size: int,
     cubic: bool,
+    box_blur: bool,
     threshold: float,
     bfloat16: bool,
 ) -> Tensor:

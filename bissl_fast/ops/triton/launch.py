@@ -2,7 +2,8 @@
 
 What the schemas call ``lse`` is here a sum over all but the partner, at a precision that a logarithm of the
 size of 1 / τ would not have: Σ exp((cos − 1) / τ) where one exponential serves a row and its mirror image,
-else log2 Σ exp(cos / τ).
+else the log2 of Σ exp(cos / τ) over the partner's exponential. ``kept`` is the largest 1 − P of a partner, which
+no weight of the tiles exceeds.
 """
 
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from bissl_fast.ops.triton import plans, rows, tiles, weights
 from bissl_fast.ops.triton.device import on_device_of_first
 
 WEIGHT_GAIN = 4096.0  # lifts softmax weights (≤ 8 with their tangents) into float16's normal range
-ONE_EXP_LIMIT = 43.0  # 2 / τ ≤ 86: exp((s − 1) / τ) stays a normal float32 for every cosine s
+ONE_EXP_LIMIT = 39.0  # 2 / τ ≤ 78: exp((s − 1) / τ) stays normal, 4096 over it finite, for every cosine s
 LOG2E = 1.4426950408889634
 
 
@@ -67,8 +68,11 @@ class Problem:
 
 
 def is_split(dtype: torch.dtype) -> bool:
-    """Whether products keep float32's accuracy: follows PyTorch's own setting for float32 matrix products."""
-    return dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
+    """Whether products keep float32's accuracy: follows PyTorch's own setting for float32 matrix products.
+
+    Read by its newer name: the older ones raise where somebody has set both.
+    """
+    return dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision != "tf32"
 
 
 def supports(z: Tensor) -> bool:
@@ -77,16 +81,16 @@ def supports(z: Tensor) -> bool:
 
 
 @on_device_of_first
-def fwd(z1: Tensor, z2: Tensor, temperature: float, cross_view: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Loss, unit rows, inverse norms and what normalises the rows of the softmax."""
+def fwd(z1: Tensor, z2: Tensor, temperature: float, cross_view: bool) -> tuple[Tensor, ...]:
+    """Loss, unit rows, inverse norms, what normalises the rows of the softmax, and a bound of its weights."""
+    z1, z2 = z1.contiguous(), z2.contiguous()  # other strides compile to another order of sums, so to other bits
     batch, width = z1.shape
     problem = Problem(batch, width, temperature, cross_view, is_split(z1.dtype), z1.device)
     units = problem.empty(2 * batch, width, dtype=unit_dtype(z1))
-    inv_norms, lse, losses = (problem.empty(2 * batch) for _ in range(3))
+    inv_norms, lse, losses, complements = (problem.empty(2 * batch) for _ in range(4))
     packed = problem.packed(tangent=False)
     rows.normalise_rows[problem.row_grid](
-        z1, z2, units, inv_norms, packed, problem.part, batch, problem.padded, width,
-        *z1.stride(), *z2.stride(), NORM_EPS,
+        z1, z2, units, inv_norms, packed, problem.part, batch, problem.padded, width, NORM_EPS,
         ROWS=problem.row_block, WIDTH=problem.packed_width, SPLIT=problem.split,
     )  # fmt: skip
     shifts = packed
@@ -98,22 +102,24 @@ def fwd(z1: Tensor, z2: Tensor, temperature: float, cross_view: bool) -> tuple[T
         )  # fmt: skip
     sums = panel_sums(problem, packed, shifts, tiles.SUM)
     rows.row_losses[problem.row_grid](
-        sums, shifts, units, lse, losses, batch, problem.padded, len(sums), width,
+        sums, shifts, units, lse, losses, complements, batch, problem.padded, len(sums), width,
         problem.scale, 1 / temperature,
         ROWS=problem.row_block, WIDTH=problem.packed_width, ONE_EXP=problem.one_exp,
     )  # fmt: skip
-    return losses.mean(), units, inv_norms, lse
+    return losses.mean(), units, inv_norms, lse, complements.amax(0, keepdim=True)
 
 
 @on_device_of_first
-def bwd(units: Tensor, inv_norms: Tensor, lse: Tensor, temperature: float, cross_view: bool) -> tuple[Tensor, Tensor]:
+def bwd(
+    units: Tensor, inv_norms: Tensor, lse: Tensor, kept: Tensor, temperature: float, cross_view: bool
+) -> tuple[Tensor, Tensor]:
     """Gradient with respect to the embeddings, and its radial part before normalisation."""
     problem = problem_of(units, temperature, cross_view)
-    packed, factors = pack(problem, units, lse, WEIGHT_GAIN)
+    packed, factors = pack(problem, units, lse, kept, WEIGHT_GAIN)
     out = weigh(problem, packed, factors, factors, tangent=False)
     grad, radial = torch.empty_like(units, dtype=torch.float32), torch.empty_like(lse)
     rows.finish_gradient[problem.row_grid](
-        out, units, inv_norms, lse, grad, radial, problem.part, problem.batch, problem.padded, problem.width,
+        out, units, inv_norms, lse, kept, grad, radial, problem.part, problem.batch, problem.padded, problem.width,
         len(out), problem.scale, 1 / WEIGHT_GAIN, 1 / (temperature * len(units)), NORM_EPS,
         ROWS=problem.row_block, WIDTH=problem.packed_width, ONE_EXP=problem.one_exp,
     )  # fmt: skip
@@ -122,7 +128,7 @@ def bwd(units: Tensor, inv_norms: Tensor, lse: Tensor, temperature: float, cross
 
 @on_device_of_first
 def bwd_bwd(
-    units: Tensor, inv_norms: Tensor, lse: Tensor, grad: Tensor, radial: Tensor,
+    units: Tensor, inv_norms: Tensor, lse: Tensor, kept: Tensor, grad: Tensor, radial: Tensor,
     tangent: Tensor, temperature: float, cross_view: bool,
 ) -> Tensor:  # fmt: skip
     """Hessian with respect to the embeddings, times ``tangent``."""
@@ -134,16 +140,16 @@ def bwd_bwd(
     rows.unit_tangents[problem.row_grid](tangent, units, inv_norms, changes, lengths, *sizes, NORM_EPS, **shape)
     largest = lengths.amax()
     gain = WEIGHT_GAIN * min(1.0, temperature)
-    packed, factors = pack(problem, units, lse, gain, changes, largest)
+    packed, factors = pack(problem, units, lse, kept, gain, changes, largest)
     sums = panel_sums(problem, packed, factors, tiles.TANGENT_SUM)
     means, pulls = problem.empty(2 * problem.padded), torch.empty_like(lse)
     rows.row_means[problem.row_grid](
-        sums, units, changes, largest, lse, factors, means, pulls, problem.batch, problem.padded, len(sums),
+        sums, units, changes, largest, lse, kept, factors, means, pulls, problem.batch, problem.padded, len(sums),
         problem.width, problem.scale, 1 / gain, ONE_EXP=problem.one_exp, **shape,
     )  # fmt: skip
     out = weigh(problem, packed, factors, means, tangent=True)
     rows.finish_product[problem.row_grid](
-        out, units, inv_norms, lse, grad, radial, tangent, changes, largest, pulls, product, problem.part,
+        out, units, inv_norms, lse, kept, grad, radial, tangent, changes, largest, pulls, product, problem.part,
         *sizes, len(out), problem.scale, 1 / gain, 1 / (temperature * len(units)), 1 / temperature, NORM_EPS,
         ONE_EXP=problem.one_exp, **shape,
     )  # fmt: skip
@@ -157,14 +163,14 @@ def problem_of(units: Tensor, temperature: float, cross_view: bool) -> Problem:
 
 
 def pack(
-    problem: Problem, units: Tensor, lse: Tensor, gain: float, changes: Tensor | None = None,
+    problem: Problem, units: Tensor, lse: Tensor, peak: Tensor, gain: float, changes: Tensor | None = None,
     largest: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Operands of the tiles, and the factors of the rows."""
     tangent = changes is not None
     packed, factors = problem.packed(tangent), problem.empty(2 * problem.padded)
     rows.pack_rows[problem.row_grid](
-        units, units if changes is None else changes, lse if largest is None else largest, lse,
+        units, units if changes is None else changes, lse if largest is None else largest, lse, peak,
         packed, factors, problem.part, problem.batch, problem.padded, problem.width, problem.scale, gain,
         ROWS=problem.row_block, WIDTH=problem.packed_width, TANGENT=tangent, ONE_EXP=problem.one_exp,
         SPLIT=problem.split,

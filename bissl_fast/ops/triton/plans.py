@@ -7,6 +7,7 @@ times others.
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 
@@ -97,7 +98,7 @@ def describe(device: torch.device) -> Device:
     """Properties of ``device``; a CPU (Triton's interpreter) is given a Hopper's."""
     if device.type != "cuda":
         return Device(132, 232_448)
-    properties = torch.cuda.get_device_properties(device)
+    properties: Any = torch.cuda.get_device_properties(device)  # PyTorch's types lack one of them
     table = LARGE if properties.major in (9, 10) else COMPACT
     return Device(properties.multi_processor_count, properties.shared_memory_per_block_optin, table)
 

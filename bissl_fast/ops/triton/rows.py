@@ -56,21 +56,16 @@ def power_of_two(x):
 
 @triton.jit
 def normalise_rows(
-    z1, z2, units, inv_norms, packed, part, batch, padded, width,
-    row_stride1, dim_stride1, row_stride2, dim_stride2, eps,
+    z1, z2, units, inv_norms, packed, part, batch, padded, width, eps,
     ROWS: tl.constexpr, WIDTH: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """Unit rows, the inverse norms, and the packed operands of the tiles."""
     row, _, place, exists = positions(batch, padded, ROWS)
     inside = place - tl.program_id(1) * padded
-    dims = tl.arange(0, WIDTH)
-    mask = exists[:, None] & (dims < width)[None, :]
     if tl.program_id(1) == 0:
-        at = z1 + inside.to(tl.int64)[:, None] * row_stride1 + dims.to(tl.int64)[None, :] * dim_stride1
-        z = tl.load(at, mask=mask, other=0.0).to(tl.float32)
+        z = load_matrix(z1, inside, exists, width, WIDTH)
     else:
-        at = z2 + inside.to(tl.int64)[:, None] * row_stride2 + dims.to(tl.int64)[None, :] * dim_stride2
-        z = tl.load(at, mask=mask, other=0.0).to(tl.float32)
+        z = load_matrix(z2, inside, exists, width, WIDTH)
     norm = tl.sqrt_rn(tl.sum(z * z, 1))
     inv_norm = tl.div_rn(1.0, tl.maximum(norm, eps, propagate_nan=tl.PropagateNan.ALL))
     unit = (z * inv_norm[:, None]).to(units.dtype.element_ty)
@@ -84,7 +79,13 @@ def partner_odds(others, positive, scale, ONE_EXP: tl.constexpr):
     """Σ over all but the partner / the partner's exponential; ``others`` as `launch` describes it."""
     if ONE_EXP:
         return others / tl.exp2((positive - 1.0) * scale)
-    return tl.exp2(others - positive * scale)
+    return tl.exp2(others)
+
+
+@triton.jit
+def log2_one_plus_exp2(x):
+    """log2(1 + 2ˣ) for every x."""
+    return tl.maximum(x, 0.0) + tl.log2(1.0 + tl.exp2(-tl.abs(x)))
 
 
 @triton.jit
@@ -102,8 +103,18 @@ def both_shares(others, row, partner, exists, positive, scale, ONE_EXP: tl.const
 
 
 @triton.jit
+def above_weights(peak):
+    """A power of two above every softmax weight of the tiles; ``peak`` is the largest 1 − P of a partner.
+
+    Where all pairs are well separated, all these weights are tiny: divided by it they stay in float16's range.
+    """
+    largest = tl.load(peak)
+    return power_of_two(tl.where(largest > 0.0, tl.maximum(largest, 1e-30), 0.0))
+
+
+@triton.jit
 def pack_rows(
-    units, tangents, largest, others, packed, factors, part, batch, padded, width, scale, gain,
+    units, tangents, largest, others, peak, packed, factors, part, batch, padded, width, scale, gain,
     ROWS: tl.constexpr, WIDTH: tl.constexpr,
     TANGENT: tl.constexpr, ONE_EXP: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
@@ -116,12 +127,11 @@ def pack_rows(
         tangent = load_matrix(tangents, row, exists, width, WIDTH) * (1.0 / power_of_two(tl.load(largest)))
         store_packed(packed + part + (part if SPLIT else 0), part, place, tangent, WIDTH, SPLIT)
     total = tl.load(others + row, mask=exists, other=0.0)
+    gain *= 1.0 / above_weights(peak)
     if ONE_EXP:
         factor = tl.div_rn(gain, total + tl.exp2((positive - 1.0) * scale))
     else:
-        positive *= scale
-        nearer = tl.exp2(-tl.abs(total - positive))
-        factor = tl.maximum(total, positive) + tl.log2(1.0 + nearer) - tl.log2(gain)
+        factor = positive * scale + log2_one_plus_exp2(total) - tl.log2(gain)
     tl.store(factors + place, tl.where(exists, factor, 0.0))
 
 
@@ -145,10 +155,10 @@ def row_maxima(sums, shifts, batch, padded, panels, ROWS: tl.constexpr):
 
 @triton.jit
 def row_losses(
-    sums, shifts, units, others, losses, batch, padded, panels, width, scale, inv_temperature,
+    sums, shifts, units, others, losses, complements, batch, padded, panels, width, scale, inv_temperature,
     ROWS: tl.constexpr, WIDTH: tl.constexpr, ONE_EXP: tl.constexpr,
 ):  # fmt: skip
-    """The sum over all but the partner (see `launch`), and the loss, of each row."""
+    """The sum over all but the partner (see `launch`), the loss, and 1 − P of the partner, of each row."""
     row, partner, place, exists = positions(batch, padded, ROWS)
     total = tl.where(exists, total_of(sums, place, panels, 2 * padded, False), 1.0)
     u = load_matrix(units, row, exists, width, WIDTH)
@@ -156,20 +166,20 @@ def row_losses(
     if ONE_EXP:
         loss = tl.log(total + tl.exp2((positive - 1.0) * scale)) + (1.0 - positive) * inv_temperature
     else:
-        total = tl.log2(total) + tl.load(shifts + place)
-        nearer = tl.exp2(-tl.abs(total - positive * scale))
-        loss = (tl.maximum(total - positive * scale, 0.0) + tl.log2(1.0 + nearer)) * LN2
+        total = tl.log2(total) + tl.fma(-positive, scale, tl.load(shifts + place))
+        loss = log2_one_plus_exp2(total) * LN2
     odds = partner_odds(total, positive, scale, ONE_EXP)
     rounded = 1.0 + odds
     slope = tl.log(rounded) / tl.where(rounded == 1.0, 1.0, rounded - 1.0)  # log(1 + x) / x undoes the rounding
     small = tl.where(rounded == 1.0, odds, odds * slope)
     tl.store(others + row, total, mask=exists)
+    tl.store(complements + row, share_of_others(odds), mask=exists)
     tl.store(losses + row, tl.where(odds < 1.0, small, loss), mask=exists)
 
 
 @triton.jit
 def row_means(
-    sums, units, changes, largest, others, factors, means, pulls, batch, padded, panels, width,
+    sums, units, changes, largest, others, peak, factors, means, pulls, batch, padded, panels, width,
     scale, inv_gain,
     ROWS: tl.constexpr, WIDTH: tl.constexpr, ONE_EXP: tl.constexpr,
 ):  # fmt: skip
@@ -183,7 +193,7 @@ def row_means(
     odds = partner_odds(tl.load(others + row, mask=exists, other=0.0), tl.sum(u * w, 1), scale, ONE_EXP)
     p = 1.0 / (1.0 + odds)
     factor = tl.load(factors + place)
-    rest = total_of(sums, place, panels, 2 * padded, False) * inv_gain
+    rest = total_of(sums, place, panels, 2 * padded, False) * (inv_gain * above_weights(peak))
     if ONE_EXP:
         rest *= factor
     mean = rest + p * t
@@ -225,7 +235,7 @@ def sum_shares(out, part, place, shares, WIDTH: tl.constexpr):
 
 @triton.jit
 def finish_gradient(
-    out, units, inv_norms, others, grad, radials, part, batch, padded, width, shares,
+    out, units, inv_norms, others, peak, grad, radials, part, batch, padded, width, shares,
     scale, inv_gain, weight, eps,
     ROWS: tl.constexpr, WIDTH: tl.constexpr, ONE_EXP: tl.constexpr,
 ):  # fmt: skip
@@ -234,6 +244,7 @@ def finish_gradient(
     u = load_matrix(units, row, exists, width, WIDTH)
     w = load_matrix(units, partner, exists, width, WIDTH)
     away = both_shares(others, row, partner, exists, tl.sum(u * w, 1), scale, ONE_EXP)
+    inv_gain *= above_weights(peak)
     change = weight * (sum_shares(out, part, place, shares, WIDTH) * inv_gain - away[:, None] * w)
     inv_norm = tl.load(inv_norms + row, mask=exists, other=1.0)
     store_matrix(grad, row, exists, width, through_norm(change, u, inv_norm, eps), WIDTH)
@@ -242,7 +253,7 @@ def finish_gradient(
 
 @triton.jit
 def finish_product(
-    out, units, inv_norms, others, grad, radials, tangents, changes, largest, pulls, product,
+    out, units, inv_norms, others, peak, grad, radials, tangents, changes, largest, pulls, product,
     part, batch, padded, width, shares, scale, inv_gain, weight, inv_temperature, eps,
     ROWS: tl.constexpr, WIDTH: tl.constexpr, ONE_EXP: tl.constexpr,
 ):  # fmt: skip
@@ -254,7 +265,8 @@ def finish_product(
     unscale = power_of_two(tl.load(largest))
     pull = tl.load(pulls + row, mask=exists, other=0.0) + tl.load(pulls + partner, mask=exists, other=0.0)
     pull *= unscale * inv_temperature
-    curved = sum_shares(out, part, place, shares, WIDTH) * (inv_gain * unscale) + pull[:, None] * w
+    inv_gain *= above_weights(peak)
+    curved = sum_shares(out, part, place, shares, WIDTH) * inv_gain * unscale + pull[:, None] * w
     curved = weight * (curved - away[:, None] * load_matrix(changes, partner, exists, width, WIDTH))
     inv_norm = tl.load(inv_norms + row, mask=exists, other=1.0)
     clamped = inv_norm == tl.div_rn(1.0, eps)

@@ -1,0 +1,50 @@
+"""Times of NT-Xent's two Triton kernels over tile shapes: the part ``sweep`` of ``benchmarks.gpu_nt_xent``."""
+
+import functools
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu_report import Report
+from benchmarks.gpu_timing import median_ms
+from bissl_fast.ops.bench import TEMPERATURE
+
+
+def sweep_tiles(report: Report, device: torch.device, pairs: int) -> None:
+    """Times of the two kernels over tiles, at first order and for products, over tile shapes."""
+    from bissl_fast.ops.triton import launch, plans, tiles
+
+    def sums(problem: Any, packed: Tensor, factors: Tensor, tangent: bool) -> Tensor:
+        return launch.panel_sums(problem, packed, factors, tiles.TANGENT_SUM if tangent else tiles.SUM)
+
+    def products_with_rows(problem: Any, packed: Tensor, factors: Tensor, tangent: bool) -> Tensor:
+        return launch.weigh(problem, packed, factors, factors, tangent)
+
+    kernels = {"sum_plan": sums, "weight_plan": products_with_rows}
+    shapes = [(128, 128, 8), (128, 64, 8), (64, 128, 4), (64, 64, 4), (128, 32, 8), (64, 32, 4)]
+    for width, split, tangent in itertools.product((128, 256), (False, True), (False, True)):
+        problem = launch.Problem(pairs, width, TEMPERATURE, False, split, device)
+        units = torch.nn.functional.normalize(torch.randn(2 * pairs, width, device=device), dim=1)
+        tangents = (torch.randn_like(units) / width, torch.ones((), device=device)) if tangent else ()
+        norms = torch.full((2 * pairs,), 2.0 * pairs, device=device)
+        operands = launch.pack(problem, units, norms, norms.new_ones(1), launch.WEIGHT_GAIN, *tangents)
+        for (name, kernel), shape, stages in itertools.product(kernels.items(), shapes, (2, 3)):
+            chosen = getattr(plans, name)(width, split, tangent, plans.describe(device))
+            plan = plans.Plan(plans.Tile(*shape, stages), chosen.chunk, chosen.out)
+            call = functools.partial(kernel, problem, *operands, tangent)
+            labels = {"kernel": name, "width": width, "split": split, "tangent": tangent}
+            labels |= {"tile": [*shape, stages], "chosen": plan == chosen}
+            report.row("sweep", functools.partial(forced, plans, name, plan, call, device), **labels)
+
+
+def forced(plans: Any, name: str, plan: Any, call: Callable[[], object], device: torch.device) -> dict[str, Any]:
+    """Time of a call while one function of `plans` answers with ``plan``."""
+    original = getattr(plans, name)
+    setattr(plans, name, lambda *_: plan)
+    try:
+        return {"ms": median_ms(call, device, 30.0)}
+    finally:
+        setattr(plans, name, original)

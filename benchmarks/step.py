@@ -1,0 +1,117 @@
+"""A pretext step of SimCLR and LARS, as training runs it, beside the same step in plain PyTorch, in turns.
+
+Ours: fused batch norms, both views in one pass, the fused NT-Xent, LARS in one call. The peers: timm's own network,
+view after view, NT-Xent in plain PyTorch and LARS tensor after tensor; eagerly, and with network and loss compiled.
+All are channels-last and in the same number format, on views of noise that wait on the device. With ``--fed`` also
+ours on views that the loader makes meanwhile, and the share of a step that waits for them.
+
+    python -m benchmarks.step --out docs/results --fed    # step_<gpu>.json and .md
+    python -m benchmarks.step --out . --device cpu --quick    # does it run?
+"""
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+
+from benchmarks.gpu_augment import pictures, wait_share
+from benchmarks.gpu_report import Report, add_budget, place
+from benchmarks.reference_alternation import lars_step
+from bissl_fast.evaluation.feeding import Views, pretext_step
+from bissl_fast.evaluation.products import plain_twin
+from bissl_fast.methods.pretrain import LARSSettings
+from bissl_fast.models import Network, build_backbone, probe_features
+from bissl_fast.ops.bench import best_of
+from bissl_fast.ops.nt_xent.reference import nt_xent_loss
+from bissl_fast.pretext import SimCLR
+from bissl_fast.training.precision import Precision, apply_precision
+
+Step = Callable[[Views], object]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("docs/results"))
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--backbone", default="resnet18")
+    parser.add_argument("--size", type=int, default=96)
+    parser.add_argument("--pairs", type=int, default=1024, help="images, each in two views")
+    parser.add_argument("--precisions", nargs="+", choices=get_args(Precision), default=["bf16", "tf32"])
+    parser.add_argument("--rounds", type=int, default=5, help="turns; the best counts")
+    parser.add_argument("--steps", type=int, default=4, help="in a turn, one after the other")
+    parser.add_argument("--fed", action="store_true", help="also with the loader")
+    parser.add_argument("--quick", action="store_true", help="a small size, once: does the script run?")
+    add_budget(parser)
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.size, arguments.pairs, arguments.rounds, arguments.steps = 32, 4, 1, 1
+        arguments.precisions = ["fp32"]
+    measure(arguments)
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """For each precision a row per peer, with ours timed beside it, and one with the loader."""
+    device = torch.device(arguments.device)
+    where = place(arguments.out, "step", device)
+    report = Report(where, "A pretext step: `python -m benchmarks.step`", device, arguments, arguments.budget_seconds)
+    for precision in arguments.precisions:
+        for name, compiled in {"eager": False, "network and loss compiled": True}.items():
+            run = partial(beside, arguments, device, precision, compiled)
+            report.row("step", run, precision=precision, peer=name)
+        if arguments.fed:
+            images, seconds = pictures()[1], 0.1 if arguments.quick else 10.0
+            run = partial(wait_share, images, arguments.size, arguments.pairs, seconds, device, precision)
+            report.row("fed", run, precision=precision)
+
+
+def beside(arguments: argparse.Namespace, device: torch.device, precision: Precision, compiled: bool) -> dict[str, Any]:
+    """Times of a step of ours and of a peer's."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (arguments.pairs, 3, arguments.size, arguments.size)
+    views = tuple(
+        torch.randn(shape, generator=generator).to(device, memory_format=torch.channels_last) for _ in range(2)
+    )
+    steps = {
+        "ours": pretext_step(arguments.backbone, arguments.size, device, precision),
+        "peer": plain_step(arguments.backbone, arguments.size, device, precision, compiled),
+    }
+
+    def several(step: Step) -> None:
+        for _ in range(arguments.steps):
+            step(views)
+
+    calls = {name: partial(several, step) for name, step in steps.items()}
+    seconds = best_of(calls, arguments.rounds, arguments.device)
+    times: dict[str, Any] = {f"{name}_ms": 1e3 * took / arguments.steps for name, took in seconds.items()}
+    return {**times, "times_faster": seconds["peer"] / seconds["ours"]}
+
+
+def plain_step(backbone: str, size: int, device: torch.device, precision: Precision, compiled: bool) -> Step:
+    """The step of :func:`bissl_fast.evaluation.feeding.pretext_step` from the same weights, in plain PyTorch."""
+    task = SimCLR()
+    ours = Network(build_backbone(backbone, 0, size), task.head(probe_features(backbone, size), 0)).to(device)
+    network = plain_twin(backbone, size, ours)
+    parameters = list(network.parameters())
+    momenta = [torch.zeros_like(p) for p in parameters]
+    forward = apply_precision(precision, device)
+
+    def loss(views: Views) -> torch.Tensor:
+        with forward():
+            first, second = (network(view) for view in views)
+        return nt_xent_loss(first.float(), second.float(), task.temperature)
+
+    loss_of = torch.compile(loss, dynamic=False) if compiled else loss
+
+    def step(views: Views) -> None:
+        gradients = torch.autograd.grad(loss_of(views), parameters)
+        for p, m, g in zip(parameters, momenta, gradients, strict=True):
+            lars_step(LARSSettings(), p, m, g, 0.1)
+
+    return step
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""What autograd's graph of a loss tells before it is differentiated twice."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch.autograd.graph import Node
+
+NOT_TWICE = "the loss contains {what}, so it has no exact product; mode='finite_difference' estimates it"
+COMPILED = (
+    "the loss contains something that torch.compile has made, which PyTorch cannot differentiate twice; pass it as it "
+    "was before (what torch.compile(network) was given is its ._orig_mod). mode='linearized' compiles its products "
+    "itself, with compiled=True"
+)
+ONCE = {
+    "WeightNormInterfaceBackward0": NOT_TWICE.format(
+        what="PyTorch's fused weight norm, whose second derivative is wrong"
+    ),
+    "AsStridedScatterBackward0": "the loss contains torch.as_strided_scatter, of which PyTorch has even the first "
+    "derivative wrong; write into a clone instead",
+    **{
+        f"GeneratedBackwardFor_torch_nn__linear_cross_entropy_batch_chunked_{kind}defaultBackward": NOT_TWICE.format(
+            what="linear_cross_entropy in pieces, whose second derivative is wrong (without options it is right)"
+        )
+        for kind in ("", "no_reduction_")
+    },
+    "torch::autograd::Error": NOT_TWICE.format(what="a function that is marked @once_differentiable"),
+    "CompiledFunctionBackward": COMPILED,
+}
+"""Nodes of a graph that PyTorch passes in silence, though nothing right can come of them in a second derivative."""
+
+IS_WRONG = "PyTorch has a wrong forward derivative of {what}"
+WRONG_ALONG_TANGENTS = {
+    "torch::jit::(anonymous namespace)::DifferentiableGraphBackward": "it calls TorchScript, whose derivatives a trace "
+    "does not see",
+    "CholeskyInverseBackward0": IS_WRONG.format(
+        what="torch.cholesky_inverse; take torch.cholesky_solve of the identity"
+    ),
+    "TriangularSolveBackward0": IS_WRONG.format(what="torch.triangular_solve; take torch.linalg.solve_triangular"),
+    "ScatterReduceBackward0(prod)": IS_WRONG.format(what="scatter_reduce with 'prod'; take exp of a sum of logarithms"),
+}
+"""Nodes whose forward derivatives are wrong without an error."""
+
+
+def nodes(tensors: Iterable[torch.Tensor]) -> Iterator[Node]:
+    """Every node of the tensors' graphs, once."""
+    stack = [tensor.grad_fn for tensor in tensors]
+    seen = set()
+    while stack:
+        node = stack.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            stack += [below for below, _ in node.next_functions]
+            yield node
+
+
+def found_in(tensors: Iterable[torch.Tensor], table: Mapping[str, str]) -> str | None:
+    """What the graphs hold of a table of nodes' names; ``None`` if nothing."""
+    return next((table[name] for name in map(name_of, nodes(tensors)) if name in table), None)
+
+
+def name_of(node: Node) -> str:
+    """A node's name, and its kind of reduction where it has one that is named."""
+    reduction = getattr(node, "_saved_reduce", None)
+    return f"{node.name()}({reduction})" if isinstance(reduction, str) else node.name()
+
+
+@contextmanager
+def untouched_grads(value: torch.Tensor) -> Iterator[None]:
+    """Let ``value.backward()`` inside the block leave nothing in the ``grad`` of the graph's leaves."""
+    leaves = [node.variable for node in nodes([value]) if hasattr(node, "variable")]
+    before = [leaf.grad for leaf in leaves]
+    for leaf in leaves:
+        leaf.grad = None  # what is there would be added to in place
+    try:
+        yield
+    finally:
+        for leaf, grad in zip(leaves, before, strict=True):
+            leaf.grad = grad

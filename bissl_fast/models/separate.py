@@ -1,0 +1,82 @@
+"""Whether a network treats two batches at once as it treats them one by one: the network itself is asked."""
+
+import copy
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from bissl_fast.ops.batch_norm import statistics_groups
+
+ANSWERS: "WeakKeyDictionary[nn.Module, dict[Any, bool]]" = WeakKeyDictionary()
+BATCHES, IMAGES = 2, 2
+LARGEST_DIFFERENCE = 1e-3
+"""Relative, and far above the rounding of a float32 network; what mixes batches is off by a share of the output."""
+
+
+def keeps_apart(network: nn.Module, like: torch.Tensor) -> bool:
+    """Whether outputs of joined batches are those of each batch alone, inside :func:`statistics_groups`.
+
+    A twin with random weights, which hide nothing as zero-initialised ones do, passes a few images of noise both ways;
+    the network itself, its buffers and PyTorch's random numbers stay as they are. A network that draws numbers in its
+    pass, or that cannot be copied, is said not to keep them apart. Each network is asked once for each set of modes.
+
+    Args:
+        network: takes ``(N, …)``.
+        like: a batch, whose shape and dtype the images have.
+    """
+    key = (like.shape[1:], like.dtype, like.device, tuple((type(m), m.training) for m in network.modules()))
+    answers = ANSWERS.setdefault(network, {})
+    if key not in answers:
+        answers[key] = ask(network, like)
+    return answers[key]
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def ask(network: nn.Module, like: torch.Tensor) -> bool:
+    """The answer of a twin, in a thread of its own: no trace, derivative or mode that is under way reaches into it."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(answer, network, like.shape[1:], like.dtype, like.device).result()
+
+
+@torch.no_grad()
+def answer(network: nn.Module, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether a twin gives the same for images of ``shape`` both ways."""
+    devices = [device.index or 0] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(0)
+        try:
+            twin = random_twin(network)
+            batches = torch.randn(BATCHES, IMAGES, *shape, dtype=dtype, device=device)
+            alone = torch.cat([twin(batch) for batch in batches])
+            with statistics_groups(twin, BATCHES):
+                together = twin(batches.flatten(0, 1))
+        except Exception:  # it cannot be copied, or it takes no batches of other sizes: nothing is known
+            return False
+        return bool((together - alone).norm() <= LARGEST_DIFFERENCE * alone.norm())
+
+
+def random_twin(network: nn.Module) -> nn.Module:
+    """A copy with random tensors of its own and without hooks; nothing of the network's tensors is read."""
+    tensors = (*network.parameters(), *network.buffers())
+    memo: dict[int, Any] = {id(tensor): random_like(tensor) for tensor in tensors}
+    twin = copy.deepcopy(network, memo)
+    for module in twin.modules():
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
+    return twin
+
+
+def random_like(tensor: torch.Tensor) -> torch.Tensor:
+    """Noise of the size that a layer's weights have; integers (indices, counters) are zero."""
+    shape, dtype, device = tensor.shape, tensor.dtype, tensor.device
+    if not tensor.is_floating_point():
+        return torch.zeros(shape, dtype=dtype, device=device)
+    if tensor.dim() < 2:  # weights of normalisations, and variances, which are positive
+        values = 0.5 + torch.rand(shape, dtype=dtype, device=device)
+    else:
+        inputs = tensor.numel() // max(1, len(tensor))
+        values = torch.randn(shape, dtype=dtype, device=device) / max(1, inputs) ** 0.5
+    return nn.Parameter(values) if isinstance(tensor, nn.Parameter) else values

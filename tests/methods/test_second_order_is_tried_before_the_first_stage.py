@@ -1,0 +1,109 @@
+"""A backbone that cannot serve BiSSL is found out in seconds, not after the pretext stage."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from bissl_fast.cli.train import parse_config
+from bissl_fast.errors import UserError
+from bissl_fast.methods import train
+from bissl_fast.methods.bilevel import BilevelSettings
+from bissl_fast.methods.train import Training
+from bissl_fast.methods.trial import usable
+from bissl_fast.models import Network, build_projector
+from bissl_fast.pretext import SimCLR
+from tests.methods.conftest import train_arguments
+
+
+class Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.square()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return 2 * grad * ctx.saved_tensors[0]
+
+
+class SquareOnce(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return Once.apply(x)
+
+
+class Infinite(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x / 0
+
+
+def network(*layers: nn.Module) -> Network:
+    torch.manual_seed(0)
+    backbone = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return Network(backbone, build_projector(4, (8, 8), 0))
+
+
+def test_settings_that_serve_stay_as_they_are() -> None:
+    for mode in ("linearized", "reverse", "gauss_newton", "finite_difference"):
+        settings = BilevelSettings(mode=mode, batches_at_once=2)  # type: ignore[arg-type]
+        assert usable(settings, network(nn.ReLU()), SimCLR(), 16) == (settings, "")
+
+
+def test_where_only_reverse_can_serve_it_is_taken_and_said() -> None:
+    settings, note = usable(BilevelSettings(recycle=True), network(nn.Dropout(0.1)), SimCLR(), 16)
+    assert settings == BilevelSettings(mode="reverse", recycle=True)
+    assert note.startswith("--bilevel.mode reverse serves in place of linearized, more slowly: ")
+    assert "draws random numbers" in note
+
+
+REFUSED = {
+    "no exact mode": ("linearized", SquareOnce, "once_differentiable.*--bilevel.mode finite_difference estimates"),
+    "reverse alone": ("reverse", SquareOnce, "--bilevel.mode reverse: .*--bilevel.mode finite_difference estimates"),
+    "gauss_newton": ("gauss_newton", nn.Dropout, "random numbers.*--bilevel.mode reverse takes the Hessian itself"),
+    "a product without a value": ("reverse", Infinite, "is not finite"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_serve_is_refused_and_told_what_does(name: str) -> None:
+    mode, layer, sentence = REFUSED[name]
+    with pytest.raises(UserError, match=sentence):
+        usable(BilevelSettings(mode=mode), network(layer()), SimCLR(), 16)  # type: ignore[arg-type]
+
+
+def test_a_capture_is_never_given_up_in_silence() -> None:
+    with pytest.raises(UserError, match="random numbers"):
+        usable(BilevelSettings(capture=True), network(nn.Dropout(0.1)), SimCLR(), 16)
+
+
+def test_the_trial_leaves_no_trace() -> None:
+    module = network(nn.ReLU()).eval()
+    before, drawn = {k: v.clone() for k, v in module.state_dict().items()}, torch.get_rng_state()
+    usable(BilevelSettings(mode="reverse"), module, SimCLR(), 16)
+    assert not module.training
+    assert all(parameter.grad is None for parameter in module.parameters())
+    assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), drawn)
+
+
+def test_a_run_takes_what_serves_or_ends_before_it_has_written_anything(
+    small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = parse_config(train_arguments(small_data, tmp_path))
+    linearized = replace(config, bilevel=replace(config.bilevel, mode="linearized"))
+    monkeypatch.setattr(train, "probe_features", lambda name, size: 4)
+    monkeypatch.setattr(train, "build_backbone", lambda *_: network(nn.Dropout(0.1)).backbone)
+    console = Console(width=300, record=True)
+    assert Training(linearized, console).bilevel.mode == "reverse"
+    assert "--bilevel.mode reverse serves in place of linearized" in console.export_text()
+    (tmp_path / "run").rmdir()
+    monkeypatch.setattr(train, "build_backbone", lambda *_: network(SquareOnce()).backbone)
+    with pytest.raises(UserError, match="choose another --backbone"):
+        Training(config, Console(quiet=True))
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,114 @@
+"""What a benchmark compares does the same work."""
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import gpu_nt_xent, step
+from bissl_fast.evaluation import feeding
+
+
+@pytest.fixture(autouse=True)
+def _precision() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    yield
+    torch.set_float32_matmul_precision(before[0])
+    torch.backends.cudnn.allow_tf32 = before[1]
+
+
+def test_a_step_of_ours_and_of_plain_pytorch_end_at_the_same_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    networks: dict[str, torch.nn.Module] = {}
+
+    def kept(name: str, build: Any) -> Any:
+        def made(*given: Any) -> torch.nn.Module:
+            return networks.setdefault(name, build(*given))
+
+        return made
+
+    monkeypatch.setattr(feeding, "Network", kept("ours", feeding.Network))
+    monkeypatch.setattr(step, "plain_twin", kept("plain", step.plain_twin))
+    device = torch.device("cpu")
+    steps = [feeding.pretext_step("resnet18", 32, device), step.plain_step("resnet18", 32, device, "fp32", False)]
+    before = {name: p.detach().clone() for name, p in networks["ours"].named_parameters()}
+    generator = torch.Generator().manual_seed(0)
+    views = tuple(torch.randn(8, 3, 32, 32, generator=generator) for _ in range(2))
+    for run in steps:
+        run(views)
+    ours, plain = (networks[name].state_dict() for name in ("ours", "plain"))
+    moved = sum(float((ours[name] - p).square().sum()) for name, p in before.items()) ** 0.5
+    apart = sum(float((ours[name] - plain[name]).square().sum()) for name in before) ** 0.5
+    assert moved > 0
+    assert apart < 1e-3 * moved
+
+
+def test_the_benchmark_of_a_step_has_a_row_per_peer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    monkeypatch.setattr("sys.argv", ["step", "--device", "cpu", "--quick", "--out", str(tmp_path)])
+    step.main()
+    (path,) = tmp_path.glob("step_*.json")
+    rows = json.loads(path.read_text())["step"]
+    assert [row["peer"] for row in rows] == ["eager", "network and loss compiled"]
+    assert all(row["times_faster"] == row["peer_ms"] / row["ours_ms"] for row in rows)
+
+
+def test_a_replayed_loss_is_compared_with_peers_called_and_replayed() -> None:
+    rows: dict[str, dict[str, Any]] = {
+        "fused": {"first_ms": 2.0, "first_replayed_ms": 1.0, "all_ms": 4.0, "all_replayed_ms": 2.0, "product_ms": 1.0},
+        "eager": {
+            "first_ms": 8.0,
+            "first_replayed_ms": 3.0,
+            "all_ms": 20.0,
+            "all_replayed_ms": 10.0,
+            "product_ms": 5.0,
+        },
+        "compiled": {"first_ms": 6.0, "first_not_captured": "it waits"},
+        "lightly": {"first_ms": 5.0},
+    }
+    assert gpu_nt_xent.ratios(rows) == {
+        "first: called, best peer called": 2.5,
+        "first: replayed, best peer called or replayed": 3.0,
+        "first: replayed, eager and compiled called": 6.0,
+        "all: called, best peer called": 5.0,
+        "all: replayed, best peer called or replayed": 5.0,
+        "all: replayed, eager and compiled called": 10.0,
+        "product: called, best peer called": 5.0,
+    }
+    failed = {name: {"error": "out of memory"} if name == "fused" else row for name, row in rows.items()}
+    assert gpu_nt_xent.ratios(failed) == {}
+
+
+def test_a_loss_that_cannot_be_captured_keeps_its_called_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: Any) -> float:
+        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+    monkeypatch.setattr(gpu_nt_xent, "replay_ms", refused)
+    found = gpu_nt_xent.replayed("first", lambda: None, torch.device("cuda"))
+    assert found == {"first_not_captured": "operation not permitted when stream is capturing"}
+
+
+def test_parts_of_the_losses_benchmark_can_be_run_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(gpu_nt_xent, "compiled_eager", lambda: gpu_nt_xent.eager)
+    options = ["--sizes", "8x4,16x4", "--precisions", "fp32"]
+    where = ["--device", "cpu", "--out", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["gpu_nt_xent", *options, "--skip", "ceilings,errors,small,large", *where])
+    gpu_nt_xent.main()
+    (path,) = tmp_path.glob("*.json")
+    content = json.loads(path.read_text())
+    assert set(content) == {"environment", "settings", "times", "times faster than peers"}
+    assert [(row["pairs"], row["precision"]) for row in content["times faster than peers"]] == [
+        (8, "fp32"),
+        (16, "fp32"),
+    ]
+
+
+@pytest.mark.parametrize("text", ["", "8", "8x", "0x4", "8x4x2"])
+def test_sizes_that_cannot_be_read_are_told(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="expected PAIRSxWIDTH"):
+        gpu_nt_xent.sizes_of(text)
+    with pytest.raises(argparse.ArgumentTypeError, match=r"expected some of fp32,tf32,bf16, found 'fp64'"):
+        gpu_nt_xent.names_among(gpu_nt_xent.PRECISIONS)("fp32,fp64")
