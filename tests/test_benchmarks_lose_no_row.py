@@ -95,9 +95,9 @@ def test_the_upper_phase_equals_the_reference_and_holds_one_operator_at_a_time(
     operators: list[HessianOperator] = []
     update, matmat = HessianOperator.update, HessianOperator.matmat
 
-    def watched_update(self: HessianOperator, stored: Any) -> None:
+    def watched_update(self: HessianOperator, *given: Any) -> None:
         operators.extend([] if self in operators else [self])
-        update(self, stored)
+        update(self, *given)
 
     def watched(self: HessianOperator, vectors: torch.Tensor) -> torch.Tensor:
         assert all(other.retained == 0 for other in operators if other is not self)

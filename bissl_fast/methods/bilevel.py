@@ -40,8 +40,8 @@ class BilevelSettings:
 
     Attributes:
         mode: of the products. `linearized`: traced once, the primal half once per upper phase; `reverse`: reverse over
-            reverse, for losses that cannot be traced; both are exact. `gauss_newton` is another, positive
-            semidefinite matrix; `finite_difference` an estimator.
+            reverse, taken in its place for networks that cannot be traced; both are exact. `gauss_newton` is another,
+            positive semidefinite matrix; `finite_difference` an estimator.
         solver: of the system. `layerwise-cg` is the paper's: conjugate gradients with one step length per parameter
             tensor; `cg` the textbook's; `minimal-residual` holds where the system is indefinite; `nystrom` sketches the
             Hessian once per upper phase, with as many products as one right-hand side has elsewhere.

@@ -383,14 +383,14 @@ class Training:
 def train(config: TrainConfig, console: Console) -> Path:
     """Run or resume everything that a config stands for; returns the run's folder."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorBoard's writer may pull in a talkative TensorFlow
-    training = Training(config, console)
-    with exclusive(training.folder):
-        try:
+    try:
+        training = Training(config, console)
+        with exclusive(training.folder):
             return training.run()
-        except RuntimeError as error:
-            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
-                raise
-            raise UserError(
-                f"memory is full ({str(error).splitlines()[0]}); lower --pretrain.batch-size, --finetune.batch-size or "
-                "--images.size, then run the same command again: finished stages that it leaves alone are kept."
-            ) from None
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise UserError(
+            f"memory is full ({str(error).splitlines()[0]}); lower --pretrain.batch-size, --finetune.batch-size or "
+            "--images.size, then run the same command again: finished stages that it leaves alone are kept."
+        ) from None

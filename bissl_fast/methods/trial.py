@@ -9,6 +9,7 @@ from bissl_fast.errors import UserError
 from bissl_fast.methods.bilevel import BilevelSettings
 from bissl_fast.models import Network
 from bissl_fast.models.backbone import reason_of
+from bissl_fast.models.separate import random_state
 from bissl_fast.pretext import SimCLR, mean_pretext_loss
 
 PAIRS = 2
@@ -80,11 +81,7 @@ def failure_of(bilevel: BilevelSettings, network: Network, task: SimCLR, size: i
 
 def draws(network: Network, images: torch.Tensor) -> bool:
     """Whether a pass moves PyTorch's random numbers; to be called where they may move."""
-
-    def state() -> torch.Tensor:
-        return torch.cuda.get_rng_state(images.device) if images.is_cuda else torch.get_rng_state()
-
-    before = state()
+    before = random_state(images.device)
     with frozen_buffers(network), torch.no_grad():
         network(images)
-    return not torch.equal(state(), before)
+    return not torch.equal(random_state(images.device), before)

@@ -18,13 +18,13 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 def fuse_batch_norm(network: nn.Module) -> nn.Module:
     """Let every batch norm that can be replaced run through :class:`BatchNormAct`, in place.
 
-    In the residual blocks and the stem of timm's ResNets and in plain ``nn.Sequential``s, a ReLU that follows (and the
-    shortcut added in between) is done in the same pass. Elsewhere, and in blocks with anything unusual (another
-    activation, squeeze-and-excitation, drop path, anti-aliasing, hooks), batch norms are replaced one by one.
-    Subclasses of the layers concerned, synchronised batch norms among them, stay as they are. Numbers, layers,
-    parameters, buffers, their names and their order are the same. A fused network can be copied, pickled, converted to
-    synchronised batch norms, have its batch norms folded into convolutions, and be given to an optimiser's old
-    parameters.
+    In the residual blocks and the stem of timm's ResNets, in its ``BatchNormAct2d`` and in plain ``nn.Sequential``s, a
+    ReLU that follows (and the shortcut added in between) is done in the same pass. Elsewhere, and in blocks with
+    anything unusual (another activation, squeeze-and-excitation, drop path, anti-aliasing, hooks), batch norms are
+    replaced one by one. Other subclasses of the layers concerned, synchronised batch norms among them, stay as they
+    are. Numbers, layers, parameters, buffers, their names and their order are the same. A fused network can be copied,
+    pickled, converted to synchronised batch norms, have its batch norms folded into convolutions, and be given to an
+    optimiser's old parameters.
 
     Args:
         network: Any module.
@@ -42,11 +42,12 @@ def fuse_batch_norm(network: nn.Module) -> nn.Module:
             module.__class__ = FusedSequential
         elif is_plain(module, *BATCH_NORMS) and module.affine:
             module.__class__ = BatchNormAct
-    if "timm.models.resnet" in sys.modules:  # else there is no timm module in it
-        from bissl_fast.models.fused_resnet import FUSED
+    if "timm" in sys.modules:  # else there is no timm module in it
+        from bissl_fast.models.fused_timm import FUSED
 
         for module in network.modules():
-            module.__class__ = FUSED.get(type(module), type(module))
+            if type(module) in FUSED and getattr(module, "affine", True):
+                module.__class__ = FUSED[type(module)]
     return network
 
 

@@ -12,22 +12,23 @@ from bissl_fast.ops.batch_norm import statistics_groups
 
 ANSWERS: "WeakKeyDictionary[nn.Module, dict[Any, bool]]" = WeakKeyDictionary()
 BATCHES, IMAGES = 2, 2
-LARGEST_DIFFERENCE = 1e-3
-"""Relative, and far above the rounding of a float32 network; what mixes batches is off by a share of the output."""
+LARGEST_DIFFERENCE = 1e-8
+"""Relative, and far above the rounding of a float64 network."""
 
 
 def keeps_apart(network: nn.Module, like: torch.Tensor) -> bool:
     """Whether outputs of joined batches are those of each batch alone, inside :func:`statistics_groups`.
 
-    A twin with random weights, which hide nothing as zero-initialised ones do, passes a few images of noise both ways;
-    the network itself, its buffers and PyTorch's random numbers stay as they are. A network that draws numbers in its
-    pass, or that cannot be copied, is said not to keep them apart. Each network is asked once for each set of modes.
+    A twin in float64 with random weights, which hide nothing as zero-initialised ones do, passes a few images of noise
+    both ways; the network itself, its buffers and PyTorch's random numbers stay as they are. A network that draws
+    numbers in its pass, that cannot be copied or that does not run in float64 is said not to keep them apart. Each
+    network is asked once for each set of modes.
 
     Args:
         network: takes ``(N, …)``.
-        like: a batch, whose shape and dtype the images have.
+        like: a batch, whose shape the images have.
     """
-    key = (like.shape[1:], like.dtype, like.device, tuple((type(m), m.training) for m in network.modules()))
+    key = (like.shape[1:], like.device, tuple((type(m), m.training) for m in network.modules()))
     answers = ANSWERS.setdefault(network, {})
     if key not in answers:
         answers[key] = ask(network, like)
@@ -38,19 +39,22 @@ def keeps_apart(network: nn.Module, like: torch.Tensor) -> bool:
 def ask(network: nn.Module, like: torch.Tensor) -> bool:
     """The answer of a twin, in a thread of its own: no trace, derivative or mode that is under way reaches into it."""
     with ThreadPoolExecutor(1) as thread:
-        return thread.submit(answer, network, like.shape[1:], like.dtype, like.device).result()
+        return thread.submit(answer, network, like.shape[1:], like.device).result()
 
 
 @torch.no_grad()
-def answer(network: nn.Module, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> bool:
+def answer(network: nn.Module, shape: torch.Size, device: torch.device) -> bool:
     """Whether a twin gives the same for images of ``shape`` both ways."""
     devices = [device.index or 0] if device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(0)
         try:
-            twin = random_twin(network)
-            batches = torch.randn(BATCHES, IMAGES, *shape, dtype=dtype, device=device)
+            twin = random_twin(network).double()
+            batches = torch.randn(BATCHES, IMAGES, *shape, dtype=torch.float64, device=device)
+            before = random_state(device)
             alone = torch.cat([twin(batch) for batch in batches])
+            if not torch.equal(random_state(device), before):
+                return False
             with statistics_groups(twin, BATCHES):
                 together = twin(batches.flatten(0, 1))
         except Exception:  # it cannot be copied, or it takes no batches of other sizes: nothing is known
@@ -80,3 +84,8 @@ def random_like(tensor: torch.Tensor) -> torch.Tensor:
         inputs = tensor.numel() // max(1, len(tensor))
         values = torch.randn(shape, dtype=dtype, device=device) / max(1, inputs) ** 0.5
     return nn.Parameter(values) if isinstance(tensor, nn.Parameter) else values
+
+
+def random_state(device: torch.device) -> torch.Tensor:
+    """Where PyTorch's random numbers for a device are."""
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()

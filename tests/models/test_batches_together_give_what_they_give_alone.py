@@ -93,6 +93,14 @@ def test_a_network_with_dropout_draws_for_each_batch_as_alone() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_dropout_of_little_weight_is_noticed() -> None:
+    class Slight(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + 1e-12 * nn.functional.dropout(x, 0.5)
+
+    assert not keeps_apart(nn.Sequential(nn.Linear(3, 3), Slight()), torch.zeros(2, 3))
+
+
 def test_asking_leaves_network_and_hooks_alone_and_happens_once() -> None:
     module, calls = network(), []
     module.backbone.register_forward_hook(lambda *_: calls.append(1))

@@ -8,16 +8,17 @@ import pickle
 import pytest
 import timm
 import torch
+from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from bissl_fast.models import build_backbone, build_projector, fuse_batch_norm
-from bissl_fast.ops import backend, statistics_groups
+from bissl_fast.ops import BatchNormAct, backend, statistics_groups
 from bissl_fast.ops.batch_norm import module as layers_module
 
 # Batch norms, and how many of them take their ReLU and shortcut along. Squeeze-and-excitation, anti-aliasing, drop
-# path and blocks of other classes leave only the stem and plain sequences; other families have their own batch norms.
+# path and blocks of other classes leave only the stem and plain sequences; timm's own norms have activations inside.
 EXPECTED = {
     "resnet18": (20, 17),
     "resnet50": (53, 49),
@@ -27,7 +28,8 @@ EXPECTED = {
     "resnetblur18": (20, 11),
     "res2net50_14w_8s": (149, 1),
     "vgg11_bn": (8, 8),
-    "regnetx_002": (0, 0),
+    "regnetx_002": (44, 27),
+    "test_efficientnet": (13, 0),
 }
 
 
@@ -229,6 +231,13 @@ def test_what_is_changed_after_fusing_loses_no_relu(network: str, name: str) -> 
     assert relative_error(fused, plain) <= 1e-4
     if name in ("hooks on the ReLUs", "another activation"):
         assert relative_error(plain, before) > 0.01
+
+
+def test_timms_own_norms_keep_their_activations_when_timm_synchronises_them() -> None:
+    plain, fused = (convert_sync_batchnorm(half.float().eval()) for half in pair("test_efficientnet"))
+    assert not any(isinstance(layer, BatchNormAct) for layer in fused.modules())
+    images = torch.randn(2, 3, 64, 64)
+    assert relative_error(fused(images), plain(images)) <= 1e-6
 
 
 def test_a_part_of_a_fused_sequence_is_that_part() -> None:

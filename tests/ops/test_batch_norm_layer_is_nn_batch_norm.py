@@ -83,6 +83,9 @@ def test_groups_end_with_the_block_even_by_an_error_and_refuse_layers_that_would
     network = nn.Sequential(layer, nn.BatchNorm2d(5))
     with pytest.raises(UserError, match="1, a BatchNorm2d, takes its statistics"), statistics_groups(network, 2):
         pass
+    tracking = nn.Sequential(layer, nn.InstanceNorm2d(5, track_running_stats=True))  # moves as a batch norm does
+    with pytest.raises(UserError, match="1, a InstanceNorm2d, takes its statistics"), statistics_groups(tracking, 2):
+        pass
     with pytest.raises(UserError, match="1 group or more"), statistics_groups(layer, 0):
         pass
     with statistics_groups(network, 1), statistics_groups(network.eval(), 2):

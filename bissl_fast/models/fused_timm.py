@@ -1,9 +1,11 @@
-"""timm's ResNets with batch norm, shortcut and ReLU in one pass."""
+"""timm's ResNets, and its batch norms with an activation of their own, with what follows a batch norm in one pass."""
 
+from timm.layers.norm_act import BatchNormAct2d
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
 from bissl_fast.models.fused import is_plain, joins
+from bissl_fast.ops import BatchNormAct
 
 
 class FusedBasicBlock(BasicBlock):
@@ -43,10 +45,20 @@ class FusedResNet(ResNet):
         return x
 
 
+class FusedBatchNormAct2d(BatchNormAct, BatchNormAct2d):
+    """timm's ``BatchNormAct2d``, which most of its families are made of; a ReLU in it is done with the batch norm."""
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        relu = is_plain(self.act, nn.ReLU) and is_plain(self.drop, nn.Identity)
+        x = super().forward(x, relu=relu)
+        return x if relu else self.act(self.drop(x))
+
+
 FUSED: dict[type[nn.Module], type[nn.Module]] = {
     BasicBlock: FusedBasicBlock,
     Bottleneck: FusedBottleneck,
     ResNet: FusedResNet,
+    BatchNormAct2d: FusedBatchNormAct2d,
 }
 
 
