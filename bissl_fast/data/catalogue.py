@@ -73,6 +73,7 @@ def load_pretext(
     progress: bool = True,
     downstream: str | None = None,
     exclude_test: bool = False,
+    labels: Path | None = None,
 ) -> ImageSet:
     """Load the unlabelled images of a set: its unlabelled split, or its training split without the labels.
 
@@ -86,13 +87,14 @@ def load_pretext(
         progress: Show a progress bar while decoding.
         downstream: The set that is tested on: how many of its test images are among these, byte for byte, is noted.
         exclude_test: Leave those out.
+        labels: Of `downstream`, as in `load_downstream`.
 
     Raises:
         UserError: As `load_downstream`; or nothing but test images is there.
     """
     source = list_unlabelled(spec, root)
     if downstream is not None and source.files:
-        source = _beside_test(source, list_labelled(downstream, root).test, downstream, exclude_test)
+        source = _beside_test(source, list_labelled(downstream, root, labels).test, downstream, exclude_test)
     return cache.load(source, size, cache_dir, progress)
 
 

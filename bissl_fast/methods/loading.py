@@ -94,6 +94,7 @@ class RunData:
                 cache,
                 downstream=config.dataset,
                 exclude_test=config.exclude_test,
+                labels=config.labels,
             )
         if config.dataset in WITH_UNLABELLED_IMAGES:
             return load_pretext(config.dataset, root, size, cache)

@@ -207,6 +207,17 @@ def test_pretext_images_that_are_test_images_are_told(
     assert line.rstrip().endswith(end)
 
 
+def test_pretext_images_that_are_test_images_by_a_table_are_left_out(small_data: Path, tmp_path: Path) -> None:
+    folder, table = small_data / "loose", tmp_path / "table.csv"
+    names = sorted(path.name for path in folder.iterdir())
+    table.write_text("".join(f"{name},{'ab'[index % 2]}\n" for index, name in enumerate(names)))
+    spec = f"folder:{folder}"
+    changed = config(small_data, tmp_path, dataset=spec, labels=table, pretext_dataset=spec, exclude_test=True)
+    training = begin(changed)
+    assert len(training.splits.test) == 8
+    assert len(training.data.unlabelled) == 40
+
+
 def test_a_set_without_unlabelled_images_of_its_own_asks_for_stl10_by_name(small_data: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no unlabelled images of its own.*--pretext-dataset folder:PATH"):
         begin(config(small_data, tmp_path, pretext_dataset=None, data_root=tmp_path))
