@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from bissl_fast.data.cache import decode, remark_notes
-from bissl_fast.data.dataset import Images
+from bissl_fast.data.dataset import Images, ImageSet
+from bissl_fast.data.loader import sequential_batches
 from bissl_fast.data.presets import eval_view
 from bissl_fast.data.readers.folder import folder_names, loose_images
 from bissl_fast.data.readers.source import Source
 from bissl_fast.data.readers.table import whole_table
-from bissl_fast.data.rendering import render
-from bissl_fast.data.views import ViewSettings, draw_views
+from bissl_fast.data.views import ViewSettings
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.metrics import evaluation_mode
 from bissl_fast.methods.config import ImageSettings, load_config
@@ -35,19 +35,19 @@ class Embedder:
     backbone: nn.Module
     view: ViewSettings
     decoded_size: int
+    whole: bool  # images are decoded whole, stretched to squares, and cropped as they were before
 
     @torch.inference_mode()
-    def features(self, pixels: Images, device: torch.device) -> NDArray[np.float32]:
-        """(B, F) of (B, S, S, 3) uint8, in eval mode.
+    def features(self, images: ImageSet, device: torch.device) -> NDArray[np.float32]:
+        """(B, F) of B images in one pass, in eval mode.
 
         Raises:
             UserError: if the backbone cannot take such images, or does not give a vector for each.
         """
-        table = draw_views(self.view, 0, 0, np.arange(len(pixels)), 0, pixels.shape[1:3])
-        images = render(torch.from_numpy(pixels).to(device), table, self.view)
+        (batch,) = sequential_batches(images, self.view, len(images), device)
         with evaluation_mode(self.backbone):
             try:
-                found: torch.Tensor = self.backbone(images)
+                found: torch.Tensor = self.backbone(batch.views[0])
             except torch.OutOfMemoryError:
                 raise UserError("memory is full: lower --batch-size.") from None
             except (RuntimeError, AssertionError, ValueError) as error:
@@ -110,7 +110,7 @@ def embedder(spec: str, backbone: str | None, size: int | None, say: Callable[[s
         view = eval_view(images.size)
         if (seen := timm_normalisation(spec)) is not None:
             view = replace(view, mean=seen[0], std=seen[1])
-    decoded = images.cache_size
+    decoded = images.downstream_cache_size or images.cache_size
     if size is not None and size != view.size:
         if not 8 <= size <= 4096:
             raise UserError(f"--size must be between 8 and 4096 pixels, found {size}.")
@@ -119,7 +119,7 @@ def embedder(spec: str, backbone: str | None, size: int | None, say: Callable[[s
     weights = backbone_weights(spec, network, name)
     weights.load_into(network)
     say(f"{name}: {weights}")
-    return Embedder(network, view, decoded)
+    return Embedder(network, view, decoded, images.whole)
 
 
 def config_beside(path: Path) -> Path | None:
@@ -141,6 +141,8 @@ def embed_images(model: Embedder, source: Source, device: torch.device, batch_si
         UserError: if no image can be read.
     """
     place(model.backbone, device)
+    if model.whole and source.whole is not None:
+        source = source.whole()
     kept: list[int] = []
     left_out: list[str] = []
     remarks: dict[str, list[str]] = {}
@@ -158,7 +160,9 @@ def embed_images(model: Embedder, source: Source, device: torch.device, batch_si
 
     images, found = readable(), []
     while batch := list(islice(images, batch_size)):
-        found.append(model.features(np.stack(batch), device))
+        rows = kept[-len(batch) :]
+        sizes = None if source.sides is None else np.array([source.sides(row) for row in rows], dtype=np.int64)
+        found.append(model.features(ImageSet(source.name, np.stack(batch), None, (), "", sizes=sizes), device))
     if not found:
         raise UserError(f"None of the {source.count} images of {source.name} can be read: {left_out[0]}.")
     labels = None if source.labels is None else source.labels[kept].astype(np.int64)

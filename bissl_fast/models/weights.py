@@ -182,7 +182,8 @@ def fit(found: Tensors, backbone: nn.Module, name: str, origin: str) -> Backbone
     if any(faults.values()):
         told = "; ".join(f"{what}: {listed(names)}" for what, names in faults.items() if names)
         raise UserError(
-            f"{origin} does not fit the backbone {name}; {told}. Give the --backbone, and the size of images, that it was made with."
+            f"{origin} does not fit the backbone {name}; {told}. "
+            "Give the --backbone, and the size of images, that it was made with."
         )
     left_out = tuple(key for key in found if key.removeprefix(prefix) not in tensors or not key.startswith(prefix))
     return BackboneWeights(tensors, origin, prefix, left_out)

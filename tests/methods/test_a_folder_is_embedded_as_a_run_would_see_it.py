@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.torch import save_file
 
 from bissl_fast.cli import main
@@ -18,15 +19,18 @@ from bissl_fast.models import build_backbone
 from tests.methods.conftest import train_arguments
 
 
-@pytest.fixture(scope="module")
-def run(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def write_run(folder: Path, small_data: Path, *more: str) -> Path:
     """As much of a run as embedding reads."""
-    folder = tmp_path_factory.mktemp("run")
-    (folder / "config.yaml").write_text(save_config(parse_config(train_arguments(small_data, folder))))
-    (folder / "bissl").mkdir()
+    (folder / "bissl").mkdir(parents=True)
+    (folder / "config.yaml").write_text(save_config(parse_config(train_arguments(small_data, folder, *more))))
     tensors = build_backbone("test_resnet", 3).state_dict()
     save_file({f"backbone.{name}": value for name, value in tensors.items()}, folder / "bissl" / "weights.safetensors")
     return folder
+
+
+@pytest.fixture(scope="module")
+def run(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("run"), small_data)
 
 
 def embed(model: Path | str, folder: Path, output: Path, *more: str) -> dict[str, np.ndarray]:
@@ -47,6 +51,37 @@ def test_features_are_those_that_a_run_extracts(run: Path, small_data: Path, tmp
     assert found["features"].dtype == np.float32
     assert found["classes"].tolist() == ["class0", "class1", "class2"]
     assert found["names"].tolist() == [p.relative_to(folder).as_posix() for p in sorted(folder.rglob("*.png"))]
+
+
+def test_whole_images_are_cropped_as_a_run_crops_them(small_data: Path, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", small_data, "--images.whole", "--images.downstream-cache-size", "24")
+    folder, rng = tmp_path / "photos", np.random.default_rng(0)
+    folder.mkdir()
+    for index, (height, width) in enumerate([(20, 40), (30, 20), (24, 24), (60, 25), (21, 50)]):
+        Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)).save(folder / f"{index}.png")
+    found = embed(run, folder, tmp_path / "a.npz", "--batch-size", "2")
+    source = folder_names(folder).whole
+    assert source is not None
+    images = load(source(), 24, tmp_path, progress=False)
+    view = parse_config(train_arguments(small_data, run)).images.evaluation_view
+    expected, _ = extract_features(build_backbone("test_resnet", 3), sequential_batches(images, view, 5, "cpu"))
+    np.testing.assert_allclose(found["features"], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_left_out_and_what_is_turned_is_told(
+    run: Path, small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, exif = tmp_path / "photos", Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    folder.mkdir()
+    Image.new("RGB", (30, 20)).save(folder / "turned.jpg", exif=exif)
+    (folder / "notes.txt").write_text("none")
+    embed(run, folder, tmp_path / "a.npz")
+    output = " ".join(capsys.readouterr().out.split())
+    assert "1 of what lies in" in output
+    assert "notes.txt" in output
+    assert "1 of 1 images of photos/unlabelled" in output
+    assert "turned.jpg" in output
 
 
 def test_the_same_weights_give_the_same_features_however_they_are_named(
@@ -100,7 +135,7 @@ def test_labels_of_a_table_and_unreadable_images(
     [
         ("nowhere", [], "nowhere is not there: give a file of weights"),
         ("run", ["--backbone", "resnet18"], "does not fit the backbone resnet18"),
-        ("timm:vit_tiny_patch16_224", [], "pos_embed (1, 197, 192) for (1, 37, 192). Give the --backbone, and the size"),
+        ("timm:vit_tiny_patch16_224", [], "(1, 197, 192) for (1, 37, 192). Give the --backbone, and the size"),
         ("timm:vit_tiny_patch16_224", ["--size", "8"], "the backbone cannot take images of 8 px"),
         ("run", ["--size", "5"], "--size must be between 8 and 4096"),
         ("run", ["--batch-size", "0"], "--batch-size must be at least 1"),
