@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from bissl_fast.cli import main
 from bissl_fast.data.catalogue import list_labelled, load_downstream
@@ -79,6 +81,23 @@ def test_a_run_loads_the_images_that_the_table_names_and_no_others(folder: Path,
     splits = load_downstream(f"folder:{folder}", None, 16, tmp_path / "cache", False, labels=table(folder, lines))
     assert len(splits.train) + len(splits.val) + len(splits.test) == 18
     assert splits.train.classes == ("cat", "dog")
+
+
+def test_photographs_stand_upright_as_in_a_folder_of_classes(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    for label in ("cat", "dog"):
+        (tmp_path / "images" / label).mkdir(parents=True)
+        for index in range(5):
+            Image.radial_gradient("L").crop((0, 0, 128, 90)).save(
+                tmp_path / "images" / label / f"{index}.jpg", exif=exif
+            )
+    folder = tmp_path / "images"
+    files = [path.relative_to(folder) for path in sorted(folder.rglob("*.jpg"))]
+    by_table = list_labelled(f"folder:{folder}", None, table(folder, [f"{path},{path.parent}" for path in files]))
+    by_folder = list_labelled(f"folder:{folder}", None)
+    np.testing.assert_array_equal(by_table.train.read(0, 32), by_folder.train.read(0, 32))
+    assert by_table.train.remarks(0) == by_folder.train.remarks(0) != ()
 
 
 @pytest.mark.parametrize(
