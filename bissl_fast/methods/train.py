@@ -3,6 +3,8 @@
 import copy
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -383,10 +385,17 @@ class Training:
 def train(config: TrainConfig, console: Console) -> Path:
     """Run or resume everything that a config stands for; returns the run's folder."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorBoard's writer may pull in a talkative TensorFlow
-    try:
+    with memory_told():
         training = Training(config, console)
         with exclusive(training.folder):
             return training.run()
+
+
+@contextmanager
+def memory_told() -> Iterator[None]:
+    """Make a sentence of memory that is full."""
+    try:
+        yield
     except RuntimeError as error:
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
