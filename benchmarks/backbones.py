@@ -3,7 +3,7 @@
 Each is what ``bissl-fast train`` would build, and goes through what a run tries before its first stage. What has been
 tried before, with the same versions, is not tried again: delete the ``.json`` for that.
 
-    python -m benchmarks.backbones --page docs/backbones.md --output docs/results/backbones.json    # an hour
+    python -m benchmarks.backbones --page docs/backbones.md --output docs/results/backbones.json    # half an hour
 """
 
 import argparse
@@ -29,14 +29,13 @@ from bissl_fast.training.environment import describe_environment
 from bissl_fast.training.files import write_atomic, write_json
 
 SIZE = 96  # px, the default of --images.size
-LARGEST = 30_000_000  # parameters: larger families are named and not tried
+LARGEST = 12_000_000  # parameters: larger families are named and not tried
 
 PAGE = """# Backbones
 
 `--backbone NAME` takes timm's networks. One small member of each family, as `python -m benchmarks.backbones` found it
-on {date}
-(timm {timm}, torch {torch}, {processor}, {size} px, float32): what a run tries before its first stage, a product of
-the pretext loss of two pairs of images.
+on {date} (timm {timm}, torch {torch}, {processor}, {size} px, float32): what a run tries before
+its first stage, a product of the pretext loss of two pairs of images.
 
 - **products**: `linearized`, the default, or what the run takes in its place; *refused* ends with a sentence before
   anything is computed.

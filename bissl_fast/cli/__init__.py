@@ -11,6 +11,7 @@ USAGE = f"""bissl-fast {__version__}: bilevel self-supervised learning, exact an
 usage: bissl-fast COMMAND [OPTIONS]     (bissl-fast COMMAND --help tells more)
 
   train    run BiSSL and its baseline from pretext training to test, e.g. `bissl-fast train --dataset textures`
+  embed    features of a folder of images by a run's or any other backbone: `bissl-fast embed runs/demo photos`
   data     list, download, prepare and verify data sets
   bench    measure losses, products and data beside their peers on this machine: `bissl-fast bench data`
   report   write report.html of a run anew
@@ -54,6 +55,10 @@ def _run(command: str, rest: list[str]) -> int:
             "verify": verify_command,
         }
         tyro.extras.subcommand_cli_from_dict(commands, prog="bissl-fast data", args=rest)
+    elif command == "embed":
+        from bissl_fast.cli.embed import embed_command
+
+        embed_command(rest)
     elif command == "report":
         from bissl_fast.cli.report import report_command
 

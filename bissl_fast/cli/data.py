@@ -62,6 +62,7 @@ def prepare_command(
     name: tyro.conf.Positional[str],
     *,
     data_root: Path | None = None,
+    labels: Path | None = None,
     unlabelled: bool = False,
     size: int = 112,
     whole: bool = False,
@@ -73,6 +74,7 @@ def prepare_command(
     Args:
         name: Name of the set, or folder:PATH.
         data_root: Folder that holds the data sets; the download goes there.
+        labels: Table of paths and classes of a folder:PATH whose sub-folders are no classes.
         unlabelled: Prepare the unlabelled images only, as for pretext training.
         size: Side of the cached images in pixels: a run's --images.cache-size, 64 in the preset quick, else 112. Of
             downstream images --images.downstream-cache-size: 224, and --whole, in the presets paper and official.
@@ -93,7 +95,7 @@ def prepare_command(
     parts: list[ImageSet] = []
     notes: tuple[str, ...] = ()
     if not unlabelled:
-        splits = load_downstream(name, data_root, size, cache_dir, whole=whole, channels=channels)
+        splits = load_downstream(name, data_root, size, cache_dir, whole=whole, labels=labels, channels=channels)
         parts += [splits.train, splits.val, splits.test]
         notes = splits.notes
     if unlabelled or (entry is not None and entry.unlabelled is not None):
@@ -107,7 +109,9 @@ def prepare_command(
     _print(f"Ready in {cache_dir or cache.default_folder()}.")
 
 
-def verify_command(name: tyro.conf.Positional[str], *, data_root: Path | None = None, channels: int = 3) -> None:
+def verify_command(
+    name: tyro.conf.Positional[str], *, data_root: Path | None = None, labels: Path | None = None, channels: int = 3
+) -> None:
     """Decode every image of a data set; show what is there per split and class, and what is missing or unreadable.
 
     Images that are the same, byte for byte, in two splits or under two labels are counted and named.
@@ -115,10 +119,11 @@ def verify_command(name: tyro.conf.Positional[str], *, data_root: Path | None = 
     Args:
         name: Name of the set, or folder:PATH.
         data_root: Folder that holds the data sets.
+        labels: Table of paths and classes of a folder:PATH whose sub-folders are no classes.
         channels: As in `data prepare`.
     """
     require(1 <= channels <= MOST_CHANNELS, "channels", channels, f"between 1 and {MOST_CHANNELS}")
-    listing = list_labelled(name, data_root, channels)
+    listing = list_labelled(name, data_root, labels, channels)
     sources = [listing.train, listing.val, listing.test]
     if not name.startswith(FOLDER_PREFIX) and entry_of(name).unlabelled is not None:
         sources.append(list_unlabelled(name, data_root, channels))

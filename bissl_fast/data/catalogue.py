@@ -15,9 +15,10 @@ from bissl_fast.data import cache
 from bissl_fast.data.dataset import ImageSet, Splits, without_empty_classes
 from bissl_fast.data.duplicates import same_files
 from bissl_fast.data.entries import ENTRIES, SPLITS, Entry
-from bissl_fast.data.readers.folder import image_folder, loose_images
+from bissl_fast.data.readers.folder import image_folder, loose_images, require_folder
 from bissl_fast.data.readers.gray import gray
 from bissl_fast.data.readers.source import Listing, Source, listed
+from bissl_fast.data.readers.table import labelled_table
 from bissl_fast.errors import UserError
 
 FOLDER_PREFIX = "folder:"
@@ -31,6 +32,7 @@ def load_downstream(
     cache_dir: Path | None = None,
     progress: bool = True,
     whole: bool = False,
+    labels: Path | None = None,
     channels: int = 3,
 ) -> Splits:
     """Load the labelled splits of a set, from the cache if they were decoded before.
@@ -42,6 +44,7 @@ def load_downstream(
         cache_dir: Cache folder; `BISSL_FAST_CACHE` or `~/.cache/bissl-fast` if `None`.
         progress: Show a progress bar while decoding.
         whole: Keep whole images, stretched to squares, and their sizes, in place of the squares in their middle.
+        labels: A table of paths and classes, for a folder whose sub-folders are no classes.
         channels: Of the images. 1 is the luma of RGB; others than 1 and 3 are read from folders alone.
 
     Returns:
@@ -55,7 +58,7 @@ def load_downstream(
         >>> splits.train.images.shape  # doctest: +SKIP
         (480, 64, 64, 3)
     """
-    listing = list_labelled(spec, root, channels)
+    listing = list_labelled(spec, root, labels, channels)
     sources = [listing.train, listing.val, listing.test]
     if whole:
         sources = [source.whole() if source.whole else source for source in sources]
@@ -73,6 +76,7 @@ def load_pretext(
     progress: bool = True,
     downstream: str | None = None,
     exclude_test: bool = False,
+    labels: Path | None = None,
     channels: int = 3,
 ) -> ImageSet:
     """Load the unlabelled images of a set: its unlabelled split, or its training split without the labels.
@@ -87,6 +91,7 @@ def load_pretext(
         progress: Show a progress bar while decoding.
         downstream: The set that is tested on: how many of its test images are among these, byte for byte, is noted.
         exclude_test: Leave those out.
+        labels: Of `downstream`, as in `load_downstream`.
         channels: As in `load_downstream`.
 
     Raises:
@@ -94,7 +99,7 @@ def load_pretext(
     """
     source = list_unlabelled(spec, root, channels)
     if downstream is not None and source.files:
-        source = _beside_test(source, list_labelled(downstream, root, channels).test, downstream, exclude_test)
+        source = _beside_test(source, list_labelled(downstream, root, labels, channels).test, downstream, exclude_test)
     return cache.load(source, size, cache_dir, progress)
 
 
@@ -113,10 +118,15 @@ def _beside_test(source: Source, test: Source, downstream: str, exclude: bool) -
     return replace(rest, notes=(*source.notes, f"{found} and are left out."))
 
 
-def list_labelled(spec: str, root: Path | None, channels: int = 3) -> Listing:
+def list_labelled(spec: str, root: Path | None, labels: Path | None = None, channels: int = 3) -> Listing:
     """The labelled splits of a set, listed and not decoded."""
     if spec.startswith(FOLDER_PREFIX):
-        return image_folder(folder_of(spec), channels)
+        folder = folder_of(spec)
+        if labels is None:
+            return image_folder(folder, channels)
+        return labelled_table(require_folder(folder), labels, channels)
+    if labels is not None:
+        raise UserError(f"--labels names the classes of a folder's images: {spec} has its own, so leave it out.")
     entry = entry_of(spec)
     listing = entry.labelled(locate(entry, root))
     train, val, test = (_in_channels(part, channels) for part in (listing.train, listing.val, listing.test))

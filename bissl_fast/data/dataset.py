@@ -57,6 +57,9 @@ class ImageSet:
     sizes: Labels | None = None
 
     def __post_init__(self) -> None:
+        for name, array in (("images", self.images), ("labels", self.labels)):
+            if not isinstance(array, np.ndarray | None):
+                raise ValueError(f"{self.name}: {name} must be a NumPy array, found {type(array).__name__}")
         n, *square = self.images.shape
         if self.images.dtype != np.uint8 or len(square) != 3 or square[0] != square[1] or square[2] < 1:
             raise ValueError(

@@ -24,6 +24,7 @@ from bissl_fast.methods.bissl import BiSSLSettings
 from bissl_fast.methods.checks import require
 from bissl_fast.methods.finetune import FineTuneSettings, HeadSettings, SGDSettings
 from bissl_fast.methods.pretrain import PretrainSettings
+from bissl_fast.models.weights import TIMM_PREFIX
 from bissl_fast.pretext import SimCLR
 from bissl_fast.training.loop import LoopSettings
 from bissl_fast.training.precision import Precision
@@ -117,6 +118,8 @@ class TrainConfig:
 
     Attributes:
         dataset: downstream set: a name that `bissl-fast data list` shows, or `folder:PATH`.
+        labels: table of paths and classes (CSV, with a third column for splits if wanted) of a `folder:PATH` whose
+            sub-folders are no classes.
         data_root: folder that holds the data sets.
         pretext_dataset: unlabelled set, named likewise; left out: the downstream set's own unlabelled images, or
             STL10's.
@@ -131,6 +134,9 @@ class TrainConfig:
         precision: of forward and backward passes.
         threads: CPU threads; 0 leaves the choice to torch.
         backbone: any timm network (docs/backbones.md).
+        weights: that the backbone starts from: a file (.safetensors, .pt, .pth), a run's folder, or `timm:NAME` for
+            pretrained ones; left out: random. With --pretrain.epochs 0 BiSSL starts from them as they are, with
+            --pretrain.baseline-epochs 0 the baseline is fine-tuned from them.
         images: sizes, and how views are drawn.
         pretext: SimCLR.
         pretrain: pretext stages.
@@ -146,6 +152,7 @@ class TrainConfig:
     """
 
     dataset: str = "textures"
+    labels: Path | None = None
     data_root: Path | None = None
     pretext_dataset: str | None = None
     exclude_test: bool = False
@@ -158,6 +165,7 @@ class TrainConfig:
     precision: Precision = "fp32"
     threads: int = 0
     backbone: str = "resnet18"
+    weights: str | None = None
     images: ImageSettings = ImageSettings()
     pretext: SimCLR = SimCLR()
     pretrain: PretrainSettings = PretrainSettings()
@@ -177,6 +185,8 @@ class TrainConfig:
         require(0 <= self.threads <= cores, "threads", self.threads, f"between 0 and the {cores} cores of this machine")
         plain = self.name is None or (self.name == Path(self.name).name and self.name not in ("", ".", ".."))
         require(plain, "name", repr(self.name), "the name of one folder")
+        if self.pretrain.epochs == 0 and self.weights is None:
+            raise UserError("--pretrain.epochs 0 leaves a random backbone: give it --weights, or epochs.")
         count, stored = self.bilevel.batches_at_once, self.bissl.stored_batches
         wanted = f"a divisor of --bissl.stored-batches, which is {stored}"
         require(stored % count == 0, "bilevel.batches-at-once", count, wanted)
@@ -197,11 +207,16 @@ class TrainConfig:
             kind, colon, path = value.partition(":")
             return f"{kind}:{Path(path).expanduser().resolve()}" if colon and path else value
 
+        def file(value: str) -> str:
+            return value if value.startswith(TIMM_PREFIX) else str(Path(value).expanduser().resolve())
+
         return replace(
             self,
             dataset=spec(self.dataset),
             pretext_dataset=None if self.pretext_dataset is None else spec(self.pretext_dataset),
+            weights=None if self.weights is None else file(self.weights),
             output=self.output.expanduser().resolve(),
+            labels=None if self.labels is None else self.labels.expanduser().resolve(),
             data_root=None if self.data_root is None else self.data_root.expanduser().resolve(),
             cache_dir=None if self.cache_dir is None else self.cache_dir.expanduser().resolve(),
         )

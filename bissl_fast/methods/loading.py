@@ -51,6 +51,7 @@ class RunData:
             images.downstream_cache_size or images.cache_size,
             config.cache_dir,
             whole=images.whole,
+            labels=config.labels,
             channels=images.channels,
         )
         self._tell_sizes()
@@ -96,6 +97,7 @@ class RunData:
                 cache,
                 downstream=config.dataset,
                 exclude_test=config.exclude_test,
+                labels=config.labels,
                 channels=channels,
             )
         if config.dataset in WITH_UNLABELLED_IMAGES:

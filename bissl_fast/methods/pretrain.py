@@ -54,9 +54,9 @@ class PretrainSettings:
     """Pretext training, and the length of BiSSL's pretext warm-up.
 
     Attributes:
-        epochs: of the pretext warm-up.
-        baseline_epochs: of the baseline's pretext stage; left out: as many steps as warm-up and BiSSL's lower level
-            have together.
+        epochs: of the pretext warm-up; 0 leaves the backbone as it is.
+        baseline_epochs: likewise of the baseline's pretext stage; left out: as many steps as warm-up and BiSSL's
+            lower level have together.
         batch_size: B images, so 2B views.
         learning_rate: peak of the schedule.
         warmup_epochs: linear from 0.
@@ -73,9 +73,9 @@ class PretrainSettings:
     lars: LARSSettings = LARSSettings()
 
     def __post_init__(self) -> None:
-        require(self.epochs > 0, "pretrain.epochs", self.epochs, "positive")
+        require(self.epochs >= 0, "pretrain.epochs", self.epochs, "0 or more")
         if self.baseline_epochs is not None:
-            require(self.baseline_epochs > 0, "pretrain.baseline-epochs", self.baseline_epochs, "positive")
+            require(self.baseline_epochs >= 0, "pretrain.baseline-epochs", self.baseline_epochs, "0 or more")
         require(self.batch_size >= 2, "pretrain.batch-size", self.batch_size, "at least 2")
         require(self.learning_rate > 0, "pretrain.learning-rate", self.learning_rate, "positive")
         require(self.warmup_epochs >= 0, "pretrain.warmup-epochs", self.warmup_epochs, "0 or more")
@@ -142,3 +142,8 @@ def steps_per_epoch(images: int, batch_size: int, setting: str) -> int:
             f"a batch of {batch_size} images exceeds the {images} images of the set; pass {setting} {images} or less."
         )
     return images // batch_size
+
+
+def stage_steps(epochs: float, steps_per_epoch: int) -> int:
+    """Steps of a stage: one at least, unless it has no epochs at all."""
+    return max(1, round(epochs * steps_per_epoch)) if epochs else 0

@@ -3,6 +3,8 @@
 import copy
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -22,11 +24,20 @@ from bissl_fast.methods.bissl import BiSSLTask
 from bissl_fast.methods.config import TrainConfig, save_config
 from bissl_fast.methods.finetune import FineTuneTask, HeadWarmupTask, SGDSettings
 from bissl_fast.methods.loading import RunData
-from bissl_fast.methods.pretrain import PretrainTask, steps_per_epoch
+from bissl_fast.methods.pretrain import PretrainTask, stage_steps, steps_per_epoch
 from bissl_fast.methods.samples import sample_views
 from bissl_fast.methods.seeds import derive_seed
 from bissl_fast.methods.trial import usable
-from bissl_fast.models import Network, build_backbone, build_classifier, place, probe_features
+from bissl_fast.models import (
+    BackboneWeights,
+    Network,
+    backbone_weights,
+    build_backbone,
+    build_classifier,
+    place,
+    probe_features,
+)
+from bissl_fast.models.weights import timm_normalisation
 from bissl_fast.training.environment import describe_environment
 from bissl_fast.training.files import (
     exclusive,
@@ -65,6 +76,7 @@ class Training:
         config.bilevel.require_device(self.device)
         self.forward = apply_precision(config.precision, self.device)
         self.features = probe_features(config.backbone, config.images.size, config.images.channels)
+        self.weights = self._start()
         self.data = RunData(config, self.device, console)
         self.unlabelled, self.splits = self.data.unlabelled, self.data.splits
         self.loss = partial(downstream_loss, multilabel=config.finetune.multilabel_loss)
@@ -97,15 +109,31 @@ class Training:
         write_json(self.folder / "results.json", about | scores)
         return self.folder
 
+    def _start(self) -> BackboneWeights | None:
+        """The weights that the backbone starts from, if they are not drawn."""
+        spec, view = self.config.weights, self.config.images.finetune_view
+        if spec is None:
+            return None
+        weights = backbone_weights(spec, self._backbone(), self.config.backbone)
+        say(self.console, f"Weights: {weights}")
+        seen = timm_normalisation(spec)
+        own = view if seen is None else replace(view, mean=seen[0], std=seen[1]).for_channels(len(view.mean))
+        if own != view:
+            sentence = (
+                f"{spec} has seen pixels of mean {own.mean} and std {own.std}: set --images.mean and --images.std"
+            )
+            say(self.console, sentence, "yellow")
+        return weights
+
     def _count_steps(self) -> None:
         config = self.config
         epoch = steps_per_epoch(len(self.unlabelled), config.pretrain.batch_size, "--pretrain.batch-size")
-        self.warmup_steps = max(1, round(config.pretrain.epochs * epoch))
+        self.warmup_steps = stage_steps(config.pretrain.epochs, epoch)
         self.rate_warmup_steps = round(config.pretrain.warmup_epochs * epoch)
         self.lower_steps = config.bissl.alternations * config.bissl.lower_steps
         self.baseline_steps = together = self.warmup_steps + self.lower_steps
         if config.pretrain.baseline_epochs is not None:
-            self.baseline_steps = max(1, round(config.pretrain.baseline_epochs * epoch))
+            self.baseline_steps = stage_steps(config.pretrain.baseline_epochs, epoch)
         if abs(self.baseline_steps - together) > ALIKE * together:
             sentence = f"pretext-baseline: {self.baseline_steps:,} steps, where warm-up and BiSSL have {together:,}"
             say(self.console, f"{sentence}; --pretrain.baseline-epochs decides", "yellow")
@@ -117,7 +145,7 @@ class Training:
             ("pretext-warmup", self.rate_warmup_steps, self.warmup_steps),
             ("bissl", self.bissl_settings.warmup_steps or 0, self.lower_steps),
         ):
-            if rising >= steps:
+            if 0 < steps <= rising:
                 say(self.console, f"{stage}: the rate rises for {rising} of {steps} steps and never falls", "yellow")
 
     def pretext(self, name: str, steps: int) -> StageOutput:
@@ -144,7 +172,8 @@ class Training:
         schedule = {"steps": steps, "warmup": min(self.rate_warmup_steps, steps)}  # in place of epochs
         pretrain = {k: v for k, v in asdict(config.pretrain).items() if not k.endswith("epochs")}
         settings = {"pretext": config.pretext, "views": config.images.pretext_views, **pretrain, **schedule}
-        return self._stage(name, settings, {"images": self.unlabelled.content_hash}, body)
+        start = {} if self.weights is None else {"weights": self.weights.digest}
+        return self._stage(name, settings, {"images": self.unlabelled.content_hash, **start}, body)
 
     def head_warmup(self, warmup: StageOutput) -> StageOutput:
         """Fit the linear head on the frozen backbone."""
@@ -329,7 +358,10 @@ class Training:
 
     def _pretext_network(self) -> Network:
         head = self.config.pretext.head(self.features, derive_seed(self.config.seed, "projector"))
-        return place(Network(self._backbone(), head), self.device)
+        network = Network(self._backbone(), head)
+        if self.weights is not None:
+            self.weights.load_into(network.backbone)
+        return place(network, self.device)
 
     def _downstream_network(self, backbone: StageOutput, purpose: str) -> Network:
         network = Network(self._backbone(), self._classifier(purpose))
@@ -358,10 +390,17 @@ class Training:
 def train(config: TrainConfig, console: Console) -> Path:
     """Run or resume everything that a config stands for; returns the run's folder."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorBoard's writer may pull in a talkative TensorFlow
-    try:
+    with memory_told():
         training = Training(config, console)
         with exclusive(training.folder):
             return training.run()
+
+
+@contextmanager
+def memory_told() -> Iterator[None]:
+    """Make a sentence of memory that is full."""
+    try:
+        yield
     except RuntimeError as error:
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise

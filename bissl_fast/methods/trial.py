@@ -73,9 +73,9 @@ def failure_of(bilevel: BilevelSettings, network: Network, task: SimCLR, size: i
                 return RANDOM  # which a trace would find, too, but only after minutes
             hessian = HessianOperator(loss, theta, [group], bilevel.mode, dtype=bilevel.products_dtype, compiled=False)
             product = hessian.matvec(vector)
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:  # whatever the network's layers, or PyTorch below them, raise
+            if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+                raise
             return reason_of(error).rstrip(".")
         finally:
             network.train(was_training)

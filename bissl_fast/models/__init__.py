@@ -5,9 +5,12 @@ from bissl_fast.models.fused import fuse_batch_norm
 from bissl_fast.models.heads import Network, build_classifier, build_projector
 from bissl_fast.models.together import forward_each
 from bissl_fast.models.twice import differentiable_twice
+from bissl_fast.models.weights import BackboneWeights, backbone_weights
 
 __all__ = [
+    "BackboneWeights",
     "Network",
+    "backbone_weights",
     "build_backbone",
     "build_classifier",
     "build_projector",

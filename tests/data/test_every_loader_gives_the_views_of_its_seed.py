@@ -113,6 +113,13 @@ def test_views_may_differ_in_number_and_size(pipeline: str) -> None:
     assert not torch.equal(batch.views[2], batch.views[3])  # alike in settings, and drawn apart
 
 
+def test_an_image_set_of_tensors_is_told_from_one_of_arrays() -> None:
+    with pytest.raises(ValueError, match="mine: images must be a NumPy array, found Tensor"):
+        ImageSet("mine", photos(2, 8, 8), None, (), "0")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="mine: labels must be a NumPy array, found list"):
+        ImageSet("mine", photos(2, 8, 8).numpy(), [0, 1], ("a", "b"), "0")  # type: ignore[arg-type]
+
+
 @with_each_loader
 def test_the_last_batch_may_be_smaller(pipeline: str) -> None:
     with start(pipeline, order=BatchOrder(37, 8, seed=2, keep_last=True)) as loader:

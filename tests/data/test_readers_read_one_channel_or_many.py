@@ -197,6 +197,19 @@ def test_a_folder_of_stacks_becomes_a_set_of_as_many_channels(tmp_path):
     assert "other.npy: has 4 channels" in notes_of(pretext)[0]
 
 
+def test_a_table_names_the_classes_of_stacks(tmp_path):
+    five_channels(tmp_path / "set")
+    lines = [f"a/{i}.npy,{'xy'[i % 2]}" for i in range(6)] + [f"b/{i}.npy,{'xy'[i % 2]}" for i in range(6)]
+    (tmp_path / "classes.csv").write_text("path,class\n" + "\n".join([*lines, "a/preview.png,x"]))
+    splits = load_downstream(
+        f"folder:{tmp_path / 'set'}", None, 24, tmp_path / "cache", labels=tmp_path / "classes.csv", channels=5
+    )
+    assert splits.train.classes == ("x", "y")
+    assert {part.images.shape[1:] for part in (splits.train, splits.val, splits.test)} == {(24, 24, 5)}
+    assert sum(map(len, (splits.train, splits.val, splits.test))) == 12
+    assert any("preview.png: is neither TIFF nor .npy, which alone hold images of 5" in note for note in splits.notes)
+
+
 def test_another_number_of_channels_is_another_entry_of_the_cache(tmp_path):
     Image.new("RGB", (9, 9), (9, 0, 0)).save(tmp_path / "image.png")
     rgb, gray = (cache.load(loose_images(tmp_path, channels), 8, tmp_path / "cache") for channels in (3, 1))

@@ -51,8 +51,8 @@ from tests.methods.conftest import write_images
             {"learning_rate": float("inf")},
             "--bissl.learning-rate must be finite and positive, found inf",
         ),
-        (PretrainSettings, {"epochs": float("inf")}, "--pretrain.epochs must be finite and positive, found inf"),
-        (PretrainSettings, {"baseline_epochs": 0.0}, "--pretrain.baseline-epochs must be positive, found 0.0"),
+        (PretrainSettings, {"epochs": float("inf")}, "--pretrain.epochs must be finite and 0 or more, found inf"),
+        (PretrainSettings, {"baseline_epochs": -1.0}, "--pretrain.baseline-epochs must be 0 or more, found -1.0"),
         (SGDSettings, {"learning_rate": 1.0, "weight_decay": 0.0, "final_share": 2.0}, "final-share must be between 0"),
         (StatisticsSettings, {"batches": 0}, "--statistics.batches must be at least 1, found 0"),
         (TrainConfig, {"name": "../x"}, "--name must be the name of one folder, found '../x'"),
@@ -63,6 +63,11 @@ from tests.methods.conftest import write_images
         (ImageSettings, {"first": ViewSettings(size=64)}, "--images.first.size must be images.size, which is 96"),
         (ImageSettings, {"size": 0}, "--images.size must be between 8 and 4096"),
         (ImageSettings, {"resident_share": 1.5}, "--images.resident-share must be between 0 and 1, found 1.5"),
+        (
+            TrainConfig,
+            {"pretrain": PretrainSettings(epochs=0)},
+            "--pretrain.epochs 0 leaves a random backbone",
+        ),
         (TrainConfig, {"seed": -1}, "--seed must be 0 or more"),
         (
             TrainConfig,
@@ -200,6 +205,17 @@ def test_pretext_images_that_are_test_images_are_told(
     assert len(training.data.unlabelled) == count
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "12 of the 60 images" in line]
     assert line.rstrip().endswith(end)
+
+
+def test_pretext_images_that_are_test_images_by_a_table_are_left_out(small_data: Path, tmp_path: Path) -> None:
+    folder, table = small_data / "loose", tmp_path / "table.csv"
+    names = sorted(path.name for path in folder.iterdir())
+    table.write_text("".join(f"{name},{'ab'[index % 2]}\n" for index, name in enumerate(names)))
+    spec = f"folder:{folder}"
+    changed = config(small_data, tmp_path, dataset=spec, labels=table, pretext_dataset=spec, exclude_test=True)
+    training = begin(changed)
+    assert len(training.splits.test) == 8
+    assert len(training.data.unlabelled) == 40
 
 
 def test_a_set_without_unlabelled_images_of_its_own_asks_for_stl10_by_name(small_data: Path, tmp_path: Path) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from bissl_fast.data.readers.decode import printable
-from bissl_fast.data.readers.source import Listing, Source, carve, from_files, listed
+from bissl_fast.data.readers.source import Listing, Source, carve, from_files, listed, split_in_three
 from bissl_fast.data.readers.stacks import extensions
 from bissl_fast.data.readers.tree import BESIDE, WITHOUT_IMAGES, Tree, subfolders
-from bissl_fast.data.splits import TEST_SEED
 from bissl_fast.errors import UserError
 
 _SPLITS: dict[str, str] = {
@@ -39,7 +39,7 @@ def image_folder(root: Path, channels: int = 3) -> Listing:
     Raises:
         UserError: There is no folder, no class, only one class, or a split that cannot be made up is missing.
     """
-    _check_folder(root)
+    require_folder(root)
     folders = _split_folders(root)
     if not folders:
         return _split_flat(root, channels)
@@ -78,10 +78,21 @@ def loose_images(root: Path, channels: int = 3) -> Source:
     Raises:
         UserError: There is no folder, or no image in it.
     """
-    _check_folder(root)
+    require_folder(root)
     tree = Tree(root, [root], extensions(channels))
     paths, name = _some(tree, tree.images(root)), f"{printable(root.name)}/unlabelled"
     return from_files(name, paths, root, as_shown=True, notes=tree.notes(), channels=channels)
+
+
+def folder_names(root: Path, channels: int = 3) -> Source:
+    """Likewise, each image labelled by the name of the folder that it lies in."""
+    loose, name = loose_images(root, channels), printable(root.name)
+    folders = [unicodedata.normalize("NFC", path.parent.name) for path in loose.files]
+    classes = sorted(set(folders))
+    number = {folder: label for label, folder in enumerate(classes)}
+    labels = [number[folder] for folder in folders]
+    shown = tuple(map(printable, classes))
+    return from_files(name, loose.files, root, labels, shown, as_shown=True, notes=loose.notes, channels=channels)
 
 
 def images_below(root: Path) -> list[Path]:
@@ -125,24 +136,26 @@ def _split_word(name: str) -> str:
 
 
 def _split_flat(root: Path, channels: int) -> Listing:
-    title = printable(root.name)
     tree = Tree(root, [root], extensions(channels))
     classes = _classes(tree, root)
     _check_classes(root, classes)
-    whole = _labelled(title, root, classes, sorted(classes), channels)
-    rest, test, notes = carve(whole, f"{title}/test", TEST_SEED)
-    train, val, more = carve(rest, f"{title}/val", kept_name=f"{title}/train")
-    split = f"{printable(root)} has no splits of its own: {train.count} images train"
-    first = f"{split}, {val.count} validate, {test.count} test."
+    whole = _labelled(printable(root.name), root, classes, sorted(classes), channels)
+    listing = split_in_three(whole, f"{printable(root)} has no splits of its own")
     guessed = tuple(
         f"{printable(c)}/ is read as a class, though it sounds like a split." for c in classes if _split_word(c)
     )
-    return Listing(train, val, test, (first, *dict.fromkeys(notes + more), *guessed, *tree.notes()))
+    return replace(listing, notes=(*listing.notes, *guessed, *tree.notes()))
 
 
-def _check_folder(root: Path) -> None:
+def require_folder(root: Path) -> Path:
+    """The folder, if it is there.
+
+    Raises:
+        UserError: It is not.
+    """
     if not root.is_dir():
         raise UserError(f"There is no folder {root}: give the path of a folder of images after 'folder:'.")
+    return root
 
 
 def _classes(tree: Tree, folder: Path) -> Classes:

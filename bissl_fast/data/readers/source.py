@@ -17,7 +17,7 @@ import numpy.typing as npt
 from bissl_fast.data.dataset import Images, Targets
 from bissl_fast.data.readers.decode import Sides, decode, printable, square_array
 from bissl_fast.data.readers.stacks import decode_channels
-from bissl_fast.data.splits import VALIDATION_FRACTION, VALIDATION_SEED, stratified_holdout
+from bissl_fast.data.splits import TEST_SEED, VALIDATION_FRACTION, VALIDATION_SEED, stratified_holdout
 from bissl_fast.errors import UserError
 
 
@@ -335,6 +335,20 @@ def with_validation(train: Source, test: Source, notes: tuple[str, ...] = ()) ->
     """A set without a validation split: a fixed fifth of the training images becomes one (BiSSL, Appendix B.1)."""
     rest, val, more = carve(train, f"{train.name.split('/')[0]}/val")
     return Listing(rest, val, test, notes + more)
+
+
+def split_in_three(whole: Source, why: str, notes: tuple[str, ...] = ()) -> Listing:
+    """A set without splits: a stratified fifth is for the test, a fifth of the rest for validation, always alike.
+
+    Args:
+        whole: all of its images, labelled.
+        why: the beginning of the note that tells it.
+        notes: to go before it.
+    """
+    rest, test, few = carve(whole, f"{whole.name}/test", TEST_SEED)
+    train, val, more = carve(rest, f"{whole.name}/val", kept_name=f"{whole.name}/train")
+    told = f"{why}: {train.count} images train, {val.count} validate, {test.count} test."
+    return Listing(train, val, test, (*notes, told, *dict.fromkeys(few + more)))
 
 
 def listed(names: Sequence[str], limit: int = 5) -> str:

@@ -1,0 +1,61 @@
+"""`bissl-fast embed`."""
+
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+
+from bissl_fast.data.readers.decode import printable
+from bissl_fast.methods.checks import require
+from bissl_fast.methods.embed import embed_images, embedder, images_of
+from bissl_fast.training.files import make_folder, write_arrays
+from bissl_fast.training.precision import apply_precision, find_device
+from bissl_fast.training.tracking import say
+
+NOTES_SHOWN = 5
+
+
+def embed_command(arguments: list[str]) -> None:
+    """Write the features of a folder of images."""
+
+    def embed(
+        model: tyro.conf.Positional[str],
+        folder: tyro.conf.Positional[Path],
+        *,
+        output: Path = Path("features.npz"),
+        labels: str | None = None,
+        backbone: str | None = None,
+        size: int | None = None,
+        batch_size: int = 256,
+        device: str = "auto",
+    ) -> None:
+        """Write a backbone's features of every image below a folder, before any head, to an .npz file.
+
+        It holds `features` (N, F) and `names` (N,), and with --labels also `labels` (N,) and `classes`.
+
+        Args:
+            model: A run's folder (its BiSSL stage) or that of one of its stages, a file of weights, or timm:NAME.
+            folder: The images, at any depth.
+            output: The file to write.
+            labels: `folders`: the name of the folder that an image lies in; or a table of paths and classes.
+            backbone: timm name of the weights; left out: the run's, or that of timm:NAME, else resnet18.
+            size: Side of the images in pixels; left out: the run's, else 96.
+            batch_size: Images per pass.
+            device: auto, cpu, cuda, cuda:1, ….
+        """
+        require(batch_size >= 1, "batch-size", batch_size, "at least 1")
+        console, where = Console(), find_device(device)
+        apply_precision("fp32", where)
+        source = images_of(folder.expanduser().resolve(), labels)
+        found = embed_images(
+            embedder(model, backbone, size, lambda line: say(console, line)), source, where, batch_size
+        )
+        for note in found.notes[:NOTES_SHOWN]:
+            say(console, printable(note), "yellow")
+        if len(found.notes) > NOTES_SHOWN:
+            say(console, f"and {len(found.notes) - NOTES_SHOWN} more", "yellow")
+        make_folder(output.parent)
+        write_arrays(output, found.arrays())
+        say(console, f"{output}: {found.features.shape[0]:,} images, {found.features.shape[1]:,} features each")
+
+    tyro.cli(embed, prog="bissl-fast embed", args=arguments)

@@ -1,0 +1,209 @@
+"""A backbone's weights from a file, a run or timm, whatever their names begin with there."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from torch import nn
+
+from bissl_fast.errors import UserError
+
+TIMM_PREFIX = "timm:"
+WRAPPERS = ("state_dict", "model_state_dict", "model", "teacher", "network")  # what trainers put their weights under
+IN_A_RUN = ("weights.safetensors", "bissl/weights.safetensors")  # of a stage's folder, of a run's
+SHOWN = 8  # names in a sentence
+
+Tensors = dict[str, torch.Tensor]
+Triple = tuple[float, float, float]
+
+
+@dataclass(frozen=True, eq=False)
+class BackboneWeights:
+    """Weights that fit a backbone.
+
+    Attributes:
+        tensors: by the backbone's own names.
+        origin: where they come from.
+        prefix: what their names began with there.
+        left_out: names of what else lies there, as classification heads.
+    """
+
+    tensors: Tensors
+    origin: str
+    prefix: str
+    left_out: tuple[str, ...]
+
+    def __str__(self) -> str:
+        under = f" under {self.prefix}*" if self.prefix else ""
+        rest = f"; left out: {listed(self.left_out)}" if self.left_out else ""
+        return f"{len(self.tensors)} tensors from {self.origin}{under}{rest}"
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of names and values."""
+        total = hashlib.sha256()
+        for name in sorted(self.tensors):
+            tensor = self.tensors[name].detach().cpu().contiguous()
+            total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+            total.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        return total.hexdigest()
+
+    def load_into(self, backbone: nn.Module) -> None:
+        """Copy them into a backbone that they fit."""
+        backbone.load_state_dict(backbone.state_dict() | self.tensors)
+
+
+def backbone_weights(spec: str, backbone: nn.Module, name: str) -> BackboneWeights:
+    """The weights that a spec names, if they are those of a backbone.
+
+    Args:
+        spec: a file of safetensors or of PyTorch (read without executing anything in it), a run's folder or that of one
+            of its stages, or ``timm:NAME``.
+        backbone: what they are for.
+        name: its timm name.
+
+    Raises:
+        UserError: if there are none, or they do not fit; the message lists what does not.
+
+    Example:
+        >>> backbone_weights("runs/demo", backbone, "resnet18").load_into(backbone)  # doctest: +SKIP
+    """
+    if spec.startswith(TIMM_PREFIX):
+        return fit(timm_tensors(spec.removeprefix(TIMM_PREFIX), name), backbone, name, spec)
+    path = weights_file(Path(spec).expanduser())
+    return fit(read_tensors(path), backbone, name, str(path))
+
+
+def weights_file(path: Path) -> Path:
+    """The file itself, or the one in a run's or a stage's folder.
+
+    Raises:
+        UserError: if there is none.
+    """
+    found = next((path / inside for inside in IN_A_RUN if (path / inside).is_file()), path)
+    if not found.is_file():
+        inside = f"holds neither {' nor '.join(IN_A_RUN)}" if path.is_dir() else "is not there"
+        raise UserError(
+            f"{path} {inside}: give a file of weights (.safetensors, .pt, .pth), a finished run or one of its stages, "
+            f"or {TIMM_PREFIX}NAME."
+        )
+    return found
+
+
+def read_tensors(path: Path) -> Tensors:
+    """All tensors of a file by name.
+
+    Raises:
+        UserError: if the file cannot be read, or holds something else.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_safetensors(path.read_bytes())
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} holds no readable weights ({error}).") from None
+    except Exception as error:  # torch raises a different type for each way in which a file can be broken
+        raise UserError(
+            f"{path} is not a file of tensors ({type(error).__name__}), and code in a file is never run here: "
+            "save the network's state_dict(), best as safetensors."
+        ) from None
+    while isinstance(content, Mapping) and not any(isinstance(value, torch.Tensor) for value in content.values()):
+        inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
+        if inner is None:
+            found = listed([str(key) for key in content])
+            raise UserError(f"{path} holds no weights by name, but {found}: save the network's state_dict().")
+        content = inner
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path} holds a {type(content).__name__}, not weights by name: save a state_dict().")
+    return {str(name): value for name, value in content.items() if isinstance(value, torch.Tensor)}
+
+
+def timm_tensors(model: str, name: str) -> Tensors:
+    """timm's pretrained weights, from its cache or the network.
+
+    Raises:
+        UserError: if timm knows none for this backbone, or they cannot be had.
+    """
+    import timm
+
+    if not timm.is_model(model) or model.split(".")[0] != name.split(".")[0]:
+        tags = listed(timm.list_pretrained(f"{name.split('.')[0]}.*")) or "no weights"
+        raise UserError(f"{TIMM_PREFIX}{model} is not for --backbone {name}, for which timm has {tags}.")
+    try:
+        tensors: Tensors = timm.create_model(model, pretrained=True, num_classes=0).state_dict()
+    except Exception as error:  # timm, its hub and the network have a type each
+        source = timm.get_pretrained_cfg(model)
+        if source is None or not (source.hf_hub_id or source.url):
+            raise UserError(f"timm has no pretrained weights of {model}: give the path of a file of weights.") from None
+        file = source.hf_hub_filename or "model.safetensors"
+        wanted = f"{file} of {source.hf_hub_id}" if source.hf_hub_id else source.url
+        raise UserError(
+            f"timm's weights of {model} could not be had ({type(error).__name__}): get {wanted} on a machine with a "
+            "network and give the file's path in place of the name."
+        ) from None
+    return tensors
+
+
+def timm_normalisation(spec: str) -> tuple[Triple, Triple] | None:
+    """Mean and standard deviation of the pixels that ``timm:NAME`` was trained on, in 0 to 1; None for other specs."""
+    import timm
+
+    source = timm.get_pretrained_cfg(spec.removeprefix(TIMM_PREFIX)) if spec.startswith(TIMM_PREFIX) else None
+    return None if source is None else (cast(Triple, source.mean), cast(Triple, source.std))
+
+
+def fit(found: Tensors, backbone: nn.Module, name: str, origin: str) -> BackboneWeights:
+    """The tensors that a backbone's names stand for, whatever these begin with.
+
+    Raises:
+        UserError: if some are missing, too many, of another shape or not finite.
+    """
+    wanted = backbone.state_dict()
+    prefix = common_prefix(found, wanted)
+    inside = {key.removeprefix(prefix): value for key, value in found.items() if key.startswith(prefix)}
+    tensors = {key: inside[key] for key in wanted if key in inside}
+    parts = {key.split(".")[0] for key in wanted}
+    faults = {
+        "missing": [k for k in wanted if k not in inside and not k.endswith("num_batches_tracked")],
+        "unknown to the backbone": [k for k in inside if k not in wanted and k.split(".")[0] in parts],
+        "of another shape": [
+            f"{k} {tuple(v.shape)} for {tuple(wanted[k].shape)}"
+            for k, v in tensors.items()
+            if v.shape != wanted[k].shape
+        ],
+        "not finite": [k for k, v in tensors.items() if v.is_floating_point() and not torch.isfinite(v).all()],
+    }
+    if any(faults.values()):
+        told = "; ".join(f"{what}: {listed(names)}" for what, names in faults.items() if names)
+        raise UserError(
+            f"{origin} does not fit the backbone {name}; {told}. "
+            "Give the --backbone, and the size of images, that it was made with."
+        )
+    left_out = tuple(key for key in found if key.removeprefix(prefix) not in tensors or not key.startswith(prefix))
+    return BackboneWeights(tensors, origin, prefix, left_out)
+
+
+def common_prefix(found: Tensors, wanted: Tensors) -> str:
+    """What most names of a backbone begin with in a file: nothing, ``module.``, ``backbone.``, ….
+
+    Of two networks in one file, as a momentum encoder beside the encoder, the one with the shorter prefix is taken.
+    """
+    counts = Counter[str]()
+    for key in found:
+        parts = key.split(".")
+        for start in range(len(parts)):
+            if ".".join(parts[start:]) in wanted:
+                counts["".join(f"{part}." for part in parts[:start])] += 1
+    return max(counts, key=lambda prefix: (counts[prefix], -len(prefix)), default="")
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more

@@ -1,0 +1,166 @@
+"""A backbone's weights from safetensors, PyTorch files, runs and timm; what does not fit is listed."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from bissl_fast.errors import UserError
+from bissl_fast.models import backbone_weights, build_backbone
+from bissl_fast.models.weights import timm_normalisation
+
+NAME = "test_resnet"
+
+
+def tensors(seed: int = 5) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in build_backbone(NAME, seed).state_dict().items()}
+
+
+def read(spec: str) -> Any:
+    return backbone_weights(spec, build_backbone(NAME, 0), NAME)
+
+
+def same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> bool:
+    return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "backbone.", "module.encoder_q."])
+@pytest.mark.parametrize("kind", ["safetensors", "pth", "wrapped", "wrapped twice"])
+def test_the_beginning_of_the_names_does_not_matter(tmp_path: Path, kind: str, prefix: str) -> None:
+    named: Any = {f"{prefix}{name}": value for name, value in tensors().items()}
+    named["head.weight"] = torch.zeros(3, 2)
+    path = tmp_path / f"weights.{'safetensors' if kind == 'safetensors' else 'pth'}"
+    if kind == "safetensors":
+        save_file(named, path)
+    else:
+        named = {"epoch": 3, "state_dict": named} if kind.startswith("wrapped") else named
+        torch.save({"model": named} if kind == "wrapped twice" else named, path)
+    weights = read(str(path))
+    assert same(weights.tensors, tensors())
+    assert weights.left_out == ("head.weight",)
+    assert str(weights).endswith("left out: head.weight")
+    backbone = build_backbone(NAME, 0)
+    weights.load_into(backbone)
+    assert same(backbone.state_dict(), tensors())
+
+
+def test_timms_own_model_with_its_classifier_fits(tmp_path: Path) -> None:
+    model = timm.create_model(NAME, num_classes=7)
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    assert set(read(str(tmp_path / "model.pt")).left_out) == {"fc.weight", "fc.bias"}
+
+
+def test_a_run_is_its_bissl_stage_and_the_lower_level_of_it(tmp_path: Path) -> None:
+    upper = {f"downstream.backbone.{name}": value for name, value in tensors(6).items()}
+    (tmp_path / "bissl").mkdir()
+    save_file({f"backbone.{n}": v for n, v in tensors().items()} | upper, tmp_path / "bissl" / "weights.safetensors")
+    for spec in (tmp_path, tmp_path / "bissl", tmp_path / "bissl" / "weights.safetensors"):
+        assert same(read(str(spec)).tensors, tensors())
+
+
+def test_the_digest_follows_values_and_not_the_file(tmp_path: Path) -> None:
+    torch.save(tensors(), tmp_path / "a.pt")
+    save_file({f"module.{n}": v for n, v in tensors().items()}, tmp_path / "b.safetensors")
+    torch.save(tensors(6), tmp_path / "c.pt")
+    a, b, c = (read(str(tmp_path / name)).digest for name in ("a.pt", "b.safetensors", "c.pt"))
+    assert a == b != c
+
+
+def changed(fault: str) -> dict[str, torch.Tensor]:
+    found = tensors()
+    first = next(iter(found))
+    if fault == "missing":
+        del found[first]
+    elif fault == "of another shape":
+        found[first] = found[first][:1]
+    elif fault == "unknown to the backbone":  # as a deeper network of the same family has
+        found["layer1.7.conv1.weight"] = torch.zeros(2)
+    else:
+        found[first][0] = torch.nan
+    return found
+
+
+@pytest.mark.parametrize("fault", ["missing", "of another shape", "unknown to the backbone", "not finite"])
+def test_what_does_not_fit_is_listed(tmp_path: Path, fault: str) -> None:
+    save_file(changed(fault), tmp_path / "w.safetensors")
+    name = "layer1.7.conv1.weight" if fault.startswith("unknown") else next(iter(tensors()))
+    with pytest.raises(UserError, match=rf"does not fit the backbone test_resnet; {fault}: {name}.*the --backbone"):
+        read(str(tmp_path / "w.safetensors"))
+
+
+def test_counters_of_batches_may_be_missing(tmp_path: Path) -> None:
+    found = {name: value for name, value in tensors().items() if not name.endswith("num_batches_tracked")}
+    save_file(found, tmp_path / "w.safetensors")
+    assert read(str(tmp_path / "w.safetensors")).tensors.keys() == found.keys()
+
+
+class Trap:
+    """What runs when it is unpickled by anyone who trusts it."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (os.mkdir, (str(self.place),))
+
+
+def test_a_file_executes_nothing_and_files_without_weights_say_what_they_hold(tmp_path: Path) -> None:
+    torch.save({"state_dict": Trap(tmp_path / "executed")}, tmp_path / "trap.pt")
+    torch.save(nn.Linear(2, 2), tmp_path / "module.pt")
+    torch.save({"optimizer": {}, "epoch": 3}, tmp_path / "other.pt")
+    torch.save(torch.zeros(3), tmp_path / "tensor.pt")
+    (tmp_path / "text.pth").write_text("no weights")
+    (tmp_path / "text.safetensors").write_text("no weights")
+    (tmp_path / "empty").mkdir()
+    for name, sentence in {
+        "trap.pt": "code in a file is never run here",
+        "module.pt": "code in a file is never run here",
+        "other.pt": "holds no weights by name, but optimizer, epoch",
+        "tensor.pt": "holds a Tensor, not weights by name",
+        "text.pth": "is not a file of tensors",
+        "text.safetensors": "holds no readable weights",
+        "empty": r"holds neither weights\.safetensors nor bissl/weights\.safetensors",
+        "nowhere": "is not there: give a file of weights",
+    }.items():
+        with pytest.raises(UserError, match=sentence):
+            read(str(tmp_path / name))
+    assert not (tmp_path / "executed").exists()
+
+
+def test_the_normalisation_of_timms_weights_is_known() -> None:
+    assert timm_normalisation("timm:test_resnet") == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    assert timm_normalisation("timm:resnet18.a1_in1k") == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert timm_normalisation("own.pth") is None
+
+
+def test_timms_weights_are_taken_by_name_and_offline_their_file_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    create = timm.create_model
+    asked = []
+
+    def made(name: str, pretrained: bool = False, **settings: Any) -> nn.Module:
+        if not pretrained:
+            return create(name, **settings)
+        asked.append(name)
+        backbone = create(name, **settings)
+        backbone.load_state_dict(tensors())
+        return backbone
+
+    monkeypatch.setattr(timm, "create_model", made)
+    assert same(read(f"timm:{NAME}").tensors, tensors())
+    assert asked == [NAME]
+
+    def offline(name: str, pretrained: bool = False, **settings: Any) -> nn.Module:
+        if pretrained:
+            raise OSError("Name or service not known")
+        return create(name, **settings)
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(UserError, match=r"get model\.safetensors of timm/test_resnet\.r160_in1k on a machine with"):
+        read(f"timm:{NAME}")
+    with pytest.raises(UserError, match=r"timm:resnet18 is not for --backbone test_resnet, .* test_resnet\.r160_in1k"):
+        read("timm:resnet18")
