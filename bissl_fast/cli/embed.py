@@ -6,6 +6,7 @@ import tyro
 from rich.console import Console
 
 from bissl_fast.data.readers.decode import printable
+from bissl_fast.data.readers.stacks import MOST_CHANNELS
 from bissl_fast.methods.checks import require
 from bissl_fast.methods.embed import embed_images, embedder, images_of
 from bissl_fast.training.files import make_folder, write_arrays
@@ -26,6 +27,7 @@ def embed_command(arguments: list[str]) -> None:
         labels: str | None = None,
         backbone: str | None = None,
         size: int | None = None,
+        channels: int | None = None,
         batch_size: int = 256,
         device: str = "auto",
     ) -> None:
@@ -40,16 +42,18 @@ def embed_command(arguments: list[str]) -> None:
             labels: `folders`: the name of the folder that an image lies in; or a table of paths and classes.
             backbone: timm name of the weights; left out: the run's, or that of timm:NAME, else resnet18.
             size: Side of the images in pixels; left out: the run's, else 96.
+            channels: Of the images: 3 is RGB, 1 gray; left out: the run's, else 3.
             batch_size: Images per pass.
             device: auto, cpu, cuda, cuda:1, ….
         """
         require(batch_size >= 1, "batch-size", batch_size, "at least 1")
+        if channels is not None:
+            require(1 <= channels <= MOST_CHANNELS, "channels", channels, f"between 1 and {MOST_CHANNELS}")
         console, where = Console(), find_device(device)
         apply_precision("fp32", where)
-        source = images_of(folder.expanduser().resolve(), labels)
-        found = embed_images(
-            embedder(model, backbone, size, lambda line: say(console, line)), source, where, batch_size
-        )
+        embed_with = embedder(model, backbone, size, lambda line: say(console, line), channels)
+        source = images_of(folder.expanduser().resolve(), labels, len(embed_with.view.mean))
+        found = embed_images(embed_with, source, where, batch_size)
         for note in found.notes[:NOTES_SHOWN]:
             say(console, printable(note), "yellow")
         if len(found.notes) > NOTES_SHOWN:

@@ -86,7 +86,9 @@ class Features:
         return named
 
 
-def embedder(spec: str, backbone: str | None, size: int | None, say: Callable[[str], None]) -> Embedder:
+def embedder(
+    spec: str, backbone: str | None, size: int | None, say: Callable[[str], None], channels: int | None = None
+) -> Embedder:
     """The backbone that a spec names.
 
     Args:
@@ -94,6 +96,7 @@ def embedder(spec: str, backbone: str | None, size: int | None, say: Callable[[s
         backbone: a timm name; left out: that of the run, or of ``timm:NAME``, else ``resnet18``.
         size: side of the images in pixels; left out: that of the run, else 96.
         say: where the weights are told.
+        channels: of the images; left out: those of the run, else 3.
 
     Raises:
         UserError: if there are no such weights, or they do not fit.
@@ -115,7 +118,8 @@ def embedder(spec: str, backbone: str | None, size: int | None, say: Callable[[s
         if not 8 <= size <= 4096:
             raise UserError(f"--size must be between 8 and 4096 pixels, found {size}.")
         view, decoded = replace(view, size=size), max(size, decoded)
-    network = build_backbone(name, 0, view.size)
+    view = view.for_channels(channels or images.channels)
+    network = build_backbone(name, 0, view.size, len(view.mean))
     weights = backbone_weights(spec, network, name)
     weights.load_into(network)
     say(f"{name}: {weights}")
@@ -171,14 +175,17 @@ def embed_images(model: Embedder, source: Source, device: torch.device, batch_si
     return Features(np.concatenate(found), names, labels, source.classes, notes)
 
 
-def images_of(folder: Path, labels: str | None) -> Source:
+def images_of(folder: Path, labels: str | None, channels: int = 3) -> Source:
     """Images below a folder.
 
     Args:
         folder: where they lie, at any depth.
         labels: none if left out; ``folders`` for the name of the folder that an image lies in; or a table of paths and
             classes, and then only of the images that it names.
+        channels: of the images.
     """
     if labels is None:
-        return loose_images(folder)
-    return folder_names(folder) if labels == FOLDERS else whole_table(folder, Path(labels).expanduser())
+        return loose_images(folder, channels)
+    if labels == FOLDERS:
+        return folder_names(folder, channels)
+    return whole_table(folder, Path(labels).expanduser(), channels)

@@ -32,17 +32,20 @@ class BackboneWeights:
         origin: where they come from.
         prefix: what their names began with there.
         left_out: names of what else lies there, as classification heads.
+        adapted: names of first convolutions that were made for RGB.
     """
 
     tensors: Tensors
     origin: str
     prefix: str
     left_out: tuple[str, ...]
+    adapted: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         under = f" under {self.prefix}*" if self.prefix else ""
         rest = f"; left out: {listed(self.left_out)}" if self.left_out else ""
-        return f"{len(self.tensors)} tensors from {self.origin}{under}{rest}"
+        changed = f"; from 3 channels to those of the images: {listed(self.adapted)}" if self.adapted else ""
+        return f"{len(self.tensors)} tensors from {self.origin}{under}{rest}{changed}"
 
     @property
     def digest(self) -> str:
@@ -161,13 +164,16 @@ def timm_normalisation(spec: str) -> tuple[Triple, Triple] | None:
 def fit(found: Tensors, backbone: nn.Module, name: str, origin: str) -> BackboneWeights:
     """The tensors that a backbone's names stand for, whatever these begin with.
 
+    Where the backbone takes other images than RGB, a first convolution for RGB is adapted as timm adapts it.
+
     Raises:
         UserError: if some are missing, too many, of another shape or not finite.
     """
     wanted = backbone.state_dict()
     prefix = common_prefix(found, wanted)
     inside = {key.removeprefix(prefix): value for key, value in found.items() if key.startswith(prefix)}
-    tensors = {key: inside[key] for key in wanted if key in inside}
+    adapted = first_convolutions({key: inside[key] for key in wanted if key in inside}, wanted, name)
+    tensors = {key: inside[key] for key in wanted if key in inside} | adapted
     parts = {key.split(".")[0] for key in wanted}
     faults = {
         "missing": [k for k in wanted if k not in inside and not k.endswith("num_batches_tracked")],
@@ -186,7 +192,22 @@ def fit(found: Tensors, backbone: nn.Module, name: str, origin: str) -> Backbone
             "Give the --backbone, and the size of images, that it was made with."
         )
     left_out = tuple(key for key in found if key.removeprefix(prefix) not in tensors or not key.startswith(prefix))
-    return BackboneWeights(tensors, origin, prefix, left_out)
+    return BackboneWeights(tensors, origin, prefix, left_out, tuple(adapted))
+
+
+def first_convolutions(found: Tensors, wanted: Tensors, name: str) -> Tensors:
+    """Those made for RGB, in the channels that a backbone wants: copies and sums of the three, by timm."""
+    import timm
+    from timm.models import adapt_input_conv
+
+    config = timm.get_pretrained_cfg(name)
+    first = () if config is None or config.first_conv is None else config.first_conv
+    keys = [f"{layer}.weight" for layer in ((first,) if isinstance(first, str) else first)]
+    return {
+        key: adapt_input_conv(wanted[key].shape[1], found[key])
+        for key in keys
+        if key in found and found[key].dim() == 4 and found[key].shape[1] == 3 != wanted[key].shape[1]
+    }
 
 
 def common_prefix(found: Tensors, wanted: Tensors) -> str:

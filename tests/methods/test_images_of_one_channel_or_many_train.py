@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rich.console import Console
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from bissl_fast.cli import main
 from bissl_fast.data.presets import eval_view, finetune_view, paper_views
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.report import write_report
@@ -17,7 +18,9 @@ from bissl_fast.methods.finetune import FineTuneSettings, HeadSettings
 from bissl_fast.methods.presets import preset_config
 from bissl_fast.methods.pretrain import PretrainSettings
 from bissl_fast.methods.train import Training, train
+from bissl_fast.models import build_backbone
 
+COLOURED = "have colours, of which the luma is taken"
 FIRST = "backbone.conv1.0.weight"  # of the small network
 
 
@@ -82,6 +85,26 @@ def test_pictures_in_colour_train_as_gray(small_data: Path, tmp_path: Path) -> N
     assert training.unlabelled.images.shape == (60, 20, 20, 1)
     weights = load_file(training.pretext("pretext-warmup", 2).folder / "weights.safetensors")
     assert weights[FIRST].shape[1] == 1
+
+
+def test_a_run_in_gray_starts_from_weights_of_colours_and_embeds_in_gray(
+    small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_file(build_backbone("test_resnet", 3).state_dict(), tmp_path / "rgb.safetensors")
+    images = ImageSettings(size=16, cache_size=20, channels=1)
+    config = settings(f"folder:{small_data / 'labelled'}", tmp_path, images)
+    training = Training(replace(config, weights=str(tmp_path / "rgb.safetensors")), Console(width=300))
+    assert "from 3 channels to those of the images: conv1.0.weight" in capsys.readouterr().out
+    (training.folder / "config.yaml").write_text(save_config(config))
+    stage = training.pretext("bissl", 1).folder
+    assert main(["embed", str(stage), str(small_data / "loose"), "--output", str(tmp_path / "run.npz")]) == 0
+    rgb = ["embed", str(tmp_path / "rgb.safetensors"), str(small_data / "loose"), "--backbone", "test_resnet"]
+    assert main([*rgb, "--channels", "1", "--size", "16", "--output", str(tmp_path / "rgb.npz")]) == 0
+    assert COLOURED in " ".join(capsys.readouterr().out.split())
+    for name in ("run", "rgb"):
+        with np.load(tmp_path / f"{name}.npz") as arrays:
+            assert arrays["features"].shape[0] == 48
+            assert np.isfinite(arrays["features"]).all()
 
 
 def test_three_channels_change_nothing_that_a_stage_is_keyed_by() -> None:

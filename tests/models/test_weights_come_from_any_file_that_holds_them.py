@@ -164,3 +164,26 @@ def test_timms_weights_are_taken_by_name_and_offline_their_file_is_named(monkeyp
         read(f"timm:{NAME}")
     with pytest.raises(UserError, match=r"timm:resnet18 is not for --backbone test_resnet, .* test_resnet\.r160_in1k"):
         read("timm:resnet18")
+
+
+@pytest.mark.parametrize("channels", [1, 5])
+def test_a_first_convolution_for_rgb_is_adapted_to_other_channels_as_timm_adapts_it(
+    tmp_path: Path, channels: int
+) -> None:
+    rgb, first = tensors(), "conv1.0.weight"
+    save_file(rgb, tmp_path / "weights.safetensors")
+    found = backbone_weights(str(tmp_path / "weights.safetensors"), build_backbone(NAME, 0, 32, channels), NAME)
+    expected = rgb[first].sum(1, keepdim=True) if channels == 1 else rgb[first][:, [0, 1, 2, 0, 1]] * 3 / 5
+    assert torch.allclose(found.tensors[first], expected)
+    others = {name: value for name, value in rgb.items() if name != first}
+    assert same({name: value for name, value in found.tensors.items() if name != first}, others)
+    assert found.adapted == (first,)
+    assert str(found).endswith("; from 3 channels to those of the images: conv1.0.weight")
+
+
+def test_a_first_convolution_of_other_channels_is_not_turned_into_rgb(tmp_path: Path) -> None:
+    save_file(build_backbone(NAME, 0, 32, 5).state_dict(), tmp_path / "weights.safetensors")
+    with pytest.raises(UserError, match=r"of another shape: conv1.0.weight \(\d+, 5, 3, 3\) for \(\d+, 3, 3, 3\)"):
+        read(str(tmp_path / "weights.safetensors"))
+    backbone = build_backbone(NAME, 0, 32, 5)
+    assert backbone_weights(str(tmp_path / "weights.safetensors"), backbone, NAME).adapted == ()
