@@ -97,7 +97,7 @@ def test_a_run_takes_what_serves_or_ends_before_it_has_written_anything(
 ) -> None:
     config = parse_config(train_arguments(small_data, tmp_path))
     linearized = replace(config, bilevel=replace(config.bilevel, mode="linearized"))
-    monkeypatch.setattr(train, "probe_features", lambda name, size: 4)
+    monkeypatch.setattr(train, "probe_features", lambda *_: 4)
     monkeypatch.setattr(train, "build_backbone", lambda *_: network(nn.Dropout(0.1)).backbone)
     console = Console(width=300, record=True)
     assert Training(linearized, console).bilevel.mode == "reverse"
