@@ -16,8 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bissl_fast.data.dataset import Labels
-from bissl_fast.data.readers.array_source import from_array
-from bissl_fast.data.readers.source import Listing, Source, read_text, require, with_validation
+from bissl_fast.data.readers.source import Listing, Source, from_array, read_text, require, with_validation
 from bissl_fast.errors import UserError
 
 FASHION_CLASSES = (

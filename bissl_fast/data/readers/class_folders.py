@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from bissl_fast.data.readers.array_source import from_array
 from bissl_fast.data.readers.decode import printable
 from bissl_fast.data.readers.folder import images_below
 from bissl_fast.data.readers.source import (
@@ -17,6 +16,7 @@ from bissl_fast.data.readers.source import (
     Source,
     carve,
     class_notes,
+    from_array,
     from_files,
     from_lists,
     read_rows,
