@@ -25,7 +25,6 @@ device.
 from typing import Any, overload
 
 import torch
-import triton  # type: ignore[import-untyped,import-not-found,unused-ignore]
 from torch import Tensor
 
 from bissl_fast.ops.batch_norm.schemas import empty_like, empty_residual, empty_statistics, memory_format
@@ -90,7 +89,7 @@ class Problem:
     def join(self, kernel: Any, partials: Tensor, *operands: Tensor, **settings: Any) -> None:
         """Let ``kernel`` add up partial sums."""
         statistics = self.matrix.statistics
-        grid = (triton.cdiv(statistics, tiles.JOIN["COLUMNS"]),)
+        grid = (-(-statistics // tiles.JOIN["COLUMNS"]),)
         kernel[grid](partials, *operands, partials.shape[1], statistics, **settings, **tiles.JOIN)
 
     def write(self, kernel: Any, *operands: Tensor | None, tile: int | None = None, **settings: Any) -> None:
