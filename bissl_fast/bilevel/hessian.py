@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol, get_args
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
+from bissl_fast.bilevel.graphs import without_hooks
 from bissl_fast.bilevel.parameters import ParameterVector, Place, buffer_copies, replaced
 from bissl_fast.bilevel.precision import autocast, deterministic_convolutions, tf32
 from bissl_fast.bilevel.reverse import DifferenceProducts, ReverseProducts
@@ -58,7 +59,7 @@ class HessianOperator:
     :meth:`update` was last called; everything else in the module is a constant. Buffers are those of that time, too,
     whatever moves them meanwhile, and no call moves one. Where the loss draws random numbers (dropout), each batch has
     a seed of its own, drawn from PyTorch's generator by :meth:`update`: all products see the same masks. Contexts
-    around a call (``no_grad``, ``inference_mode``, ``autocast``) have no part in it, and
+    around a call (``no_grad``, ``inference_mode``, ``autocast``) and hooks on parameters have no part in it, and
     attention runs by PyTorch's plain ("math") kernel, the only one that is differentiable twice. Threads take turns.
 
     Args:
@@ -298,6 +299,7 @@ class HessianOperator:
             stack.enter_context(autocast(self._device, torch.float32))
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             stack.enter_context(replaced(self._buffers))
+            stack.enter_context(without_hooks(self._parameters.tensors))
             stack.enter_context(tf32(self._tf32))
             stack.enter_context(deterministic_convolutions())
             yield
