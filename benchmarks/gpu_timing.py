@@ -2,8 +2,9 @@
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -53,3 +54,20 @@ def replay_ms(call: Callable[[], object], device: torch.device) -> float:
     with torch.cuda.graph(graph):
         call()
     return median_ms(graph.replay, device)
+
+
+def device_work(call: Callable[[], object], device: torch.device) -> tuple[float, int]:
+    """Milliseconds that a GPU works for a call, whatever the host takes to launch it, and the number of launches."""
+    from torch.profiler import ProfilerActivity, profile
+
+    torch.cuda.synchronize(device)
+    with profile(activities=[ProfilerActivity.CUDA]) as trace:
+        call()
+        torch.cuda.synchronize(device)
+    return sum_of_launches(trace.events() or [])
+
+
+def sum_of_launches(events: Iterable[Any]) -> tuple[float, int]:
+    """Milliseconds and number of the kernels and copies among a profile's events; named regions span others."""
+    launched = [e for e in events if e.device_type.name == "CUDA" and not e.is_user_annotation]
+    return sum(e.time_range.elapsed_us() for e in launched) / 1e3, len(launched)

@@ -2,6 +2,8 @@
 
 Ours: fused batch norms, both views in one pass, the fused NT-Xent, LARS in one call. The peers: timm's own network,
 view after view, NT-Xent in plain PyTorch and LARS tensor after tensor; eagerly, and with network and loss compiled.
+On CUDA also what the device works in one step of either (`busy_ms`) and in how many launches (`kernels`): where a step
+takes longer, the host is what costs. And ours as one CUDA graph, `ours_replayed_ms`, or why it cannot be captured.
 All are channels-last and in the same number format, on views of noise that wait on the device. With ``--fed`` also
 ours on views that the loader makes meanwhile, and the share of a step that waits for them.
 
@@ -19,6 +21,7 @@ import torch
 
 from benchmarks.gpu_augment import pictures, wait_share
 from benchmarks.gpu_report import Report, add_budget, place
+from benchmarks.gpu_timing import device_work, replay_ms
 from benchmarks.reference_alternation import lars_step
 from bissl_fast.evaluation.feeding import Views, pretext_step
 from bissl_fast.evaluation.products import plain_twin
@@ -86,7 +89,24 @@ def beside(arguments: argparse.Namespace, device: torch.device, precision: Preci
     calls = {name: partial(several, step) for name, step in steps.items()}
     seconds = best_of(calls, arguments.rounds, arguments.device)
     times: dict[str, Any] = {f"{name}_ms": 1e3 * took / arguments.steps for name, took in seconds.items()}
-    return {**times, "times_faster": seconds["peer"] / seconds["ours"]}
+    times["times_faster"] = seconds["peer"] / seconds["ours"]
+    if device.type == "cuda":
+        times |= on_the_device({name: partial(step, views) for name, step in steps.items()}, device)
+    return times
+
+
+def on_the_device(steps: dict[str, Callable[[], object]], device: torch.device) -> dict[str, Any]:
+    """What a step costs without the host: the work of its kernels, and ours replayed as a CUDA graph."""
+    found: dict[str, Any] = {}
+    for name, step in steps.items():
+        found[f"{name}_busy_ms"], found[f"{name}_kernels"] = device_work(step, device)
+    # A capture that fails can leave its own stream current, on which nothing would ever run again.
+    with torch.cuda.stream(torch.cuda.current_stream(device)):
+        try:
+            found["ours_replayed_ms"] = replay_ms(steps["ours"], device)
+        except RuntimeError as error:
+            found |= {"ours_replayed_ms": None, "ours_not_captured": str(error).strip().partition("\n")[0]}
+    return found
 
 
 def plain_step(backbone: str, size: int, device: torch.device, precision: Precision, compiled: bool) -> Step:

@@ -4,12 +4,14 @@ import argparse
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch.autograd.profiler_util import Interval
 
-from benchmarks import gpu_nt_xent, step
+from benchmarks import gpu_nt_xent, gpu_timing, step
 from bissl_fast.evaluation import feeding
 
 
@@ -54,6 +56,34 @@ def test_the_benchmark_of_a_step_has_a_row_per_peer(monkeypatch: pytest.MonkeyPa
     rows = json.loads(path.read_text())["step"]
     assert [row["peer"] for row in rows] == ["eager", "network and loss compiled"]
     assert all(row["times_faster"] == row["peer_ms"] / row["ours_ms"] for row in rows)
+    assert not any("busy" in name or "replayed" in name for row in rows for name in row)  # on CUDA only
+
+
+def test_what_a_gpu_works_in_a_step_leaves_out_regions_and_the_host() -> None:
+    def event(device: str, start: float, end: float, is_region: bool = False) -> SimpleNamespace:
+        return SimpleNamespace(
+            device_type=SimpleNamespace(name=device), time_range=Interval(start, end), is_user_annotation=is_region
+        )
+
+    events = [event("CUDA", 0, 500), event("CUDA", 700, 1700), event("CUDA", 0, 1700, True), event("CPU", 0, 9000)]
+    assert gpu_timing.sum_of_launches(events) == (1.5, 2)
+
+
+@pytest.mark.parametrize("captured", [True, False])
+def test_a_step_that_cannot_be_captured_has_its_other_numbers(captured: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def replay_ms(*_: object) -> float:
+        if not captured:
+            raise RuntimeError("CUDA error: operation not permitted\nwhen stream is capturing")
+        return 25.0
+
+    monkeypatch.setattr(step, "device_work", lambda call, _: call())
+    monkeypatch.setattr(step, "replay_ms", replay_ms)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: None)
+    found = step.on_the_device({"ours": lambda: (26.0, 900), "peer": lambda: (30.0, 1200)}, torch.device("cuda"))
+    works = {"ours_busy_ms": 26.0, "ours_kernels": 900, "peer_busy_ms": 30.0, "peer_kernels": 1200}
+    replayed = {"ours_replayed_ms": 25.0 if captured else None}
+    reason = {} if captured else {"ours_not_captured": "CUDA error: operation not permitted"}
+    assert found == works | replayed | reason
 
 
 def test_a_replayed_loss_is_compared_with_peers_called_and_replayed() -> None:

@@ -1,9 +1,12 @@
 """What autograd's graph of a loss tells before it is differentiated twice."""
 
-from collections.abc import Iterable, Iterator, Mapping
+import inspect
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 from torch.autograd.graph import Node
 
 NOT_TWICE = "the loss contains {what}, so it has no exact product; mode='finite_difference' estimates it"
@@ -11,6 +14,10 @@ COMPILED = (
     "the loss contains something that torch.compile has made, which PyTorch cannot differentiate twice; pass it as it "
     "was before (what torch.compile(network) was given is its ._orig_mod). mode='linearized' compiles its products "
     "itself, with compiled=True"
+)
+HOOKED = (
+    "a hook on {what} can change the gradient, which is then that of no loss and has no Hessian: take the hook away "
+    "for products"
 )
 ONCE = {
     "WeightNormInterfaceBackward0": NOT_TWICE.format(
@@ -24,6 +31,7 @@ ONCE = {
         )
         for kind in ("", "no_reduction_")
     },
+    "BackwardHookFunctionBackward": HOOKED.format(what="a module's backward pass"),
     "torch::autograd::Error": NOT_TWICE.format(what="a function that is marked @once_differentiable"),
     "CompiledFunctionBackward": COMPILED,
 }
@@ -40,6 +48,8 @@ WRONG_ALONG_TANGENTS = {
     "ScatterReduceBackward0(prod)": IS_WRONG.format(what="scatter_reduce with 'prod'; take exp of a sum of logarithms"),
 }
 """Nodes whose forward derivatives are wrong without an error."""
+
+MARKED = once_differentiable(lambda ctx: ctx).__code__
 
 
 def nodes(tensors: Iterable[torch.Tensor]) -> Iterator[Node]:
@@ -60,9 +70,21 @@ def found_in(tensors: Iterable[torch.Tensor], table: Mapping[str, str]) -> str |
 
 
 def name_of(node: Node) -> str:
-    """A node's name, and its kind of reduction where it has one that is named."""
+    """A node's name, and its kind of reduction where it has one that is named.
+
+    A function that is marked as differentiable once counts as the error that it would raise: PyTorch raises it only
+    where the gradient that arrives depends on the parameters, and loses the function's own derivatives elsewhere.
+    """
+    function: Any = getattr(node, "_forward_cls", None)
+    if function is not None and is_marked(inspect.unwrap(function.backward, stop=is_marked)):
+        return "torch::autograd::Error"
     reduction = getattr(node, "_saved_reduce", None)
     return f"{node.name()}({reduction})" if isinstance(reduction, str) else node.name()
+
+
+def is_marked(function: Any) -> bool:
+    """Whether a function is what ``@once_differentiable`` makes."""
+    return getattr(function, "__code__", None) is MARKED
 
 
 @contextmanager
@@ -77,3 +99,17 @@ def untouched_grads(value: torch.Tensor) -> Iterator[None]:
     finally:
         for leaf, grad in zip(leaves, before, strict=True):
             leaf.grad = grad
+
+
+@contextmanager
+def without_hooks(leaves: Sequence[torch.Tensor]) -> Iterator[None]:
+    """Let no hook on a leaf see or change its gradient inside the block: it would see vectors and products, too."""
+    tables: list[Any] = [leaf._backward_hooks for leaf in leaves if leaf._backward_hooks]
+    before = [dict(table) for table in tables]
+    for table in tables:  # autograd holds on to the table itself
+        table.clear()
+    try:
+        yield
+    finally:
+        for table, hooks in zip(tables, before, strict=True):
+            table.update(hooks)

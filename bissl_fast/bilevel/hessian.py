@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol, get_args
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
+from bissl_fast.bilevel.graphs import without_hooks
 from bissl_fast.bilevel.parameters import ParameterVector, Place, buffer_copies, replaced
 from bissl_fast.bilevel.precision import autocast, deterministic_convolutions, tf32
 from bissl_fast.bilevel.reverse import DifferenceProducts, ReverseProducts
@@ -58,8 +59,8 @@ class HessianOperator:
     :meth:`update` was last called; everything else in the module is a constant. Buffers are those of that time, too,
     whatever moves them meanwhile, and no call moves one. Where the loss draws random numbers (dropout), each batch has
     a seed of its own, drawn from PyTorch's generator by :meth:`update`: all products see the same masks. Contexts
-    around a call (``no_grad``, ``inference_mode``, ``autocast``) have no part in it, and attention runs by PyTorch's
-    plain ("math") kernel, the only one that can be differentiated twice. Threads take turns.
+    around a call (``no_grad``, ``inference_mode``, ``autocast``) and hooks on parameters have no part in it, and
+    attention runs by PyTorch's plain ("math") kernel, the only one that is differentiable twice. Threads take turns.
 
     Args:
         loss: ``loss(module, batch) -> scalar``, called with ``parameters.module``. ``gauss_newton`` takes it apart: it
@@ -298,6 +299,7 @@ class HessianOperator:
             stack.enter_context(autocast(self._device, torch.float32))
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             stack.enter_context(replaced(self._buffers))
+            stack.enter_context(without_hooks(self._parameters.tensors))
             stack.enter_context(tf32(self._tf32))
             stack.enter_context(deterministic_convolutions())
             yield
@@ -305,7 +307,12 @@ class HessianOperator:
 
 def versions(tensors: Sequence[torch.Tensor]) -> Versions:
     """What changes when a tensor's values do, whether written in place or put into ``.data``."""
-    return [(t.data_ptr(), 0 if t.is_inference() else t._version, sample(t)) for t in tensors]
+    return [(place(t), 0 if t.is_inference() else t._version, sample(t)) for t in tensors]
+
+
+def place(tensor: torch.Tensor) -> int:
+    """Where a tensor's values lie; sparse ones, which lie in several places, are told apart as objects."""
+    return tensor.data_ptr() if tensor.layout == torch.strided else id(tensor)
 
 
 def sample(tensor: torch.Tensor) -> int:
@@ -314,16 +321,16 @@ def sample(tensor: torch.Tensor) -> int:
         return 0
     extent = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
     step = -(-extent // SAMPLE)
-    values = tensor.detach().as_strided((-(-extent // step),), (step,)).contiguous()
+    values = tensor.detach().as_strided((-(-extent // step),), (step,)).resolve_conj().resolve_neg().contiguous()
     return zlib.crc32(values.view(torch.uint8).numpy().tobytes())
 
 
 def checked_weights(weights: Sequence[float] | None, count: int) -> list[float]:
-    """One weight for each batch, all alike where none are given."""
+    """One weight for each batch, the largest 1, so that sums of them neither overflow nor vanish."""
     found = [1.0] * count if weights is None else [float(weight) for weight in weights]
-    if len(found) != count or not all(0 <= w < float("inf") for w in found) or sum(found) == 0:
+    if len(found) != count or not all(0 <= w < float("inf") for w in found) or max(found) == 0:
         raise ValueError(NO_MEAN.format(count=count, found=found))
-    return found
+    return [weight / max(found) for weight in found]
 
 
 def usable(leaf: Any) -> Any:

@@ -11,11 +11,13 @@ from torch.autograd.graph import saved_tensors_hooks
 from bissl_fast.bilevel.graphs import NOT_TWICE, ONCE, found_in, untouched_grads
 from bissl_fast.bilevel.parameters import ParameterVector, frozen_buffers, places, replaced
 from bissl_fast.bilevel.precision import autocast
+from bissl_fast.bilevel.stops import HooksRefused
 from bissl_fast.bilevel.traced import Loss
 from bissl_fast.bilevel.written import refuse_no_loss
 from bissl_fast.ops.krylov import norm
 
 Gradient = tuple[torch.Tensor | None, ...]
+Names = tuple[str, ...]
 Saved = tuple[torch.Tensor, int]
 """A tensor that a graph has saved, and its version then."""
 
@@ -46,7 +48,7 @@ class ReverseProducts:
 
     def __init__(self, loss: Loss, parameters: ParameterVector, dtype: torch.dtype = torch.float32) -> None:
         self._loss, self._parameters, self._dtype = loss, parameters, dtype
-        self._checked = False
+        self._unused: set[Names] = set()
         self.graph_bytes = 0
         """Bytes that the graph of the last linearisation holds beside parameters."""
 
@@ -67,12 +69,10 @@ class ReverseProducts:
         with torch.enable_grad(), saved_tensors_hooks(weigh, unchanged):
             value = value_of(self._loss, self._parameters, batch, seed, self._dtype)
             gradient = torch.autograd.grad(value, theta, create_graph=True, allow_unused=True)
-        if not self._checked:
-            refusal = found_in([value, *(g for g in gradient if g is not None)], ONCE)
-            if refusal is not None:
-                raise ValueError(refusal)
-            refuse_hidden(gradient, self._loss, self._parameters, batch, seed, self._dtype)
-            self._checked = True
+        refusal = found_in([value, *(g for g in gradient if g is not None)], ONCE)
+        if refusal is not None:
+            raise ValueError(refusal)
+        refuse_hidden(gradient, self._unused, self._loss, self._parameters, batch, seed, self._dtype)
         own = {tensor.untyped_storage()._cdata for tensor in theta}
         self.graph_bytes = sum(size for storage, size in held.items() if storage not in own)
         return gradient
@@ -119,7 +119,7 @@ class DifferenceProducts:
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"finite differences need float32 or float64: a small step is lost in {dtype}")
         self._loss, self._parameters, self._step = loss, parameters, step
-        self._checked = False
+        self._unused: set[Names] = set()
 
     def from_elsewhere(self, batch: Any) -> tuple[()]:
         """None are known, and none looked for."""
@@ -143,9 +143,7 @@ class DifferenceProducts:
             with self._moved_to(values + sign * epsilon * direction), torch.enable_grad():
                 value = value_of(self._loss, self._parameters, *point)
                 gradient = torch.autograd.grad(value, self._parameters.tensors, allow_unused=True)
-            if not self._checked:
-                refuse_hidden(gradient, self._loss, self._parameters, *point, torch.float32)
-                self._checked = True
+            refuse_hidden(gradient, self._unused, self._loss, self._parameters, *point, torch.float32)
             sides.append(self._parameters.flatten(gradient))
         return tuple(self._parameters.unflatten((sides[0] - sides[1]) * (largest / (2 * epsilon))))
 
@@ -172,6 +170,7 @@ def value_of(
         stack.enter_context(frozen_buffers(parameters.module, *(p for p in parts if isinstance(p, nn.Module))))
         stack.enter_context(torch.random.fork_rng([device.index or 0] if device.type == "cuda" else []))
         stack.enter_context(autocast(device, dtype))
+        stack.enter_context(HooksRefused())
         torch.manual_seed(seed)
         value = loss(parameters.module, batch)
     refuse_no_loss(value)
@@ -187,15 +186,23 @@ def unchanged(saved: Saved) -> torch.Tensor:
 
 
 def refuse_hidden(
-    gradient: Gradient, loss: Loss, parameters: ParameterVector, batch: Any, seed: int, dtype: torch.dtype
+    gradient: Gradient,
+    unused: set[Names],
+    loss: Loss,
+    parameters: ParameterVector,
+    batch: Any,
+    seed: int,
+    dtype: torch.dtype,
 ) -> None:
     """Raise if ``backward`` reaches a parameter that is missing in the gradient.
 
     Such a parameter is hidden in a function that calls ``backward`` on its own, as a reentrant checkpoint does. The
     loss is called once more, with stand-ins for the module's parameters: their ``grad`` and hooks stay out of it.
+    Names that turn out to be those of unused parameters are added to ``unused``, and not asked for again.
     """
     absent = [(n, p) for n, p, g in zip(parameters.names, parameters.tensors, gradient, strict=True) if g is None]
-    if not absent:
+    names = tuple(name for name, _ in absent)
+    if not absent or names in unused:
         return
     module = parameters.module
     stand_ins: dict[torch.Tensor, torch.Tensor] = {
@@ -208,3 +215,4 @@ def refuse_hidden(
             hidden = [name for name, parameter in absent if stand_ins[parameter].grad is not None]
     if hidden:
         raise ValueError(HIDDEN.format(names=", ".join(hidden[:3]) + (", …" if len(hidden) > 3 else "")))
+    unused.add(names)

@@ -6,6 +6,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from bissl_fast.bilevel.graphs import HOOKED
 from bissl_fast.bilevel.written import NOT_TRACEABLE, VALUES_LEAVE, LossError
 
 Tensor = torch.Tensor
@@ -18,6 +19,20 @@ MAKING = (torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor)
 DETACHES_IN_PLACE = "it calls detach_(): write y = y.detach() instead"
 
 
+class HooksRefused(TorchFunctionMode):
+    """Raise where a loss puts a hook on a tensor: each pass of a product would meet it once more."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        refuse_hooks(func)
+        return func(*args, **(kwargs or {}))
+
+
+def refuse_hooks(func: Any) -> None:
+    """Raise if this is the function that puts a hook on a tensor."""
+    if func is Tensor.register_hook:
+        raise LossError(HOOKED.format(what="a tensor inside the loss"))
+
+
 class StopsHold(TorchFunctionMode):
     """Let ``no_grad`` and ``.data`` hold back tangents as they hold back gradients, and values not leave the trace.
 
@@ -25,10 +40,11 @@ class StopsHold(TorchFunctionMode):
     other point.
 
     Raises:
-        LossError: for a loss that takes values out, or detaches in place, which no trace can write down.
+        LossError: for a loss that takes values out, or detaches in place, which no trace can write down, or has hooks.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        refuse_hooks(func)
         if func is torch._C._set_grad_enabled:
             torch._C._set_fwd_grad_enabled(args[0])
         elif func == DATA:

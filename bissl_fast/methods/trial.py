@@ -1,4 +1,4 @@
-"""What BiSSL needs of a network, tried before the first stage: seconds, in place of an error after hours."""
+"""What BiSSL needs of a network, tried before the first stage: a trace's time, in place of an error after hours."""
 
 from dataclasses import replace
 

@@ -73,7 +73,9 @@ def joins(norm: object, activation: object) -> bool:
 
 def is_plain(module: object, *classes: type) -> bool:
     """Whether a module is of one of the classes, not of a subclass, and has no hooks that see its inputs or outputs."""
-    return type(module) in classes and not any(
-        getattr(module, f"_{hooks}")
-        for hooks in ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
+    return (
+        isinstance(module, nn.Module)
+        and type(module) in classes
+        and not (module._forward_hooks or module._forward_pre_hooks)
+        and not (module._backward_hooks or module._backward_pre_hooks)
     )

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 from torch.autograd.function import FunctionCtx
 
 from bissl_fast.ops.backend import kernels
+from bissl_fast.ops.functions import TwiceDifferentiable
 from bissl_fast.ops.schemas import NORM_EPS
 
 ELSE = 'Use `with bissl_fast.ops.backend("reference"):` around the loss, which PyTorch differentiates in any mode.'
@@ -37,14 +37,6 @@ ZERO_ROW = 0.999 / NORM_EPS
 """An inverse norm from here on is that of a row shorter than ε."""
 
 
-class TwiceDifferentiable(Function):
-    """What the three functions share: a sentence where PyTorch would speak of overriding static methods."""
-
-    @staticmethod
-    def vmap(*_: Any) -> Any:
-        raise NotImplementedError(NO_VMAP)
-
-
 def refuse_forward_over_forward(sentence: str = FORWARD_TWICE) -> None:
     """Raise under two levels of forward mode."""
     levels = torch._C._functorch.get_interpreter_stack() or []
@@ -54,6 +46,8 @@ def refuse_forward_over_forward(sentence: str = FORWARD_TWICE) -> None:
 
 class ContrastiveLoss(TwiceDifferentiable):
     """``(z1, z2) -> loss``, with what the derivatives reuse as further outputs."""
+
+    no_vmap = NO_VMAP
 
     @staticmethod
     def forward(z1: Tensor, z2: Tensor, temperature: float, cross_view: bool, backend: str) -> tuple[Tensor, ...]:
@@ -87,6 +81,8 @@ class ContrastiveLoss(TwiceDifferentiable):
 
 class ContrastiveGradient(TwiceDifferentiable):
     """``cotangent · dloss/d(z1, z2)``, with the gradient at unit cotangent as a further output."""
+
+    no_vmap = NO_VMAP
 
     @staticmethod
     def forward(
@@ -136,6 +132,8 @@ class ContrastiveGradient(TwiceDifferentiable):
 
 class ContrastiveProduct(TwiceDifferentiable):
     """``(⟨grad, v⟩, cotangent · Hessian · v)`` along ``v = (v1, v2)``."""
+
+    no_vmap = NO_VMAP
 
     @staticmethod
     def forward(

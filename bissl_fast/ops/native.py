@@ -36,14 +36,16 @@ def has_compiled_kernels(device_type: str) -> bool:
     return bool(torch._C._dispatch_has_kernel_for_dispatch_key("bissl_fast::contrastive_fwd", device_type.upper()))
 
 
+def tangents_count() -> bool:
+    """Whether forward mode is at work; inside autograd.Function.forward it is not. No public name tells."""
+    return forward_ad._current_level >= 0 and bool(torch._C._is_fwd_grad_enabled())
+
+
 def is_tracked(tensor: Tensor) -> bool:
     """Whether a derivative with respect to this tensor is being asked for, in either mode."""
     if tensor.requires_grad and torch.is_grad_enabled():
         return True
-    # No public name tells whether tangents count; inside autograd.Function.forward they do not.
-    if forward_ad._current_level < 0 or not torch._C._is_fwd_grad_enabled():
-        return False
-    return forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
+    return tangents_count() and forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
 
 
 def refusing(name: str, advice: str) -> Callable[..., Any]:
@@ -51,7 +53,8 @@ def refusing(name: str, advice: str) -> Callable[..., Any]:
     op = getattr(torch.ops.bissl_fast, name).default
 
     def check_then_call(*args: Any) -> Any:
-        if any(is_tracked(tensor) for argument in args for tensor in tensors_of(argument)):
+        may_be_tracked = torch.is_grad_enabled() or tangents_count()  # not so inside the functions of the public ops
+        if may_be_tracked and any(is_tracked(tensor) for argument in args for tensor in tensors_of(argument)):
             raise NotImplementedError(NOT_DIFFERENTIABLE.format(name=name, advice=advice))
         with torch._C._AutoDispatchBelowAutograd():
             return op(*args)

@@ -97,9 +97,10 @@ class LARS(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            weights = [p for p in group["params"] if p.grad is not None]
+            found = [(p, gradient) for p in group["params"] if (gradient := p.grad) is not None]
+            weights, gradients = [p for p, _ in found], [gradient for _, gradient in found]
             settings = LarsSettings(*(group[name] for name in (*NUMBERS, "exclude_1d")))
-            lars_step(weights, [self._momentum(p) for p in weights], [p.grad for p in weights], settings)
+            lars_step(weights, [self._momentum(p) for p in weights], gradients, settings)
         return loss
 
     def _momentum(self, p: torch.Tensor) -> torch.Tensor:

@@ -82,7 +82,7 @@ void normalise(Engine& engine, const Problem& problem, const T* z1, const T* z2,
 
 template <class T, class Engine>
 void softmax_panel(Engine& engine, const Problem& problem, int64_t first, int64_t count, const T* similarities,
-                   ExpSum<T>* shares, const Softmax<T>& softmax, T* lse, double* losses) {
+                   const double* positives, ExpSum<T>* shares, const Softmax<T>& softmax, T* lse, double* losses) {
   const int64_t rows = problem.rows();
   engine.each(count * kLanes, [=] HOST_DEVICE(int64_t at) {
     const int64_t i = at / kLanes;
@@ -90,7 +90,7 @@ void softmax_panel(Engine& engine, const Problem& problem, int64_t first, int64_
   });
   engine.each(count, [=] HOST_DEVICE(int64_t at) {
     const int64_t i = first + at;
-    const T positive = similarities[at * rows + problem.partner(i)];
+    const double positive = positives[i % problem.pairs];
     losses[i] = finish_softmax(problem, shares + at * kLanes, positive, i, softmax, lse + i);
   });
 }
@@ -103,9 +103,12 @@ void forward(Engine& engine, const Problem& problem, T* units, T* loss, T* lse, 
   T* similarities = engine.template scratch<T>(panel_rows(problem) * rows);
   ExpSum<T>* lanes = engine.template scratch<ExpSum<T>>(panel_rows(problem) * kLanes);
   double* losses = engine.template scratch<double>(rows);
+  double* positives = engine.template scratch<double>(problem.pairs);  // near one, where a product's rounding is largest
+  dots<T>(engine, problem.pairs, problem.dim, units, units + problem.pairs * problem.dim, positives);
   each_panel(problem, [&](int64_t first, int64_t count) {
     engine.multiply(Matrix<T>{similarities, count, rows}, all.panel(first, count), all.transpose());
-    softmax_panel(engine, problem, first, count, similarities, lanes, softmax_of(problem, kept), lse, losses);
+    softmax_panel(engine, problem, first, count, similarities, positives, lanes, softmax_of(problem, kept), lse,
+                  losses);
   });
   double* shares = engine.template scratch<double>(kLanes);
   engine.each(kLanes, [=] HOST_DEVICE(int64_t lane) {

@@ -74,27 +74,28 @@ HOST_DEVICE ExpSum<T> exp_sum_of_lane(const Problem& problem, const T* similarit
 
 // From the shares of all lanes: keeps the softmax of row i, writes its log-sum and returns its loss.
 template <class T>
-HOST_DEVICE double finish_softmax(const Problem& problem, const ExpSum<T>* shares, T positive, int64_t i,
+HOST_DEVICE double finish_softmax(const Problem& problem, const ExpSum<T>* shares, double positive, int64_t i,
                                   const Softmax<T>& softmax, T* log_sum) {
-  T largest = positive;
+  T largest = static_cast<T>(positive);
   for (int64_t lane = 0; lane < kLanes; ++lane) {
     if (shares[lane].largest > largest) largest = shares[lane].largest;
   }
-  const auto relative = [&](T similarity) {
-    return (static_cast<double>(similarity) - static_cast<double>(largest)) / problem.temperature;
+  const auto relative = [&](double similarity) {
+    return (similarity - static_cast<double>(largest)) / problem.temperature;
   };
   double negatives = 0;
   for (int64_t lane = 0; lane < kLanes; ++lane) {
-    if (shares[lane].sum != 0) negatives += shares[lane].sum * std::exp(relative(shares[lane].largest));
+    if (shares[lane].sum == 0) continue;
+    negatives += shares[lane].sum * std::exp(relative(static_cast<double>(shares[lane].largest)));
   }
-  const double below = relative(positive);  // <= 0
+  const double below = relative(positive);  // <= 0, save for the rounding of `largest`
   const double total = negatives + std::exp(below);
   // log1p keeps the digits of a loss near zero, which a log-sum less the positive would lose.
-  const double loss = below == 0 ? std::log1p(negatives) : std::log(total) - below;
+  const double loss = below > -1 ? std::log1p(negatives * std::exp(-below)) : std::log(total) - below;
   softmax.largest[i] = largest;
   softmax.inv_sum[i] = static_cast<T>(1 / total);
   softmax.complement[i] = static_cast<T>(negatives / total);
-  *log_sum = static_cast<T>(loss + static_cast<double>(positive) / problem.temperature);
+  *log_sum = static_cast<T>(loss + positive / problem.temperature);
   return loss;
 }
 

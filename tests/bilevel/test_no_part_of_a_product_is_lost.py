@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from bissl_fast.bilevel import CompositeLoss, HessianOperator, ParameterVector
@@ -86,6 +87,48 @@ def test_layers_in_checkpoints_that_autograd_sees_have_their_part(mode: Any) -> 
     expected = HessianOperator(squares, plain, [batch()]).matvec(ones(plain))
     found = HessianOperator(squares, theta, [batch()], mode).matvec(ones(theta))
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+class Cube(torch.autograd.Function):
+    """x³, differentiable once."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        return 3 * grad * ctx.saved_tensors[0] ** 2  # type: ignore[no-any-return]
+
+
+def test_a_function_that_is_differentiable_once_is_refused_behind_a_constant_gradient_too() -> None:
+    with pytest.raises(ValueError, match="a function that is marked @once_differentiable, so it has no exact product"):
+        HessianOperator(lambda m, b: Cube.apply(m(b[0])).mean(), ParameterVector(mlp()), [batch()])
+
+
+@pytest.mark.parametrize(
+    ("mode", "part"), [("reverse", "once"), ("reverse", "hidden"), ("finite_difference", "hidden")]
+)
+def test_what_a_loss_does_after_an_update_is_looked_at_anew(mode: Any, part: str) -> None:
+    def loss(module: Any, data: Any) -> torch.Tensor:
+        kind, x = data
+        if kind == "hidden":
+            return module[2](checkpoint(module[:2], x.clone().requires_grad_(), use_reentrant=True)).square().mean()
+        out = module(x)
+        return (Cube.apply(out) if kind == "once" else out.square()).mean()
+
+    theta, x = ParameterVector(mlp()), batch()[0]
+    operator = HessianOperator(loss, theta, [("plain", x)], mode)
+    operator.matvec(ones(theta))
+
+    def anew() -> None:
+        operator.update([(part, x)])
+        operator.matvec(ones(theta))
+
+    with pytest.raises(ValueError, match=r"differentiable, so it has no exact product|are inside a function"):
+        anew()
 
 
 def compiled(part: Any) -> Any:

@@ -134,6 +134,17 @@ def test_batches_weighed_by_their_rows_give_the_hessian_of_the_mean_over_all_row
     torch.testing.assert_close(alike.matvec(v), whole, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("size", [1e308, 1e-60, 1e-300])
+def test_weights_of_any_size_make_a_mean(size: float) -> None:
+    theta = ParameterVector(nn.Linear(2, 1))
+    hessians = [HessianOperator(lambda m, x: m(x).square().mean(), theta, [torch.full((1, 2), z)]) for z in (1.0, 2.0)]
+    both = HessianOperator(
+        lambda m, x: m(x).square().mean(), theta, [torch.ones(1, 2), torch.full((1, 2), 2.0)], weights=[size, size / 2]
+    )
+    first, second = (hessian.matvec(torch.ones(3)) for hessian in hessians)
+    torch.testing.assert_close(both.matvec(torch.ones(3)), (2 * first + second) / 3)
+
+
 @pytest.mark.parametrize("weights", [[1.0], [1.0, -1.0], [0.0, 0.0], [1.0, float("nan")], [1.0, float("inf")]])
 def test_weights_that_make_no_mean_are_refused(weights: list[float]) -> None:
     theta = ParameterVector(nn.Linear(2, 1))

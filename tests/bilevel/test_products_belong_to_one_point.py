@@ -56,6 +56,26 @@ def test_a_change_between_products_is_refused_until_an_update(mode: Any, change:
     torch.testing.assert_close(operator.matvec(ones(theta)), expected, rtol=1e-5, atol=1e-6)
 
 
+ODD: dict[str, torch.Tensor] = {
+    "conjugate": torch.randn(3, 5, dtype=torch.complex128).conj(),
+    "negative": torch.randn(3, 5, dtype=torch.complex128).conj().imag,
+    "sparse": torch.eye(5, dtype=torch.float64).to_sparse(),
+    "empty": torch.ones(0, 5, dtype=torch.float64),
+}
+
+
+@pytest.mark.parametrize("tensor", ODD.values(), ids=ODD)
+def test_tensors_of_any_kind_can_be_in_a_batch(tensor: torch.Tensor) -> None:
+    def loss(module: nn.Module, data: torch.Tensor) -> torch.Tensor:
+        dense = data.to_dense() if data.layout != torch.strided else data
+        return module(dense.real).square().sum()  # type: ignore[no-any-return]
+
+    theta = ParameterVector(nn.Linear(5, 2).double())
+    plain = (tensor.to_dense() if tensor.layout != torch.strided else tensor.resolve_conj().resolve_neg()).real.clone()
+    expected = HessianOperator(loss, theta, [plain]).matvec(ones(theta))
+    assert torch.equal(HessianOperator(loss, theta, [tensor]).matvec(ones(theta)), expected)
+
+
 @each_mode
 def test_buffers_are_those_of_the_last_update(mode: Any) -> None:
     module = with_norm().eval()

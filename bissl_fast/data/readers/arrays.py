@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bissl_fast.data.dataset import Labels
-from bissl_fast.data.readers.source import Listing, Source, from_array, read_text, require, with_validation
+from bissl_fast.data.readers.source import Listing, Source, from_array, with_validation
+from bissl_fast.data.readers.text import read_text, require
 from bissl_fast.errors import UserError
 
 FASHION_CLASSES = (

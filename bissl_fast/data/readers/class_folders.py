@@ -19,10 +19,9 @@ from bissl_fast.data.readers.source import (
     from_array,
     from_files,
     from_lists,
-    read_rows,
-    require,
     with_validation,
 )
+from bissl_fast.data.readers.text import read_rows, require
 from bissl_fast.data.splits import TEST_SEED, fixed_per_class
 from bissl_fast.errors import UserError
 

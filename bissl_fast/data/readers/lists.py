@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from bissl_fast.data.readers.source import Listing, from_lists, label_of, read_rows, read_text, require
+from bissl_fast.data.readers.source import Listing, from_lists
+from bissl_fast.data.readers.text import label_of, read_rows, read_text, require
 from bissl_fast.errors import UserError
 
 PETS_BREEDS = 37

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from bissl_fast.data.readers.source import Listing, from_lists, label_of, require
+from bissl_fast.data.readers.source import Listing, from_lists
+from bissl_fast.data.readers.text import label_of, require
 from bissl_fast.errors import UserError
 
 

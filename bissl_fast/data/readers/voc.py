@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from bissl_fast.data.readers.source import Listing, Source, absent_notes, from_files, read_rows
+from bissl_fast.data.readers.source import Listing, Source, absent_notes, from_files
+from bissl_fast.data.readers.text import read_rows
 from bissl_fast.errors import UserError
 
 CLASSES = (

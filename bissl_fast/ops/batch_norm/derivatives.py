@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from bissl_fast.ops.contrastive import refuse_forward_over_forward
+from bissl_fast.ops.functions import TwiceDifferentiable
 
 ELSE = 'Use `with bissl_fast.ops.backend("reference"):` around it, which PyTorch differentiates in any mode.'
 THIRD_ORDER = f"The fused batch norm is differentiable twice, and a third derivative was asked for. {ELSE}"
@@ -41,16 +41,10 @@ def has_kernels(backend: str) -> bool:
     return hasattr(torch.ops.bissl_fast, f"{PREFIX[backend]}fwd")
 
 
-class TwiceDifferentiable(Function):
-    """What the functions share: a sentence where PyTorch would speak of overriding static methods."""
-
-    @staticmethod
-    def vmap(*_: Any) -> Any:
-        raise NotImplementedError(NO_VMAP)
-
-
 class BatchNorm(TwiceDifferentiable):
     """``(x, weight, bias, residual) -> out``, with mean and rstd as further outputs."""
+
+    no_vmap = NO_VMAP
 
     @staticmethod
     def forward(
@@ -95,6 +89,8 @@ class BatchNorm(TwiceDifferentiable):
 
 class BatchNormTangent(TwiceDifferentiable):
     """``J u`` for ``u = (x_t, weight_t, bias_t, residual_t)``; an absent one is zero."""
+
+    no_vmap = NO_VMAP
 
     @staticmethod
     def forward(
@@ -146,6 +142,8 @@ class BatchNormTangent(TwiceDifferentiable):
 
 class BatchNormGradient(TwiceDifferentiable):
     """``Jᵀ grad_out``: gradients of x, residual, weight and bias, with the sums per group as further outputs."""
+
+    no_vmap = NO_VMAP
 
     @staticmethod
     def forward(
@@ -203,6 +201,8 @@ class BatchNormGradient(TwiceDifferentiable):
 
 class BatchNormProduct(TwiceDifferentiable):
     """The tangent of ``BatchNormGradient`` along (grad_out, x, weight)."""
+
+    no_vmap = NO_VMAP
 
     @staticmethod
     def forward(

@@ -58,7 +58,7 @@ def batch_norm_act(
         out, mean, rstd = reference.batch_norm_act(x, weight, bias, residual, groups, relu, eps)
     else:
         out, mean, rstd = batch_norm(x, weight, bias, residual, groups, relu, eps, name)
-    return out, mean, (rstd.square().reciprocal() - eps).clamp_min(0)
+    return out, mean, (rstd.pow(-2) - eps).clamp_min(0)
 
 
 def lacks(name: str, x: Tensor) -> str:

@@ -65,15 +65,16 @@ class BatchNormAct(_BatchNorm):
     @torch.no_grad()
     def _track(self, mean: Tensor, var: Tensor, values: int) -> None:
         """Move the running statistics by mean and biased variance ``(G, C)`` of so many values each."""
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.num_batches_tracked is not None
-        unbiased = var * (values / (values - 1))
-        for group_mean, group_var in zip(mean, unbiased, strict=True):
-            self.num_batches_tracked.add_(1)
-            share = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-            self.running_mean.lerp_(group_mean.to(self.running_mean.dtype), share)
-            self.running_var.lerp_(group_var.to(self.running_var.dtype), share)
+        running_mean, running_var, batches = self.running_mean, self.running_var, self.num_batches_tracked
+        assert running_mean is not None
+        assert running_var is not None
+        assert batches is not None
+        unbiased = (var * (values / (values - 1))).to(running_var.dtype)
+        if self.momentum is not None:
+            batches.add_(len(mean))
+        for group_mean, group_var in zip(mean.to(running_mean.dtype).unbind(), unbiased.unbind(), strict=True):
+            share = 1.0 / float(batches.add_(1)) if self.momentum is None else self.momentum
+            torch._foreach_lerp_([running_mean, running_var], [group_mean, group_var], share)  # one launch
 
 
 def mixing(module: nn.Module) -> str | None:
@@ -82,10 +83,11 @@ def mixing(module: nn.Module) -> str | None:
     Batch norms, and whatever has running statistics under the usual names; others show themselves in a pass only.
     """
     for name, layer in module.named_modules():
+        if isinstance(layer, BatchNormAct):
+            continue
         has_running = any(key.startswith("running_") for key, buffer in layer._buffers.items() if buffer is not None)
         is_moving = layer.training and has_running
-        takes_statistics = is_moving or (isinstance(layer, _BatchNorm) and (layer.training or not has_running))
-        if takes_statistics and not isinstance(layer, BatchNormAct):
+        if is_moving or (isinstance(layer, _BatchNorm) and (layer.training or not has_running)):
             return f"{name or 'the module'}, a {type(layer).__name__},"
     return None
 

@@ -25,7 +25,6 @@ device.
 from typing import Any, overload
 
 import torch
-import triton  # type: ignore[import-untyped,import-not-found,unused-ignore]
 from torch import Tensor
 
 from bissl_fast.ops.batch_norm.schemas import empty_like, empty_residual, empty_statistics, memory_format
@@ -90,7 +89,7 @@ class Problem:
     def join(self, kernel: Any, partials: Tensor, *operands: Tensor, **settings: Any) -> None:
         """Let ``kernel`` add up partial sums."""
         statistics = self.matrix.statistics
-        grid = (triton.cdiv(statistics, tiles.JOIN["COLUMNS"]),)
+        grid = (-(-statistics // tiles.JOIN["COLUMNS"]),)
         kernel[grid](partials, *operands, partials.shape[1], statistics, **settings, **tiles.JOIN)
 
     def write(self, kernel: Any, *operands: Tensor | None, tile: int | None = None, **settings: Any) -> None:
@@ -112,7 +111,7 @@ def fwd(
     mean, rstd = empty_statistics(x, groups), empty_statistics(x, groups)
     partials = problem.partials(sums.partial_statistics, 3, x)
     problem.join(sums.join_statistics, partials, mean, rstd, values=problem.matrix.values, EPS=eps)
-    return apply(x, weight, bias, residual, mean, rstd, groups, relu), mean, rstd
+    return write_out(problem, x, weight, bias, residual, (mean, rstd), relu), mean, rstd
 
 
 @on_device_of_first
@@ -128,10 +127,23 @@ def apply(
 ) -> Tensor:
     """Output once more."""
     problem = Problem(x, groups)
+    return write_out(problem, problem.like_x(x), weight, bias, residual, problem.statistics(mean, rstd), relu)
+
+
+def write_out(
+    problem: Problem,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    statistics: tuple[Tensor, ...],
+    relu: bool,
+) -> Tensor:
+    """Output, given x in its layout, mean and rstd."""
     out = empty_like(x)
     problem.write(
-        values.write_output, problem.like_x(x), problem.per_channel(weight), problem.per_channel(bias),
-        problem.like_x(residual), *problem.statistics(mean, rstd), out, RELU=relu,
+        values.write_output, x, problem.per_channel(weight), problem.per_channel(bias), problem.like_x(residual),
+        *statistics, out, RELU=relu,
     )  # fmt: skip
     return out
 
@@ -148,7 +160,8 @@ def bwd(
     sum_g, sum_gx = empty_statistics(x, groups), empty_statistics(x, groups)
     partials = problem.partials(sums.partial_moments, 2, grad_out, out if relu else None, x, mean)
     problem.join(sums.join_moments, partials, rstd, sum_g, sum_gx)
-    gradients = bwd_apply(grad_out, x, out, weight, mean, rstd, sum_g, sum_gx, groups, relu, with_residual)
+    statistics = (mean, rstd, sum_g, sum_gx)
+    gradients = write_gradients(problem, grad_out, x, out if relu else None, weight, statistics, with_residual)
     return *gradients, sum_g, sum_gx
 
 
@@ -159,10 +172,24 @@ def bwd_apply(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Gradients of x and the residual, given the sums."""
     problem = Problem(x, groups)
+    grad_out, x, mask = problem.like_x(grad_out), problem.like_x(x), problem.like_x(out) if relu else None
+    statistics = problem.statistics(mean, rstd, sum_g, sum_gx)
+    return write_gradients(problem, grad_out, x, mask, weight, statistics, with_residual)
+
+
+def write_gradients(
+    problem: Problem,
+    grad_out: Tensor,
+    x: Tensor,
+    mask: Tensor | None,
+    weight: Tensor,
+    statistics: tuple[Tensor, ...],
+    with_residual: bool,
+) -> tuple[Tensor, Tensor]:
+    """Gradients, given tensors in x's layout, mean, rstd and the sums; without a ReLU there is no mask."""
     dx, dresidual = empty_like(x), empty_residual(x, with_residual)
     problem.write(
-        values.write_gradient, problem.like_x(grad_out), problem.like_x(out) if relu else None, problem.like_x(x),
-        problem.per_channel(weight), *problem.statistics(mean, rstd, sum_g, sum_gx), dx,
+        values.write_gradient, grad_out, mask, x, problem.per_channel(weight), *statistics, dx,
         dresidual if with_residual else None, values=problem.matrix.values,
     )  # fmt: skip
     return dx, dresidual

@@ -8,6 +8,7 @@ the same kernels, and a sum over a channel is one over the first and last axis.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import triton  # type: ignore[import-untyped,import-not-found,unused-ignore]
 import triton.language as tl  # type: ignore[import-untyped,import-not-found,unused-ignore]
@@ -60,6 +61,7 @@ class Cut:
         return {"ROWS": self.rows, "CHANNELS": self.channels, "SPAN": self.span}
 
 
+@lru_cache(1024)  # of a network's few sizes; anew in each call it would take as long as a launch
 def cut(matrix: Matrix, tile: int) -> Cut:
     """Tiles of at most ``tile`` values, long in memory and with few places beyond an edge."""
     if matrix.run > SPANS[-1]:
