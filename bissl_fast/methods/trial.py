@@ -1,4 +1,4 @@
-"""What BiSSL needs of a network, tried before the first stage: the time of a trace, in place of an error after hours."""
+"""What BiSSL needs of a network, tried before the first stage: the time of one trace, for no error after hours."""
 
 from dataclasses import replace
 
