@@ -32,6 +32,9 @@ ONCE = {
         for kind in ("", "no_reduction_")
     },
     "BackwardHookFunctionBackward": HOOKED.format(what="a module's backward pass"),
+    "EmbeddingBackward0(altered)": "the loss contains an embedding with padding_idx or scale_grad_by_freq, whose "
+    "gradient is that of no loss: its derivative is not symmetric, and reverse would take the transpose. "
+    "mode='linearized' takes the derivative itself; or leave these options out",
     "torch::autograd::Error": NOT_TWICE.format(what="a function that is marked @once_differentiable"),
     "CompiledFunctionBackward": COMPILED,
 }
@@ -49,6 +52,8 @@ WRONG_ALONG_TANGENTS = {
 }
 """Nodes whose forward derivatives are wrong without an error."""
 
+NO_ROW = 2**64 - 1
+"""What PyTorch keeps of an embedding without padding: -1."""
 MARKED = once_differentiable(lambda ctx: ctx).__code__
 
 
@@ -70,7 +75,7 @@ def found_in(tensors: Iterable[torch.Tensor], table: Mapping[str, str]) -> str |
 
 
 def name_of(node: Node) -> str:
-    """A node's name, and its kind of reduction where it has one that is named.
+    """A node's name, and what else tells whether its derivatives are right: a reduction, a gradient that is altered.
 
     A function that is marked as differentiable once counts as the error that it would raise: PyTorch raises it only
     where the gradient that arrives depends on the parameters, and loses the function's own derivatives elsewhere.
@@ -78,6 +83,8 @@ def name_of(node: Node) -> str:
     function: Any = getattr(node, "_forward_cls", None)
     if function is not None and is_marked(inspect.unwrap(function.backward, stop=is_marked)):
         return "torch::autograd::Error"
+    if getattr(node, "_saved_padding_idx", NO_ROW) != NO_ROW or getattr(node, "_saved_scale_grad_by_freq", False):
+        return f"{node.name()}(altered)"
     reduction = getattr(node, "_saved_reduce", None)
     return f"{node.name()}({reduction})" if isinstance(reduction, str) else node.name()
 

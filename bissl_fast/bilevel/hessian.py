@@ -307,10 +307,10 @@ class HessianOperator:
 
 def versions(tensors: Sequence[torch.Tensor]) -> Versions:
     """What changes when a tensor's values do, whether written in place or put into ``.data``."""
-    return [(place(t), 0 if t.is_inference() else t._version, sample(t)) for t in tensors]
+    return [(address(t), 0 if t.is_inference() else t._version, sample(t)) for t in tensors]
 
 
-def place(tensor: torch.Tensor) -> int:
+def address(tensor: torch.Tensor) -> int:
     """Where a tensor's values lie; sparse ones, which lie in several places, are told apart as objects."""
     return tensor.data_ptr() if tensor.layout == torch.strided else id(tensor)
 

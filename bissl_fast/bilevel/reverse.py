@@ -26,6 +26,10 @@ OVERWRITTEN = (
     "product would be wrong. Let the loss write in place less (inplace=False, or y = y + 1 for y += 1), and call "
     "update() after changing a tensor that it takes from elsewhere"
 )
+TRANSFORMS = (
+    "the loss calls torch.func (grad, vjp, jacrev or hessian), which does not run where saved tensors are watched: "
+    "take mode='linearized', or torch.autograd.grad with create_graph=True in the loss"
+)
 HIDDEN = (
     "the layers of {names} are inside a function that calls backward on its own, so their part of the product would "
     "be lost; for torch.utils.checkpoint set use_reentrant=False"
@@ -67,7 +71,12 @@ class ReverseProducts:
 
         theta = self._parameters.tensors
         with torch.enable_grad(), saved_tensors_hooks(weigh, unchanged):
-            value = value_of(self._loss, self._parameters, batch, seed, self._dtype)
+            try:
+                value = value_of(self._loss, self._parameters, batch, seed, self._dtype)
+            except RuntimeError as error:
+                if "support saved tensor hooks" not in str(error):
+                    raise
+                raise ValueError(TRANSFORMS) from error
             gradient = torch.autograd.grad(value, theta, create_graph=True, allow_unused=True)
         refusal = found_in([value, *(g for g in gradient if g is not None)], ONCE)
         if refusal is not None:

@@ -22,6 +22,7 @@ from bissl_fast.errors import UserError
 from bissl_fast.evaluation.metrics import evaluation_mode
 from bissl_fast.methods.config import ImageSettings, load_config
 from bissl_fast.models import backbone_weights, build_backbone, place
+from bissl_fast.models.backbone import reason_of
 from bissl_fast.models.weights import TIMM_PREFIX, timm_normalisation
 
 FOLDERS = "folders"
@@ -50,10 +51,9 @@ class Embedder:
                 found: torch.Tensor = self.backbone(batch.views[0])
             except torch.OutOfMemoryError:
                 raise UserError("memory is full: lower --batch-size.") from None
-            except (RuntimeError, AssertionError, ValueError) as error:
-                reason = str(error).splitlines()[0]
+            except Exception as error:  # whatever its layers raise: assertions, reshapes, divisions by zero
                 raise UserError(
-                    f"the backbone cannot take images of {self.view.size} px ({reason}): set --size."
+                    f"the backbone cannot take images of {self.view.size} px ({reason_of(error)}): set --size."
                 ) from None
         if found.ndim != 2:
             raise UserError(f"the backbone gives {tuple(found.shape)}, not one vector per image; choose another.")

@@ -165,3 +165,32 @@ def test_torchscript_is_refused_where_a_trace_would_miss_its_derivatives() -> No
     for loss, mode in ((scripted, "linearized"), (scripted, "gauss_newton"), (criterion, "gauss_newton")):
         with pytest.raises(ValueError, match=re.escape("it calls TorchScript, whose derivatives a trace does not see")):
             HessianOperator(loss, theta, [batch()], mode)  # type: ignore[arg-type]
+
+
+def test_a_loss_that_calls_torch_func_is_refused_in_reverse_and_traced() -> None:
+    def loss(module: nn.Module, data: Any) -> torch.Tensor:
+        slopes = torch.func.vmap(torch.func.grad(lambda row: module(row).square().sum()))(data[0])
+        return slopes.square().mean()
+
+    theta = ParameterVector(mlp())
+    with pytest.raises(ValueError, match=r"calls torch\.func .* take mode='linearized', or torch\.autograd\.grad"):
+        HessianOperator(loss, theta, [batch()])
+    expected = HessianOperator(loss, theta, [batch()], "finite_difference").matvec(ones(theta))
+    found = HessianOperator(loss, theta, [batch()], "linearized").matvec(ones(theta))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("altered", [{"padding_idx": 0}, {"scale_grad_by_freq": True}])
+def test_an_embedding_whose_gradient_is_altered_is_refused_in_reverse_and_traced(altered: dict[str, Any]) -> None:
+    def loss(module: nn.Module, words: torch.Tensor) -> torch.Tensor:
+        return module(words).square().mean()  # type: ignore[no-any-return]
+
+    words = torch.tensor([0, 1, 1, 2, 0, 2, 2])
+    plain = ParameterVector(network(nn.Embedding(4, 5), nn.Tanh(), nn.Linear(5, 3)))
+    theta = ParameterVector(network(nn.Embedding(4, 5, **altered), nn.Tanh(), nn.Linear(5, 3)))
+    HessianOperator(loss, plain, [words]).matvec(ones(plain))
+    with pytest.raises(ValueError, match=r"an embedding with padding_idx or scale_grad_by_freq, .*mode='linearized'"):
+        HessianOperator(loss, theta, [words])
+    expected = HessianOperator(loss, theta, [words], "finite_difference").matvec(ones(theta))
+    found = HessianOperator(loss, theta, [words], "linearized").matvec(ones(theta))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)

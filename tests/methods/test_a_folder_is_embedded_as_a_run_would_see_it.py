@@ -4,17 +4,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import save_file
+from torch import nn
 
 from bissl_fast.cli import main
 from bissl_fast.cli.train import parse_config
 from bissl_fast.data.cache import load
+from bissl_fast.data.dataset import ImageSet
 from bissl_fast.data.loader import sequential_batches
+from bissl_fast.data.presets import eval_view
 from bissl_fast.data.readers.folder import folder_names
+from bissl_fast.errors import UserError
 from bissl_fast.evaluation.features import extract_features
 from bissl_fast.methods.config import save_config
-from bissl_fast.methods.embed import embedder
+from bissl_fast.methods.embed import Embedder, embedder
 from bissl_fast.models import build_backbone
 from tests.methods.conftest import train_arguments
 
@@ -158,3 +163,15 @@ def test_what_cannot_be_embedded_is_a_sentence(
     assert sentence in capsys.readouterr().err
     assert main(["embed", str(run), "/nowhere"]) == 2
     assert "There is no folder /nowhere" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [AssertionError(), IndexError("out of range"), ZeroDivisionError("by zero")])
+def test_whatever_a_backbone_raises_ends_in_a_sentence(error: Exception) -> None:
+    class Failing(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise error
+
+    images = ImageSet("photos", np.zeros((2, 16, 16, 3), np.uint8), None, (), "")
+    reason = str(error) or "AssertionError without a word"
+    with pytest.raises(UserError, match=rf"cannot take images of 16 px \({reason}\): set --size"):
+        Embedder(Failing(), eval_view(16), 16, False).features(images, torch.device("cpu"))

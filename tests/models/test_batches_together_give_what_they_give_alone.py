@@ -55,7 +55,14 @@ def evolved() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 3), EvoNorm2dB0(4)).double()
 
 
+def met_twice() -> nn.Module:
+    """A batch norm whose running statistics move twice in a pass."""
+    norm = nn.BatchNorm2d(3)
+    return fuse_batch_norm(nn.Sequential(norm, nn.ReLU(), norm)).double()
+
+
 MIXING = {
+    "a batch norm that is met twice": met_twice,
     "EvoNorm2dB0": evolved,
     "an unknown layer": lambda: nn.Sequential(nn.Conv2d(3, 4, 3).double(), Centred()),
     "an unknown layer behind a weight of zero": lambda: nn.Sequential(Centred(), zeroed(nn.Conv2d(3, 4, 3).double())),
