@@ -3,8 +3,6 @@
 import copy
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -49,6 +47,7 @@ from bissl_fast.training.files import (
     write_json,
 )
 from bissl_fast.training.loop import Task, run_loop
+from bissl_fast.training.memory import memory_told
 from bissl_fast.training.precision import apply_precision, find_device
 from bissl_fast.training.stage import StageOutput, run_stage
 from bissl_fast.training.supervised import downstream_loss
@@ -394,17 +393,3 @@ def train(config: TrainConfig, console: Console) -> Path:
         training = Training(config, console)
         with exclusive(training.folder):
             return training.run()
-
-
-@contextmanager
-def memory_told() -> Iterator[None]:
-    """Make a sentence of memory that is full."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
-            raise
-        raise UserError(
-            f"memory is full ({str(error).splitlines()[0]}); lower --pretrain.batch-size, --finetune.batch-size or "
-            "--images.size, then run the same command again: finished stages that it leaves alone are kept."
-        ) from None
