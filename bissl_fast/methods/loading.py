@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from rich.console import Console
 
-from bissl_fast.data.catalogue import FOLDER_PREFIX, entry_of, load_downstream, load_pretext
+from bissl_fast.data.catalogue import entry_of, list_labelled, load_downstream, load_pretext
 from bissl_fast.data.dataset import ImageSet, count_by_class, is_multilabel
 from bissl_fast.data.loader import Batch, Loader
 from bissl_fast.data.order import BatchOrder
@@ -85,29 +85,27 @@ class RunData:
 
     def _load_unlabelled(self) -> ImageSet:
         config = self.config
-        size, root, cache = config.images.cache_size, config.data_root, config.cache_dir
-        if config.pretext_dataset is not None:
-            return load_pretext(
-                config.pretext_dataset,
-                root,
-                size,
-                cache,
-                downstream=config.dataset,
-                exclude_test=config.exclude_test,
-                labels=config.labels,
-            )
-        if config.dataset in WITH_UNLABELLED_IMAGES:
-            return load_pretext(config.dataset, root, size, cache)
-        if not config.dataset.startswith(FOLDER_PREFIX):
-            entry_of(config.dataset)  # so that a misspelt name is answered before the pretext set is missed
-        try:
-            return load_pretext("stl10", root, size, cache)
-        except UserError:
-            raise UserError(
-                f"{config.dataset} has no unlabelled images of its own, and STL-10, the paper's pretext set, is not "
-                "there; pass --pretext-dataset folder:PATH (any images), or run "
-                "`bissl-fast data prepare stl10 --data-root DIR`."
-            ) from None
+        spec, root = config.pretext_dataset, config.data_root
+        if spec is None and config.dataset in WITH_UNLABELLED_IMAGES:
+            spec = config.dataset
+        if spec is None:
+            list_labelled(config.dataset, root, config.labels)  # what is wrong with it is told before what lacks
+            spec = "stl10"
+            if root is None or entry_of(spec).find(root) is None:
+                raise UserError(
+                    f"{config.dataset} has no unlabelled images of its own, and STL-10, the paper's pretext set, is "
+                    "not there; pass --pretext-dataset folder:PATH (any images), or run "
+                    "`bissl-fast data prepare stl10 --data-root DIR`."
+                )
+        return load_pretext(
+            spec,
+            root,
+            config.images.cache_size,
+            config.cache_dir,
+            downstream=config.dataset,
+            exclude_test=config.exclude_test,
+            labels=config.labels,
+        )
 
     def _tell_sizes(self) -> None:
         for note in (*self.unlabelled.notes, *self.splits.notes):
