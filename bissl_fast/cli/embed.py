@@ -9,11 +9,9 @@ from bissl_fast.data.readers.decode import printable
 from bissl_fast.data.readers.stacks import MOST_CHANNELS
 from bissl_fast.methods.checks import require
 from bissl_fast.methods.embed import embed_images, embedder, images_of
-from bissl_fast.training.files import make_folder, write_arrays
+from bissl_fast.training.files import make_folder_of, write_arrays
 from bissl_fast.training.precision import apply_precision, find_device
 from bissl_fast.training.tracking import say
-
-NOTES_SHOWN = 5
 
 
 def embed_command(arguments: list[str]) -> None:
@@ -49,16 +47,14 @@ def embed_command(arguments: list[str]) -> None:
         require(batch_size >= 1, "batch-size", batch_size, "at least 1")
         if channels is not None:
             require(1 <= channels <= MOST_CHANNELS, "channels", channels, f"between 1 and {MOST_CHANNELS}")
+        make_folder_of(output)
         console, where = Console(), find_device(device)
         apply_precision("fp32", where)
         embed_with = embedder(model, backbone, size, lambda line: say(console, line), channels)
         source = images_of(folder.expanduser().resolve(), labels, len(embed_with.view.mean))
         found = embed_images(embed_with, source, where, batch_size)
-        for note in found.notes[:NOTES_SHOWN]:
+        for note in found.notes:
             say(console, printable(note), "yellow")
-        if len(found.notes) > NOTES_SHOWN:
-            say(console, f"and {len(found.notes) - NOTES_SHOWN} more", "yellow")
-        make_folder(output.parent)
         write_arrays(output, found.arrays())
         say(console, f"{output}: {found.features.shape[0]:,} images, {found.features.shape[1]:,} features each")
 

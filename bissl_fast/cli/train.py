@@ -9,6 +9,7 @@ from rich.console import Console
 
 from bissl_fast.cli.report import print_results
 from bissl_fast.errors import UserError
+from bissl_fast.methods.checks import require
 from bissl_fast.methods.config import TrainConfig, load_config
 from bissl_fast.methods.presets import preset_config
 from bissl_fast.training.interruption import Interrupted, interruptible
@@ -45,11 +46,14 @@ def parse_config(arguments: list[str]) -> TrainConfig:
         UserError: for a config file that cannot be used or settings that cannot be meant.
         SystemExit: for help and for options that do not exist.
     """
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    usage = "%(prog)s [OPTIONS]     (%(prog)s --help tells more)"
+    first = argparse.ArgumentParser("bissl-fast train", usage, add_help=False, allow_abbrev=False)
     first.add_argument("--config", type=Path)
-    first.add_argument("--preset", choices=("paper", "official", "quick"))
+    first.add_argument("--preset")
     first.add_argument("--dataset")
     found, rest = first.parse_known_args(arguments)
+    known = found.preset in (None, "paper", "official", "quick")
+    require(known, "preset", repr(found.preset), "paper, official or quick")
     if found.config is None:
         default = preset_config(found.preset or "quick", "textures" if found.dataset is None else found.dataset)
     elif found.preset or found.dataset is not None:

@@ -90,7 +90,7 @@ def load_pretext(
         cache_dir: Cache folder.
         progress: Show a progress bar while decoding.
         downstream: The set that is tested on: how many of its test images are among these, byte for byte, is noted.
-        exclude_test: Leave those out.
+        exclude_test: Leave those out; of images in arrays a note says that they were not compared.
         labels: Of `downstream`, as in `load_downstream`.
         channels: As in `load_downstream`.
 
@@ -98,13 +98,17 @@ def load_pretext(
         UserError: As `load_downstream`; or nothing but test images is there.
     """
     source = list_unlabelled(spec, root, channels)
-    if downstream is not None and source.files:
+    if downstream is not None and (source.files or exclude_test):
         source = _beside_test(source, list_labelled(downstream, root, labels, channels).test, downstream, exclude_test)
     return cache.load(source, size, cache_dir, progress)
 
 
 def _beside_test(source: Source, test: Source, downstream: str, exclude: bool) -> Source:
     """Pretext images with a note on those that are also test images, or without these."""
+    if exclude and not (source.files and test.files):
+        arrays = test.name if source.files else source.name
+        note = f"--exclude-test left out nothing: it compares files, and the images of {arrays} lie in arrays."
+        return replace(source, notes=(*source.notes, note))
     shared = same_files(source.files, test.files)
     if not shared.any():
         return source

@@ -15,7 +15,7 @@ from bissl_fast.data.dataset import Images, ImageSet
 from bissl_fast.data.loader import sequential_batches
 from bissl_fast.data.presets import eval_view
 from bissl_fast.data.readers.folder import folder_names, loose_images
-from bissl_fast.data.readers.source import Source
+from bissl_fast.data.readers.source import Source, listed
 from bissl_fast.data.readers.table import whole_table
 from bissl_fast.data.views import ViewSettings
 from bissl_fast.errors import UserError
@@ -155,7 +155,7 @@ def embed_images(model: Embedder, source: Source, device: torch.device, batch_si
         for decoded in decode(source, model.decoded_size, progress=True):
             name = source.describe(decoded.index)
             if decoded.image is None:
-                left_out.append(f"left out: {name}: {decoded.reason}")
+                left_out.append(f"{name}: {decoded.reason}")
                 continue
             kept.append(decoded.index)
             for remark in decoded.remarks:
@@ -171,7 +171,8 @@ def embed_images(model: Embedder, source: Source, device: torch.device, batch_si
         raise UserError(f"None of the {source.count} images of {source.name} can be read: {left_out[0]}.")
     labels = None if source.labels is None else source.labels[kept].astype(np.int64)
     names = [source.describe(index) for index in kept]
-    notes = [*source.notes, *remark_notes(source, remarks), *left_out]
+    unreadable = f"{len(left_out)} of {source.count} images of {source.name} could not be read and are left out: "
+    notes = [*source.notes, *remark_notes(source, remarks), *([f"{unreadable}{listed(left_out)}."] if left_out else [])]
     return Features(np.concatenate(found), names, labels, source.classes, notes)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from rich.console import Console
 
-from bissl_fast.data.catalogue import FOLDER_PREFIX, entry_of, load_downstream, load_pretext
+from bissl_fast.data.catalogue import entry_of, list_labelled, load_downstream, load_pretext
 from bissl_fast.data.dataset import ImageSet, count_by_class, is_multilabel
 from bissl_fast.data.loader import Batch, Loader
 from bissl_fast.data.order import BatchOrder
@@ -87,36 +87,38 @@ class RunData:
 
     def _load_unlabelled(self) -> ImageSet:
         config = self.config
-        size, root, cache = config.images.cache_size, config.data_root, config.cache_dir
-        channels = config.images.channels
-        if config.pretext_dataset is not None:
-            return load_pretext(
-                config.pretext_dataset,
-                root,
-                size,
-                cache,
-                downstream=config.dataset,
-                exclude_test=config.exclude_test,
-                labels=config.labels,
-                channels=channels,
-            )
-        if config.dataset in WITH_UNLABELLED_IMAGES:
-            return load_pretext(config.dataset, root, size, cache, channels=channels)
+        spec, root, channels = config.pretext_dataset, config.data_root, config.images.channels
+        if spec is None and config.dataset in WITH_UNLABELLED_IMAGES:
+            spec = config.dataset
+        if spec is None:
+            # What is wrong with the data set is told before what lacks.
+            list_labelled(config.dataset, root, config.labels, channels)
+            spec = self._published_pretext(root, channels)
+        return load_pretext(
+            spec,
+            root,
+            config.images.cache_size,
+            config.cache_dir,
+            downstream=config.dataset,
+            exclude_test=config.exclude_test,
+            labels=config.labels,
+            channels=channels,
+        )
+
+    def _published_pretext(self, root: Path | None, channels: int) -> str:
+        """The paper's pretext set, if it is there and has such images."""
         if channels not in (1, 3):
             raise UserError(
                 f"No published set has images of {channels} channels for the pretext task: pass --pretext-dataset "
                 "folder:PATH, labelled or not."
             )
-        if not config.dataset.startswith(FOLDER_PREFIX):
-            entry_of(config.dataset)  # so that a misspelt name is answered before the pretext set is missed
-        try:
-            return load_pretext("stl10", root, size, cache, channels=channels)
-        except UserError:
+        if root is None or entry_of("stl10").find(root) is None:
             raise UserError(
-                f"{config.dataset} has no unlabelled images of its own, and STL-10, the paper's pretext set, is not "
-                "there; pass --pretext-dataset folder:PATH (any images), or run "
+                f"{self.config.dataset} has no unlabelled images of its own, and STL-10, the paper's pretext set, is "
+                "not there; pass --pretext-dataset folder:PATH (any images), or run "
                 "`bissl-fast data prepare stl10 --data-root DIR`."
-            ) from None
+            )
+        return "stl10"
 
     def _tell_sizes(self) -> None:
         for note in (*self.unlabelled.notes, *self.splits.notes):

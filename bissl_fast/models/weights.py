@@ -43,7 +43,8 @@ class BackboneWeights:
 
     def __str__(self) -> str:
         under = f" under {self.prefix}*" if self.prefix else ""
-        rest = f"; left out: {listed(self.left_out)}" if self.left_out else ""
+        groups = Counter(key.split(".")[0] for key in sorted(self.left_out))
+        rest = f"; left out: {', '.join(f'{group}.* ({count})' for group, count in groups.items())}" if groups else ""
         changed = f"; from 3 channels to those of the images: {listed(self.adapted)}" if self.adapted else ""
         return f"{len(self.tensors)} tensors from {self.origin}{under}{rest}{changed}"
 
@@ -172,12 +173,15 @@ def fit(found: Tensors, backbone: nn.Module, name: str, origin: str) -> Backbone
     wanted = backbone.state_dict()
     prefix = common_prefix(found, wanted)
     inside = {key.removeprefix(prefix): value for key, value in found.items() if key.startswith(prefix)}
-    adapted = first_convolutions({key: inside[key] for key in wanted if key in inside}, wanted, name)
-    tensors = {key: inside[key] for key in wanted if key in inside} | adapted
+    tensors = {key: inside[key] for key in wanted if key in inside}
+    if not tensors:
+        raise UserError(f"{origin} holds nothing of the backbone {name}, but: {listed(sorted(found)) or 'no tensor'}.")
+    adapted = first_convolutions(tensors, wanted, name)
+    tensors |= adapted
     parts = {key.split(".")[0] for key in wanted}
     faults = {
         "missing": [k for k in wanted if k not in inside and not k.endswith("num_batches_tracked")],
-        "unknown to the backbone": [k for k in inside if k not in wanted and k.split(".")[0] in parts],
+        "unknown to the backbone": [k for k in sorted(inside) if k not in wanted and k.split(".")[0] in parts],
         "of another shape": [
             f"{k} {tuple(v.shape)} for {tuple(wanted[k].shape)}"
             for k, v in tensors.items()

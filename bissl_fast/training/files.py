@@ -29,6 +29,7 @@ _ADVICE = {
     errno.EFBIG: "the file would exceed the size allowed: raise the limit",
     errno.ENOENT: "its folder is gone: choose where to write with --output",
     errno.ENOTDIR: "a file stands where a folder is wanted: choose another folder with --output",
+    errno.EISDIR: "a folder stands where a file is wanted: name the file with --output",
     errno.EEXIST: "a file stands where a folder is wanted: choose another folder with --output",
 }
 
@@ -51,6 +52,17 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise unwritable(path, error) from None
+
+
+def make_folder_of(file: Path) -> None:
+    """Create the folder of a file that is written at the end of some work, which would be lost otherwise.
+
+    Raises:
+        UserError: if that is not allowed, or a folder stands in the file's place.
+    """
+    if file.is_dir():
+        raise unwritable(file, IsADirectoryError(errno.EISDIR, "is a folder"))
+    make_folder(file.parent)
 
 
 @contextlib.contextmanager

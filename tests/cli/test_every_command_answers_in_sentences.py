@@ -33,6 +33,11 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "--images.first.blur", "2"], "The view setting blur is 2.0; it must be a probability between 0 and"),
         (["train", "--images.first.mean", "nan", "0", "0"], "The view setting mean is (nan, 0.0, 0.0); it must be fin"),
         (["train", "--backbone", "resnet_18"], "timm knows no backbone called 'resnet_18'; did you mean"),
+        (["train", "--preset", "fast"], "--preset must be paper, official or quick, found 'fast'"),
+        (["embed", "run", "nowhere"], "nowhere: give the path of a folder of images.\n"),
+        (["embed", "run", ".", "--output", "/dev/null/f.npz"], "/dev/null could not be written"),
+        (["embed", "run", ".", "--output", "/dev"], "/dev could not be written, a folder stands where a file"),
+        (["bench", "nt-xent", "--output", "/dev"], "/dev could not be written, a folder stands where a file"),
         (["report", "nowhere"], "is not a run folder"),
         (["bench", "everything"], "there is no benchmark 'everything'"),
         (["bench", "nt-xent", "--sizes", "big"], "expected pairs x width"),
@@ -52,6 +57,17 @@ def test_what_cannot_be_used_ends_in_one_sentence_and_status_2(
     assert error.startswith("bissl-fast: ")
     assert sentence in error
     assert "Traceback" not in error
+
+
+def test_an_option_of_train_without_its_value_is_answered_under_the_commands_name(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for option in ("--preset", "--dataset", "--config"):
+        with pytest.raises(SystemExit):
+            main(["train", option])
+        error = capsys.readouterr().err
+        assert error.startswith("usage: bissl-fast train [OPTIONS]     (bissl-fast train --help tells more)\n")
+        assert f"argument {option}: expected one argument" in error
 
 
 def test_doctor_tells_versions_and_backends(capsys: pytest.CaptureFixture[str]) -> None:

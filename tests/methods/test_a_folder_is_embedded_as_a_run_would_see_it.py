@@ -132,7 +132,29 @@ def test_labels_of_a_table_and_unreadable_images(
     assert found["names"].tolist() == ["a.png", "c.png"]
     assert [found["classes"][label] for label in found["labels"]] == ["z", "x"]
     np.testing.assert_array_equal(*found["features"])
-    assert "left out: b.png: cannot identify image file" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "1 of 3 images of images could not be read and are left out: b.png: cannot identify image file" in told
+
+
+def test_all_that_is_left_out_turned_or_scaled_is_counted(
+    run: Path, small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = Image.open(small_data / "loose" / "000.png").convert("RGB")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    image.save(tmp_path / "turned.jpg", exif=turned)
+    clear = image.convert("RGBA")
+    clear.putalpha(9)
+    clear.save(tmp_path / "clear.png")
+    for white in (1000, 4000, 60_000):
+        Image.fromarray(np.full((16, 16), white, np.uint16)).save(tmp_path / f"{white}.png")
+    for number in range(8):
+        (tmp_path / f"broken{number}.png").write_bytes(b"broken")
+    (tmp_path / "notes.txt").touch()
+    embed(run, tmp_path, tmp_path / "f.npz")
+    told = capsys.readouterr().out
+    for part in ("turned.jpg", "clear.png", "1000.png", "4000.png", "60000.png", "notes.txt", "8 of 13", "and 3 more"):
+        assert part in told
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 
 from bissl_fast.data.views import ViewSettings
@@ -15,6 +16,7 @@ from bissl_fast.methods.bilevel import BilevelSettings
 from bissl_fast.methods.bissl import BiSSLSettings
 from bissl_fast.methods.config import ImageSettings, TrainConfig, load_config, save_config
 from bissl_fast.methods.finetune import FineTuneSettings, SGDSettings
+from bissl_fast.methods.loading import RunData
 from bissl_fast.methods.presets import preset_config
 from bissl_fast.methods.pretrain import PretrainSettings
 from bissl_fast.methods.train import Training, train
@@ -221,6 +223,40 @@ def test_pretext_images_that_are_test_images_by_a_table_are_left_out(small_data:
 def test_a_set_without_unlabelled_images_of_its_own_asks_for_stl10_by_name(small_data: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no unlabelled images of its own.*--pretext-dataset folder:PATH"):
         begin(config(small_data, tmp_path, pretext_dataset=None, data_root=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("dataset", "sentence"),
+    [("folder:", "'folder:' lacks its path"), ("folder:nowhere", "no folder nowhere|no folder .*/nowhere")],
+)
+def test_what_is_wrong_with_the_data_set_is_told_before_that_the_pretext_set_is_missing(
+    small_data: Path, tmp_path: Path, dataset: str, sentence: str
+) -> None:
+    with pytest.raises(UserError, match=sentence):
+        begin(config(small_data, tmp_path, dataset=dataset, pretext_dataset=None))
+
+
+def stl10(root: Path, unlabelled: bytes | None) -> Path:
+    """A data root whose STL-10 holds these bytes of unlabelled images."""
+    (root / "stl10_binary").mkdir()
+    (root / "stl10_binary" / "train_X.bin").touch()
+    if unlabelled is not None:
+        (root / "stl10_binary" / "unlabeled_X.bin").write_bytes(unlabelled)
+    return root
+
+
+def test_an_incomplete_stl10_is_not_said_to_be_missing(small_data: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"unlabeled_X\.bin"):
+        begin(config(small_data, tmp_path, pretext_dataset=None, data_root=stl10(tmp_path, None)))
+
+
+def test_exclude_test_says_where_it_cannot_compare(small_data: Path, tmp_path: Path) -> None:
+    root = stl10(tmp_path, bytes(2 * 3 * 96 * 96))
+    changed = config(small_data, tmp_path, pretext_dataset=None, data_root=root, exclude_test=True)
+    unlabelled = RunData(changed, torch.device("cpu"), Console()).unlabelled
+    assert unlabelled.notes == (
+        "--exclude-test left out nothing: it compares files, and the images of stl10/unlabelled lie in arrays.",
+    )
 
 
 def test_a_one_image_class_trains(small_data: Path, tmp_path: Path) -> None:

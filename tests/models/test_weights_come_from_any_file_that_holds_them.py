@@ -43,10 +43,16 @@ def test_the_beginning_of_the_names_does_not_matter(tmp_path: Path, kind: str, p
     weights = read(str(path))
     assert same(weights.tensors, tensors())
     assert weights.left_out == ("head.weight",)
-    assert str(weights).endswith("left out: head.weight")
+    assert str(weights).endswith("left out: head.* (1)")
     backbone = build_backbone(NAME, 0)
     weights.load_into(backbone)
     assert same(backbone.state_dict(), tensors())
+
+
+def test_weights_of_a_head_alone_are_said_to_be_no_backbones(tmp_path: Path) -> None:
+    save_file({"weight": torch.zeros(3, 2), "bias": torch.zeros(3)}, tmp_path / "head.safetensors")
+    with pytest.raises(UserError, match=rf"holds nothing of the backbone {NAME}, but: bias, weight"):
+        read(str(tmp_path / "head.safetensors"))
 
 
 def test_timms_own_model_with_its_classifier_fits(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from rich.table import Table
 from bissl_fast.errors import UserError
 from bissl_fast.ops import available_backends
 from bissl_fast.training.environment import processor
-from bissl_fast.training.files import make_folder, write_atomic, write_json
+from bissl_fast.training.files import make_folder_of, write_atomic, write_json
 from bissl_fast.training.precision import find_device
 from bissl_fast.version import __version__
 
@@ -50,7 +50,7 @@ def make_place(output: Path | None) -> None:
     if output is not None:
         if output.suffix == ".json":
             raise UserError(f"--output names the Markdown, with the numbers as .json beside it; found {output}.")
-        make_folder(output.parent)
+        make_folder_of(output)
 
 
 def keep(output: Path | None, text: Sequence[str], record: dict[str, Any]) -> None:

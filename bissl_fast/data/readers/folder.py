@@ -154,7 +154,7 @@ def require_folder(root: Path) -> Path:
         UserError: It is not.
     """
     if not root.is_dir():
-        raise UserError(f"There is no folder {root}: give the path of a folder of images after 'folder:'.")
+        raise UserError(f"There is no folder {root}: give the path of a folder of images.")
     return root
 
 
