@@ -1,6 +1,7 @@
 """The data side of a run: its sets, and batches of them."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from rich.console import Console
