@@ -131,3 +131,24 @@ def test_tables_that_are_none_and_sets_that_need_none(folder: Path, capsys: pyte
     assert "textures has its own, so leave it out" in capsys.readouterr().err
     with pytest.raises(UserError, match="There is no folder"):
         list_labelled("folder:/nowhere", None, folder / "binary.csv")
+
+
+def test_images_that_the_table_does_not_name_are_counted(folder: Path) -> None:
+    named = list(everything(folder).items())[1:18]
+    (folder / "link.png").symlink_to(folder / "day1" / "19.png")  # another name of one that the table lacks
+    listing = list_labelled(f"folder:{folder}", None, table(folder, [f"{path},{label}" for path, label in named]))
+    (note,) = [note for note in listing.notes if "does not name" in note]
+    assert note == (
+        f"3 images of {folder} left out, because {folder.parent / 'labels.csv'} does not name them: "
+        "day0/00.png, day1/17.png, day1/19.png."
+    )
+    (folder / "other.png").symlink_to(folder / "day0" / "00.png")  # a name that the table gives
+    lines = [f"{path},{label}" for path, label in [*named, ("day1/17.png", "dog"), ("day1/19.png", "dog")]]
+    whole = list_labelled(f"folder:{folder}", None, table(folder, [*lines, "other.png,cat"]))
+    assert [note for note in whole.notes if "does not name" in note] == []
+
+
+def test_a_table_of_too_few_images_asks_for_images_or_a_split(folder: Path) -> None:
+    lines = ["day0/00.png,cat,train", "day1/01.png,dog,train", "day0/02.png,cat,test", "day1/03.png,dog,test"]
+    with pytest.raises(UserError, match=r"held out as images/val: add images, or a split val of its own\."):
+        list_labelled(f"folder:{folder}", None, table(folder, lines))

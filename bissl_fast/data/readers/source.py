@@ -323,7 +323,7 @@ def carve(
     if len(held) == 0:
         raise UserError(
             f"No class of {source.name} has two images, so none can be held out as {name}: "
-            f"add images, or give {name.split('/')[-1]}/ as a folder of its own."
+            f"add images, or a split {name.split('/')[-1]} of its own."
         )
     counts = np.bincount(labels, minlength=len(source.classes))
     single = [c for c, n in zip(source.classes, counts, strict=True) if n == 1]

@@ -15,9 +15,11 @@ from bissl_fast.data.readers.source import (
     Source,
     absent_notes,
     from_files,
+    listed,
     split_in_three,
     with_validation,
 )
+from bissl_fast.data.readers.tree import Tree
 from bissl_fast.errors import UserError
 
 HEADS = {"path": ("path", "file", "filename", "image"), "class": ("class", "label"), "split": ("split", "set")}
@@ -140,14 +142,27 @@ def _row(root: Path, table: Path, number: int, cells: Sequence[str], columns: di
 
 
 def _present(root: Path, table: Path) -> tuple[list[Row], tuple[str, ...]]:
-    """The lines whose files are there, and a note on the others."""
+    """The lines whose files are there, and notes on the others and on the images that no line names."""
     rows = read_table(root, table)
     present = [row for row in rows if os.path.isfile(row.file)]  # false, too, for names that no file can have
     if not present:
         raise UserError(f"None of the {len(rows)} files that {table} lists is in {root}: paths are relative to it.")
     there = {row.file for row in present}
     absent = [row.file.relative_to(root).as_posix() for row in rows if row.file not in there]
-    return present, tuple(absent_notes(table.name, absent))
+    return present, (*absent_notes(table.name, absent), *_unnamed_notes(root, table, there))
+
+
+def _unnamed_notes(root: Path, table: Path, named: set[Path]) -> tuple[str, ...]:
+    """A note on the images of the folder that the table does not name, if there are any."""
+    others = [path for path in Tree(root, [root]).images(root) if path not in named]
+    if others:  # they may be named by links
+        real = {os.path.realpath(path) for path in named}
+        others = [path for path in others if os.path.realpath(path) not in real]
+    if not others:
+        return ()
+    shown = listed([path.relative_to(root).as_posix() for path in others])
+    reason = f"because {printable(table)} does not name them"
+    return (f"{len(others):,} images of {printable(root)} left out, {reason}: {shown}.",)
 
 
 def _classes(rows: Iterable[Row]) -> tuple[str, ...]:
