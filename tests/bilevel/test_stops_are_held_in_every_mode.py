@@ -106,6 +106,7 @@ LEAVING: dict[str, tuple[Made, str]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad=True to a scalar")  # PyTorch's, rightly
 @pytest.mark.parametrize(("made", "sentence"), LEAVING.values(), ids=LEAVING)
 def test_what_a_trace_would_hold_for_a_constant_is_refused(made: Made, sentence: str) -> None:
     theta = ParameterVector(mlp())
