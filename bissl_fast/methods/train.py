@@ -24,7 +24,7 @@ from bissl_fast.methods.loading import RunData
 from bissl_fast.methods.pretrain import PretrainTask, stage_steps, steps_per_epoch
 from bissl_fast.methods.samples import sample_views
 from bissl_fast.methods.seeds import derive_seed
-from bissl_fast.methods.trial import usable
+from bissl_fast.methods.trial import kept_or_tried
 from bissl_fast.models import (
     BackboneWeights,
     Network,
@@ -39,7 +39,6 @@ from bissl_fast.training.environment import describe_environment
 from bissl_fast.training.files import (
     exclusive,
     load_weights,
-    make_folder,
     save_weights,
     write_arrays,
     write_atomic,
@@ -79,12 +78,15 @@ class Training:
         self.unlabelled, self.splits = self.data.unlabelled, self.data.splits
         self.loss = partial(downstream_loss, multilabel=config.finetune.multilabel_loss)
         self._count_steps()
+        self.environment = describe_environment(self.device)
+        about = {name: self.environment[name] for name in ("bissl-fast", "packages", "device")}
+        about |= {"backbone": config.backbone}
         size, channels = config.images.size, config.images.channels
-        self.bilevel, note = usable(config.bilevel, self._pretext_network(), config.pretext, size, channels)
+        self.bilevel, note = kept_or_tried(
+            self.folder / "trial.json", about, config.bilevel, self._pretext_network, config.pretext, size, channels
+        )
         if note:
             say(console, note, "yellow")
-        self.environment = describe_environment(self.device)
-        make_folder(self.folder)
 
     def run(self) -> Path:
         """All stages; returns the run's folder, which then holds ``results.json``."""

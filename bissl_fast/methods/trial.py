@@ -1,6 +1,10 @@
 """What BiSSL needs of a network, tried before the first stage: a trace's time, in place of an error after hours."""
 
-from dataclasses import replace
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -11,6 +15,7 @@ from bissl_fast.models import Network
 from bissl_fast.models.backbone import reason_of
 from bissl_fast.models.separate import random_state
 from bissl_fast.pretext import SimCLR, mean_pretext_loss
+from bissl_fast.training.files import make_folder, write_json
 
 PAIRS = 2
 RANDOM = "the network draws random numbers in its pass (dropout, drop path), which a trace would repeat for ever"
@@ -53,6 +58,40 @@ def usable(
         f"second-order products of this backbone cannot be taken with --bilevel.mode {bilevel.mode}: {failure}. "
         f"{OTHERWISE[bilevel.mode]}; or choose another --backbone."
     )
+
+
+def kept_or_tried(
+    record: Path,
+    about: Mapping[str, Any],
+    bilevel: BilevelSettings,
+    build: Callable[[], Network],
+    task: SimCLR,
+    size: int,
+    channels: int,
+) -> tuple[BilevelSettings, str]:
+    """The answer of :func:`usable`, kept in a run: a run that goes on must not wait for a trace of minutes again.
+
+    Args:
+        record: file that keeps the answer; one that was kept for anything else is not taken.
+        about: what else the answer depends on, as versions.
+        bilevel: as :func:`usable` has it, likewise the rest.
+        build: makes the network, where it is needed.
+        task: the pretext task.
+        size: side of the square images.
+        channels: of the images.
+    """
+    asked = {"bilevel": asdict(bilevel), "pretext": asdict(task), "size": size, "channels": channels, **about}
+    asked = json.loads(json.dumps(asked))  # as it will be read
+    try:
+        kept = json.loads(record.read_text(encoding="utf-8"))
+        if kept["asked"] == asked:
+            return replace(bilevel, mode=kept["mode"]), str(kept["note"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # none, or none that can be read
+    found, note = usable(bilevel, build(), task, size, channels)
+    make_folder(record.parent)
+    write_json(record, {"asked": asked, "mode": found.mode, "note": note})
+    return found, note
 
 
 def failure_of(bilevel: BilevelSettings, network: Network, task: SimCLR, size: int, channels: int = 3) -> str:

@@ -1,5 +1,6 @@
 """A backbone that cannot serve BiSSL is found out in seconds, not after the pretext stage."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from bissl_fast.errors import UserError
 from bissl_fast.methods import train
 from bissl_fast.methods.bilevel import BilevelSettings
 from bissl_fast.methods.train import Training
-from bissl_fast.methods.trial import usable
+from bissl_fast.methods.trial import kept_or_tried, usable
 from bissl_fast.models import Network, build_projector
 from bissl_fast.pretext import SimCLR
 from tests.methods.conftest import train_arguments
@@ -102,8 +103,33 @@ def test_a_run_takes_what_serves_or_ends_before_it_has_written_anything(
     console = Console(width=300, record=True)
     assert Training(linearized, console).bilevel.mode == "reverse"
     assert "--bilevel.mode reverse serves in place of linearized" in console.export_text()
-    (tmp_path / "run").rmdir()
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["trial.json"]
+    shutil.rmtree(tmp_path / "run")
     monkeypatch.setattr(train, "build_backbone", lambda *_: network(SquareOnce()).backbone)
     with pytest.raises(UserError, match="choose another --backbone"):
         Training(config, Console(quiet=True))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_keeps_the_answer_and_asks_again_where_anything_else_is_asked(tmp_path: Path) -> None:
+    built = []
+
+    def build() -> Network:
+        built.append(1)
+        return network(nn.Dropout(0.1))
+
+    def asked(record: Path, version: str = "1", **settings: Any) -> tuple[BilevelSettings, str]:
+        return kept_or_tried(record, {"torch": version}, BilevelSettings(**settings), build, SimCLR(), 16, 3)
+
+    record = tmp_path / "run" / "trial.json"
+    first = asked(record)
+    assert first[0].mode == "reverse"
+    assert "serves in place of linearized" in first[1]
+    assert asked(record) == first
+    assert len(built) == 1
+    assert asked(record, recycle=True)[0] == BilevelSettings(mode="reverse", recycle=True)
+    asked(record, version="2", recycle=True)
+    assert len(built) == 3
+    record.write_text("{", encoding="utf-8")  # cut off
+    assert asked(record) == first
+    assert len(built) == 4
