@@ -6,6 +6,7 @@ import tyro
 from rich.console import Console
 
 from bissl_fast.data.readers.decode import printable
+from bissl_fast.data.readers.folder import require_folder
 from bissl_fast.data.readers.stacks import MOST_CHANNELS
 from bissl_fast.methods.checks import require
 from bissl_fast.methods.embed import embed_images, embedder, images_of
@@ -47,11 +48,12 @@ def embed_command(arguments: list[str]) -> None:
         require(batch_size >= 1, "batch-size", batch_size, "at least 1")
         if channels is not None:
             require(1 <= channels <= MOST_CHANNELS, "channels", channels, f"between 1 and {MOST_CHANNELS}")
+        folder = require_folder(folder.expanduser().resolve())
         make_folder_of(output)
         console, where = Console(), find_device(device)
         apply_precision("fp32", where)
         embed_with = embedder(model, backbone, size, lambda line: say(console, line), channels)
-        source = images_of(folder.expanduser().resolve(), labels, len(embed_with.view.mean))
+        source = images_of(folder, labels, len(embed_with.view.mean))
         found = embed_images(embed_with, source, where, batch_size)
         for note in found.notes:
             say(console, printable(note), "yellow")

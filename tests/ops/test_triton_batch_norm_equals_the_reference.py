@@ -1,5 +1,6 @@
 """Under Triton's interpreter, without a GPU, batch norm's kernels equal the compiled ones and the definition."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ from batch_norm_cases import needs_native
 import bissl_fast
 
 pytest.importorskip("triton")
+importlib.import_module("interpreter").require_interpreter()
 pytestmark = needs_native  # what the raw kernels are compared with
 
 ROUNDING = {  # of a tensor like x, and of a sum, relative to its norm

@@ -1,5 +1,6 @@
 """Under Triton's interpreter, without a GPU, the kernels give the reference's loss, gradient and product."""
 
+import importlib
 import json
 import math
 import os
@@ -13,6 +14,7 @@ import pytest
 import bissl_fast
 
 pytest.importorskip("triton")
+importlib.import_module("interpreter").require_interpreter()
 
 ROUNDING = 1e-7  # of a cosine in float32, which τ divides
 TF32 = 1e-3  # what tf32 costs PyTorch itself
