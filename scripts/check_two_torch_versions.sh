@@ -12,8 +12,8 @@ environment() { # name, requirements
     name=$1
     shift
     [ -x "$folder/$name/bin/python" ] || "$python" -m venv "$folder/$name"
-    "$folder/$name/bin/python" -c "import torch, torchvision, pytest, rich" 2>/dev/null ||
-        "$folder/$name/bin/pip" install --quiet "$@" numpy scipy rich 'setuptools>=77' wheel ninja pytest pytest-timeout
+    "$folder/$name/bin/python" -c "import torch, torchvision, pytest, rich, tyro" 2>/dev/null ||
+        "$folder/$name/bin/pip" install --quiet "$@" numpy scipy rich tyro 'setuptools>=77' wheel ninja pytest pytest-timeout
 }
 
 build() { # name: a wheel against that environment's torch
