@@ -23,13 +23,19 @@ class HooksRefused(TorchFunctionMode):
     """Raise where a loss puts a hook on a tensor: each pass of a product would meet it once more."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        refuse_hooks(func)
+        refuse_hooks(func, args)
         return func(*args, **(kwargs or {}))
 
 
-def refuse_hooks(func: Any) -> None:
-    """Raise if this is the function that puts a hook on a tensor."""
-    if func is Tensor.register_hook:
+def refuse_hooks(func: Any, args: Any) -> None:
+    """Raise if this puts a hook on a tensor that can change its gradient.
+
+    Those of ``torch.autograd.graph.register_multi_grad_hook``, which PyTorch's own counter of operations puts, cannot.
+    """
+    if func is not Tensor.register_hook:
+        return
+    code = getattr(args[-1], "__code__", None)
+    if code is None or code.co_filename != torch.autograd.graph.__file__:
         raise LossError(HOOKED.format(what="a tensor inside the loss"))
 
 
@@ -44,7 +50,7 @@ class StopsHold(TorchFunctionMode):
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        refuse_hooks(func)
+        refuse_hooks(func, args)
         if func is torch._C._set_grad_enabled:
             torch._C._set_fwd_grad_enabled(args[0])
         elif func == DATA:

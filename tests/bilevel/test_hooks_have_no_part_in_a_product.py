@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from bissl_fast.bilevel import HessianOperator, ParameterVector
 from tests.bilevel.test_products_belong_to_one_point import each_mode, ones
@@ -38,6 +39,17 @@ def test_a_hook_that_the_loss_puts_on_a_tensor_is_refused(mode: Any) -> None:
     theta = ParameterVector(mlp())
     with pytest.raises(ValueError, match="a hook on a tensor inside the loss can change the gradient"):
         HessianOperator(hooked, theta, [batch()], mode).matvec(ones(theta))
+
+
+@pytest.mark.parametrize("retain", [0, 1])
+def test_pytorchs_counter_of_operations_may_look_at_a_product(retain: int) -> None:
+    """It puts hooks on what enters and leaves a module, which cannot change a gradient."""
+    theta = ParameterVector(mlp())
+    expected = HessianOperator(squares, theta, [batch()]).matvec(ones(theta))
+    with FlopCounterMode(display=False) as counter:
+        found = HessianOperator(squares, theta, [batch()], retain=retain).matvec(ones(theta))
+    assert counter.get_total_flops() > 0
+    assert torch.equal(found, expected)
 
 
 def test_a_hook_on_a_backward_pass_is_refused_in_exact_modes() -> None:
