@@ -121,6 +121,11 @@ def file_states(paths: Iterable[Path], root: Path) -> str:
     return "\n".join(lines)
 
 
+def variant(as_shown: bool, whole: bool, channels: int) -> str:
+    """How files are read, for the identity of a source; empty where nothing is special."""
+    return ("as shown" if as_shown else "") + (" whole" if whole else "") + (f" {channels}" if channels != 3 else "")
+
+
 def from_files(
     name: str,
     paths: Sequence[Path],
@@ -147,6 +152,7 @@ def from_files(
         whole: Images are stretched to squares, in place of what lies in their middle.
         channels: Of the images; 3 is RGB.
     """
+    given = (name, paths, root, labels, classes)
     targets = labels if labels is None or isinstance(labels, np.ndarray) else np.asarray(labels, dtype=np.int64)
     side = native or sys.maxsize
     reader = decode if channels == 3 else partial(decode_channels, channels=channels)
@@ -169,15 +175,13 @@ def from_files(
             file_states(paths, root),
             np.zeros(0) if targets is None else targets,
             "\n".join(classes),
-            ("as shown" if as_shown else "") + (" whole" if whole else "") + (f" {channels}" if channels != 3 else ""),
+            variant(as_shown, whole, channels),
         ),
         labels=targets,
         classes=classes if targets is not None else (),
         native=native,
         files=tuple(paths),
-        whole=None
-        if whole or native
-        else partial(from_files, name, paths, root, labels, classes, None, as_shown, notes, True, channels),
+        whole=None if whole or native else partial(from_files, *given, None, as_shown, notes, True, channels),
         sides=sides.__getitem__ if whole else None,
         remarks=lambda index: remarks.get(index, ()),
         notes=notes,
