@@ -23,9 +23,9 @@ from benchmarks.gpu_report import Report, add_budget
 from benchmarks.reference_alternation import ReferenceBiSSL, Views
 from benchmarks.upper_phase import described, timed
 from bissl_fast.bilevel.hessian import ProductsDtype
-from bissl_fast.data.loader import Batch, Loader
-from bissl_fast.data.order import BatchOrder
-from bissl_fast.evaluation.products import Problem, problem
+from bissl_fast.data.pipelines.loader import Batch, Loader
+from bissl_fast.data.pipelines.order import BatchOrder
+from bissl_fast.measuring.products import Problem, problem
 from bissl_fast.methods.bilevel import BilevelSettings
 from bissl_fast.methods.bissl import BiSSLSettings, BiSSLTask
 from bissl_fast.methods.finetune import SGDSettings

@@ -24,14 +24,15 @@ import torch
 from benchmarks.gpu_report import Report, add_budget, place
 from benchmarks.peers_augment import Images, Peer, Views, threads_for, workers_for
 from benchmarks.streams_augment import CACHE_SIZE, pictures, streams, views_per_second
-from bissl_fast.data import presets, torch_pipeline
-from bissl_fast.data.dataset import ImageSet
-from bissl_fast.data.order import BatchOrder
-from bissl_fast.data.rendering import as_tensor, render
-from bissl_fast.data.resident import hold
-from bissl_fast.data.views import ViewSettings, draw_views
-from bissl_fast.evaluation.feeding import measure_feeding
-from bissl_fast.evaluation.views import copy_rate, crop_bytes, pipelines
+from bissl_fast.data.pipelines import torch_pipeline
+from bissl_fast.data.pipelines.order import BatchOrder
+from bissl_fast.data.pipelines.rendering import as_tensor, render
+from bissl_fast.data.pipelines.resident import hold
+from bissl_fast.data.sets.dataset import ImageSet
+from bissl_fast.data.views import presets
+from bissl_fast.data.views.parameters import ViewSettings, draw_views
+from bissl_fast.measuring.feeding import measure_feeding
+from bissl_fast.measuring.views import copy_rate, crop_bytes, pipelines
 from bissl_fast.ops.backend import why_absent
 from bissl_fast.training.precision import Precision
 

@@ -22,8 +22,8 @@ from torch import Tensor
 from benchmarks.gpu_nt_xent_tiles import sweep_tiles
 from benchmarks.gpu_report import Report, add_budget, place
 from benchmarks.gpu_timing import PRECISIONS, median_ms, products, replay_ms
+from bissl_fast.measuring.nt_xent import TEMPERATURE
 from bissl_fast.ops import backend, nt_xent_loss
-from bissl_fast.ops.bench import TEMPERATURE
 from bissl_fast.ops.nt_xent import reference
 
 SIZES = ((1024, 256), (2048, 256), (4096, 256), (8192, 256))  # (pairs, width)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmarks.gpu_report import Report
 from benchmarks.gpu_timing import median_ms
-from bissl_fast.ops.bench import TEMPERATURE
+from bissl_fast.measuring.nt_xent import TEMPERATURE
 
 
 def sweep_tiles(report: Report, device: torch.device, pairs: int) -> None:

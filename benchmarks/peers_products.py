@@ -20,8 +20,8 @@ from torch import nn
 from torch.func import functional_call, grad, jacrev, jvp
 
 from bissl_fast.bilevel import HessianOperator, frozen_buffers
-from bissl_fast.evaluation.products import Problem, gradient_function, problem
-from bissl_fast.ops.bench import best_of
+from bissl_fast.measuring.products import Problem, gradient_function, problem
+from bissl_fast.measuring.timing import best_of
 from bissl_fast.ops.nt_xent.reference import nt_xent_loss
 from bissl_fast.pretext import SimCLR
 from bissl_fast.training.environment import describe_environment

@@ -23,11 +23,11 @@ from benchmarks.gpu_augment import pictures, wait_share
 from benchmarks.gpu_report import Report, add_budget, place
 from benchmarks.gpu_timing import device_work, replay_ms
 from benchmarks.reference_alternation import lars_step
-from bissl_fast.evaluation.feeding import Views, pretext_step
-from bissl_fast.evaluation.products import plain_twin
+from bissl_fast.measuring.feeding import Views, pretext_step
+from bissl_fast.measuring.products import plain_twin
+from bissl_fast.measuring.timing import best_of
 from bissl_fast.methods.pretrain import LARSSettings
 from bissl_fast.models import Network, build_backbone, probe_features
-from bissl_fast.ops.bench import best_of
 from bissl_fast.ops.nt_xent.reference import nt_xent_loss
 from bissl_fast.pretext import SimCLR
 from bissl_fast.training.precision import Precision, apply_precision
@@ -110,7 +110,7 @@ def on_the_device(steps: dict[str, Callable[[], object]], device: torch.device) 
 
 
 def plain_step(backbone: str, size: int, device: torch.device, precision: Precision, compiled: bool) -> Step:
-    """The step of :func:`bissl_fast.evaluation.feeding.pretext_step` from the same weights, in plain PyTorch."""
+    """The step of :func:`bissl_fast.measuring.feeding.pretext_step` from the same weights, in plain PyTorch."""
     task = SimCLR()
     ours = Network(build_backbone(backbone, 0, size), task.head(probe_features(backbone, size), 0)).to(device)
     network = plain_twin(backbone, size, ours)

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 
 from benchmarks.peers_augment import CORES, PEERS, Images, Peer, Views, threads_for
-from bissl_fast.data.catalogue import load_pretext
-from bissl_fast.data.dataset import ImageSet
-from bissl_fast.data.order import BatchOrder
-from bissl_fast.data.presets import vicreg_views
-from bissl_fast.data.readers.decode import resize_square, to_rgb
-from bissl_fast.evaluation.views import enlarged, pipelines, torch_threads, wait_for
+from bissl_fast.data.pipelines.order import BatchOrder
+from bissl_fast.data.sets.catalogue import load_pretext
+from bissl_fast.data.sets.dataset import ImageSet
+from bissl_fast.data.sets.readers.decode import resize_square, to_rgb
+from bissl_fast.data.views.presets import vicreg_views
+from bissl_fast.measuring.views import enlarged, pipelines, torch_threads, wait_for
 
 CACHE_SIZE = 112
 MADE_AHEAD = 3  # batches for each worker: two that it may have made, and one to warm up on
@@ -27,7 +27,7 @@ PHOTOGRAPHS = "dtd_10classes_s128.tar.gz"
 
 
 def ours(name: str, images: Images, size: int, batch_size: int, device: torch.device) -> Iterator[Views]:
-    """One of our pipelines, by its name in :func:`bissl_fast.evaluation.views.pipelines`."""
+    """One of our pipelines, by its name in :func:`bissl_fast.measuring.views.pipelines`."""
     held = ImageSet("benchmark", images, None, (), "")
     order = BatchOrder(len(images), batch_size, seed=0)
     with pipelines(held, vicreg_views(size), order, device, threads_for(device)) as (calls, _):

@@ -7,7 +7,7 @@ bissl-fast bench nt-xent                                         # losses in tur
 import pytest
 import torch
 
-from bissl_fast.ops.bench import PRODUCTS, embeddings, peers, task_of
+from bissl_fast.measuring.nt_xent import PRODUCTS, embeddings, peers, task_of
 
 SIZES = ((1024, 256), (4096, 256))
 pytest.importorskip("pytest_benchmark")

@@ -10,7 +10,7 @@ from bissl_fast.version import __version__
 
 if TYPE_CHECKING:
     from bissl_fast.bilevel import HessianOperator, conjugate_gradient, implicit_gradient
-    from bissl_fast.data.two_view import TwoViewAugment
+    from bissl_fast.data.pipelines.two_view import TwoViewAugment
     from bissl_fast.ops import NTXentLoss, info_nce_loss, nt_xent_loss
     from bissl_fast.training.lars import LARS
 
@@ -30,7 +30,7 @@ _HOMES = {
     "LARS": "bissl_fast.training.lars",
     "HessianOperator": "bissl_fast.bilevel",
     "NTXentLoss": "bissl_fast.ops",
-    "TwoViewAugment": "bissl_fast.data.two_view",
+    "TwoViewAugment": "bissl_fast.data.pipelines.two_view",
     "conjugate_gradient": "bissl_fast.bilevel",
     "implicit_gradient": "bissl_fast.bilevel",
     "info_nce_loss": "bissl_fast.ops",

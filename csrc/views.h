@@ -1,4 +1,4 @@
-// The table of view parameters as kernels read it, and what all of its rows share. bissl_fast/data/views.py draws it.
+// The table of view parameters as kernels read it, and what all of its rows share. bissl_fast/data/views/parameters.py draws it.
 #pragma once
 
 #include <cstdint>

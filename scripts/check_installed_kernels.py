@@ -10,10 +10,10 @@ import sys
 import numpy as np
 import torch
 
-from bissl_fast.data import torch_pipeline
-from bissl_fast.data.presets import vicreg_views
-from bissl_fast.data.rendering import render
-from bissl_fast.data.views import draw_views
+from bissl_fast.data.pipelines import torch_pipeline
+from bissl_fast.data.pipelines.rendering import render
+from bissl_fast.data.views.parameters import draw_views
+from bissl_fast.data.views.presets import vicreg_views
 from bissl_fast.ops import backend, cg_update, info_nce_loss, lars_step, native, nt_xent_loss
 from bissl_fast.ops.lars import LarsSettings
 

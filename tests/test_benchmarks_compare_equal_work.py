@@ -12,7 +12,7 @@ import torch
 from torch.autograd.profiler_util import Interval
 
 from benchmarks import gpu_nt_xent, gpu_timing, step
-from bissl_fast.evaluation import feeding
+from bissl_fast.measuring import feeding
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ import torch
 from benchmarks import upper_phase
 from benchmarks.gpu_report import Report
 from bissl_fast.bilevel import HessianOperator, ParameterVector
-from bissl_fast.evaluation.products import Problem
+from bissl_fast.measuring.products import Problem
 from tests.bilevel.networks import batches, contrastive, tiny_network
 
 CPU = torch.device("cpu")

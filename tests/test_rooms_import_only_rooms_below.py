@@ -5,10 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import networkx as nx
+
 import bissl_fast
 
 PACKAGE = Path(bissl_fast.__file__).parent
-ROOMS = ("cli", "methods", "evaluation", "training", "pretext", "data", "models", "bilevel", "ops")  # top to bottom
+ROOMS = ("cli", "methods", "measuring", "evaluation", "training", "pretext", "data", "models", "bilevel", "ops")
 EVERYWHERE = ("errors", "version", "_C")
 
 
@@ -49,3 +51,26 @@ def test_the_shop_window_holds_what_it_shows() -> None:
     for name in bissl_fast.__all__:
         assert getattr(bissl_fast, name) is not None, name
     assert set(bissl_fast.__all__) <= set(dir(bissl_fast))
+
+
+def test_no_file_is_reached_from_what_it_imports() -> None:
+    files = {module_of(path): path for path in PACKAGE.rglob("*.py")}
+    graph = nx.DiGraph((name, target) for name, path in files.items() for target in imported_files(path, set(files)))
+    assert graph.number_of_edges() > 300
+    assert not list(nx.simple_cycles(graph))
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imported_files(path: Path, known: set[str]) -> set[str]:
+    """Files that a file imports, inside functions, too; not the packages that only hold them."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            named = {f"{node.module}.{alias.name}" for alias in node.names} & known
+            found |= named if named else {node.module} & known
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names} & known
+    return found

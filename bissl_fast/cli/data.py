@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bissl_fast.data import cache
-from bissl_fast.data.catalogue import (
+from bissl_fast.data.sets import cache
+from bissl_fast.data.sets.catalogue import (
     FOLDER_PREFIX,
     download,
     entry_of,
@@ -24,12 +24,12 @@ from bissl_fast.data.catalogue import (
     notes_of,
     shortfall,
 )
-from bissl_fast.data.dataset import ImageSet, count_by_class
-from bissl_fast.data.duplicates import Duplicates
-from bissl_fast.data.entries import ENTRIES, SPLITS
-from bissl_fast.data.readers.decode import printable
-from bissl_fast.data.readers.source import Source
-from bissl_fast.data.readers.stacks import MOST_CHANNELS
+from bissl_fast.data.sets.dataset import ImageSet, count_by_class
+from bissl_fast.data.sets.duplicates import Duplicates
+from bissl_fast.data.sets.entries import ENTRIES, SPLITS
+from bissl_fast.data.sets.readers.decode import printable
+from bissl_fast.data.sets.readers.source import Source
+from bissl_fast.data.sets.readers.stacks import MOST_CHANNELS
 from bissl_fast.errors import UserError
 from bissl_fast.methods.checks import require
 

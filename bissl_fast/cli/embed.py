@@ -5,9 +5,9 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
-from bissl_fast.data.readers.decode import printable
-from bissl_fast.data.readers.folder import require_folder
-from bissl_fast.data.readers.stacks import MOST_CHANNELS
+from bissl_fast.data.sets.readers.decode import printable
+from bissl_fast.data.sets.readers.folder import require_folder
+from bissl_fast.data.sets.readers.stacks import MOST_CHANNELS
 from bissl_fast.methods.checks import require
 from bissl_fast.methods.embed import embed_images, embedder, images_of
 from bissl_fast.training.files import make_folder_of, write_arrays

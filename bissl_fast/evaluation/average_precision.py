@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bissl_fast.data.dataset import Targets, count_by_class
+from bissl_fast.data.sets.dataset import Targets, count_by_class
 from bissl_fast.errors import UserError
 
 Difficult = Literal["ignored", "present"]

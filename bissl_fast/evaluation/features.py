@@ -17,8 +17,8 @@ from bissl_fast.errors import UserError
 from bissl_fast.evaluation.metrics import evaluation_mode
 
 if TYPE_CHECKING:
-    from bissl_fast.data.dataset import Targets
-    from bissl_fast.data.loader import Batch
+    from bissl_fast.data.pipelines.loader import Batch
+    from bissl_fast.data.sets.dataset import Targets
 
 LEAST_ROWS = 5  # that differ: fewer make no map
 RESOLUTION = 1e-6  # of the largest magnitude: about what float32 tells apart

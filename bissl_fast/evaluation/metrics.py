@@ -16,7 +16,7 @@ from bissl_fast.evaluation.average_precision import Difficult, MeanAveragePrecis
 from bissl_fast.training.supervised import DownstreamLoss, downstream_loss
 
 if TYPE_CHECKING:
-    from bissl_fast.data.loader import Batch
+    from bissl_fast.data.pipelines.loader import Batch
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
-from bissl_fast.data.dataset import is_multilabel
+from bissl_fast.data.sets.dataset import is_multilabel
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation import figures
 from bissl_fast.evaluation.features import embed

@@ -8,7 +8,7 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 
 from bissl_fast.bilevel import HessianOperator, ParameterVector, frozen_buffers
-from bissl_fast.data.loader import Batch, Loader
+from bissl_fast.data.pipelines.loader import Batch, Loader
 from bissl_fast.methods.bilevel import BilevelSettings, PhaseSolver, event_shares
 from bissl_fast.methods.checks import require
 from bissl_fast.methods.finetune import SGDSettings

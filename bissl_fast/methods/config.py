@@ -12,11 +12,11 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from bissl_fast.data.pipelines import PipelineName
-from bissl_fast.data.presets import ViewPair, eval_view, finetune_view, paper_views
-from bissl_fast.data.readers.stacks import MOST_CHANNELS
-from bissl_fast.data.resident import SHARE_OF_FREE_MEMORY
-from bissl_fast.data.views import ViewSettings
+from bissl_fast.data.pipelines.choice import PipelineName
+from bissl_fast.data.pipelines.resident import SHARE_OF_FREE_MEMORY
+from bissl_fast.data.sets.readers.stacks import MOST_CHANNELS
+from bissl_fast.data.views.parameters import ViewSettings
+from bissl_fast.data.views.presets import ViewPair, eval_view, finetune_view, paper_views
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.features import StatisticsSettings
 from bissl_fast.methods.bilevel import BilevelSettings

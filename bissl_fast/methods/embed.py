@@ -10,14 +10,14 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from bissl_fast.data.cache import decode, remark_notes
-from bissl_fast.data.dataset import Images, ImageSet
-from bissl_fast.data.loader import sequential_batches
-from bissl_fast.data.presets import eval_view
-from bissl_fast.data.readers.folder import folder_names, loose_images
-from bissl_fast.data.readers.source import Source, listed
-from bissl_fast.data.readers.table import whole_table
-from bissl_fast.data.views import ViewSettings
+from bissl_fast.data.pipelines.loader import sequential_batches
+from bissl_fast.data.sets.cache import decode, remark_notes
+from bissl_fast.data.sets.dataset import Images, ImageSet
+from bissl_fast.data.sets.readers.folder import folder_names, loose_images
+from bissl_fast.data.sets.readers.source import Source, listed
+from bissl_fast.data.sets.readers.table import whole_table
+from bissl_fast.data.views.parameters import ViewSettings
+from bissl_fast.data.views.presets import eval_view
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.metrics import evaluation_mode
 from bissl_fast.methods.config import ImageSettings, load_config

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from bissl_fast.bilevel import frozen_buffers
-from bissl_fast.data.loader import Loader
+from bissl_fast.data.pipelines.loader import Loader
 from bissl_fast.evaluation.average_precision import Difficult
 from bissl_fast.evaluation.metrics import Evaluation
 from bissl_fast.methods.checks import require

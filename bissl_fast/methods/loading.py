@@ -6,12 +6,12 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from bissl_fast.data.catalogue import entry_of, list_labelled, load_downstream, load_pretext
-from bissl_fast.data.dataset import ImageSet, count_by_class, is_multilabel
-from bissl_fast.data.loader import Batch, Loader
-from bissl_fast.data.order import BatchOrder
-from bissl_fast.data.pipelines import Pipeline
-from bissl_fast.data.views import ViewSettings
+from bissl_fast.data.pipelines.choice import Pipeline
+from bissl_fast.data.pipelines.loader import Batch, Loader
+from bissl_fast.data.pipelines.order import BatchOrder
+from bissl_fast.data.sets.catalogue import entry_of, list_labelled, load_downstream, load_pretext
+from bissl_fast.data.sets.dataset import ImageSet, count_by_class, is_multilabel
+from bissl_fast.data.views.parameters import ViewSettings
 from bissl_fast.errors import UserError
 from bissl_fast.methods.config import TrainConfig
 from bissl_fast.methods.seeds import derive_seed

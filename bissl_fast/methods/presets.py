@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Literal
 
-from bissl_fast.data.presets import official_eval_view, official_finetune_view, official_views
+from bissl_fast.data.views.presets import official_eval_view, official_finetune_view, official_views
 from bissl_fast.evaluation.features import StatisticsSettings
 from bissl_fast.methods.bissl import BiSSLSettings
 from bissl_fast.methods.config import ImageSettings, TrainConfig

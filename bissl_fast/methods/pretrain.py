@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from bissl_fast.data.loader import Loader
+from bissl_fast.data.pipelines.loader import Loader
 from bissl_fast.errors import UserError
 from bissl_fast.methods.checks import require
 from bissl_fast.models import Network

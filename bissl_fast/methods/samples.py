@@ -5,10 +5,10 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from bissl_fast.data.dataset import ImageSet
-from bissl_fast.data.presets import ViewPair
-from bissl_fast.data.rendering import render
-from bissl_fast.data.views import ViewSettings, draw_views
+from bissl_fast.data.pipelines.rendering import render
+from bissl_fast.data.sets.dataset import ImageSet
+from bissl_fast.data.views.parameters import ViewSettings, draw_views
+from bissl_fast.data.views.presets import ViewPair
 
 COUNT = 8
 

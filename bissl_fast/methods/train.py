@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from bissl_fast.data.dataset import ImageSet, is_multilabel
+from bissl_fast.data.sets.dataset import ImageSet, is_multilabel
 from bissl_fast.evaluation.features import extract_features, reestimate_batch_norm
 from bissl_fast.evaluation.metrics import Evaluation, evaluate
 from bissl_fast.evaluation.run_folder import read_metrics

@@ -4,7 +4,7 @@ from timm.layers.norm_act import BatchNormAct2d
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
-from bissl_fast.models.fused import is_plain, joins
+from bissl_fast.models.plain_layers import is_plain, joins
 from bissl_fast.ops import BatchNormAct
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from bissl_fast.cli import main
-from bissl_fast.data import textures
-from bissl_fast.data.presets import vicreg_views
-from bissl_fast.evaluation import feeding, views
+from bissl_fast.data.sets import textures
+from bissl_fast.data.views.presets import vicreg_views
+from bissl_fast.measuring import feeding, views
 from bissl_fast.ops import backend
 from tests.data import trees
 
@@ -62,7 +62,7 @@ def test_a_pipeline_that_is_not_there_is_left_out_with_its_reason(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)
-    monkeypatch.delitem(sys.modules, "bissl_fast.data.dali_graph", raising=False)
+    monkeypatch.delitem(sys.modules, "bissl_fast.data.pipelines.dali_graph", raising=False)
     trees.class_folders(tmp_path / "set", {"a": 5, "b": 5})
     with backend("reference"):
         assert bench("--dataset", f"folder:{tmp_path / 'set'}", "--size", "16", "--batch-size", "4") == 0
@@ -98,7 +98,7 @@ def test_bad_input_ends_in_one_sentence(options: list[str], sentence: str, capsy
 
 
 def test_small_images_are_enlarged_and_large_ones_left_alone() -> None:
-    from bissl_fast.data.catalogue import load_pretext
+    from bissl_fast.data.sets.catalogue import load_pretext
 
     images = load_pretext("textures", None, 112)
     large = views.enlarged(images, 112, count=5)
@@ -110,8 +110,8 @@ def test_small_images_are_enlarged_and_large_ones_left_alone() -> None:
 def test_all_pipelines_render_the_same_views() -> None:
     import torch
 
-    from bissl_fast.data.catalogue import load_pretext
-    from bissl_fast.data.order import BatchOrder
+    from bissl_fast.data.pipelines.order import BatchOrder
+    from bissl_fast.data.sets.catalogue import load_pretext
 
     images = load_pretext("textures", None, 112)
     order, pair = BatchOrder(len(images), 6, seed=0), vicreg_views(24)

@@ -9,8 +9,8 @@ from PIL import Image
 from torchvision import datasets
 
 from bissl_fast.cli.data import list_command, prepare_command, verify_command
-from bissl_fast.data import textures
-from bissl_fast.data.readers.voc import CLASSES
+from bissl_fast.data.sets import textures
+from bissl_fast.data.sets.readers.voc import CLASSES
 from bissl_fast.errors import UserError
 from tests.data import sets, trees
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from bissl_fast.data import resident
-from bissl_fast.data.dataset import ImageSet
-from bissl_fast.data.loader import ViewLoader, sequential_batches
-from bissl_fast.data.order import BatchOrder
-from bissl_fast.data.presets import eval_view, vicreg_views
-from bissl_fast.data.resident import ResidentSet, fits, hold
+from bissl_fast.data.pipelines import resident
+from bissl_fast.data.pipelines.loader import ViewLoader, sequential_batches
+from bissl_fast.data.pipelines.order import BatchOrder
+from bissl_fast.data.pipelines.resident import ResidentSet, fits, hold
+from bissl_fast.data.sets.dataset import ImageSet
+from bissl_fast.data.views.presets import eval_view, vicreg_views
 from bissl_fast.errors import UserError
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)

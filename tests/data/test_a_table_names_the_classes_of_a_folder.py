@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from bissl_fast.cli import main
-from bissl_fast.data.catalogue import list_labelled, load_downstream
-from bissl_fast.data.readers.source import Source
+from bissl_fast.data.sets.catalogue import list_labelled, load_downstream
+from bissl_fast.data.sets.readers.source import Source
 from bissl_fast.errors import UserError
 from tests.data.trees import save_image
 

@@ -5,7 +5,7 @@ import unicodedata
 
 import pytest
 
-from bissl_fast.data.readers.folder import image_folder, loose_images
+from bissl_fast.data.sets.readers.folder import image_folder, loose_images
 from bissl_fast.errors import UserError
 from tests.data import trees
 

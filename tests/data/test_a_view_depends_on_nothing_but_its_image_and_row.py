@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from bissl_fast.data.presets import vicreg_views
-from bissl_fast.data.torch_pipeline import render
-from bissl_fast.data.two_view import TwoViewAugment
-from bissl_fast.data.views import draw_views
+from bissl_fast.data.pipelines.torch_pipeline import render
+from bissl_fast.data.pipelines.two_view import TwoViewAugment
+from bissl_fast.data.views.parameters import draw_views
+from bissl_fast.data.views.presets import vicreg_views
 from bissl_fast.errors import UserError
 from tests.data.views import PLAIN, photos, table
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from bissl_fast.data.views import draw_views
+from bissl_fast.data.views.parameters import draw_views
 from tests.data.views import (
     PRESETS,
     RENDERERS,

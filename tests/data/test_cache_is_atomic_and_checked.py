@@ -8,9 +8,9 @@ import time
 import numpy as np
 import pytest
 
-from bissl_fast.data import cache
-from bissl_fast.data.readers.decode import UnreadableImageError
-from bissl_fast.data.readers.source import Source
+from bissl_fast.data.sets import cache
+from bissl_fast.data.sets.readers.decode import UnreadableImageError
+from bissl_fast.data.sets.readers.source import Source
 from bissl_fast.errors import UserError
 
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bissl_fast.data import textures
-from bissl_fast.data.catalogue import download, load_downstream, load_pretext, notes_of, shortfall
-from bissl_fast.data.entries import ENTRIES
-from bissl_fast.data.readers.folder import image_folder
+from bissl_fast.data.sets import textures
+from bissl_fast.data.sets.catalogue import download, load_downstream, load_pretext, notes_of, shortfall
+from bissl_fast.data.sets.entries import ENTRIES
+from bissl_fast.data.sets.readers.folder import image_folder
 from bissl_fast.errors import UserError
 from bissl_fast.methods.presets import TABLE_2_BASELINE
 from tests.data import sets, trees

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from bissl_fast.data.dali_loader import EncodedSet
-from bissl_fast.data.dali_pipeline import DaliPipeline, image_sizes
-from bissl_fast.data.pipelines import Pipeline
-from bissl_fast.data.presets import eval_view
+from bissl_fast.data.pipelines.choice import Pipeline
+from bissl_fast.data.pipelines.dali_loader import EncodedSet
+from bissl_fast.data.pipelines.dali_pipeline import DaliPipeline, image_sizes
+from bissl_fast.data.views.presets import eval_view
 from bissl_fast.errors import UserError
 
 INSTALL = r"needs NVIDIA DALI .*pip install 'bissl-fast\[dali\]'"
@@ -17,7 +17,7 @@ INSTALL = r"needs NVIDIA DALI .*pip install 'bissl-fast\[dali\]'"
 
 @pytest.fixture
 def _without_dali(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "bissl_fast.data.dali_graph", raising=False)
+    monkeypatch.delitem(sys.modules, "bissl_fast.data.pipelines.dali_graph", raising=False)
     for name in ("nvidia.dali", "nvidia.nvimgcodec"):
         monkeypatch.setitem(sys.modules, name, None)
 

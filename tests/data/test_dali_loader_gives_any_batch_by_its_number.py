@@ -12,15 +12,15 @@ import pytest
 import torch
 from PIL import Image
 
-from bissl_fast.data.dataset import ImageSet
-from bissl_fast.data.loader import Batch, ViewLoader
-from bissl_fast.data.order import BatchOrder
-from bissl_fast.data.presets import vicreg_views
+from bissl_fast.data.pipelines.loader import Batch, ViewLoader
+from bissl_fast.data.pipelines.order import BatchOrder
+from bissl_fast.data.sets.dataset import ImageSet
+from bissl_fast.data.views.presets import vicreg_views
 from bissl_fast.errors import UserError
 from tests.data.views import photos
 
 pytest.importorskip("nvidia.dali")
-from bissl_fast.data.dali_loader import DaliLoader, EncodedSet
+from bissl_fast.data.pipelines.dali_loader import DaliLoader, EncodedSet
 
 VIEWS = vicreg_views(24)
 ORDER = BatchOrder(37, 8, seed=2)
@@ -199,10 +199,10 @@ def test_a_closed_loader_refuses_and_closing_twice_is_fine(loader: DaliLoader) -
 def test_an_interpreter_that_never_closes_its_loader_still_exits(ending: str) -> None:
     script = f"""
 import numpy as np
-from bissl_fast.data.dataset import ImageSet
-from bissl_fast.data.dali_loader import DaliLoader
-from bissl_fast.data.order import BatchOrder
-from bissl_fast.data.presets import vicreg_views
+from bissl_fast.data.sets.dataset import ImageSet
+from bissl_fast.data.pipelines.dali_loader import DaliLoader
+from bissl_fast.data.pipelines.order import BatchOrder
+from bissl_fast.data.views.presets import vicreg_views
 images = ImageSet("noise", np.zeros((64, 64, 64, 3), np.uint8), None, (), "0")
 loader = DaliLoader(images, vicreg_views(48), BatchOrder(64, 32, seed=0), 0, "cpu")
 print(len(loader.load(0).samples), flush=True)

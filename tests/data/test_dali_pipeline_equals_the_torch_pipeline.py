@@ -11,15 +11,15 @@ import pytest
 import torch
 from PIL import Image
 
-from bissl_fast.data.presets import eval_view, vicreg_views
-from bissl_fast.data.readers.decode import decode_file
-from bissl_fast.data.torch_pipeline import render
-from bissl_fast.data.views import HUE, ViewParameters, ViewSettings, draw_views
+from bissl_fast.data.pipelines.torch_pipeline import render
+from bissl_fast.data.sets.readers.decode import decode_file
+from bissl_fast.data.views.parameters import HUE, ViewParameters, ViewSettings, draw_views
+from bissl_fast.data.views.presets import eval_view, vicreg_views
 from bissl_fast.errors import UserError
 from tests.data.views import PLAIN, PRESETS, in_levels, photos, table
 
 pytest.importorskip("nvidia.dali")
-from bissl_fast.data.dali_pipeline import DaliPipeline, check_usable, image_sizes
+from bissl_fast.data.pipelines.dali_pipeline import DaliPipeline, check_usable, image_sizes
 
 N = 48
 WITHOUT_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no CUDA device")

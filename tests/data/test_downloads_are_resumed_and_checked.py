@@ -12,8 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from bissl_fast.data.fetch import Archive, fetch
-from bissl_fast.data.unpack import unpack
+from bissl_fast.data.sets.fetch import Archive, fetch
+from bissl_fast.data.sets.unpack import unpack
 from bissl_fast.errors import UserError
 
 CONTENT = bytes(range(256)) * 4000

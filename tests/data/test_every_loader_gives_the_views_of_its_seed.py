@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from bissl_fast.data.dali_loader import DaliLoader
-from bissl_fast.data.dataset import ImageSet
-from bissl_fast.data.loader import Batch, Loader, ViewLoader
-from bissl_fast.data.order import BatchOrder
-from bissl_fast.data.presets import multi_crop_views, vicreg_views
-from bissl_fast.data.rendering import render
-from bissl_fast.data.resident import hold
-from bissl_fast.data.views import ViewSettings, draw_views
+from bissl_fast.data.pipelines.dali_loader import DaliLoader
+from bissl_fast.data.pipelines.loader import Batch, Loader, ViewLoader
+from bissl_fast.data.pipelines.order import BatchOrder
+from bissl_fast.data.pipelines.rendering import render
+from bissl_fast.data.pipelines.resident import hold
+from bissl_fast.data.sets.dataset import ImageSet
+from bissl_fast.data.views.parameters import ViewSettings, draw_views
+from bissl_fast.data.views.presets import multi_crop_views, vicreg_views
 from tests.data.views import in_levels, photos, with_each_pipeline
 
 VIEWS = vicreg_views(24)

@@ -9,7 +9,7 @@ import torch
 import torchvision.transforms.v2.functional as F
 from PIL import Image, ImageFilter
 
-from bissl_fast.data.views import BRIGHTNESS, CONTRAST, HUE, NEUTRAL_FACTORS, SATURATION
+from bissl_fast.data.views.parameters import BRIGHTNESS, CONTRAST, HUE, NEUTRAL_FACTORS, SATURATION
 from tests.data.views import ADJUST, PLAIN, RENDERERS, boxes, photos, table, with_each_pipeline
 
 LEVEL = 1 / 255

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from torchvision import datasets
 
-from bissl_fast.data import cache
-from bissl_fast.data.catalogue import load_downstream, load_pretext
-from bissl_fast.data.dataset import count_by_class
-from bissl_fast.data.readers import class_folders, lists, matlab
-from bissl_fast.data.readers.voc import CLASSES, voc2007
+from bissl_fast.data.sets import cache
+from bissl_fast.data.sets.catalogue import load_downstream, load_pretext
+from bissl_fast.data.sets.dataset import count_by_class
+from bissl_fast.data.sets.readers import class_folders, lists, matlab
+from bissl_fast.data.sets.readers.voc import CLASSES, voc2007
 from tests.data import sets, trees
 from tests.data.test_readers_read_the_real_formats import extract, sizes
 

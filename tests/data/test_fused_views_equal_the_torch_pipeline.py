@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from bissl_fast import ops
-from bissl_fast.data import torch_pipeline
-from bissl_fast.data.presets import eval_view, finetune_view, vicreg_views
-from bissl_fast.data.rendering import as_tensor, channels, packed, render
-from bissl_fast.data.two_view import TwoViewAugment
-from bissl_fast.data.views import ViewParameters, ViewSettings, draw_views
+from bissl_fast.data.pipelines import torch_pipeline
+from bissl_fast.data.pipelines.rendering import as_tensor, channels, packed, render
+from bissl_fast.data.pipelines.two_view import TwoViewAugment
+from bissl_fast.data.views.parameters import ViewParameters, ViewSettings, draw_views
+from bissl_fast.data.views.presets import eval_view, finetune_view, vicreg_views
 from bissl_fast.errors import UserError
 from bissl_fast.ops.native import has_compiled_kernels
 
@@ -204,10 +204,10 @@ def test_the_kernels_table_has_the_columns_of_the_drawn_one() -> None:
 def test_where_the_reference_is_asked_for_the_torch_pipeline_serves() -> None:
     code = """
 import numpy as np, torch
-from bissl_fast.data.presets import vicreg_views
-from bissl_fast.data.rendering import render
-from bissl_fast.data.views import draw_views
-from bissl_fast.data import torch_pipeline
+from bissl_fast.data.views.presets import vicreg_views
+from bissl_fast.data.pipelines.rendering import render
+from bissl_fast.data.views.parameters import draw_views
+from bissl_fast.data.pipelines import torch_pipeline
 images = torch.randint(256, (4, 20, 20, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 table = draw_views(vicreg_views(16)[0], 0, 0, np.arange(4), 0, (20, 20))
 settings = vicreg_views(16)[0]

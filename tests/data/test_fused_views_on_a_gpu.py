@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from bissl_fast import ops
-from bissl_fast.data import torch_pipeline
-from bissl_fast.data.dataset import ImageSet
-from bissl_fast.data.loader import ViewLoader, sequential_batches
-from bissl_fast.data.order import BatchOrder
-from bissl_fast.data.presets import eval_view, vicreg_views
-from bissl_fast.data.rendering import channels, packed, render
-from bissl_fast.data.resident import hold
-from bissl_fast.data.views import ViewParameters, ViewSettings, draw_views
+from bissl_fast.data.pipelines import torch_pipeline
+from bissl_fast.data.pipelines.loader import ViewLoader, sequential_batches
+from bissl_fast.data.pipelines.order import BatchOrder
+from bissl_fast.data.pipelines.rendering import channels, packed, render
+from bissl_fast.data.pipelines.resident import hold
+from bissl_fast.data.sets.dataset import ImageSet
+from bissl_fast.data.views.parameters import ViewParameters, ViewSettings, draw_views
+from bissl_fast.data.views.presets import eval_view, vicreg_views
 from bissl_fast.ops import backend
 from tests.data.test_fused_views_equal_the_torch_pipeline import (
     LEVEL,

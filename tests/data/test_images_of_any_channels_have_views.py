@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from bissl_fast import TwoViewAugment
-from bissl_fast.data import torch_pipeline
-from bissl_fast.data.dataset import ImageSet
-from bissl_fast.data.loader import ViewLoader
-from bissl_fast.data.order import BatchOrder
-from bissl_fast.data.presets import simclr_views, vicreg_views
-from bissl_fast.data.rendering import render
-from bissl_fast.data.views import ViewSettings, draw_views
+from bissl_fast.data.pipelines import torch_pipeline
+from bissl_fast.data.pipelines.loader import ViewLoader
+from bissl_fast.data.pipelines.order import BatchOrder
+from bissl_fast.data.pipelines.rendering import render
+from bissl_fast.data.sets.dataset import ImageSet
+from bissl_fast.data.views.parameters import ViewSettings, draw_views
+from bissl_fast.data.views.presets import simclr_views, vicreg_views
 from bissl_fast.errors import UserError
 from bissl_fast.ops import backend
 from bissl_fast.ops.native import has_compiled_kernels

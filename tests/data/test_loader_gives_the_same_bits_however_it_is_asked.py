@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from bissl_fast.data.dataset import ImageSet
-from bissl_fast.data.loader import Batch, ViewLoader, sequential_batches
-from bissl_fast.data.order import BatchOrder
-from bissl_fast.data.presets import eval_view, vicreg_views
-from bissl_fast.data.rendering import render
-from bissl_fast.data.views import draw_views
+from bissl_fast.data.pipelines.loader import Batch, ViewLoader, sequential_batches
+from bissl_fast.data.pipelines.order import BatchOrder
+from bissl_fast.data.pipelines.rendering import render
+from bissl_fast.data.sets.dataset import ImageSet
+from bissl_fast.data.views.parameters import draw_views
+from bissl_fast.data.views.presets import eval_view, vicreg_views
 from bissl_fast.errors import UserError
 
 VIEWS = vicreg_views(24)
@@ -95,10 +95,10 @@ def test_a_closed_loader_refuses_and_closing_twice_is_fine(loader: ViewLoader) -
 def test_an_interpreter_that_never_closes_its_loader_still_exits(ending: str) -> None:
     script = f"""
 import numpy as np
-from bissl_fast.data.dataset import ImageSet
-from bissl_fast.data.loader import ViewLoader
-from bissl_fast.data.order import BatchOrder
-from bissl_fast.data.presets import vicreg_views
+from bissl_fast.data.sets.dataset import ImageSet
+from bissl_fast.data.pipelines.loader import ViewLoader
+from bissl_fast.data.pipelines.order import BatchOrder
+from bissl_fast.data.views.presets import vicreg_views
 images = ImageSet("noise", np.zeros((64, 64, 64, 3), np.uint8), None, (), "0")
 loader = ViewLoader(images, vicreg_views(48), BatchOrder(64, 32, seed=0), 0, "cpu")
 print(len(loader.load(0).samples), flush=True)

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from bissl_fast.data import pipelines
-from bissl_fast.data.dali_loader import DaliLoader
-from bissl_fast.data.dataset import ImageSet
-from bissl_fast.data.loader import ViewLoader, sequential_batches
-from bissl_fast.data.order import BatchOrder
-from bissl_fast.data.pipelines import Pipeline, choose
-from bissl_fast.data.presets import eval_view, vicreg_views
-from bissl_fast.data.resident import ResidentSet
+from bissl_fast.data.pipelines import choice as pipelines
+from bissl_fast.data.pipelines.choice import Pipeline, choose
+from bissl_fast.data.pipelines.dali_loader import DaliLoader
+from bissl_fast.data.pipelines.loader import ViewLoader, sequential_batches
+from bissl_fast.data.pipelines.order import BatchOrder
+from bissl_fast.data.pipelines.resident import ResidentSet
+from bissl_fast.data.sets.dataset import ImageSet
+from bissl_fast.data.views.presets import eval_view, vicreg_views
 from bissl_fast.errors import UserError
 from tests.data.views import photos, with_each_pipeline
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from bissl_fast.data.order import BatchOrder
-from bissl_fast.data.philox import permutation
+from bissl_fast.data.pipelines.order import BatchOrder
+from bissl_fast.data.views.philox import permutation
 from bissl_fast.errors import UserError
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bissl_fast.data.philox import Stream, permutation, philox4x32, random_words, uniforms
+from bissl_fast.data.views.philox import Stream, permutation, philox4x32, random_words, uniforms
 from bissl_fast.errors import UserError
 
 

@@ -13,9 +13,9 @@ import torchvision.transforms.v2.functional as F
 from PIL import Image, ImageFilter, ImageOps
 from torchvision.transforms import InterpolationMode
 
-from bissl_fast.data.presets import multi_crop_views, official_views, paper_views, vicreg_views
-from bissl_fast.data.rendering import render
-from bissl_fast.data.views import NEUTRAL_FACTORS, ViewParameters, ViewSettings, draw_views
+from bissl_fast.data.pipelines.rendering import render
+from bissl_fast.data.views.parameters import NEUTRAL_FACTORS, ViewParameters, ViewSettings, draw_views
+from bissl_fast.data.views.presets import multi_crop_views, official_views, paper_views, vicreg_views
 from tests.data.views import ADJUST, in_levels, photographs, photos
 
 N = 32

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bissl_fast.data.readers.decode import UnreadableImageError, decode_file, square_array
+from bissl_fast.data.sets.readers.decode import UnreadableImageError, decode_file, square_array
 
 
 def gradient(height=60, width=90):

@@ -7,11 +7,11 @@ import pytest
 from PIL import Image
 
 from bissl_fast.cli.data import prepare_command, verify_command
-from bissl_fast.data import cache, textures
-from bissl_fast.data.catalogue import load_downstream, load_pretext, notes_of
-from bissl_fast.data.readers.decode import UnreadableImageError, decode_file, resize_square, resize_whole
-from bissl_fast.data.readers.folder import image_folder, loose_images
-from bissl_fast.data.readers.stacks import decode_channels
+from bissl_fast.data.sets import cache, textures
+from bissl_fast.data.sets.catalogue import load_downstream, load_pretext, notes_of
+from bissl_fast.data.sets.readers.decode import UnreadableImageError, decode_file, resize_square, resize_whole
+from bissl_fast.data.sets.readers.folder import image_folder, loose_images
+from bissl_fast.data.sets.readers.stacks import decode_channels
 from bissl_fast.errors import UserError
 
 COLOURED = "have colours, of which the luma is taken"

@@ -5,9 +5,9 @@ import tarfile
 import numpy as np
 import pytest
 
-from bissl_fast.data.readers import arrays
-from bissl_fast.data.readers.folder import image_folder, loose_images
-from bissl_fast.data.readers.lists import dtd
+from bissl_fast.data.sets.readers import arrays
+from bissl_fast.data.sets.readers.folder import image_folder, loose_images
+from bissl_fast.data.sets.readers.lists import dtd
 from tests.data import trees
 
 

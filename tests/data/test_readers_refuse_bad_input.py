@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from bissl_fast.data.readers import arrays, class_folders, lists, matlab
-from bissl_fast.data.readers.folder import image_folder, loose_images
-from bissl_fast.data.readers.lists import dtd
-from bissl_fast.data.readers.voc import CLASSES, voc2007
+from bissl_fast.data.sets.readers import arrays, class_folders, lists, matlab
+from bissl_fast.data.sets.readers.folder import image_folder, loose_images
+from bissl_fast.data.sets.readers.lists import dtd
+from bissl_fast.data.sets.readers.voc import CLASSES, voc2007
 from bissl_fast.errors import UserError
 from tests.data import sets, trees
 

@@ -5,8 +5,8 @@ import hashlib
 import numpy as np
 import pytest
 
-from bissl_fast.data.splitmix import derive_key, splitmix64
-from bissl_fast.data.splits import fixed_per_class, stratified_holdout
+from bissl_fast.data.sets.splitmix import derive_key, splitmix64
+from bissl_fast.data.sets.splits import fixed_per_class, stratified_holdout
 
 # Stanford Cars' own training images: how many classes have how many of them.
 CARS = {

@@ -9,8 +9,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from bissl_fast.data.patterns import LABELLED, UNLABELLED
-from bissl_fast.data.textures import CLASSES, COUNTS, SIZE, render_texture, texture_source, textures
+from bissl_fast.data.sets.patterns import LABELLED, UNLABELLED
+from bissl_fast.data.sets.textures import CLASSES, COUNTS, SIZE, render_texture, texture_source, textures
 
 N_TRAIN, N_TEST = 480, 360
 

@@ -9,9 +9,17 @@ import torch
 from scipy import stats
 from torchvision.transforms import CenterCrop, ColorJitter, InterpolationMode, RandomResizedCrop, Resize
 
-from bissl_fast.data.presets import eval_view, finetune_view, official_eval_view, vicreg_views
-from bissl_fast.data.torch_pipeline import render
-from bissl_fast.data.views import BRIGHTNESS, CONTRAST, HUE, SATURATION, ViewParameters, ViewSettings, draw_views
+from bissl_fast.data.pipelines.torch_pipeline import render
+from bissl_fast.data.views.parameters import (
+    BRIGHTNESS,
+    CONTRAST,
+    HUE,
+    SATURATION,
+    ViewParameters,
+    ViewSettings,
+    draw_views,
+)
+from bissl_fast.data.views.presets import eval_view, finetune_view, official_eval_view, vicreg_views
 from bissl_fast.errors import UserError
 
 DRAWS = 100_000

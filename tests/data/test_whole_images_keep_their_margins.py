@@ -9,14 +9,14 @@ import torch
 import torchvision.transforms.v2.functional as F
 from PIL import Image
 
-from bissl_fast.data import cache
-from bissl_fast.data.catalogue import load_downstream
-from bissl_fast.data.dataset import ImageSet
-from bissl_fast.data.loader import draw_for, sequential_batches
-from bissl_fast.data.order import BatchOrder
-from bissl_fast.data.pipelines import Pipeline
-from bissl_fast.data.presets import eval_view, finetune_view, official_eval_view
-from bissl_fast.data.views import draw_views
+from bissl_fast.data.pipelines.choice import Pipeline
+from bissl_fast.data.pipelines.loader import draw_for, sequential_batches
+from bissl_fast.data.pipelines.order import BatchOrder
+from bissl_fast.data.sets import cache
+from bissl_fast.data.sets.catalogue import load_downstream
+from bissl_fast.data.sets.dataset import ImageSet
+from bissl_fast.data.views.parameters import draw_views
+from bissl_fast.data.views.presets import eval_view, finetune_view, official_eval_view
 from bissl_fast.methods.presets import WHOLE_SIDE, preset_config
 from tests.data import trees
 from tests.data.views import with_each_pipeline

@@ -12,20 +12,11 @@ import torch
 import torchvision.transforms.v2.functional as F
 from torchvision.transforms import InterpolationMode
 
-from bissl_fast.data import torch_pipeline
-from bissl_fast.data.dali_pipeline import DaliPipeline
-from bissl_fast.data.presets import (
-    eval_view,
-    finetune_view,
-    multi_crop_views,
-    official_views,
-    paper_views,
-    simclr_views,
-    vicreg_views,
-)
-from bissl_fast.data.readers.decode import decode_file
-from bissl_fast.data.rendering import render
-from bissl_fast.data.views import (
+from bissl_fast.data.pipelines import torch_pipeline
+from bissl_fast.data.pipelines.dali_pipeline import DaliPipeline
+from bissl_fast.data.pipelines.rendering import render
+from bissl_fast.data.sets.readers.decode import decode_file
+from bissl_fast.data.views.parameters import (
     BRIGHTNESS,
     CONTRAST,
     HUE,
@@ -34,6 +25,15 @@ from bissl_fast.data.views import (
     ViewParameters,
     ViewSettings,
     draw_views,
+)
+from bissl_fast.data.views.presets import (
+    eval_view,
+    finetune_view,
+    multi_crop_views,
+    official_views,
+    paper_views,
+    simclr_views,
+    vicreg_views,
 )
 from bissl_fast.ops.native import has_compiled_kernels
 

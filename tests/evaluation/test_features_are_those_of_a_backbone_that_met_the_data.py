@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from bissl_fast.data.loader import Batch
+from bissl_fast.data.pipelines.loader import Batch
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.features import StatisticsSettings, embed, extract_features, reestimate_batch_norm
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
-from bissl_fast.data.loader import Batch
+from bissl_fast.data.pipelines.loader import Batch
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.average_precision import mean_average_precision
 from bissl_fast.evaluation.metrics import evaluate

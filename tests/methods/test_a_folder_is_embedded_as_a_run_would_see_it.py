@@ -11,11 +11,11 @@ from torch import nn
 
 from bissl_fast.cli import main
 from bissl_fast.cli.train import parse_config
-from bissl_fast.data.cache import load
-from bissl_fast.data.dataset import ImageSet
-from bissl_fast.data.loader import sequential_batches
-from bissl_fast.data.presets import eval_view
-from bissl_fast.data.readers.folder import folder_names
+from bissl_fast.data.pipelines.loader import sequential_batches
+from bissl_fast.data.sets.cache import load
+from bissl_fast.data.sets.dataset import ImageSet
+from bissl_fast.data.sets.readers.folder import folder_names
+from bissl_fast.data.views.presets import eval_view
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.features import extract_features
 from bissl_fast.methods.config import save_config

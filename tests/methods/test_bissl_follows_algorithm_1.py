@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bissl_fast.data.loader import Batch
+from bissl_fast.data.pipelines.loader import Batch
 from bissl_fast.methods.bilevel import BilevelSettings, troubles
 from bissl_fast.methods.bissl import BiSSLSettings, BiSSLTask
 from bissl_fast.methods.finetune import SGDSettings

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from bissl_fast.bilevel import CapturedSolver, HessianOperator, ParameterVector, ShiftedOperator, minimal_residual
-from bissl_fast.data.loader import Batch
-from bissl_fast.evaluation.feeding import pretext_step
-from bissl_fast.evaluation.products import Problem, problem
+from bissl_fast.data.pipelines.loader import Batch
+from bissl_fast.measuring.feeding import pretext_step
+from bissl_fast.measuring.products import Problem, problem
 from bissl_fast.methods.bilevel import BilevelSettings
 from bissl_fast.methods.bissl import BiSSLSettings, BiSSLTask
 from bissl_fast.methods.finetune import SGDSettings

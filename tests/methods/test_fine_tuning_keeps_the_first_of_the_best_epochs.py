@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from bissl_fast.data.loader import Batch, Loader
-from bissl_fast.data.order import BatchOrder
+from bissl_fast.data.pipelines.loader import Batch, Loader
+from bissl_fast.data.pipelines.order import BatchOrder
 from bissl_fast.evaluation.metrics import Evaluation
 from bissl_fast.methods.finetune import FineTuneTask, HeadWarmupTask, SGDSettings
 from bissl_fast.models import Network

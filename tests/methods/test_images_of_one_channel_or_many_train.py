@@ -9,7 +9,7 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from bissl_fast.cli import main
-from bissl_fast.data.presets import eval_view, finetune_view, paper_views
+from bissl_fast.data.views.presets import eval_view, finetune_view, paper_views
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.report import write_report
 from bissl_fast.methods.bissl import BiSSLSettings

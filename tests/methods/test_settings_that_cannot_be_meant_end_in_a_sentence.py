@@ -9,7 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from bissl_fast.data.views import ViewSettings
+from bissl_fast.data.views.parameters import ViewSettings
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.features import StatisticsSettings
 from bissl_fast.methods.bilevel import BilevelSettings

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 
 from bissl_fast.cli.report import print_results
 from bissl_fast.cli.train import parse_config
-from bissl_fast.data.loader import sequential_batches
-from bissl_fast.data.readers.voc import CLASSES
+from bissl_fast.data.pipelines.loader import sequential_batches
+from bissl_fast.data.sets.readers.voc import CLASSES
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.average_precision import mean_average_precision
 from bissl_fast.evaluation.run_folder import RunFolder

@@ -3,7 +3,7 @@
 import pytest
 from torch import Tensor
 
-from bissl_fast.ops import bench
+from bissl_fast.measuring import nt_xent as bench
 from bissl_fast.ops.nt_xent import reference
 
 

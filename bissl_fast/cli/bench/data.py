@@ -11,11 +11,11 @@ import tyro
 from rich.console import Console
 
 from bissl_fast.cli.bench.tables import keep, machine_of, make_place, markdown_of, table_of
-from bissl_fast.data.catalogue import list_unlabelled, load_pretext
-from bissl_fast.data.presets import vicreg_views
+from bissl_fast.data.sets.catalogue import list_unlabelled, load_pretext
+from bissl_fast.data.views.presets import vicreg_views
 from bissl_fast.errors import UserError
-from bissl_fast.evaluation.feeding import Building, Feeding, measure_building, measure_feeding
-from bissl_fast.evaluation.views import Rates, enlarged, measure_rates, torch_threads
+from bissl_fast.measuring.feeding import Building, Feeding, measure_building, measure_feeding
+from bissl_fast.measuring.views import Rates, enlarged, measure_rates, torch_threads
 from bissl_fast.methods.checks import require
 from bissl_fast.methods.presets import Preset, preset_config
 from bissl_fast.training.precision import find_device

@@ -27,7 +27,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from bissl_fast.ops.batch_norm.schemas import empty_like, empty_residual, empty_statistics, memory_format
+from bissl_fast.ops.batch_norm.outputs import empty_like, empty_residual, empty_statistics, memory_format
 from bissl_fast.ops.schemas import wide_dtype
 from bissl_fast.ops.triton import batch_norm_sums as sums
 from bissl_fast.ops.triton import batch_norm_tiles as tiles

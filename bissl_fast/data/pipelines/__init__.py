@@ -1,0 +1,1 @@
+"""From images and view parameters to batches: the definition, the loader, resident sets, DALI."""

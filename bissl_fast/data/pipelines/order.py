@@ -1,0 +1,97 @@
+"""Which samples the g-th batch holds: a pure function of g, so that any step resumes from its number alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from bissl_fast.data.views.philox import permutation
+from bissl_fast.errors import UserError
+
+
+class BatchOrder:
+    """Shuffled batches without replacement, as the stacks of BiSSL (Appendix B.4).
+
+    A stack of M = n_samples // batch_size batches serves phases of n draws. It is reshuffled at the start of a phase
+    that it could not serve whole: an epoch gives M // n phases, and its last M mod n batches are left out. Where even
+    a full stack cannot serve a phase (M < n), it is reshuffled whenever it runs out, in the middle of a phase too.
+    With ``phase_length=1`` this is the usual epoch. What is left of the samples after the last whole batch is left out
+    of the epoch, or with ``keep_last`` is a smaller batch, unless it is one sample: a batch norm has no statistics of
+    one value. Ranks share every batch: put together in their order, their parts
+    are the batch of a single process.
+
+    Args:
+        n_samples: size of the data set.
+        batch_size: samples per batch, of all ranks together.
+        seed: of the shuffling.
+        phase_length: draws n between two alternations of the levels (N_L or N_U).
+        rank: which part of each batch is asked for, 0 to ranks - 1.
+        ranks: how many equal parts a batch has.
+        keep_last: whether an epoch ends with the incomplete batch; with one rank and a ``phase_length`` of 1.
+
+    Raises:
+        UserError: if the batch is larger than the data set or no multiple of the ranks, or a size is smaller than 1,
+            or ``keep_last`` comes with phases or ranks.
+
+    Example:
+        >>> order = BatchOrder(n_samples=10, batch_size=3, seed=0, phase_length=2)  # M = 3, one phase per epoch
+        >>> [order.locate(draw) for draw in range(4)]
+        [(0, 0), (0, 1), (1, 0), (1, 1)]
+    """
+
+    def __init__(
+        self,
+        n_samples: int,
+        batch_size: int,
+        seed: int,
+        phase_length: int = 1,
+        rank: int = 0,
+        ranks: int = 1,
+        keep_last: bool = False,
+    ) -> None:
+        if batch_size < 1 or phase_length < 1:
+            raise UserError(f"batch_size is {batch_size} and phase_length is {phase_length}: both must be at least 1.")
+        if batch_size > n_samples:
+            raise UserError(
+                f"A batch of {batch_size} images cannot be drawn from a data set of {n_samples}: "
+                f"lower the batch size to at most {n_samples}, or add images."
+            )
+        if not 0 <= rank < ranks or batch_size % ranks:
+            raise UserError(
+                f"Rank {rank} of {ranks} cannot have its part of a batch of {batch_size}: ranks count from 0, and the "
+                f"batch must be a multiple of their number."
+            )
+        if keep_last and (phase_length > 1 or ranks > 1):
+            raise UserError("An incomplete last batch has no place in phases of batches, nor equal parts for ranks.")
+        self.n_samples = n_samples
+        self.batch_size = batch_size
+        self.seed = seed
+        self.phase_length = phase_length
+        self.part = slice(rank * (batch_size // ranks), (rank + 1) * (batch_size // ranks))
+        in_stack = n_samples // batch_size  # M
+        left_out = in_stack % phase_length if in_stack >= phase_length else 0
+        self.batches_per_epoch = in_stack - left_out + (keep_last and n_samples % batch_size > 1)
+        self._shuffled: tuple[int, npt.NDArray[np.int64]] | None = None  # the last epoch asked for
+
+    def locate(self, draw: int) -> tuple[int, int]:
+        """Epoch (which shuffling) and position within it of a draw; draws count from 0."""
+        if draw < 0:
+            raise UserError(f"Draws count from 0, found {draw}.")
+        return divmod(draw, self.batches_per_epoch)
+
+    def indices(self, draw: int) -> tuple[int, npt.NDArray[np.int64]]:
+        """The samples of a draw.
+
+        Returns:
+            The epoch, and (batch_size / ranks,) int64 indices into the data set, of an incomplete batch fewer.
+        """
+        epoch, position = self.locate(draw)
+        start = position * self.batch_size
+        return epoch, self._permutation(epoch)[start : start + self.batch_size][self.part].copy()
+
+    def _permutation(self, epoch: int) -> npt.NDArray[np.int64]:
+        shuffled = self._shuffled  # read once: two threads may ask for different epochs
+        if shuffled is None or shuffled[0] != epoch:
+            shuffled = (epoch, permutation(self.n_samples, self.seed, epoch))
+            self._shuffled = shuffled
+        return shuffled[1]

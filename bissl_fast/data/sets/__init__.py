@@ -1,0 +1,1 @@
+"""Data sets: the catalogue, readers, the cache, splits."""

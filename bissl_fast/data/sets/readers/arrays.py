@@ -1,0 +1,193 @@
+"""Sets whose images lie in arrays: STL10, FashionMNIST, CIFAR10 and CIFAR100."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import pickle
+import struct
+import zlib
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bissl_fast.data.sets.dataset import Labels
+from bissl_fast.data.sets.readers.source import Listing, Source, from_array, with_validation
+from bissl_fast.data.sets.readers.text import read_text, require
+from bissl_fast.errors import UserError
+
+FASHION_CLASSES = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
+STL10_SIDE, CIFAR_SIDE = 96, 32
+
+
+# STL10: raw uint8, (N, 3, width, height), labels from 1
+
+
+def stl10(folder: Path) -> Listing:
+    """Read `train_X.bin`, `train_y.bin`, `test_X.bin`, `test_y.bin` and `class_names.txt`, if that is there."""
+    names = folder / "class_names.txt"
+    classes = tuple(read_text(names, "STL10").split()) if names.exists() else tuple(f"class {i}" for i in range(1, 11))
+    parts = {}
+    for split in ("train", "test"):
+        images = require(folder / f"{split}_X.bin", "STL10")
+        labels = np.fromfile(require(folder / f"{split}_y.bin", "STL10"), np.uint8).astype(np.int64) - 1
+        _stl10_check(images, len(labels))
+        load = partial(_stl10_images, images)
+        parts[split] = from_array(f"stl10/{split}", load, STL10_SIDE, (images,), labels, classes)
+    return with_validation(parts["train"], parts["test"])
+
+
+def stl10_unlabelled(folder: Path) -> Source:
+    """Read `unlabeled_X.bin`: 100,000 images."""
+    images = require(folder / "unlabeled_X.bin", "STL10")
+    count = _stl10_check(images)
+    load = partial(_stl10_images, images)
+    return from_array("stl10/unlabelled", load, STL10_SIDE, (images,), None, (), count)
+
+
+def _stl10_check(path: Path, expected: int | None = None) -> int:
+    count, rest = divmod(path.stat().st_size, 3 * STL10_SIDE * STL10_SIDE)
+    if rest or (expected is not None and count != expected):
+        raise UserError(
+            f"{path} has {path.stat().st_size:,} bytes, which is not {expected or 'a whole number of'} images of "
+            f"3 x {STL10_SIDE} x {STL10_SIDE} bytes: it is cut off; download STL10 again."
+        )
+    return count
+
+
+def _stl10_images(path: Path) -> npt.NDArray[np.uint8]:
+    stored = np.memmap(path, np.uint8, mode="r").reshape(-1, 3, STL10_SIDE, STL10_SIDE)  # (N, 3, W, H)
+    return stored.transpose(0, 3, 2, 1)  # (N, H, W, 3)
+
+
+# FashionMNIST: IDX files, plain or gzipped
+
+
+def fashion_mnist(folder: Path) -> Listing:
+    """Read the four IDX files `{train,t10k}-{images-idx3,labels-idx1}-ubyte[.gz]`."""
+    parts = {}
+    for split, prefix in (("train", "train"), ("test", "t10k")):
+        images = _plain_or_gz(folder / f"{prefix}-images-idx3-ubyte")
+        labels = read_idx(_plain_or_gz(folder / f"{prefix}-labels-idx1-ubyte")).astype(np.int64)
+        load = partial(_fashion_images, images, len(labels))
+        parts[split] = from_array(f"fashionmnist/{split}", load, 28, (images,), labels, FASHION_CLASSES)
+    return with_validation(parts["train"], parts["test"])
+
+
+def read_idx(path: Path) -> npt.NDArray[np.uint8]:
+    """Read an IDX file of unsigned bytes, gzipped if its name ends in `.gz`.
+
+    Raises:
+        UserError: The file is cut off, or is no such file.
+    """
+    try:
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        zeros, kind, dimensions = struct.unpack_from(">HBB", data)
+        shape = struct.unpack_from(f">{dimensions}I", data, 4)
+    except (EOFError, OSError, struct.error, zlib.error) as error:
+        raise UserError(f"{path} is cut off or damaged ({error}): download it again.") from error
+    if (zeros, kind) != (0, 8):
+        raise UserError(
+            f"{path} is no IDX file of unsigned bytes (it starts with {data[:4].hex()}): download it again."
+        )
+    body = np.frombuffer(data, np.uint8, offset=4 + 4 * dimensions)
+    if body.size != int(np.prod(shape)):
+        raise UserError(f"{path} announces {shape} bytes and holds {body.size}: it is cut off; download it again.")
+    return body.reshape(shape)
+
+
+def _plain_or_gz(path: Path) -> Path:
+    return path if path.exists() else require(path.with_name(path.name + ".gz"), "FashionMNIST")
+
+
+def _fashion_images(path: Path, expected: int) -> npt.NDArray[np.uint8]:
+    images = read_idx(path)
+    if images.shape != (expected, 28, 28):
+        raise UserError(f"{path} holds an array of {images.shape} where {(expected, 28, 28)} is expected.")
+    return images
+
+
+# CIFAR: pickles of dictionaries
+
+
+def cifar10(folder: Path) -> Listing:
+    """Read the batches of `cifar-10-batches-py`."""
+    batches = [folder / f"data_batch_{i}" for i in range(1, 6)]
+    return _cifar("cifar10", folder / "batches.meta", batches, folder / "test_batch", "labels", "label_names")
+
+
+def cifar100(folder: Path) -> Listing:
+    """Read `cifar-100-python` with its 100 fine labels."""
+    return _cifar("cifar100", folder / "meta", [folder / "train"], folder / "test", "fine_labels", "fine_label_names")
+
+
+def _cifar(name: str, meta: Path, train: list[Path], test: Path, labels_key: str, names_key: str) -> Listing:
+    classes = tuple(_field(meta, load_plain_pickle(require(meta, name)), names_key))
+
+    def source(split: str, files: list[Path]) -> Source:
+        contents = [load_plain_pickle(require(file, name)) for file in files]
+        labels: Labels = np.concatenate([np.asarray(_field(f, c, labels_key), dtype=np.int64)
+                                 for f, c in zip(files, contents, strict=True)])  # fmt: skip
+        pixels = [np.asarray(_field(f, c, "data")) for f, c in zip(files, contents, strict=True)]
+        if sum(map(len, pixels)) != len(labels) or any(p.shape[1:] != (3 * CIFAR_SIDE**2,) for p in pixels):
+            raise UserError(f"{files[0].parent} holds images that do not match their labels: download {name} again.")
+        return from_array(f"{name}/{split}", partial(_cifar_images, pixels), CIFAR_SIDE, files, labels, classes)
+
+    return with_validation(source("train", train), source("test", [test]))
+
+
+def _cifar_images(pixels: list[npt.NDArray[np.uint8]]) -> npt.NDArray[np.uint8]:
+    return np.concatenate(pixels).reshape(-1, 3, CIFAR_SIDE, CIFAR_SIDE).transpose(0, 2, 3, 1)
+
+
+def _field(path: Path, content: dict[str, Any], key: str) -> Any:
+    if key not in content:
+        raise UserError(f"{path} has no entry {key!r}, only {sorted(content)}: download the set again.")
+    return content[key]
+
+
+class PlainUnpickler(pickle.Unpickler):
+    """Unpickles containers, numbers, strings and NumPy arrays, and refuses whatever else a pickle could run."""
+
+    _ALLOWED = frozenset(
+        {
+            ("_codecs", "encode"),
+            *((f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")),
+            ("numpy", "ndarray"),
+            ("numpy", "dtype"),
+        }
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self._ALLOWED:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which a data file has no need of")
+        if name == "_reconstruct":
+            return _reconstruct_array()
+        return super().find_class(module, name)
+
+
+def _reconstruct_array() -> Callable[..., Any]:
+    """NumPy's function that rebuilds an array, wherever this NumPy keeps it."""
+    reconstruct: Callable[..., Any] = np.zeros(0).__reduce__()[0]  # type: ignore[assignment]
+    return reconstruct
+
+
+def load_plain_pickle(path: Path) -> dict[str, Any]:
+    """Read a dictionary from a pickle of Python 2 or 3 without running code from it.
+
+    Raises:
+        UserError: The file is damaged, or wants more than plain data.
+    """
+    try:
+        content = PlainUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
+    except Exception as error:  # a damaged pickle can raise anything
+        raise UserError(f"{path} cannot be read ({error}): download it again from its official page.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__} where a dictionary is expected: download it again.")
+    return {key if isinstance(key, str) else str(key, "latin1"): value for key, value in content.items()}

@@ -1,0 +1,87 @@
+"""Which images validate where a set has no validation split, and which train where it has no splits at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from bissl_fast.data.sets.dataset import Labels
+from bissl_fast.data.sets.splitmix import splitmix64
+
+VALIDATION_FRACTION = 0.2  # BiSSL, Appendix B.1
+VALIDATION_SEED = 20240217  # part of the meaning of every number that was ever reported: never change it
+TEST_SEED = 20240218  # for sets and folders that bring no test split either
+TRAIN_SEED = 20240219  # for sets of which a number per class trains
+
+Indices = npt.NDArray[np.int64]
+
+
+def stratified_holdout(
+    labels: Labels, fraction: float = VALIDATION_FRACTION, seed: int = VALIDATION_SEED
+) -> tuple[Indices, Indices]:
+    """Split positions into a kept and a held-out part, class by class.
+
+    Each class of n images gives `floor(fraction * n)` of them, but at least one if n >= 2; a class of one image stays
+    whole in the kept part. With a fifth of the images this reproduces the authors' published sizes. Which images are
+    held out follows from a hash of (seed, position): the same on every machine and with every version of NumPy.
+
+    Args:
+        labels: `(N,)` int64.
+        fraction: Share of every class to hold out, in (0, 1).
+        seed: Key of the hash.
+
+    Returns:
+        Kept and held-out positions, both sorted, `(K,)` and `(N - K,)` int64.
+
+    Raises:
+        ValueError: `fraction` is not inside (0, 1).
+
+    Example:
+        >>> kept, held = stratified_holdout(np.repeat([0, 1], 10))
+        >>> len(kept), len(held)
+        (16, 4)
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"the fraction to hold out must lie between 0 and 1, not {fraction}")
+
+    def count(members: int) -> int:
+        # The tolerance keeps 0.2 * 35 = 7.000000000000001 and 0.29 * 100 = 28.999999999999996 at 7 and 29.
+        share = int(np.floor(fraction * members + 1e-9))
+        return max(share, 1) if members >= 2 else share
+
+    held = _drawn_by_class(labels, count, seed)
+    return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def fixed_per_class(labels: Labels, count: int, seed: int = TRAIN_SEED) -> tuple[Indices, Indices]:
+    """Choose the same number of positions from every class, as Caltech-101's 30 per class (BiSSL, Appendix B.1).
+
+    A class of n <= count images gives n - 1 of them, so that one is left, and a class of one image gives that one.
+
+    Args:
+        labels: `(N,)` int64.
+        count: Positions to choose per class.
+        seed: Key of the hash that chooses.
+
+    Returns:
+        Chosen positions and the others, both sorted, int64.
+
+    Example:
+        >>> chosen, rest = fixed_per_class(np.repeat([0, 1], [31, 800]), 30)
+        >>> len(chosen), len(rest)
+        (60, 771)
+    """
+    chosen = _drawn_by_class(labels, lambda members: min(count, max(members - 1, 1)), seed)
+    return np.flatnonzero(chosen), np.flatnonzero(~chosen)
+
+
+def _drawn_by_class(labels: Labels, count: Callable[[int], int], seed: int) -> npt.NDArray[np.bool_]:
+    """Mark in every class of n members the `count(n)` of lowest hash."""
+    ranks = splitmix64(seed, np.arange(len(labels), dtype=np.uint64))
+    drawn = np.zeros(len(labels), dtype=bool)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        drawn[members[np.argsort(ranks[members], kind="stable")[: count(len(members))]]] = True
+    return drawn

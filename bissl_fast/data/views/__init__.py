@@ -1,0 +1,1 @@
+"""View parameters: settings, presets, the generator that draws them."""

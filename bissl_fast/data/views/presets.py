@@ -1,0 +1,111 @@
+"""The named views: one function per recipe, each a function of the view's side in pixels."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from bissl_fast.data.views.parameters import ViewSettings
+
+ViewPair = tuple[ViewSettings, ViewSettings]
+
+
+def vicreg_views(size: int) -> ViewPair:
+    """The two asymmetric views of VICReg and BYOL: the first always blurred, the second sometimes solarised.
+
+    Source: Bardes et al., "VICReg", ICLR 2022, Appendix C.1, and its released code, which blurs by Pillow.
+    """
+    common = ViewSettings(
+        size=size,
+        crop_scale=(0.08, 1.0),
+        interpolation="bicubic",
+        flip=0.5,
+        jitter=0.8,
+        brightness=0.4,
+        contrast=0.4,
+        saturation=0.2,
+        hue=0.1,
+        gray=0.2,
+        blur_filter="box",
+    )
+    return replace(common, blur=1.0), replace(common, blur=0.1, solarize=0.2)
+
+
+def paper_views(size: int) -> ViewPair:
+    """BiSSL's pretext views: VICReg's, cropped to at least half of the area.
+
+    Source: Zakarias et al., "BiSSL", Appendix B.2, whose "minimal ratio 0.5" we read as a share of the area.
+    """
+    first, second = vicreg_views(size)
+    return replace(first, crop_scale=(0.5, 1.0)), replace(second, crop_scale=(0.5, 1.0))
+
+
+def official_views(size: int) -> ViewPair:
+    """What BiSSL's released code draws: 0.5 is an aspect ratio there, and pixels go up to 255 before mean and std."""
+    first, second = vicreg_views(size)
+    changed = {"crop_ratio": (0.5, 1.0), "pixel_range": 255.0}
+    return replace(first, **changed), replace(second, **changed)  # type: ignore[arg-type]
+
+
+def simclr_views(size: int, strength: float = 1.0) -> ViewPair:
+    """The two views of SimCLR, drawn alike.
+
+    Args:
+        size: side in pixels.
+        strength: of the colour changes; 1 on ImageNet, 0.5 on CIFAR-10 (there without blur).
+
+    Source: Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020, Appendix A.
+    """
+    view = ViewSettings(
+        size=size,
+        flip=0.5,
+        jitter=0.8,
+        brightness=0.8 * strength,
+        contrast=0.8 * strength,
+        saturation=0.8 * strength,
+        hue=0.2 * strength,
+        gray=0.2,
+        blur=0.5,
+    )
+    return view, view
+
+
+def multi_crop_views(
+    size: int, local_size: int, local_views: int, local_scale: tuple[float, float] = (0.05, 0.14)
+) -> tuple[ViewSettings, ...]:
+    """SwAV's two large crops and several small ones, with SimCLR's colours: for tasks that compare parts with wholes.
+
+    Args:
+        size: side of the two large views in pixels; their crops have more than the largest share of a small one.
+        local_size: side of the small views.
+        local_views: how many.
+        local_scale: smallest and largest share of the image's area in a small crop.
+
+    Source: Caron et al., "Unsupervised Learning of Visual Features by Contrasting Cluster Assignments", NeurIPS 2020,
+    and its released code, which resizes bilinearly, blurs by Pillow and has .228 where others have .229.
+    """
+    view = replace(simclr_views(size)[0], interpolation="bilinear", blur_filter="box", std=(0.228, 0.224, 0.225))
+    first = second = replace(view, crop_scale=(local_scale[1], 1.0))
+    return first, second, *[replace(first, size=local_size, crop_scale=local_scale)] * local_views
+
+
+def official_finetune_view(size: int) -> ViewSettings:
+    """Training on the downstream task in BiSSL's released code: crops as of its pretext task, and a flip."""
+    return ViewSettings(size=size, crop_scale=(0.08, 1.0), crop_ratio=(0.5, 1.0), interpolation="bicubic", flip=0.5)
+
+
+def official_eval_view(size: int) -> ViewSettings:
+    """Evaluation in BiSSL's released code: the short side resized to size / 0.88 (109 for 96), the middle cut out."""
+    share = (size / int(size / 0.88)) ** 2
+    return ViewSettings(
+        size=size, crop_scale=(share, share), crop_ratio=(1.0, 1.0), interpolation="bicubic", centred=True
+    )
+
+
+def finetune_view(size: int) -> ViewSettings:
+    """Training on the downstream task: a crop of at least half the area, and a flip."""
+    return ViewSettings(size=size, crop_scale=(0.5, 1.0), interpolation="bilinear", flip=0.5)
+
+
+def eval_view(size: int) -> ViewSettings:
+    """Evaluation: the whole (square) image, resized. Nothing is random."""
+    return ViewSettings(size=size, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), interpolation="bilinear")

@@ -1,0 +1,1 @@
+"""What `bench` measures: losses, products, feeding, views."""
