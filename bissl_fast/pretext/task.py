@@ -63,6 +63,19 @@ class PretextTask:
         """What it gets from the learner."""
         return Needs()
 
+    @property
+    def least_batch(self) -> int:
+        """The fewest images whose loss has all its derivatives; batches are multiples of what it must divide."""
+        return 2
+
+    def require_batch(self, images: int) -> None:
+        """Raises UserError: if batches of so many images cannot be trained on."""
+        least = self.least_batch
+        if images < least:
+            raise UserError(
+                f"--pretrain.batch-size must be at least {least} with --pretext {self.name}, found {images}."
+            )
+
     def views(self, size: int) -> tuple[ViewSettings, ...]:
         """The views of its paper, the two large ones first.
 
