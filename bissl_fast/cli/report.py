@@ -6,8 +6,10 @@ import tyro
 from rich.console import Console
 
 from bissl_fast.evaluation.report import write_report
+from bissl_fast.evaluation.results import Results
 from bissl_fast.evaluation.run_folder import RunFolder
-from bissl_fast.evaluation.table import Results, results_table, verdict
+from bissl_fast.evaluation.table import results_table
+from bissl_fast.evaluation.verdict import verdict
 from bissl_fast.training.tracking import say
 
 

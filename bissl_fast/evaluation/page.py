@@ -10,8 +10,11 @@ from typing import Any
 from urllib.parse import quote
 
 from bissl_fast.errors import UserError
+from bissl_fast.evaluation.arms import BASELINE, listed, reference_of
+from bissl_fast.evaluation.results import Results
 from bissl_fast.evaluation.run_folder import RunFolder
-from bissl_fast.evaluation.table import Results, results_table, verdict
+from bissl_fast.evaluation.table import results_table
+from bissl_fast.evaluation.verdict import verdict
 
 
 @dataclass(frozen=True)
@@ -42,9 +45,10 @@ def page(run: RunFolder, sections: Sequence[Section]) -> str:
     """
     try:
         results = Results.from_json(run.json("results.json"))
-        title, outcome = f"BiSSL on {results.dataset}", _outcome(results)
+        arms = listed([arm.title for arm in results.candidates] or [results.reference.title])
+        title, outcome = f"{arms} on {results.dataset}", _outcome(results)
     except UserError as error:
-        title, outcome = "BiSSL, unfinished run", _missing(f"No result yet: {error}")
+        title, outcome = f"{_arms(run)}, unfinished run", _missing(f"No result yet: {error}")
     body = "".join(map(_figure, sections))
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -56,12 +60,23 @@ def page(run: RunFolder, sections: Sequence[Section]) -> str:
     )
 
 
+def _arms(run: RunFolder) -> str:
+    """What the run is about: its arms but the reference."""
+    titles = run.titles()
+    reference = reference_of(list(titles))
+    return listed([title for name, title in titles.items() if name != reference] or list(titles.values()))
+
+
 def _outcome(results: Results) -> str:
+    names = {arm.name: arm.title for arm in results.arms}
+    baseline = f"“{names[BASELINE]}” is plain fine-tuning after pretext training alone. " if BASELINE in names else ""
+    seeds = "Seeds vary the fine-tuning"
+    if results.candidates:
+        seeds += "; each arm is pre-trained once, so the test does not speak about luck in pre-training"
     return (
         f'<p class="lead">{escape(verdict(results))}</p>\n'
         f'<div class="wide">{results_table(results).to_html()}</div>\n'
-        "<p>“Only FT” is plain fine-tuning after pretext training alone. Seeds vary the fine-tuning; "
-        "each arm is pre-trained once, so the test does not speak about luck in pre-training.</p>\n"
+        f"<p>{escape(baseline)}{seeds}.</p>\n"
     )
 
 
@@ -145,6 +160,7 @@ p { margin: .75rem 0; max-width: 44rem; }
 .missing { color: var(--muted); border-left: 3px solid var(--rule); padding: .15rem 0 .15rem .85rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+table + table { margin-top: 2rem; }
 caption { caption-side: bottom; text-align: left; color: var(--muted); font-size: .875rem; padding-top: .75rem; }
 th, td { padding: .5rem .75rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--rule); }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }

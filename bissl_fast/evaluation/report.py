@@ -6,18 +6,22 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import yaml
 
 from bissl_fast.data.sets.dataset import is_multilabel
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation import figures
+from bissl_fast.evaluation.arms import BASELINE, reference_first
+from bissl_fast.evaluation.drawing import looks, plain, png
 from bissl_fast.evaluation.features import embed
 from bissl_fast.evaluation.page import Section, page
+from bissl_fast.evaluation.pretext_stages import pretext_stages
+from bissl_fast.evaluation.results import Results
 from bissl_fast.evaluation.run_folder import RunFolder
-from bissl_fast.evaluation.table import Results, results_table, verdict
+from bissl_fast.evaluation.table import results_table
+from bissl_fast.evaluation.verdict import verdict
 from bissl_fast.training.files import make_folder, write_atomic
 
 if TYPE_CHECKING:
@@ -28,12 +32,17 @@ MOST_POINTS = 2000  # of a t-SNE map: more take minutes and hide each other
 
 @dataclass(frozen=True)
 class Plate:
-    """A figure of the report: how it is drawn from the run, and the words under it."""
+    """A figure of the report: how it is drawn from the run, and the words under it.
+
+    Attributes:
+        arm: the arm that it is about, without which the report has no place for it; empty: all.
+    """
 
     name: str
     title: str
     caption: str
     draw: Callable[[RunFolder], Figure]
+    arm: str = ""
 
 
 def write_report(run: Path) -> Path:
@@ -56,12 +65,14 @@ def write_report(run: Path) -> Path:
         PosixPath('runs/dtd/report.html')
     """
     folder = RunFolder(run)
-    sections = [_section(folder, plate) for plate in PLATES]
+    arms = folder.arms()
+    sections = [_section(folder, plate) for plate in PLATES if not plate.arm or plate.arm in arms]
     make_folder(run / "figures")
-    for section in sections:
-        path = run / "figures" / f"{section.name}.png"
-        if section.image is not None:
-            write_atomic(path, section.image)
+    drawn = {section.name: section.image for section in sections}
+    for plate in PLATES:
+        path, image = run / "figures" / f"{plate.name}.png", drawn.get(plate.name)
+        if image is not None:
+            write_atomic(path, image)
         elif path.exists():  # from an earlier state of the run
             path.unlink()
     with suppress(UserError):  # which the page tells
@@ -73,8 +84,11 @@ def write_report(run: Path) -> Path:
 
 
 def _pretext_losses(run: RunFolder) -> Figure:
-    warmup, bissl, baseline = map(run.metrics, ("pretext-warmup", "bissl", "pretext-baseline"))
-    return figures.pretext_losses(warmup, bissl, baseline, _lower_steps(run))
+    return figures.pretext_losses(pretext_stages(run, looks(run.titles())))
+
+
+def _embedding_collapse(run: RunFolder) -> Figure:
+    return figures.embedding_collapse(pretext_stages(run, looks(run.titles())))
 
 
 def _upper_level(run: RunFolder) -> Figure:
@@ -86,19 +100,26 @@ def _solver_residuals(run: RunFolder) -> Figure:
 
 
 def _finetuning_curves(run: RunFolder) -> Figure:
-    return figures.finetuning_curves(run.seeds("finetune-bissl"), run.seeds("finetune-baseline"))
+    arms = looks({name: f"{title} (baseline)" if name == BASELINE else title for name, title in run.titles().items()})
+    order = reference_first(list(arms))
+    return figures.finetuning_curves([(arms[name], run.seeds(f"finetune-{name}")) for name in order])
 
 
 def _feature_maps(run: RunFolder) -> Figure:
-    baseline, bissl, labels = run.arrays("test/features.npz", ("baseline", "bissl", "labels"))
+    file, titles = "test/features.npz", run.titles() | {BASELINE: "Only pretext"}
+    kept = set(run.array_names(file))
+    names = [name for name in reference_first(run.arms()) if name in kept]
+    if not names:
+        raise UserError(f"{file} has the features of no arm of this run.")
+    *features, labels = run.arrays(file, (*names, "labels"))
     drawable = np.arange(len(labels))
     if is_multilabel(labels):
         drawable = np.flatnonzero((labels == 1).sum(axis=1) == 1)  # which one class names
         labels = labels.argmax(axis=1)
     count = len(drawable)
-    kept = drawable[np.linspace(0, count - 1, min(count, MOST_POINTS)).round().astype(int)]  # evenly over the split
-    baseline, bissl, labels = baseline[kept], bissl[kept], labels[kept]
-    return figures.feature_maps(embed(baseline, seed=0), embed(bissl, seed=0), labels)
+    chosen = drawable[np.linspace(0, count - 1, min(count, MOST_POINTS)).round().astype(int)]  # evenly over the split
+    maps = [(plain(titles[name]), embed(rows[chosen], seed=0)) for name, rows in zip(names, features, strict=True)]
+    return figures.feature_maps(maps, labels[chosen])
 
 
 def _sample_views(run: RunFolder) -> Figure:
@@ -129,11 +150,21 @@ PLATES = (
     Plate(
         "pretext",
         "Pretext loss",
-        "Contrastive loss on the pretext images, lower is better; long curves are a running mean of faint raw values. "
-        "Both arms take as many pretext steps, or nearly. The BiSSL curve may rise where its stage begins, "
-        "because a new learning-rate schedule starts and the backbone is pulled towards the downstream task. "
+        "Loss of the pretext task on the pretext images, lower is better; long curves are a running mean of faint raw "
+        "values. Arms may take different numbers of steps, and steps of different cost: the table of costs tells. The "
+        "BiSSL curve may rise where its stage begins, because a new learning-rate schedule starts and the backbone is "
+        "pulled towards the downstream task. "
         "Stages of Figure 1 of the paper; no figure there shows the losses.",
         _pretext_losses,
+    ),
+    Plate(
+        "collapse",
+        "Spread and effective rank of the embeddings",
+        "Whether the embeddings of the pretext stages, scaled to norm 1, still tell images apart. Spread: their "
+        "standard deviation per dimension times the root of the number of dimensions, 0 where all images have the "
+        "same embedding and at most 1. Effective rank: how many directions they use. A spread near 0 or a rank near 1 "
+        "means that they have collapsed. Not in the paper; after Chen and He (2021), and Roy and Vetterli (2007).",
+        _embedding_collapse,
     ),
     Plate(
         "upper-level",
@@ -143,6 +174,7 @@ PLATES = (
         "distance between the two, which the lower-level regulariser holds down; it should stay bounded. "
         "Equations 2 and 3 and Algorithm 1 of the paper; not plotted there.",
         _upper_level,
+        arm="bissl",
     ),
     Plate(
         "solver",
@@ -153,11 +185,12 @@ PLATES = (
         "Above the dotted line at 1 the solver is further off than where it started. "
         "Section B.3 of the paper; not plotted there.",
         _solver_residuals,
+        arm="bissl",
     ),
     Plate(
         "views",
         "Sample views",
-        "Pretext images and the augmented views of them that the contrastive loss compares. The views should "
+        "Pretext images and the augmented views of them that the pretext task compares. The views should "
         "still show what the image shows. Augmentation as in Section 4.2.1 of the paper.",
         _sample_views,
     ),
@@ -166,7 +199,7 @@ PLATES = (
 
 def _section(run: RunFolder, plate: Plate) -> Section:
     try:
-        image, missing = figures.png(plate.draw(run)), ""
+        image, missing = png(plate.draw(run)), ""
     except UserError as error:
         image, missing = None, str(error)
     caption = plate.caption + (_channels_drawn(run) if plate.draw is _sample_views else "")
@@ -176,29 +209,8 @@ def _section(run: RunFolder, plate: Plate) -> Section:
 def _channels_drawn(run: RunFolder) -> str:
     """What the sample views show of images that are not RGB."""
     channels = 3
-    with suppress(UserError, yaml.YAMLError, ValueError, TypeError):
-        channels = int(_find(yaml.safe_load(run.text("config.yaml")), "channels") or 3)
+    with suppress(TypeError, ValueError):
+        channels = int(run.setting("config.yaml", "channels") or 3)
     if channels > 3:
         return f" Of the {channels} channels the first three are drawn, as red, green and blue."
     return " Of the 2 channels the first is drawn." if channels == 2 else ""
-
-
-def _lower_steps(run: RunFolder) -> float:
-    """Lower-level steps per alternation.
-
-    As the stage was run, else as the run's configuration has it.
-    """
-    for name in ("bissl/key.json", "config.yaml"):
-        with suppress(UserError, yaml.YAMLError, ValueError, TypeError):
-            if found := _find(yaml.safe_load(run.text(name)), "lower_steps"):  # JSON is YAML
-                return float(found)
-    return 1.0
-
-
-def _find(settings: Any, key: str) -> Any:
-    """The first value under `key` at any depth of nested mappings."""
-    if not isinstance(settings, dict):
-        return None
-    if key in settings:
-        return settings[key]
-    return next((found for value in settings.values() if (found := _find(value, key)) is not None), None)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +16,11 @@ import yaml
 from numpy.typing import NDArray
 
 from bissl_fast.errors import UserError
+from bissl_fast.evaluation.arms import BASELINE, TITLES, owner_of, title_of
+from bissl_fast.evaluation.results import Results
 
 Record = dict[str, Any]
+SHARED = ("pretext-warmup", "head-warmup")
 
 
 @dataclass(frozen=True)
@@ -36,9 +42,25 @@ class RunFolder:
 
     def stages(self) -> list[str]:
         """Names of the stages that have begun, in the order of the pipeline."""
-        begun = [path.parent.name for path in self.path.glob("*/metrics.jsonl")]
-        begun += [path.parent.name for path in self.path.glob("*/DONE")]
-        return sorted(set(begun), key=_pipeline_order)
+        arms = self._listed_arms() or list(TITLES)
+        return sorted(self._begun(), key=lambda stage: _pipeline_order(stage, arms))
+
+    def arms(self) -> list[str]:
+        """Names of the arms in the order of `--methods`.
+
+        A run that does not list them has those that its stages show; before any shows, the two of the paper.
+        """
+        if listed := self._listed_arms():
+            return listed
+        shown = {name for stage in self._begun() if (name := _arm_shown(stage))} or {"bissl", BASELINE}
+        return sorted(shown, key=lambda name: (name == BASELINE, name != "bissl", name))
+
+    def titles(self) -> dict[str, str]:
+        """What the arms are called, by name: as the results say, else as this house calls them."""
+        told: dict[str, str] = {}
+        with suppress(UserError):  # not there yet, or damaged, which the page tells
+            told = {arm.name: arm.title for arm in Results.from_json(self.json("results.json")).arms}
+        return {name: told.get(name, title_of(name)) for name in self.arms()}
 
     def metrics(self, stage: str) -> list[Record]:
         """Records of one stage by step; empty if the stage has not begun."""
@@ -54,11 +76,29 @@ class RunFolder:
         stages = [stage for stage, number in numbered if number.isdigit() and (wanted is None or int(number) < wanted)]
         return [records for stage in stages if (records := self.metrics(stage))]
 
+    def setting(self, name: str, key: str) -> Any:
+        """The first value under `key` at any depth of a file of settings, YAML or JSON; None where there is none."""
+        try:
+            return _find(yaml.safe_load(self.text(name)), key)  # JSON is YAML
+        except (UserError, yaml.YAMLError, ValueError):
+            return None
+
     def _seed_count(self) -> int | None:
         try:
             return int(yaml.safe_load(self.text("config.yaml"))["finetune"]["seeds"])
         except (UserError, yaml.YAMLError, KeyError, TypeError, ValueError):
             return None
+
+    def _listed_arms(self) -> list[str]:
+        """The `methods` of config.yaml, each once; empty where it has none."""
+        try:
+            listed = yaml.safe_load(self.text("config.yaml"))["methods"]
+        except (UserError, yaml.YAMLError, KeyError, TypeError, ValueError):
+            return []
+        return list(dict.fromkeys(map(str, listed))) if isinstance(listed, list) else []
+
+    def _begun(self) -> set[str]:
+        return {path.parent.name for name in ("metrics.jsonl", "DONE") for path in self.path.glob(f"*/{name}")}
 
     def text(self, name: str) -> str:
         """Content of a text file.
@@ -87,19 +127,34 @@ class RunFolder:
             raise UserError(f"{name} holds a {type(content).__name__} where an object was expected.")
         return content
 
+    def array_names(self, name: str) -> list[str]:
+        """What the arrays of an .npz file are called.
+
+        Raises:
+            UserError: if the file is not there or is damaged.
+        """
+        with _told(name), np.load(self.path / name, allow_pickle=False) as content:
+            return list(content.files)
+
     def arrays(self, name: str, keys: tuple[str, ...]) -> tuple[NDArray[Any], ...]:
         """The arrays `keys` of an .npz file; nothing pickled is ever loaded.
 
         Raises:
             UserError: if the file is not there, is damaged or lacks one of the arrays.
         """
-        try:
-            with np.load(self.path / name, allow_pickle=False) as content:
-                return tuple(content[key] for key in keys)
-        except FileNotFoundError:
-            raise UserError(f"{name} has not been written yet.") from None
-        except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise UserError(f"{name} cannot be read: {error}.") from None
+        with _told(name), np.load(self.path / name, allow_pickle=False) as content:
+            return tuple(content[key] for key in keys)
+
+
+@contextmanager
+def _told(name: str) -> Iterator[None]:
+    """What goes wrong with an .npz file, as a sentence."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise UserError(f"{name} has not been written yet.") from None
+    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{name} cannot be read: {error}.") from None
 
 
 def read_metrics(path: Path) -> list[Record]:
@@ -128,16 +183,31 @@ def read_metrics(path: Path) -> list[Record]:
     return [by_step[step] for step in sorted(by_step)]
 
 
-def _pipeline_order(stage: str) -> tuple[int, int, str]:
-    order = (
-        "pretext-warmup",
-        "head-warmup",
-        "bissl",
-        "pretext-baseline",
-        "finetune-bissl",
-        "finetune-baseline",
-    )
-    name, _, seed = stage.rpartition("-")
-    if seed.isdigit():
-        return (order.index(name) if name in order else len(order), int(seed), name)
-    return (order.index(stage) if stage in order else len(order), 0, stage)
+def _find(settings: Any, key: str) -> Any:
+    if not isinstance(settings, dict):
+        return None
+    if key in settings:
+        return settings[key]
+    return next((found for value in settings.values() if (found := _find(value, key)) is not None), None)
+
+
+def _arm_shown(stage: str) -> str | None:
+    """The arm that a stage must belong to."""
+    if found := re.fullmatch(r"finetune-(.+)-\d+", stage):
+        return found[1]
+    return {"bissl": "bissl", "pretext-baseline": BASELINE}.get(stage)
+
+
+def _pipeline_order(stage: str, arms: list[str]) -> tuple[int, int, int, str]:
+    """Where a stage stands: what arms share, then each arm's own, the fine-tunings arm by arm, the test."""
+    if found := re.fullmatch(r"finetune-(.+)-(\d+)", stage):
+        return (2, _place(found[1], arms), int(found[2]), stage)
+    if stage in SHARED:
+        return (0, SHARED.index(stage), 0, stage)
+    if stage == "test":
+        return (3, 0, 0, stage)
+    return (1, _place(owner_of(stage, arms), arms), 0, stage)
+
+
+def _place(arm: str | None, arms: list[str]) -> int:
+    return len(arms) if arm is None or arm not in arms else arms.index(arm)

@@ -1,10 +1,10 @@
-"""Comparison of two arms of an experiment from their scores per seed."""
+"""Comparison of arms of an experiment from their scores per seed."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
@@ -53,6 +53,9 @@ class Arm:
         """Whether all seeds scored the same, up to rounding."""
         return equal(min(self.scores), max(self.scores))
 
+    def __str__(self) -> str:
+        return f"{self.mean:.1f}" if self.std is None else f"{self.mean:.1f} ± {self.std:.1f}"
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -63,12 +66,14 @@ class Comparison:
         baseline: scores of the method that it is measured against.
         p: two-sided p-value of Welch's t-test, or None where the test cannot be made.
         untested: why `p` is None, in words; empty where it is not.
+        corrected: `p` after Holm's correction where this is one of several comparisons; else None.
     """
 
     candidate: Arm
     baseline: Arm
     p: float | None
     untested: str = ""
+    corrected: float | None = None
 
     @property
     def difference(self) -> float:
@@ -85,8 +90,12 @@ class Comparison:
         return abs(self.difference) > both and not equal(abs(self.difference), both)
 
     def significant(self, alpha: float = 0.05) -> bool:
-        """Whether the means differ at level `alpha`. Never true where no test could be made."""
-        return self.p is not None and self.p < alpha
+        """Whether the means differ at level `alpha`, over all comparisons that were made together.
+
+        Never true where no test could be made.
+        """
+        p = self.p if self.corrected is None else self.corrected
+        return p is not None and p < alpha
 
 
 def compare(candidate: Sequence[float], baseline: Sequence[float]) -> Comparison:
@@ -123,3 +132,58 @@ def compare(candidate: Sequence[float], baseline: Sequence[float]) -> Comparison
         ours.mean, ours.std, len(ours.scores), theirs.mean, theirs.std, len(theirs.scores), equal_var=False
     )
     return Comparison(ours, theirs, float(test.pvalue))
+
+
+def compare_all(candidates: Sequence[Sequence[float]], reference: Sequence[float]) -> list[Comparison]:
+    """Compare several arms with one, as :func:`compare` does, and correct for how many tests were made.
+
+    Args:
+        candidates: for each arm one score per seed.
+        reference: one score per seed.
+
+    Returns:
+        The comparisons in the order of the candidates. A single one is left uncorrected.
+
+    Raises:
+        UserError: if an arm is empty or has a score that is not finite.
+
+    Example:
+        >>> good, middling = compare_all([[52.0, 52.6, 51.7], [50.4, 50.9, 50.3]], [49.1, 49.9, 48.9])
+        >>> round(middling.p, 3), round(good.p, 3), round(good.corrected, 3)
+        (0.035, 0.002, 0.005)
+    """
+    comparisons = [compare(candidate, reference) for candidate in candidates]
+    tested = [index for index, comparison in enumerate(comparisons) if comparison.p is not None]
+    if len(tested) > 1:
+        corrected = holm([p for comparison in comparisons if (p := comparison.p) is not None])
+        for index, p in zip(tested, corrected, strict=True):
+            comparisons[index] = replace(comparisons[index], corrected=p)
+    return comparisons
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Correct p-values of tests made together, so that one below α is a false find with a chance of α at most.
+
+    Args:
+        p_values: of m tests, dependent or not.
+
+    Returns:
+        In the order given: the i-th smallest times m − i + 1, no less than a smaller one's and at most 1.
+
+    Source: Holm, "A simple sequentially rejective multiple test procedure", 1979.
+
+    Example:
+        >>> holm([0.04, 0.01, 0.03])
+        [0.06, 0.03, 0.06]
+    """
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    corrected, largest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        corrected[index] = largest
+    return corrected
+
+
+def p_words(p: float) -> str:
+    """A p-value behind its "p": `= 0.023`, or `< 0.001`."""
+    return "< 0.001" if p < 0.001 else f"= {p:.3f}"

@@ -2,58 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from bissl_fast.errors import UserError
-from bissl_fast.evaluation.metrics import METRICS, Metric
-from bissl_fast.evaluation.statistics import Arm, Comparison, compare
+from bissl_fast.evaluation.arms import listed
+from bissl_fast.evaluation.cost import uneven_budgets
+from bissl_fast.evaluation.metrics import Metric
+from bissl_fast.evaluation.results import ALPHA, ArmResult, Results
+from bissl_fast.evaluation.statistics import Comparison, p_words
 
 if TYPE_CHECKING:
+    from rich.console import Group
     from rich.table import Table
 
-ALPHA = 0.05
-ARMS = ("BiSSL", "Only FT", "Avg diff", "Welch's p")
-
-
-@dataclass(frozen=True)
-class Results:
-    """Test metrics of both arms, in percent (`results.json` of a run folder).
-
-    Attributes:
-        dataset: its name.
-        classes: how many it has.
-        metrics: those that the data set has; the arms are judged by the first.
-        difficult_present: whether mAP counts difficult objects as present.
-    """
-
-    dataset: str
-    classes: int
-    metrics: tuple[tuple[Metric, Comparison], ...]
-    difficult_present: bool = False
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Results:
-        """Read the content of `results.json`.
-
-        Raises:
-            UserError: if a field is missing or of another type.
-        """
-        try:
-            bissl, baseline = content["bissl"], content["baseline"]
-            known = [metric for metric in METRICS if metric.key in bissl]
-            if not known:
-                raise KeyError(METRICS[0].key)
-            metrics = tuple((metric, compare(bissl[metric.key], baseline[metric.key])) for metric in known)
-            present = content.get("difficult") == "present"
-            return cls(str(content["dataset"]), int(content["classes"]), metrics, present)
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(
-                f"results.json is not as the test stage writes it ({error!r}): "
-                "delete the run's test folder and run the same command again."
-            ) from None
+COSTS = ("Images", "Passes", "Products", "Model-epochs")
 
 
 @dataclass(frozen=True)
@@ -65,7 +28,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class ResultTable:
+class Grid:
     """Rows of cells under `columns`, with a caption that says how to read them."""
 
     columns: tuple[str, ...]
@@ -73,29 +36,41 @@ class ResultTable:
     caption: str
 
     def to_rich(self) -> Table:
-        """The table for the terminal. Names are shown as they are, never read as rich markup."""
+        """For the terminal. Headings and names wrap where there is no room, numbers never do."""
         from rich.table import Table
         from rich.text import Text
 
         table = Table(caption=Text(self.caption), caption_justify="left", min_width=72)
         for index, column in enumerate(self.columns):
-            table.add_column(Text(column), justify="right" if index else "left", no_wrap=True)
-        for row in self.rows:
-            table.add_row(*(Text(cell.text, style="bold" if cell.best else "") for cell in row))
+            widest = max(len(row[index].text) for row in self.rows)
+            title = Text(column, overflow="fold")
+            if index == 0:
+                table.add_column(title, overflow="fold")
+            else:
+                table.add_column(title, justify="right", no_wrap=len(column) <= widest, min_width=widest)
+        for name, *cells in self.rows:
+            numbers = (Text(cell.text, style="bold" if cell.best else "", no_wrap=True) for cell in cells)
+            table.add_row(Text(name.text), *numbers)
         return table
 
     def to_markdown(self) -> str:
-        """The table as GitHub-flavoured Markdown, ending in a newline."""
+        """As GitHub-flavoured Markdown, ending in a newline."""
 
         def line(cells: list[str]) -> str:
             return "| " + " | ".join(cells) + " |\n"
 
-        head = line(list(self.columns)) + line(["---"] + ["---:"] * (len(self.columns) - 1))
-        rows = [line([f"**{cell.text}**" if cell.best else cell.text for cell in row]) for row in self.rows]
+        def name(text: str) -> str:
+            return escape(text, quote=False).replace("|", "\\|")
+
+        head = line([name(column) for column in self.columns]) + line(["---"] + ["---:"] * (len(self.columns) - 1))
+        rows = [
+            line([name(first.text), *(f"**{cell.text}**" if cell.best else cell.text for cell in cells)])
+            for first, *cells in self.rows
+        ]
         return head + "".join(rows) + "\n" + escape(self.caption, quote=False) + "\n"
 
     def to_html(self) -> str:
-        """The table as an HTML `<table>` with `<caption>`, every text escaped."""
+        """As an HTML `<table>` with `<caption>`, every text escaped."""
         head = "".join(f'<th scope="col">{escape(column)}</th>' for column in self.columns)
         body = []
         for name, *cells in self.rows:
@@ -108,86 +83,174 @@ class ResultTable:
         )
 
 
+@dataclass(frozen=True)
+class ResultTable:
+    """The scores, and below them what they cost where the run states it."""
+
+    grids: tuple[Grid, ...]
+
+    @property
+    def caption(self) -> str:
+        """All that is said below."""
+        return " ".join(grid.caption for grid in self.grids)
+
+    def to_rich(self) -> Group:
+        """For the terminal. Names are shown as they are, never read as rich markup."""
+        from rich.console import Group
+
+        return Group(*(grid.to_rich() for grid in self.grids))
+
+    def to_markdown(self) -> str:
+        """As GitHub-flavoured Markdown, ending in a newline."""
+        return "\n".join(grid.to_markdown() for grid in self.grids)
+
+    def to_html(self) -> str:
+        """As HTML, every text escaped."""
+        return "\n".join(grid.to_html() for grid in self.grids)
+
+
 def results_table(results: Results) -> ResultTable:
-    """Table 1 for one data set: top-1 and top-5, or mAP, of BiSSL beside fine-tuning only.
+    """Table 1 for one data set: top-1 and top-5, or mAP, of every arm, and what the arms cost.
+
+    Two arms stand side by side, as in the paper; of more, each has a row with its difference to the reference.
 
     Args:
-        results: test metrics of both arms.
+        results: test metrics of all arms.
 
     Returns:
         The table with two marks. Bold, as in Table 1: the better arm where the intervals mean ± std do not
-        overlap. An asterisk: Welch's p is below 0.05. Either can stand without the other.
+        overlap. An asterisk: Welch's p, of several comparisons after Holm's correction, is below 0.05. Either can
+        stand without the other.
 
     Example:
         >>> rich.print(results_table(Results.from_json(json.loads(path.read_text()))).to_rich())  # doctest: +SKIP
     """
-    rows = tuple(_row(metric.row, comparison) for metric, comparison in results.metrics)
-    return ResultTable((f"Test {results.metrics[0][0].quantity} (%)", *ARMS), rows, _caption(results))
+    layout = {1: _one_arm, 2: _two_arms}.get(len(results.arms), _many_arms)
+    costs = _costs(results)
+    return ResultTable((layout(results),) if costs is None else (layout(results), costs))
 
 
-def verdict(results: Results) -> str:
-    """One sentence that says whether BiSSL was better, worse or neither on the test split, by the first metric."""
-    metric, score = results.metrics[0]
-    if score.p is None:
-        relation = "ahead of" if score.difference > 0 else "behind" if score.difference < 0 else "level with"
-        opening, closing = f"BiSSL is {relation} fine-tuning only", f", but {score.untested}"
-    elif score.significant(ALPHA):
-        relation = "better" if score.difference > 0 else "worse"
-        opening = f"BiSSL is significantly {relation} than fine-tuning only"
-        closing = f" (Welch's t-test, p {_p_relation(score.p)})"
-    else:
-        opening = "BiSSL is not significantly different from fine-tuning only"
-        closing = f" (Welch's t-test, p {_p_relation(score.p)})"
-    ours, theirs = (_spread(arm) + "\u00a0%" for arm in (score.candidate, score.baseline))
-    scores = f"{ours} against {theirs} {metric.words}"
-    return f"{opening} on {results.dataset}: {scores}{closing}."
+def _one_arm(results: Results) -> Grid:
+    arm = results.reference
+    rows = tuple((Cell(metric.row), Cell(str(arm.scores[metric.key]))) for metric in results.metrics)
+    return Grid((_quantity(results), arm.title), rows, " ".join((*_seeds(results), *_remarks(results))))
 
 
-def _row(name: str, comparison: Comparison) -> tuple[Cell, ...]:
+def _two_arms(results: Results) -> Grid:
+    candidate, reference = results.candidates[0].title, results.reference.title
+    rows = []
+    for metric in results.metrics:
+        (comparison,) = results.comparisons(metric)
+        ours = Cell(str(comparison.candidate), comparison.apart and comparison.difference > 0)
+        theirs = Cell(str(comparison.baseline), comparison.apart and comparison.difference < 0)
+        rows.append((Cell(metric.row), ours, theirs, *_difference(comparison)))
+    sentences = (
+        *_seeds(results),
+        f"Avg diff is {candidate} minus {reference}, in percentage points.",
+        "Bold, as in the paper's Table 1: the intervals mean ± standard deviation do not overlap.",
+        "*: significantly different by Welch's t-test at 5 %.",
+        *_untested(results),
+        *_remarks(results),
+    )
+    return Grid((_quantity(results), candidate, reference, "Avg diff", "Welch's p"), tuple(rows), " ".join(sentences))
+
+
+def _many_arms(results: Results) -> Grid:
+    compared = {metric.key: results.comparisons(metric) for metric in results.metrics}
+    rows = [
+        (Cell(arm.title), *(cell for metric in results.metrics for cell in _candidate(compared[metric.key][index])))
+        for index, arm in enumerate(results.candidates)
+    ]
+    scores = (_reference(results.reference, metric, compared[metric.key]) for metric in results.metrics)
+    reference = (Cell(results.reference.title), *(cell for cells in scores for cell in cells))
+    rows.insert(results.arms.index(results.reference), reference)
+    title, count = results.reference.title, len(results.candidates)
+    sentences = (
+        f"{_quantity(results)}:",
+        *_seeds(results),
+        f"Diff is the arm minus {title}, in percentage points; p is Welch's.",
+        f"Bold: the interval mean ± standard deviation lies above that of {title}, or for {title} above all others.",
+        f"*: significantly different from {title} at 5 %, by Welch's t-test after Holm's correction for the "
+        f"{count} comparisons per metric.",
+        *_untested(results),
+        *_remarks(results),
+    )
+    heads = (head for m in results.metrics for head in (f"{m.row} (%)", f"{m.row} diff", f"{m.row} p"))
+    return Grid(("Arm", *heads), tuple(rows), " ".join(sentences))
+
+
+def _candidate(comparison: Comparison) -> tuple[Cell, ...]:
+    best = comparison.apart and comparison.difference > 0
+    return (Cell(str(comparison.candidate), best), *_difference(comparison))
+
+
+def _reference(arm: ArmResult, metric: Metric, comparisons: tuple[Comparison, ...]) -> tuple[Cell, ...]:
+    best = all(comparison.apart and comparison.difference < 0 for comparison in comparisons)
+    return (Cell(str(arm.scores[metric.key]), best), Cell(""), Cell(""))
+
+
+def _difference(comparison: Comparison) -> tuple[Cell, Cell]:
     mark = " *" if comparison.significant(ALPHA) else ""
+    p = "—" if comparison.p is None else p_words(comparison.p).removeprefix("= ") + mark
+    return Cell(_signed(comparison.difference)), Cell(p)
+
+
+def _costs(results: Results) -> Grid | None:
+    words = [arm.cost.words() for arm in results.arms]
+    stated = [index for index in range(len(COSTS)) if any(row[index] != "—" for row in words)]
+    if not stated:
+        return None
+    rows = tuple(
+        (Cell(arm.title), *(Cell(row[index]) for index in stated)) for arm, row in zip(results.arms, words, strict=True)
+    )
+    sentences = (
+        uneven_budgets({arm.title: arm.cost for arm in results.arms}),
+        "What a backbone cost before fine-tuning, which is the same for every arm.",
+        "Passes: one batch forward and backward. Images: through such passes, each once whatever its views.",
+        "Products: of second order, counted apart.",
+        "Model-epochs: images over the size of the unlabelled set.",
+    )
+    return Grid(("Cost", *(COSTS[index] for index in stated)), rows, " ".join(filter(None, sentences)))
+
+
+def _quantity(results: Results) -> str:
+    return f"Test {results.metrics[0].quantity} (%)"
+
+
+def _seeds(results: Results) -> tuple[str, str]:
+    counts = {arm.title: len(arm.scores[results.metrics[0].key].scores) for arm in results.arms}
+    few, many = min(counts.values()), max(counts.values())
+    seeds = f"{few}" if few == many else listed([f"{count} ({title})" for title, count in counts.items()])
+    spread = "Mean ± sample standard deviation over the seeds."
     return (
-        Cell(name),
-        Cell(_spread(comparison.candidate), comparison.apart and comparison.difference > 0),
-        Cell(_spread(comparison.baseline), comparison.apart and comparison.difference < 0),
-        Cell(_signed(comparison.difference)),
-        Cell("—" if comparison.p is None else _p_relation(comparison.p).removeprefix("= ") + mark),
+        f"{results.dataset}, {results.classes} classes, fine-tuning seeds per arm: {seeds}.",
+        spread if few > 1 else "A single seed has no standard deviation.",
     )
 
 
-def _caption(results: Results) -> str:
-    _, score = results.metrics[0]
-    ours, theirs = len(score.candidate.scores), len(score.baseline.scores)
-    seeds = f"{ours}" if ours == theirs else f"{ours} (BiSSL) and {theirs} (Only FT)"
-    sentences = [
-        f"{results.dataset}, {results.classes} classes, fine-tuning seeds per arm: {seeds}.",
-        "Mean ± sample standard deviation over the seeds."
-        if min(ours, theirs) > 1
-        else "A single seed has no standard deviation.",
-        "Avg diff is BiSSL minus Only FT, in percentage points.",
-        "Bold, as in the paper's Table 1: the intervals mean ± standard deviation do not overlap.",
-        "*: significantly different by Welch's t-test at 5 %.",
-    ]
-    for metric, comparison in results.metrics:
-        if comparison.untested:
-            sentences.append(f"{metric.row}: {comparison.untested}.")
-    keys = {metric.key for metric, _ in results.metrics}
+def _untested(results: Results) -> list[str]:
+    """Why there is no p where there is none, once where all arms share the reason."""
+    sentences = []
+    for metric in results.metrics:
+        comparisons = results.comparisons(metric)
+        for reason in dict.fromkeys(comparison.untested for comparison in comparisons if comparison.untested):
+            arms = [a.title for a, c in zip(results.candidates, comparisons, strict=True) if c.untested == reason]
+            where = metric.row if len(arms) == len(comparisons) else f"{metric.row} of {listed(arms)}"
+            sentences.append(f"{where}: {reason}.")
+    return sentences
+
+
+def _remarks(results: Results) -> list[str]:
+    keys, sentences = {metric.key for metric in results.metrics}, []
     if "map" in keys:
         counted = " Difficult objects count as present, which VOC2007 leaves out." if results.difficult_present else ""
         sentences.append(f"mAP: mean over the classes of VOC2007's 11-point average precision.{counted}")
     if "top5" in keys and results.classes <= 5:
         sentences.append("With five classes or fewer, top-5 is 100 % by definition.")
-    return " ".join(sentences)
-
-
-def _spread(arm: Arm) -> str:
-    return f"{arm.mean:.1f}" if arm.std is None else f"{arm.mean:.1f} ± {arm.std:.1f}"
+    return sentences
 
 
 def _signed(value: float) -> str:
     text = f"{abs(value):.1f}"
     sign = "" if text == "0.0" else "+" if value > 0 else "−"
     return sign + text
-
-
-def _p_relation(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"= {p:.3f}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,13 +32,13 @@ def write_run(run: Path, dataset: str = "textures", seeds: int = 3, alternations
         return float(5.2 + (start - 5.2) * np.exp(-step / (2 * alternations)) + 0.05 * rng.standard_normal())
 
     total = warmup + lower_steps * alternations
-    write_log(run / "pretext-warmup", [{"loss": loss(step), "lr": 0.1} for step in range(warmup)])
+    write_log(run / "pretext-warmup", [{"loss": loss(step), "lr": 0.1, **_collapse(step)} for step in range(warmup)])
     write_log(run / "head-warmup", [{"loss": loss(step, 6.0), "lr": 0.01} for step in range(20)])
     write_log(
         run / "bissl",
         [_alternation(t / alternations, loss(warmup + lower_steps * t), rng) for t in range(alternations)],
     )
-    write_log(run / "pretext-baseline", [{"loss": loss(step), "lr": 0.1} for step in range(total)])
+    write_log(run / "pretext-baseline", [{"loss": loss(step), "lr": 0.1, **_collapse(step)} for step in range(total)])
     for arm, top in (("bissl", 47.0), ("baseline", 44.0)):
         for seed in range(seeds):
             write_log(run / f"finetune-{arm}-{seed}", [_epoch(epoch, top, rng) for epoch in range(1, 21)])
@@ -59,6 +60,7 @@ def _alternation(progress: float, lower: float, rng: np.random.Generator) -> dic
     residuals = 0.45 ** np.arange(6) * (1 + 0.4 * progress * np.arange(6)) * np.exp(0.08 * rng.standard_normal(6))
     return {
         "lower_loss": lower,
+        **_collapse(100 * progress),
         "lower_regulariser": 0.5 * progress,
         "upper_loss": upper,
         "upper_loss_downstream": upper - 0.2 * progress,
@@ -68,6 +70,10 @@ def _alternation(progress: float, lower: float, rng: np.random.Generator) -> dic
         "lr_upper": 0.01,
         "images_per_second": 100.0,
     }
+
+
+def _collapse(step: float) -> dict[str, float]:
+    return {"spread": 0.9 - 0.4 * np.exp(-step / 50), "effective_rank": 60 - 40 * np.exp(-step / 80)}
 
 
 def _epoch(epoch: int, top: float, rng: np.random.Generator) -> dict[str, Any]:
@@ -89,11 +95,38 @@ def _write_arrays(folder: Path, images: int, rng: np.random.Generator) -> None:
     (folder / "DONE").touch()
 
 
+def make_arms(run: Path, names: tuple[str, ...]) -> None:
+    """Turn a run of the two arms of the paper into one of `names`, as a run that lists its arms writes it."""
+    rng = np.random.default_rng(1)
+    features = dict(np.load(run / "test" / "features.npz"))
+    kept = {"labels": features["labels"]}
+    arms = {}
+    for k, name in enumerate(names):
+        if name not in ("bissl", "baseline"):
+            write_log(run / name, [{"loss": 7 - 0.01 * step, **_collapse(step)} for step in range(60)])
+            for seed in range(3):
+                write_log(run / f"finetune-{name}-{seed}", [_epoch(epoch, 40.0 + k, rng) for epoch in range(1, 21)])
+        shape = features["bissl"].shape
+        kept[name] = features.get(name, features["bissl"] + k * rng.standard_normal(shape)).astype("f4")
+        scores = {"top1": [40.1 + k, 40.3 + k, 40.0 + k], "top5": [88.0, 88.4, 87.9]}
+        cost = {"images": 10_000 * (k + 1), "passes": 300, "products": 5 * k, "model_epochs": 10.0 + k}
+        arms[name] = {"title": f"Arm {name}", "scores": scores, "cost": cost}
+    for name in {"bissl", "baseline"} - set(names):
+        for stage in (name, f"pretext-{name}", *(f"finetune-{name}-{seed}" for seed in range(3))):
+            shutil.rmtree(run / stage, ignore_errors=True)
+    (run / "results.json").write_text(json.dumps({"dataset": "textures", "classes": CLASSES, "arms": arms}))
+    (run / "config.yaml").write_text(f"methods: [{', '.join(names)}]\nbissl:\n  lower_steps: 4\n")
+    np.savez(run / "test" / "features.npz", **kept)
+
+
 @pytest.fixture
 def make_run(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a complete run folder; keyword arguments as of `write_run`."""
+    """Writes a complete run folder; keyword arguments as of `write_run`, and `arms` in place of the paper's two."""
 
-    def make(**settings: Any) -> Path:
-        return write_run(tmp_path / "run", **settings)
+    def make(arms: tuple[str, ...] = (), **settings: Any) -> Path:
+        run = write_run(tmp_path / "run", **settings)
+        if arms:
+            make_arms(run, arms)
+        return run
 
     return make

@@ -14,6 +14,7 @@ from PIL import Image
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.report import PLATES, write_report
 from bissl_fast.evaluation.run_folder import RunFolder, read_metrics
+from tests.evaluation.conftest import make_arms
 
 MakeRun = Callable[..., Path]
 VOID = {"meta", "img", "br"}
@@ -81,7 +82,8 @@ def test_an_unfinished_run_gives_a_report_that_says_what_is_missing(make_run: Ma
         (run / name).unlink()
     page = write_report(run).read_text()
     parse(page)
-    assert [path.name for path in (run / "figures").iterdir()] == ["pretext.png"]  # no figure of the earlier report
+    drawn = sorted(path.name for path in (run / "figures").iterdir())
+    assert drawn == ["collapse.png", "pretext.png"]  # no figure of the earlier report
     for sentence in (
         "No result yet: results.json has not been written yet.",
         "Left out: environment.json has not been written yet.",
@@ -155,6 +157,84 @@ def test_seeds_are_ordered_by_number(make_run: MakeRun) -> None:
     stages = RunFolder(run).stages()
     assert stages[:4] == ["pretext-warmup", "head-warmup", "bissl", "pretext-baseline"]  # as they are run
     assert stages[4:7] == ["finetune-bissl-0", "finetune-bissl-2", "finetune-bissl-10"]
+
+
+def test_a_run_of_many_arms_tells_of_every_one(make_run: MakeRun) -> None:
+    run = make_run(arms=("gessl", "bissl", "mine", "baseline"), images=24)
+    page = write_report(run).read_text()
+    parse(page)
+    assert 'class="missing"' not in page
+    assert page.count("data:image/png;base64,") == len(PLATES)
+    assert "<h1>Arm gessl, Arm bissl and Arm mine on textures</h1>" in page
+    for name in ("gessl", "bissl", "mine", "baseline"):
+        assert page.count(f'<th scope="row">Arm {name}</th>') == 2  # scores and costs
+    assert "Budgets are not equal: Arm baseline took the most model-epochs, 13.0, and Arm gessl the fewest" in page
+    assert write_report(run).read_text() == page
+
+
+def test_a_run_without_bissl_has_no_place_for_what_bissl_alone_has(make_run: MakeRun) -> None:
+    run = make_run(images=24)
+    write_report(run)
+    make_arms(run, ("mine",))
+    page = write_report(run).read_text()
+    parse(page)
+    assert 'class="missing"' not in page
+    assert "Upper level of BiSSL" not in page
+    assert "“Only FT”" not in page
+    assert sorted(path.stem for path in (run / "figures").iterdir()) == sorted(p.name for p in PLATES if not p.arm)
+    assert "there is no other arm to compare it with" in page
+
+
+def test_a_hostile_title_is_escaped_in_page_and_figures(make_run: MakeRun) -> None:
+    run = make_run(arms=("bissl", "mine", "baseline"), images=24)
+    results = json.loads((run / "results.json").read_text())
+    results["arms"]["mine"]["title"] = "<script>$x_{$" + "y" * 200
+    (run / "results.json").write_text(json.dumps(results))
+    page = write_report(run).read_text()
+    parse(page)
+    assert "<script" not in page
+    assert page.count("data:image/png;base64,") == len(PLATES)
+
+
+def test_arms_are_those_of_the_methods_and_else_those_that_the_folders_show(make_run: MakeRun) -> None:
+    run = make_run(arms=("mine", "bissl", "baseline"), images=24)
+    assert RunFolder(run).arms() == ["mine", "bissl", "baseline"]
+    assert RunFolder(run).titles()["mine"] == "Arm mine"
+    for listed in ("dataset: dtd\n", "methods: 7\n", "methods: []\n", "[", "\x00"):
+        (run / "config.yaml").write_text(listed)
+        assert RunFolder(run).arms() == ["bissl", "mine", "baseline"]
+    (run / "results.json").unlink()
+    assert RunFolder(run).titles() == {"bissl": "BiSSL", "mine": "mine", "baseline": "Only FT"}
+
+
+def test_before_an_arm_shows_a_run_is_of_the_two_of_the_paper(tmp_path: Path) -> None:
+    (tmp_path / "pretext-warmup").mkdir()
+    (tmp_path / "pretext-warmup" / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
+    assert RunFolder(tmp_path).arms() == ["bissl", "baseline"]
+
+
+def test_stages_of_many_arms_are_listed_arm_by_arm(make_run: MakeRun) -> None:
+    stages = RunFolder(make_run(arms=("mine", "bissl", "baseline"), images=24)).stages()
+    assert stages[:5] == ["pretext-warmup", "head-warmup", "mine", "bissl", "pretext-baseline"]
+    assert stages[5:] == [f"finetune-{arm}-{k}" for arm in ("mine", "bissl", "baseline") for k in range(3)] + ["test"]
+
+
+def test_features_of_no_arm_are_a_sentence(make_run: MakeRun) -> None:
+    run = make_run(images=24)
+    np.savez(run / "test" / "features.npz", labels=np.arange(24) % 3)
+    assert "features.npz has the features of no arm of this run" in write_report(run).read_text()
+
+
+def test_a_run_that_has_logged_no_spread_says_so(make_run: MakeRun) -> None:
+    run = make_run(images=24)
+    for stage in ("pretext-warmup", "bissl", "pretext-baseline"):
+        log = run / stage / "metrics.jsonl"
+        records = [json.loads(line) for line in log.read_text().splitlines()]
+        kept = [{k: v for k, v in r.items() if k not in ("spread", "effective_rank")} for r in records]
+        log.write_text("".join(f"{json.dumps(record)}\n" for record in kept))
+    page = write_report(run).read_text()
+    assert "Left out: No spread or effective rank of embeddings has been logged yet." in page
+    assert page.count("data:image/png;base64,") == len(PLATES) - 1
 
 
 def test_the_table_lies_beside_the_report_as_markdown(make_run: MakeRun) -> None:

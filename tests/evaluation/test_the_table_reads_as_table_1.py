@@ -6,7 +6,9 @@ import pytest
 from rich.console import Console
 
 from bissl_fast.errors import UserError
-from bissl_fast.evaluation.table import Results, results_table, verdict
+from bissl_fast.evaluation.results import Results
+from bissl_fast.evaluation.table import results_table
+from bissl_fast.evaluation.verdict import verdict
 
 HOSTILE = "<script>alert('x')</script>[red]"
 

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from bissl_fast.errors import UserError
-from bissl_fast.evaluation.statistics import compare
+from bissl_fast.evaluation.statistics import compare, compare_all, holm
 
 
 def test_equals_scipy_on_unequal_seeds_and_variances() -> None:
@@ -132,3 +132,20 @@ def test_welchs_test_finds_a_difference_in_more_cells_than_table_1_prints_in_bol
 def test_absent_or_infinite_scores_are_refused(scores: list[float]) -> None:
     with pytest.raises(UserError):
         compare([50.0, 51.0], scores)
+
+
+def test_holm_equals_its_definition_and_never_changes_the_order() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([0.2]) == [0.2]
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        p = rng.uniform(0, 0.2, rng.integers(2, 9))
+        rejected, remaining = set(), sorted(range(len(p)), key=p.__getitem__)
+        while remaining and p[remaining[0]] < 0.05 / len(remaining):  # step by step, as Holm has it
+            rejected.add(remaining.pop(0))
+        assert {index for index, value in enumerate(holm(list(p))) if value < 0.05} == rejected
+
+
+def test_one_comparison_is_left_as_it_is() -> None:
+    assert compare_all([[3.0, 4.0, 5.0]], [1.0, 2.0, 3.0]) == [compare([3.0, 4.0, 5.0], [1.0, 2.0, 3.0])]

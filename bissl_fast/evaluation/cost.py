@@ -1,0 +1,91 @@
+"""What making an arm's backbone cost, in numbers that people read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+ALIKE = 0.02  # model-epochs that differ by no more count as one budget
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Cost of one backbone, over all its stages before fine-tuning. None is what the run has not stated.
+
+    Attributes:
+        images: pushed through a forward-backward pass; an image of several views counts once.
+        passes: forward-backward passes of a whole batch.
+        products: second-order products, counted apart from the passes.
+        model_epochs: images over the size of the unlabelled set.
+    """
+
+    images: float | None = None
+    passes: float | None = None
+    products: float | None = None
+    model_epochs: float | None = None
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any] | None) -> Cost:
+        """Read the `cost` of an arm; what it lacks is None.
+
+        Raises:
+            TypeError: if a cost is no number.
+            ValueError: if one is negative or not finite.
+
+        Example:
+            >>> Cost.from_json({"images": 12345, "model_epochs": 12.5}).words()
+            ('12,345', '—', '—', '12.5')
+        """
+        content = {} if content is None else content
+        return cls(**{field.name: _number(content.get(field.name)) for field in fields(cls)})
+
+    def words(self) -> tuple[str, str, str, str]:
+        """The four costs as text, a dash for what is not known."""
+        return _count(self.images), _count(self.passes), _count(self.products), _epochs(self.model_epochs)
+
+
+def uneven_budgets(costs: Mapping[str, Cost]) -> str:
+    """A sentence where the model-epochs of arms, by their titles, differ by more than 2 %; else empty.
+
+    Example:
+        >>> print(uneven_budgets({"BiSSL": Cost(model_epochs=12.5), "Only FT": Cost(model_epochs=10)}).split(",")[0])
+        Budgets are not equal: BiSSL took 12.5 model-epochs and Only FT 10.0
+    """
+    known = {title: cost.model_epochs for title, cost in costs.items() if cost.model_epochs is not None}
+    if not known:
+        return ""
+    most, least = max(known, key=known.__getitem__), min(known, key=known.__getitem__)
+    if known[most] <= (1 + ALIKE) * known[least]:
+        return ""
+    high, low = _epochs(known[most]), _epochs(known[least])
+    ends = f"{most} took {high} model-epochs and {least} {low}"
+    if len(known) > 2:
+        ends = f"{most} took the most model-epochs, {high}, and {least} the fewest, {low}"
+    return f"Budgets are not equal: {ends}, so a better score may come from longer training."
+
+
+def _number(value: Any) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"a cost is {value!r}")
+    if not math.isfinite(value) or value < 0:
+        raise ValueError(f"a cost is {value!r}")
+    return value
+
+
+def _count(value: float | None) -> str:
+    if value is None:
+        return "—"
+    for unit, name in ((1e9, "bn"), (1e6, "M")):
+        if value >= 0.99995 * unit:
+            return f"{value / unit:.1f} {name}"
+    return f"{value:,.0f}"
+
+
+def _epochs(value: float | None) -> str:
+    if value is None:
+        return "—"
+    return f"{value:.3g}" if value < 1 else f"{value:.2f}" if value < 10 else f"{value:,.1f}"

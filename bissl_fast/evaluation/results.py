@@ -1,0 +1,105 @@
+"""The test metrics of every arm of a run, and the comparisons between them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bissl_fast.errors import UserError
+from bissl_fast.evaluation.arms import BASELINE, reference_of, title_of
+from bissl_fast.evaluation.cost import Cost
+from bissl_fast.evaluation.metrics import METRICS, Metric
+from bissl_fast.evaluation.statistics import Arm, Comparison, compare_all
+
+ALPHA = 0.05
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """What one arm reached.
+
+    Attributes:
+        name: as in `--methods`.
+        title: what people call it.
+        scores: test metrics in percent, by key, one score per fine-tuning seed.
+        cost: of its backbone.
+    """
+
+    name: str
+    title: str
+    scores: Mapping[str, Arm]
+    cost: Cost
+
+    @classmethod
+    def from_json(cls, name: str, content: Mapping[str, Any]) -> ArmResult:
+        """Read one arm: `title`, `scores` and `cost`, of which the scores alone must be there."""
+        scores = content["scores"]
+        known = {m.key: Arm(tuple(map(float, scores[m.key]))) for m in METRICS if m.key in scores}
+        title = " ".join(str(content.get("title", title_of(name))).split())
+        return cls(name, title, known, Cost.from_json(content.get("cost")))
+
+
+@dataclass(frozen=True)
+class Results:
+    """Test metrics of all arms, in percent (`results.json` of a run folder).
+
+    Attributes:
+        dataset: its name.
+        classes: how many it has.
+        metrics: those that the data set has; the arms are judged by the first.
+        arms: one or more, in the order of `--methods`.
+        difficult_present: whether mAP counts difficult objects as present.
+    """
+
+    dataset: str
+    classes: int
+    metrics: tuple[Metric, ...]
+    arms: tuple[ArmResult, ...]
+    difficult_present: bool = False
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Results:
+        """Read the content of `results.json`, also as it was before it had `arms`.
+
+        Raises:
+            UserError: if a field is missing or of another type.
+        """
+        try:
+            arms = tuple(ArmResult.from_json(str(name), arm) for name, arm in _arms(content).items())
+            metrics = tuple(metric for metric in METRICS if any(metric.key in arm.scores for arm in arms))
+            if not metrics:
+                raise KeyError(METRICS[0].key)
+            for arm in arms:
+                for metric in metrics:
+                    arm.scores[metric.key]  # an arm may not lack what another has
+            present = content.get("difficult") == "present"
+            return cls(str(content["dataset"]), int(content["classes"]), metrics, arms, present)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(
+                f"results.json is not as the test stage writes it ({error!r}): "
+                "delete the run's test folder and run the same command again."
+            ) from None
+
+    @property
+    def reference(self) -> ArmResult:
+        """The arm that the others are measured against: the baseline, or the last where there is none."""
+        name = reference_of([arm.name for arm in self.arms])
+        return next(arm for arm in self.arms if arm.name == name)
+
+    @property
+    def candidates(self) -> tuple[ArmResult, ...]:
+        """All arms but the reference, in their order; none where there is one arm alone."""
+        return tuple(arm for arm in self.arms if arm is not self.reference)
+
+    def comparisons(self, metric: Metric) -> tuple[Comparison, ...]:
+        """Each candidate beside the reference by one metric, corrected for how many they are."""
+        scores = [arm.scores[metric.key].scores for arm in self.candidates]
+        return tuple(compare_all(scores, self.reference.scores[metric.key].scores))
+
+
+def _arms(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    if "arms" in content:
+        arms: Mapping[str, Any] = content["arms"]
+        return arms
+    return {name: {"scores": content[name]} for name in ("bissl", BASELINE)}

@@ -1,0 +1,77 @@
+"""The result of a run in one sentence."""
+
+from __future__ import annotations
+
+from bissl_fast.evaluation.arms import BASELINE, listed
+from bissl_fast.evaluation.metrics import Metric
+from bissl_fast.evaluation.results import ALPHA, ArmResult, Results
+from bissl_fast.evaluation.statistics import Comparison, p_words
+
+PERCENT = "\u00a0%"
+
+
+def verdict(results: Results) -> str:
+    """One sentence that says which arms were better than the reference on the test split, worse or neither.
+
+    The first metric decides. Of several comparisons, those called significant are so after Holm's correction.
+
+    Example:
+        >>> arms = {name: {"scores": {"top1": [50.0, 51.0]}} for name in ("gessl", "baseline")}
+        >>> print(verdict(Results.from_json({"dataset": "dtd", "classes": 10, "arms": arms})).split(":")[0])
+        GeSSL is not significantly different from fine-tuning only on dtd
+    """
+    metric, comparisons = results.metrics[0], results.comparisons(results.metrics[0])
+    if not comparisons:
+        score = results.reference.scores[metric.key]
+        found = f"{results.reference.title} reaches {score}{PERCENT} {metric.words} on {results.dataset}"
+        return f"{found}: there is no other arm to compare it with."
+    if len(comparisons) == 1:
+        return _of_two(results, metric, comparisons[0])
+    return _of_many(results, metric, comparisons)
+
+
+def _of_two(results: Results, metric: Metric, score: Comparison) -> str:
+    relation, preposition = _relation(score)
+    closing = f", but {score.untested}" if score.p is None else f" (Welch's t-test, p {p_words(score.p)})"
+    opening = f"{results.candidates[0].title} is {relation} {preposition}{_called(results.reference)}"
+    scores = f"{score.candidate}{PERCENT} against {score.baseline}{PERCENT} {metric.words}"
+    return f"{opening} on {results.dataset}: {scores}{closing}."
+
+
+def _of_many(results: Results, metric: Metric, comparisons: tuple[Comparison, ...]) -> str:
+    reference = f"{_called(results.reference)} ({results.reference.scores[metric.key]}{PERCENT} {metric.words})"
+    found = [
+        f"{arm.title} is {_relation(score)[0]} ({score.candidate}{PERCENT})"
+        for arm, score in zip(results.candidates, comparisons, strict=True)
+    ]
+    return f"Against {reference} on {results.dataset}, {listed(found)}; {_tests(results, comparisons)}."
+
+
+def _tests(results: Results, comparisons: tuple[Comparison, ...]) -> str:
+    """How many tests stand behind the sentence, and why the others were not made."""
+    tested = [score for score in comparisons if score.p is not None]
+    correction = " with Holm's correction" if len(tested) > 1 else ""
+    parts = [f"{len(comparisons)} comparisons, {len(tested) or 'none'} tested (Welch's t-test{correction})"]
+    if len(tested) == len(comparisons):
+        parts = [f"{len(tested)} comparisons (Welch's t-test{correction})"]
+    for reason in dict.fromkeys(score.untested for score in comparisons if score.untested):
+        arms = [
+            arm.title for arm, score in zip(results.candidates, comparisons, strict=True) if score.untested == reason
+        ]
+        parts.append(f"{listed(arms)}: {reason}")
+    return "; ".join(parts)
+
+
+def _relation(score: Comparison) -> tuple[str, str]:
+    """How the candidate stands to the reference, and the word that leads on to the reference's name."""
+    if score.p is None:
+        return (
+            ("ahead", "of ") if score.difference > 0 else ("behind", "") if score.difference < 0 else ("level", "with ")
+        )
+    if score.significant(ALPHA):
+        return f"significantly {'better' if score.difference > 0 else 'worse'}", "than "
+    return "not significantly different", "from "
+
+
+def _called(arm: ArmResult) -> str:
+    return "fine-tuning only" if arm.name == BASELINE else arm.title
