@@ -31,7 +31,7 @@ from bissl_fast.methods.bissl import BiSSLSettings, BiSSLTask
 from bissl_fast.methods.stages.sgd import SGDSettings
 from bissl_fast.models import Network, build_classifier, probe_features
 from bissl_fast.ops.nt_xent.reference import nt_xent_loss
-from bissl_fast.pretext import OptimizerSettings, SimCLR
+from bissl_fast.pretext import Learner, OptimizerSettings, SimCLR
 from bissl_fast.training.precision import Precision, apply_precision
 
 CLASSES = 47  # DTD's
@@ -203,7 +203,15 @@ def of_ours(
     pretext = copy.deepcopy(case.network)
     downstream = Network(copy.deepcopy(pretext.backbone), copy.deepcopy(head))
     task = TimedBiSSL(
-        pretext, downstream, SimCLR(), *loaders, None, settings, bilevel, OptimizerSettings(), SGD, forward
+        Learner(SimCLR(), pretext, forward),
+        downstream,
+        *loaders,
+        None,
+        settings,
+        bilevel,
+        OptimizerSettings(),
+        SGD,
+        forward,
     )
     task.clock = Clock(device)
     return task.clock, task.step

@@ -140,7 +140,7 @@ def begin(config: TrainConfig) -> Training:
 def test_the_baselines_epochs_are_exactly_those_that_were_asked_for(
     small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert steps_of(begin(config(small_data, tmp_path))) == (4 + 36, 4 + 36)
+    assert steps_of(begin(config(small_data, tmp_path))) == (1500 + 36, 1500 + 36)
     pretrain = PretrainSettings(batch_size=16, epochs=5, baseline_epochs=6)  # 3 steps each
     training = Training(config(small_data, tmp_path, pretrain=pretrain), Console(width=200))
     assert steps_of(training) == (15 + 36, 18)
