@@ -88,7 +88,7 @@ def save_config(config: PretextConfig) -> str:
     settings = _plain(asdict(config))
     settings["pretext"] = {"task": config.pretext.name, **settings["pretext"]}
     for view in VIEWS:
-        del settings["images"][view]["size"]  # images.size stands for all
+        del settings["images"][view]["size"]  # images.size and images.local-size stand for all
     return yaml.safe_dump({"version": CONFIG_VERSION, **settings}, sort_keys=False, allow_unicode=True)
 
 

@@ -92,11 +92,13 @@ def preset_config(preset: Preset, dataset: str, pretext: str = SimCLR.name) -> T
 def _with_task(config: TrainConfig, task: PretextTask) -> TrainConfig:
     """The config with another pretext task, trained as its paper does."""
     first, second, *local = task.views(config.images.size)
-    images = replace(config.images, first=first, second=second, local_views=len(local))
+    images = replace(config.images, first=first, second=second)
+    if local:
+        images = replace(images, local=local[0], local_views=len(local), local_size=local[0].size)
     return replace(
         config,
         pretext=task,
-        images=replace(images, local=local[0]) if local else images,
+        images=images,
         pretrain=replace(config.pretrain, optimizer=task.optimizer, learning_rate=task.learning_rate),
         bissl=replace(config.bissl, learning_rate=task.learning_rate),
     )

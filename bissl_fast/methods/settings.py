@@ -18,8 +18,8 @@ from bissl_fast.models.weights import TIMM_PREFIX
 from bissl_fast.training.loop import LoopSettings
 from bissl_fast.training.precision import Precision
 
-VIEWS = ("first", "second", "finetune", "evaluate")
-"""The views of :class:`ImageSettings` that have the size of all; `local` has its own."""
+VIEWS = ("first", "second", "local", "finetune", "evaluate")
+"""The views of :class:`ImageSettings`."""
 
 AnyRun = TypeVar("AnyRun", bound="RunSettings")
 Preset = Literal["paper", "official", "quick"]
@@ -43,6 +43,7 @@ class ImageSettings:
         second: the other one.
         local: small views of the pretext task, where it takes them (`swav`, `dino`).
         local_views: how many of them.
+        local_size: their side in pixels.
         finetune: training on the downstream task.
         evaluate: validation and test.
         pipeline: what renders views: `torch` from batches that the host gathers; `resident` from whole sets that stay
@@ -62,6 +63,7 @@ class ImageSettings:
     second: ViewSettings = paper_views(96)[1]
     local: ViewSettings = ViewSettings()
     local_views: int = 0
+    local_size: int = 48
     finetune: ViewSettings = finetune_view(96)
     evaluate: ViewSettings = eval_view(96)
     pipeline: PipelineName = "auto"
@@ -81,17 +83,18 @@ class ImageSettings:
         for name in VIEWS:
             view = getattr(self, name)
             self._of_all(view)  # refuses what cannot be a mean or std
-            agrees = view.size in (ViewSettings.size, self.size)  # left alone, or what every view has
-            require(agrees, f"images.{name}.size", view.size, f"images.size, which is {self.size}: set that one")
+            setting, size = ("local-size", self.local_size) if name == "local" else ("size", self.size)
+            agrees = view.size in (ViewSettings.size, size)  # left alone, or what the views have
+            require(agrees, f"images.{name}.size", view.size, f"images.{setting}, which is {size}: set that one")
         require(self.local_views >= 0, "images.local-views", self.local_views, "0 or more")
-        fits = not self.local_views or 8 <= self.local.size <= self.size
-        require(fits, "images.local.size", self.local.size, f"between 8 and --images.size, which is {self.size}")
+        fits = not self.local_views or 8 <= self.local_size <= self.size
+        require(fits, "images.local-size", self.local_size, f"between 8 and --images.size, which is {self.size}")
         require(0 <= self.resident_share <= 1, "images.resident-share", self.resident_share, "between 0 and 1")
 
     @property
     def pretext_views(self) -> tuple[ViewSettings, ...]:
         """The views of the pretext task, large ones first, in the channels, mean and std of all views."""
-        local = self._of_all(self.local, self.local.size)
+        local = self._of_all(self.local, self.local_size)
         return self._of_all(self.first), self._of_all(self.second), *[local] * self.local_views
 
     @property
