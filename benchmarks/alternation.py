@@ -28,11 +28,10 @@ from bissl_fast.data.pipelines.order import BatchOrder
 from bissl_fast.measuring.products import Problem, problem
 from bissl_fast.methods.bilevel import BilevelSettings
 from bissl_fast.methods.bissl import BiSSLSettings, BiSSLTask
-from bissl_fast.methods.finetune import SGDSettings
-from bissl_fast.methods.pretrain import LARSSettings
+from bissl_fast.methods.stages.sgd import SGDSettings
 from bissl_fast.models import Network, build_classifier, probe_features
 from bissl_fast.ops.nt_xent.reference import nt_xent_loss
-from bissl_fast.pretext import SimCLR
+from bissl_fast.pretext import Learner, OptimizerSettings, SimCLR
 from bissl_fast.training.precision import Precision, apply_precision
 
 CLASSES = 47  # DTD's
@@ -177,7 +176,7 @@ def reference(
             first, second = (network(view) for view in views)
         return nt_xent_loss(first.float(), second.float(), temperature)
 
-    bissl = ReferenceBiSSL(pretext, downstream, loss, settings, LARSSettings(), SGD, arguments.pairs)
+    bissl = ReferenceBiSSL(pretext, downstream, loss, settings, OptimizerSettings(), SGD, arguments.pairs)
     clock = Clock(arguments.device)
     pretext_loader, downstream_loader = loaders
 
@@ -203,7 +202,17 @@ def of_ours(
     """The task that ``bissl-fast train`` runs, from the same weights."""
     pretext = copy.deepcopy(case.network)
     downstream = Network(copy.deepcopy(pretext.backbone), copy.deepcopy(head))
-    task = TimedBiSSL(pretext, downstream, SimCLR(), *loaders, None, settings, bilevel, LARSSettings(), SGD, forward)
+    task = TimedBiSSL(
+        Learner(SimCLR(), pretext, forward),
+        downstream,
+        *loaders,
+        None,
+        settings,
+        bilevel,
+        OptimizerSettings(),
+        SGD,
+        forward,
+    )
     task.clock = Clock(device)
     return task.clock, task.step
 

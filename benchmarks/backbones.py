@@ -24,12 +24,12 @@ from bissl_fast.models import Network, build_backbone, probe_features
 from bissl_fast.models.backbone import options_for
 from bissl_fast.models.separate import keeps_apart
 from bissl_fast.ops.batch_norm.module import mixing
-from bissl_fast.pretext import SimCLR
+from bissl_fast.pretext import Learner, SimCLR
 from bissl_fast.training.environment import describe_environment
 from bissl_fast.training.files import write_atomic, write_json
 
 SIZE = 96  # px, the default of --images.size
-LARGEST = 12_000_000  # parameters: larger families are named and not tried
+LARGEST = 1_000_000_000  # parameters: larger families are named and not tried
 
 PAGE = """# Backbones
 
@@ -92,7 +92,7 @@ def tried(member: str) -> dict[str, Any]:
     task = SimCLR()
     try:
         network = Network(build_backbone(member, 0, SIZE), task.head(probe_features(member, SIZE), 0))
-        settings, sentence = usable(BilevelSettings(), network, task, SIZE)
+        settings, sentence = usable(BilevelSettings(), Learner(task, network), task.views(SIZE))
     except UserError as error:
         return {"products": "refused", "sentence": str(error)}
     images = torch.randn(2, 3, SIZE, SIZE)

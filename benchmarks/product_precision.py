@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from rich.console import Console
+from torch.utils._pytree import tree_map
 
 from benchmarks.solver_residuals import real_system
 from bissl_fast import ops
@@ -28,8 +29,9 @@ from bissl_fast.bilevel import (
     conjugate_gradient,
     minimal_residual,
 )
+from bissl_fast.measuring.products import loss_of_views
 from bissl_fast.models import Network, build_backbone, build_projector
-from bissl_fast.pretext import SimCLR, pretext_loss
+from bissl_fast.pretext import SimCLR
 from bissl_fast.training.environment import describe_environment
 from bissl_fast.training.files import write_json
 
@@ -110,7 +112,7 @@ def operator(
 ) -> HessianOperator:
     """NT-Xent's Hessian in a dtype."""
     twin = copy.deepcopy(network).to(dtype)
-    loss = pretext_loss(SimCLR())
+    loss = loss_of_views(SimCLR())
     stored = tuple(view.to(dtype) for view in views)
     return HessianOperator(loss, ParameterVector(twin, "backbone."), [stored], mode, retain=0, step=step)
 
@@ -121,7 +123,7 @@ def trained(run: Path, damping: float) -> dict[str, Any]:
     theta, (views,), loss = hessian._parameters, hessian._batches, hessian._products._loss  # type: ignore[attr-defined]
     double = copy.deepcopy(theta.module).double()
     doubled = ParameterVector(double, "backbone.")
-    exact = HessianOperator(loss, doubled, [tuple(view.double() for view in views)], "linearized")
+    exact = HessianOperator(loss, doubled, [tree_map(torch.Tensor.double, views)], "linearized")
     product = exact.matvec(v.double())
     scale = 1 / (1e-3 + damping)
     solutions = {name: solve(ShiftedOperator(exact, scale), v.double()) for name, solve in SOLVERS.items()}

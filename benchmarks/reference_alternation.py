@@ -16,8 +16,8 @@ from torch.nn.utils import clip_grad_norm_
 
 from benchmarks.reference import Tensors, solve
 from bissl_fast.methods.bissl import BiSSLSettings
-from bissl_fast.methods.finetune import SGDSettings
-from bissl_fast.methods.pretrain import LARSSettings
+from bissl_fast.methods.stages.sgd import SGDSettings
+from bissl_fast.pretext import OptimizerSettings
 
 Views = Sequence[torch.Tensor]
 Labelled = tuple[torch.Tensor, torch.Tensor]
@@ -40,7 +40,7 @@ class ReferenceBiSSL:
         downstream: nn.Module,
         loss: Callable[[nn.Module, Views], torch.Tensor],
         settings: BiSSLSettings,
-        lars: LARSSettings,
+        lars: OptimizerSettings,
         sgd: SGDSettings,
         images: int,
     ) -> None:
@@ -101,7 +101,7 @@ class ReferenceBiSSL:
 
 
 @torch.no_grad()
-def lars_step(lars: LARSSettings, p: torch.Tensor, m: torch.Tensor, g: torch.Tensor, rate: float) -> None:
+def lars_step(lars: OptimizerSettings, p: torch.Tensor, m: torch.Tensor, g: torch.Tensor, rate: float) -> None:
     """One tensor's step, its momentum and itself in place."""
     if p.ndim != 1 or not lars.exclude_1d:
         g = g + lars.weight_decay * p

@@ -32,10 +32,11 @@ from bissl_fast.bilevel import (
     minimal_residual,
     neumann,
 )
-from bissl_fast.methods.config import load_config
+from bissl_fast.methods.config import TrainConfig, load_config
+from bissl_fast.methods.stages.downstream import Downstream
+from bissl_fast.methods.stages.pretrain import Pretext
 from bissl_fast.methods.train import Training
 from bissl_fast.models import Network
-from bissl_fast.pretext import pretext_loss
 from bissl_fast.training.environment import describe_environment
 
 PRODUCTS = (1, 2, 3, 5, 10)
@@ -69,22 +70,20 @@ def main() -> None:
 
 def real_system(run: Path, batches: int) -> tuple[HessianOperator, list[torch.Tensor], torch.Tensor]:
     """The pretext Hessian at the weights after the warm-up, and downstream gradients there."""
-    training = Training(load_config(run / "config.yaml"), Console())
-    config = training.config
-    network = training._pretext_network()
-    network.load_state_dict(load_file(run / "pretext-warmup" / "weights.safetensors"))
-    head = training._classifier("head").to(training.device)
+    training = Training(load_config(run / "config.yaml", TrainConfig), Console())
+    config, context = training.config, training.context
+    pretext, downstream = Pretext(config.pretext, config.pretrain), Downstream(config.finetune)
+    learner = context.learner(config.pretext)
+    learner.load_state_dict(load_file(run / "pretext-warmup" / "weights.safetensors"))
+    head = downstream.classifier(context, "head").to(context.device)
     head.load_state_dict(load_file(run / "head-warmup" / "weights.safetensors"))
-    network.train()
-    theta = ParameterVector(network, "backbone.")
-    loss = pretext_loss(config.pretext)
-    batch = config.pretrain.batch_size
-    with training.data.loader(training.unlabelled, config.images.pretext_views, batch, "lower") as loader:
-        stored = [loader.load(k).views for k in range(batches)]
-    view, downstream = (config.images.finetune_view,), config.finetune.batch_size
-    with training.data.loader(training.splits.train, view, downstream, "upper") as loader:
-        vectors = [gradient(network, head, theta, loader.load(k)) for k in range(RIGHT_HAND_SIDES)]
-    return HessianOperator(loss, theta, stored, "linearized"), vectors, vectors[0]
+    learner.network.train()
+    theta = ParameterVector(learner.network, "backbone.")
+    with pretext.loader(context, "lower") as loader:
+        stored = [(seen,) for seen in learner.given([loader.load(k).views for k in range(batches)])]
+    with downstream.loader(context, "upper") as loader:
+        vectors = [gradient(learner.network, head, theta, loader.load(k)) for k in range(RIGHT_HAND_SIDES)]
+    return HessianOperator(learner.product_loss, theta, stored, "linearized"), vectors, vectors[0]
 
 
 def gradient(network: Network, head: torch.nn.Module, theta: ParameterVector, batch: Any) -> torch.Tensor:

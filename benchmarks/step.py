@@ -26,10 +26,9 @@ from benchmarks.reference_alternation import lars_step
 from bissl_fast.measuring.feeding import Views, pretext_step
 from bissl_fast.measuring.products import plain_twin
 from bissl_fast.measuring.timing import best_of
-from bissl_fast.methods.pretrain import LARSSettings
 from bissl_fast.models import Network, build_backbone, probe_features
 from bissl_fast.ops.nt_xent.reference import nt_xent_loss
-from bissl_fast.pretext import SimCLR
+from bissl_fast.pretext import OptimizerSettings, SimCLR
 from bissl_fast.training.precision import Precision, apply_precision
 
 Step = Callable[[Views], object]
@@ -128,7 +127,7 @@ def plain_step(backbone: str, size: int, device: torch.device, precision: Precis
     def step(views: Views) -> None:
         gradients = torch.autograd.grad(loss_of(views), parameters)
         for p, m, g in zip(parameters, momenta, gradients, strict=True):
-            lars_step(LARSSettings(), p, m, g, 0.1)
+            lars_step(OptimizerSettings(), p, m, g, 0.1)
 
     return step
 

@@ -11,6 +11,7 @@ USAGE = f"""bissl-fast {__version__}: bilevel self-supervised learning, exact an
 usage: bissl-fast COMMAND [OPTIONS]     (bissl-fast COMMAND --help tells more)
 
   train    run BiSSL and its baseline from pretext training to test, e.g. `bissl-fast train --dataset textures`
+  pretrain train a pretext task alone and leave its backbone: `bissl-fast pretrain --pretext byol`
   embed    features of a folder of images by a run's or any other backbone: `bissl-fast embed runs/demo photos`
   data     list, download, prepare and verify data sets
   bench    measure losses, products and data beside their peers on this machine: `bissl-fast bench data`
@@ -44,6 +45,10 @@ def _run(command: str, rest: list[str]) -> int:
         from bissl_fast.cli.train import train_command
 
         train_command(rest)
+    elif command == "pretrain":
+        from bissl_fast.cli.pretrain import pretrain_command
+
+        pretrain_command(rest)
     elif command == "data":
         import tyro
 

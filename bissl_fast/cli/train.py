@@ -2,6 +2,7 @@
 
 import argparse
 import shlex
+from dataclasses import fields
 from pathlib import Path
 
 import tyro
@@ -10,16 +11,19 @@ from rich.console import Console
 from bissl_fast.cli.report import print_results
 from bissl_fast.errors import UserError
 from bissl_fast.methods.checks import require
-from bissl_fast.methods.config import TrainConfig, load_config
+from bissl_fast.methods.config import METHODS, TrainConfig, load_config
 from bissl_fast.methods.presets import preset_config
+from bissl_fast.methods.settings import AnyRun
+from bissl_fast.pretext import TASKS
 from bissl_fast.training.interruption import Interrupted, interruptible
 from bissl_fast.training.tracking import say
 
-DESCRIPTION = """Run BiSSL beside its baseline, from pretext training to test.
+DESCRIPTION = f"""Run BiSSL beside its baseline, from pretext training to test.
 
 Stages: pretext-warmup, head-warmup, bissl, pretext-baseline, finetune-bissl-*, finetune-baseline-*, test. Each is kept
 in the run's folder: a finished one is skipped, a broken one goes on. Defaults below are those of --preset for
---dataset; --config FILE takes them from an earlier run's config.yaml instead.
+--dataset; --config FILE takes them from an earlier run's config.yaml instead. --pretext NAME takes another pretext
+task, with views, optimiser and rate of its paper: {", ".join(task.name for task in TASKS)}.
 """
 
 
@@ -46,25 +50,51 @@ def parse_config(arguments: list[str]) -> TrainConfig:
         UserError: for a config file that cannot be used or settings that cannot be meant.
         SystemExit: for help and for options that do not exist.
     """
+    default, rest = given_config(arguments, TrainConfig, "bissl-fast train")
+    return laid_over(default, rest, "bissl-fast train", DESCRIPTION)
+
+
+def given_config(arguments: list[str], kind: type[AnyRun], prog: str) -> tuple[AnyRun, list[str]]:
+    """The preset, with its pretext task, or the config file that arguments name, and the other arguments.
+
+    Raises:
+        UserError: if there is none such.
+    """
     usage = "%(prog)s [OPTIONS]     (%(prog)s --help tells more)"
-    first = argparse.ArgumentParser("bissl-fast train", usage, add_help=False, allow_abbrev=False)
+    first = argparse.ArgumentParser(prog, usage, add_help=False, allow_abbrev=False)
+    for option in ("--preset", "--dataset", "--pretext"):
+        first.add_argument(option)
     first.add_argument("--config", type=Path)
-    first.add_argument("--preset")
-    first.add_argument("--dataset")
     found, rest = first.parse_known_args(arguments)
     known = found.preset in (None, "paper", "official", "quick")
     require(known, "preset", repr(found.preset), "paper, official or quick")
-    if found.config is None:
-        default = preset_config(found.preset or "quick", "textures" if found.dataset is None else found.dataset)
-    elif found.preset or found.dataset is not None:
-        raise UserError("--config names preset and data set, whose rates it holds: leave out --preset and --dataset.")
-    else:
-        default = load_config(found.config)
+    if found.config is not None:
+        if found.preset or found.pretext or found.dataset is not None:
+            raise UserError(
+                "--config names preset, data set and pretext task, with all that follows from them: leave out "
+                "--preset, --dataset and --pretext."
+            )
+        return load_config(found.config, kind), rest
+    dataset = "textures" if found.dataset is None else found.dataset
+    config = preset_config(found.preset or "quick", dataset, "simclr" if found.pretext is None else found.pretext)
+    names = (field.name for field in fields(kind))
+    return kind(**{name: getattr(config, name) for name in names}), rest
+
+
+def laid_over(default: AnyRun, arguments: list[str], prog: str, description: str) -> AnyRun:
+    """The config that arguments make of another."""
+    arguments = [part for argument in arguments for part in spread(argument)]
     return tyro.cli(
-        TrainConfig,
-        prog="bissl-fast train",
-        description=DESCRIPTION,
+        type(default),
+        prog=prog,
+        description=description,
         default=default,
-        args=rest,
+        args=arguments,
         config=(tyro.conf.AvoidSubcommands,),
     )
+
+
+def spread(argument: str) -> list[str]:
+    """A list with commas, as ``--methods bissl,baseline`` has, in the form that tyro reads."""
+    listed = argument.replace(" ", "").split(",")
+    return listed if len(listed) > 1 and set(listed) <= set(METHODS) else [argument]

@@ -19,7 +19,7 @@ from bissl_fast.data.sets import cache
 from bissl_fast.data.sets.dataset import ImageSet
 from bissl_fast.data.sets.readers.decode import UnreadableImageError
 from bissl_fast.data.sets.readers.source import Source
-from bissl_fast.data.views.presets import ViewPair
+from bissl_fast.data.views.parameters import ViewSettings
 from bissl_fast.errors import UserError
 from bissl_fast.measuring.views import torch_threads, wait_for
 from bissl_fast.models import Network, build_backbone, forward_each, place, probe_features
@@ -60,7 +60,7 @@ class Feeding:
 
 def measure_feeding(
     images: ImageSet,
-    views: ViewPair,
+    views: tuple[ViewSettings, ...],
     batch_size: int,
     seconds: float,
     device: torch.device,
@@ -144,7 +144,7 @@ def pretext_step(
         optimizer.zero_grad(set_to_none=True)
         with forward():
             outputs = forward_each(network, views)
-        loss = task.loss(outputs)
+        loss = task.loss(outputs, {})
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         return loss.detach()

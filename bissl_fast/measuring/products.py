@@ -17,7 +17,7 @@ from bissl_fast.measuring.timing import best_of
 from bissl_fast.models import Network, build_backbone, probe_features
 from bissl_fast.models.backbone import options_for, place
 from bissl_fast.ops import BatchNormAct
-from bissl_fast.pretext import SimCLR, mean_pretext_loss, pretext_loss
+from bissl_fast.pretext import PretextTask, SimCLR, product_loss
 
 Call = Callable[[], Any]
 
@@ -85,8 +85,20 @@ def problem(
     def view() -> torch.Tensor:
         return noise(pairs, 3, size, size).contiguous(memory_format=torch.channels_last)
 
-    stored = [tuple(view() for _ in range(task.views)) for _ in range(batches)]
-    return Problem(network, plain, theta, pretext_loss(task), mean_pretext_loss(task), stored, noise(len(theta)))
+    stored = [tuple(view() for _ in range(2)) for _ in range(batches)]
+    return Problem(network, plain, theta, loss_of_views(task), mean_loss_of_views(task), stored, noise(len(theta)))
+
+
+def loss_of_views(task: PretextTask) -> CompositeLoss:
+    """``loss(network, views)`` of a task that needs nothing but views."""
+    mean = product_loss(task)
+    return CompositeLoss(lambda network, views: mean.outputs(network, [(views, {})]), mean.criterion)
+
+
+def mean_loss_of_views(task: PretextTask) -> CompositeLoss:
+    """``loss(network, batches)`` of such a task: the mean over batches of views."""
+    mean = product_loss(task)
+    return CompositeLoss(lambda network, batches: mean.outputs(network, [(v, {}) for v in batches]), mean.criterion)
 
 
 def plain_twin(backbone: str, size: int, network: Network) -> Network:

@@ -15,8 +15,7 @@ from bissl_fast.data.pipelines.rendering import as_tensor, render
 from bissl_fast.data.pipelines.resident import hold
 from bissl_fast.data.sets.dataset import Images, ImageSet
 from bissl_fast.data.sets.readers.decode import resize_square
-from bissl_fast.data.views.parameters import ViewParameters, draw_views
-from bissl_fast.data.views.presets import ViewPair
+from bissl_fast.data.views.parameters import ViewParameters, ViewSettings, draw_views
 from bissl_fast.errors import UserError
 from bissl_fast.ops.render_views.function import serves
 
@@ -68,7 +67,12 @@ class Rates:
 
 
 def measure_rates(
-    images: ImageSet, views: ViewPair, batch_size: int, seconds: float, device: torch.device, threads: int
+    images: ImageSet,
+    views: tuple[ViewSettings, ...],
+    batch_size: int,
+    seconds: float,
+    device: torch.device,
+    threads: int,
 ) -> Rates:
     """Times every pipeline that this machine has on the same shuffled batches.
 
@@ -90,7 +94,7 @@ def measure_rates(
     with torch_threads(threads), pipelines(images, views, order, device, threads) as (calls, left_out):
         copied = copy_rate(device)
         times = in_turns(calls, seconds, device)
-    pixels = views[0].size ** 2 * batch_size + views[1].size ** 2 * batch_size
+    pixels = sum(view.size**2 for view in views) * batch_size
     read = crop_bytes(images, views, order)
     rows = []
     for name, (batches, best) in times.items():
@@ -102,7 +106,7 @@ def measure_rates(
 
 @contextmanager
 def pipelines(
-    images: ImageSet, views: ViewPair, order: BatchOrder, device: torch.device, threads: int
+    images: ImageSet, views: tuple[ViewSettings, ...], order: BatchOrder, device: torch.device, threads: int
 ) -> Iterator[tuple[dict[str, Render], tuple[str, ...]]]:
     """Every pipeline for both views of a draw, by name, best first; and why others are not there."""
 
@@ -161,7 +165,7 @@ def pipelines(
 
 
 def tables_of(
-    images: ImageSet, views: ViewPair, epoch: int, samples: np.ndarray[tuple[int], np.dtype[np.int64]]
+    images: ImageSet, views: tuple[ViewSettings, ...], epoch: int, samples: np.ndarray[tuple[int], np.dtype[np.int64]]
 ) -> Tables:
     """The parameters of both views, seed 0."""
     return tuple(
@@ -188,7 +192,7 @@ def in_turns(calls: dict[str, Render], seconds: float, device: torch.device) -> 
     return {name: (made[name], best[name]) for name in calls}
 
 
-def crop_bytes(images: ImageSet, views: ViewPair, order: BatchOrder, draws: int = 4) -> float:
+def crop_bytes(images: ImageSet, views: tuple[ViewSettings, ...], order: BatchOrder, draws: int = 4) -> float:
     """Bytes of the crops of a batch, of all views: the mean of some draws."""
     total = 0
     for number in range(draws):

@@ -1,7 +1,9 @@
 """BiSSL (Zakarias et al., 2025): pretext and downstream training as one bilevel problem, Algorithms 1 and 2."""
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -9,19 +11,27 @@ from torch.nn.utils import clip_grad_norm_
 
 from bissl_fast.bilevel import HessianOperator, ParameterVector, frozen_buffers
 from bissl_fast.data.pipelines.loader import Batch, Loader
-from bissl_fast.methods.bilevel import BilevelSettings, PhaseSolver, event_shares
+from bissl_fast.evaluation.run_folder import read_metrics
+from bissl_fast.methods.bilevel import BilevelSettings, PhaseSolver, event_shares, troubles
 from bissl_fast.methods.checks import require
-from bissl_fast.methods.finetune import SGDSettings
-from bissl_fast.methods.pretrain import LARSSettings
+from bissl_fast.methods.cost import Cost, steps_cost
+from bissl_fast.methods.run import Run
+from bissl_fast.methods.stages.downstream import Downstream
+from bissl_fast.methods.stages.head import HeadSettings, warm_head
+from bissl_fast.methods.stages.pretrain import Pretext
+from bissl_fast.methods.stages.sgd import SGDSettings
+from bissl_fast.methods.trial import kept_or_tried
 from bissl_fast.models import Network
 from bissl_fast.ops.krylov import norm
-from bissl_fast.pretext import SimCLR, mean_pretext_loss, pretext_loss
+from bissl_fast.pretext import Learner, OptimizerSettings
+from bissl_fast.pretext.learner import Views
+from bissl_fast.training.files import load_weights, save_weights
 from bissl_fast.training.loop import Values
+from bissl_fast.training.optimizers import build_optimizer, set_rate
 from bissl_fast.training.precision import Forward
 from bissl_fast.training.schedules import set_learning_rate, warmup_cosine
+from bissl_fast.training.stage import StageOutput
 from bissl_fast.training.supervised import DownstreamLoss, downstream_loss
-
-Views = Sequence[torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -88,15 +98,14 @@ class BiSSLTask:
     """Algorithm 1. One step is one alternation: N_L lower steps, then N_U upper steps.
 
     Args:
-        pretext: θ_P and φ_P.
+        learner: the pretext task L^P with its network, θ_P and φ_P.
         downstream: θ_D and φ_D; θ_D starts as a copy of θ_P.
-        task: the pretext task, L^P.
         pretext_loader: batches of the lower level, N_L per alternation.
         downstream_loader: batches of the upper level, N_U per alternation.
         fresh_loader: K batches per alternation for the Hessian; ``None``: they are the first of the lower phase.
         settings: of the algorithm.
         bilevel: how products are taken and systems solved.
-        lars: optimiser of the lower level.
+        optimizer: of the lower level.
         sgd: optimiser of the upper level (Table 3).
         forward: precision context of a forward pass. Products have one of their own (``bilevel.products_dtype``).
         loss: of scores and targets, L^D.
@@ -104,34 +113,32 @@ class BiSSLTask:
 
     def __init__(
         self,
-        pretext: Network,
+        learner: Learner,
         downstream: Network,
-        task: SimCLR,
         pretext_loader: Loader,
         downstream_loader: Loader,
         fresh_loader: Loader | None,
         settings: BiSSLSettings,
         bilevel: BilevelSettings,
-        lars: LARSSettings,
+        optimizer: OptimizerSettings,
         sgd: SGDSettings,
         forward: Forward,
         loss: DownstreamLoss = downstream_loss,
     ) -> None:
-        self.pretext, self.downstream, self.settings = pretext, downstream, settings
+        self.learner, self.pretext, self.downstream, self.settings = learner, learner.network, downstream, settings
         self.pretext_loader, self.downstream_loader = pretext_loader, downstream_loader
         self.fresh_loader, self.bilevel = fresh_loader, bilevel
-        self.lars, self.sgd, self.forward, self.loss = lars, sgd, forward, loss
+        self.optimizer, self.sgd, self.forward, self.loss = optimizer, sgd, forward, loss
         self.steps, self.log_every = settings.alternations, 1
         self.images_per_step = (
             settings.lower_steps * pretext_loader.batch_size + settings.upper_steps * downstream_loader.batch_size
         )
-        self.theta_p = ParameterVector(pretext, "backbone.")  # θ_P
+        self.theta_p = ParameterVector(self.pretext, "backbone.")  # θ_P
         self.theta_d = ParameterVector(downstream, "backbone.")  # θ_D
         self.phi_d = list(downstream.head.parameters())  # φ_D
-        self.pretext_loss = pretext_loss(task, forward)  # L^P
-        self.products_loss = mean_pretext_loss(task)
         self.hessian: HessianOperator | None = None  # built at the first upper phase, moved at every other
-        self.lower_optimizer = lars.build(list(pretext.parameters()))
+        constant = learner.task.constant_rate()
+        self.lower_optimizer = build_optimizer(optimizer, self.pretext.named_parameters(), constant)
         self.upper_optimizer = sgd.build(list(downstream.parameters()))
 
     def step(self, index: int) -> Values:
@@ -154,22 +161,30 @@ class BiSSLTask:
         settings = self.settings
         stored: list[Views] = []
         losses, regularisers = [], []
-        peak = self.lars.peak(settings.learning_rate, self.pretext_loader.batch_size)
+        peak = self.optimizer.peak(settings.learning_rate, self.pretext_loader.batch_size)
         total = settings.alternations * settings.lower_steps
         for index in range(alternation * settings.lower_steps, (alternation + 1) * settings.lower_steps):
             rate = warmup_cosine(index, total, peak, settings.warmup_steps or 0, settings.final_share)
-            set_learning_rate(self.lower_optimizer, rate)
+            set_rate(self.lower_optimizer, rate, peak, self.optimizer.decay_at(index / total))
             views = self.pretext_loader.load(index).views
             if len(stored) < settings.stored_batches:
                 stored.append(views)
             self.lower_optimizer.zero_grad(set_to_none=True)
-            loss = self.pretext_loss(self.pretext, views)
+            self.learner.begin_step()
+            loss = self.learner.loss(views)
             loss.backward()  # type: ignore[no-untyped-call]  # lines 5 and 6, first term
+            self.learner.hold(index)
             regularisers.append(self._add_regulariser())
             clip_grad_norm_(self.pretext.parameters(), settings.clip)
             self.lower_optimizer.step()  # line 7
+            self.learner.advance(index / total)
             losses.append(loss.detach())
-        return stored, {"lower_loss": _mean(losses), "lower_regulariser": _mean(regularisers), "lr_lower": rate}
+        values: dict[str, torch.Tensor | float] = {
+            "lower_loss": _mean(losses),
+            "lower_regulariser": _mean(regularisers),
+            "lr_lower": rate,
+        }
+        return stored, {**values, **self.learner.diagnostics()}
 
     @torch.no_grad()
     def _add_regulariser(self) -> torch.Tensor:
@@ -226,9 +241,9 @@ class BiSSLTask:
 
     def _solver(self, stored: list[Views]) -> PhaseSolver:
         """``v ↦ v_IG ≈ [I + ∇²L^P / (λ + λ_damp)]⁻¹ v`` for the right-hand sides of one upper phase."""
-        batches = self.bilevel.grouped(stored)
+        batches = self.bilevel.grouped(self.learner.given(stored))
         if self.hessian is None:
-            self.hessian = self.bilevel.build(self.products_loss, self.theta_p, batches)
+            self.hessian = self.bilevel.build(self.learner.product_loss, self.theta_p, batches)
         else:
             self.hessian.update(batches)
         settings = self.settings
@@ -260,7 +275,7 @@ class BiSSLTask:
         """What the forward passes of rebuilt products do to the batch-norm statistics of θ_P and φ_P."""
         for _ in range(products):
             for views in stored:
-                self.pretext_loss(self.pretext, views)
+                self.learner.loss(views)
 
     @staticmethod
     def _add(parameters: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor]) -> None:
@@ -269,17 +284,140 @@ class BiSSLTask:
 
     def state(self) -> dict[str, Any]:
         return {
-            "pretext": self.pretext.state_dict(),
+            "learner": self.learner.state_dict(),
             "downstream": self.downstream.state_dict(),
             "lower_optimizer": self.lower_optimizer.state_dict(),
             "upper_optimizer": self.upper_optimizer.state_dict(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        self.pretext.load_state_dict(state["pretext"])
+        self.learner.load_state_dict(state["learner"])
         self.downstream.load_state_dict(state["downstream"])
         self.lower_optimizer.load_state_dict(state["lower_optimizer"])
         self.upper_optimizer.load_state_dict(state["upper_optimizer"])
+
+
+@dataclass(frozen=True)
+class BiSSL:
+    """The method: pretext warm-up, head warm-up, Algorithm 1 (Figure 1).
+
+    Attributes:
+        settings: of the algorithm.
+        bilevel: how products are taken and systems solved.
+        pretext: the pretext task.
+        downstream: the downstream task.
+        head: warm-up of its head.
+        upper: SGD of that and of the upper level.
+    """
+
+    settings: BiSSLSettings
+    bilevel: BilevelSettings
+    pretext: Pretext
+    downstream: Downstream
+    head: HeadSettings
+    upper: SGDSettings
+
+    title = "BiSSL"
+
+    def prepare(self, run: Run) -> "BiSSL":
+        """What a run needs to know before its first stage: that second-order products can be taken.
+
+        Raises:
+            UserError: if they cannot, or the batches do not fit the sets.
+        """
+        self.bilevel.require_device(run.device)
+        rising = self.pretext.rising_steps(run) if self.settings.warmup_steps is None else self.settings.warmup_steps
+        stages = (
+            ("pretext-warmup", self.pretext.rising_steps(run), self._warmup_steps(run)),
+            ("bissl", rising, self.settings.alternations * self.settings.lower_steps),
+        )
+        for stage, rise, steps in stages:
+            if 0 < steps <= rise:
+                run.say(f"{stage}: the rate rises for {rise} of {steps} steps and never falls")
+        self.downstream.epoch_steps(run)
+        bilevel = kept_or_tried(run, self.bilevel, self.pretext.task)
+        return replace(self, bilevel=bilevel, settings=replace(self.settings, warmup_steps=rising))
+
+    def cost(self, run: Run) -> Cost:
+        """Of all stages; the head's warm-up has no backward pass through the backbone."""
+        settings = self.settings
+        lower = settings.alternations * settings.lower_steps
+        upper = settings.alternations * settings.upper_steps
+        pretext = steps_cost(self._warmup_steps(run) + lower, self.pretext.settings.batch_size)
+        downstream = steps_cost(2 * upper, self.downstream.settings.batch_size)  # at θ_P and at θ_D
+        solves = {"identity": 0, "nystrom": settings.alternations}.get(self.bilevel.solver, upper)
+        products = solves * settings.solver_iterations * settings.stored_batches
+        return pretext + downstream + Cost(products=products)
+
+    def backbone(self, run: Run) -> StageOutput:
+        """All stages; the last holds θ_P, and θ_D and φ_D beside it."""
+        warmup = self.pretext.train(run, "pretext-warmup", self._warmup_steps(run))
+        head = warm_head(run, self.downstream, warmup, self.head, self.upper)
+        return self._alternate(run, warmup, head)
+
+    def _warmup_steps(self, run: Run) -> int:
+        return self.pretext.steps(run, self.pretext.settings.epochs)
+
+    def _alternate(self, run: Run, warmup: StageOutput, head: StageOutput) -> StageOutput:
+        """The stage ``bissl``: Algorithm 1."""
+
+        def body(folder: Path) -> None:
+            learner = run.learner(self.pretext.task, warmup)
+            downstream = self._downstream_network(run, learner, head)
+            self._run_loop(run, learner, downstream, folder)
+            for sentence in troubles(read_metrics(folder / "metrics.jsonl")):
+                run.say(f"bissl: {sentence}")
+            named = {f"downstream.{name}": value for name, value in downstream.state_dict().items()}
+            save_weights(folder / "weights.safetensors", learner.state_dict() | named)
+
+        settings = {
+            "bissl": self.settings,
+            "bilevel": self.bilevel.deciding(),
+            **self.pretext.key,
+            "optimizer": self.pretext.settings.optimizer,
+            "sgd": self.upper,
+            "batch_sizes": (self.pretext.settings.batch_size, self.downstream.settings.batch_size),
+            "views": (*run.views, run.settings.images.finetune_view),
+            **self.downstream.loss_key(run),
+        }
+        inputs = {
+            "unlabelled": run.data.unlabelled.content_hash,
+            "images": run.data.splits.train.content_hash,
+            "backbone": warmup.hash,
+            "head": head.hash,
+        }
+        return run.stage("bissl", settings, inputs, body)
+
+    def _downstream_network(self, run: Run, learner: Learner, head: StageOutput) -> Network:
+        """θ_D, a copy of θ_P, and φ_D as the head's warm-up left it."""
+        downstream = Network(copy.deepcopy(learner.network.backbone), self.downstream.classifier(run, "head"))
+        warm = load_weights(head.folder / "weights.safetensors")
+        moved = {name: warm.pop(name) for name in list(warm) if name.startswith("backbone.")}
+        downstream.head.load_state_dict(warm)
+        downstream.load_state_dict(downstream.state_dict() | moved)
+        return downstream.to(run.device)
+
+    def _run_loop(self, run: Run, learner: Learner, downstream: Network, folder: Path) -> None:
+        settings = self.settings
+        with (
+            self.pretext.loader(run, "lower", settings.lower_steps) as lower,
+            self.downstream.loader(run, "upper", settings.upper_steps) as upper,
+            self.pretext.loader(run, "fresh", settings.stored_batches) as fresh,
+        ):
+            task = BiSSLTask(
+                learner,
+                downstream,
+                lower,
+                upper,
+                fresh if settings.stored_from == "fresh" else None,
+                settings,
+                self.bilevel,
+                self.pretext.settings.optimizer,
+                self.upper,
+                run.forward,
+                self.downstream.loss,
+            )
+            run.loop(task, folder)
 
 
 def _mean(values: list[torch.Tensor]) -> torch.Tensor:

@@ -20,7 +20,8 @@ from bissl_fast.data.views.parameters import ViewSettings
 from bissl_fast.data.views.presets import eval_view
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.metrics import evaluation_mode
-from bissl_fast.methods.config import ImageSettings, load_config
+from bissl_fast.methods.config import load_config
+from bissl_fast.methods.settings import ImageSettings, RunSettings
 from bissl_fast.models import backbone_weights, build_backbone, place
 from bissl_fast.models.backbone import reason_of
 from bissl_fast.models.weights import TIMM_PREFIX, timm_normalisation
@@ -103,7 +104,7 @@ def embedder(
     """
     config = None if spec.startswith(TIMM_PREFIX) else config_beside(Path(spec).expanduser())
     if config is not None:
-        settings = load_config(config)
+        settings = load_config(config, RunSettings)
         name, images = backbone or settings.backbone, settings.images
         view = images.evaluation_view
     else:

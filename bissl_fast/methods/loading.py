@@ -1,6 +1,7 @@
 """The data side of a run: its sets, and batches of them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -10,11 +11,11 @@ from bissl_fast.data.pipelines.choice import Pipeline
 from bissl_fast.data.pipelines.loader import Batch, Loader
 from bissl_fast.data.pipelines.order import BatchOrder
 from bissl_fast.data.sets.catalogue import entry_of, list_labelled, load_downstream, load_pretext
-from bissl_fast.data.sets.dataset import ImageSet, count_by_class, is_multilabel
+from bissl_fast.data.sets.dataset import ImageSet, Splits, count_by_class, is_multilabel
 from bissl_fast.data.views.parameters import ViewSettings
 from bissl_fast.errors import UserError
-from bissl_fast.methods.config import TrainConfig
 from bissl_fast.methods.seeds import derive_seed
+from bissl_fast.methods.settings import RunSettings
 from bissl_fast.training.tracking import say
 
 EVALUATION_BATCH = 256
@@ -31,22 +32,32 @@ class RunData:
         console: terminal.
 
     Attributes:
-        unlabelled: images of the pretext task.
-        splits: of the downstream set.
         pipeline: where views are rendered.
 
     Raises:
         UserError: for a pipeline that does not run here, and sets that are not there or cannot be trained on.
     """
 
-    def __init__(self, config: TrainConfig, device: torch.device, console: Console) -> None:
+    def __init__(self, config: RunSettings, device: torch.device, console: Console) -> None:
         self.config, self.console = config, console
         images = config.images
         self.pipeline = Pipeline(
             images.pipeline, device, images.resident_share, config.threads or None, lambda line: say(console, line)
         )
-        self.unlabelled = self._load_unlabelled()
-        self.splits = load_downstream(
+        self._tell_channels()
+
+    @cached_property
+    def unlabelled(self) -> ImageSet:
+        """Images of the pretext task, read when they are first asked for."""
+        images = self._load_unlabelled()
+        self._tell(images.notes, images)
+        return images
+
+    @cached_property
+    def splits(self) -> Splits:
+        """The downstream set, likewise."""
+        config, images = self.config, self.config.images
+        splits = load_downstream(
             config.dataset,
             config.data_root,
             images.downstream_cache_size or images.cache_size,
@@ -55,10 +66,14 @@ class RunData:
             labels=config.labels,
             channels=images.channels,
         )
-        self._tell_sizes()
-        self._tell_channels()
-        for scored in (self.splits.val, self.splits.test):
+        self._tell(splits.notes, splits.train, splits.val, splits.test)
+        for scored in (splits.val, splits.test):
             self._tell_absent_classes(scored)
+        return splits
+
+    def load_both(self) -> None:
+        """Read both, so that what is wrong with either is told before work begins."""
+        _ = self.unlabelled, self.splits
 
     def loader(
         self,
@@ -121,10 +136,10 @@ class RunData:
             )
         return "stl10"
 
-    def _tell_sizes(self) -> None:
-        for note in (*self.unlabelled.notes, *self.splits.notes):
+    def _tell(self, notes: Sequence[str], *sets: ImageSet) -> None:
+        for note in notes:
             say(self.console, note, "yellow")
-        for images in (self.unlabelled, self.splits.train, self.splits.val, self.splits.test):
+        for images in sets:
             skipped = f", {len(images.skipped)} unreadable and left out" if images.skipped else ""
             say(self.console, f"{images.name}: {len(images):,} images of {images.size} px{skipped}")
             for name in images.skipped[:SKIPPED_NAMES]:

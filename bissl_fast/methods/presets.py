@@ -1,16 +1,18 @@
 """Named defaults: what the paper says, what its released code does, and what 2 CPU cores can do."""
 
 from dataclasses import replace
-from typing import Literal
 
 from bissl_fast.data.views.presets import official_eval_view, official_finetune_view, official_views
 from bissl_fast.evaluation.features import StatisticsSettings
 from bissl_fast.methods.bissl import BiSSLSettings
-from bissl_fast.methods.config import ImageSettings, TrainConfig
-from bissl_fast.methods.finetune import FineTuneSettings, HeadSettings, SGDSettings
-from bissl_fast.methods.pretrain import LARSSettings, PretrainSettings
-
-Preset = Literal["paper", "official", "quick"]
+from bissl_fast.methods.checks import require
+from bissl_fast.methods.config import TrainConfig
+from bissl_fast.methods.settings import ImageSettings, Preset
+from bissl_fast.methods.stages.downstream import FineTuneSettings
+from bissl_fast.methods.stages.head import HeadSettings
+from bissl_fast.methods.stages.pretrain import PretrainSettings
+from bissl_fast.methods.stages.sgd import SGDSettings
+from bissl_fast.pretext import TASKS, OptimizerSettings, PretextTask, SimCLR
 
 # Of whole downstream images, stretched to squares: the smallest crop of half the area has 96 pixels even along the long
 # side of an image of 2:1, so that none is enlarged.
@@ -67,9 +69,37 @@ TABLE_4_AFTER_BISSL = {
 }
 
 
-def preset_config(preset: Preset, dataset: str) -> TrainConfig:
-    """All settings of a preset for a data set."""
-    return {"paper": _paper, "official": _official, "quick": _quick}[preset](dataset)
+def preset_config(preset: Preset, dataset: str, pretext: str = SimCLR.name) -> TrainConfig:
+    """All settings of a preset for a data set.
+
+    Every pretext task but SimCLR, which BiSSL's paper has settings for, takes views, optimiser and rate of its own
+    paper; batch size and lengths are the preset's.
+
+    Args:
+        preset: its name.
+        dataset: the downstream set.
+        pretext: name of the task.
+
+    Raises:
+        UserError: if there is no such task.
+    """
+    config = {"paper": _paper, "official": _official, "quick": _quick}[preset](dataset)
+    known = {task.name: task for task in TASKS}
+    require(pretext in known, "pretext", repr(pretext), f"one of {', '.join(known)}")
+    return config if pretext == SimCLR.name else _with_task(config, known[pretext]())
+
+
+def _with_task(config: TrainConfig, task: PretextTask) -> TrainConfig:
+    """The config with another pretext task, trained as its paper does."""
+    first, second, *local = task.views(config.images.size)
+    images = replace(config.images, first=first, second=second, local_views=len(local))
+    return replace(
+        config,
+        pretext=task,
+        images=replace(images, local=local[0]) if local else images,
+        pretrain=replace(config.pretrain, optimizer=task.optimizer, learning_rate=task.learning_rate),
+        bissl=replace(config.bissl, learning_rate=task.learning_rate),
+    )
 
 
 def _paper(dataset: str) -> TrainConfig:
@@ -106,7 +136,7 @@ def _official(dataset: str) -> TrainConfig:
         ),
         pretrain=replace(
             paper.pretrain,
-            lars=LARSSettings(exclude_1d=False, scale_learning_rate=False),
+            optimizer=OptimizerSettings(exclude_1d=False, scale_learning_rate=False),
             final_share=floor,
         ),
         head=replace(paper.head, leak_statistics=True),

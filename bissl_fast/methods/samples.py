@@ -1,5 +1,7 @@
 """What the pretext task gets to see, as pictures."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -8,12 +10,11 @@ import torch.nn.functional as F
 from bissl_fast.data.pipelines.rendering import render
 from bissl_fast.data.sets.dataset import ImageSet
 from bissl_fast.data.views.parameters import ViewSettings, draw_views
-from bissl_fast.data.views.presets import ViewPair
 
 COUNT = 8
 
 
-def sample_views(images: ImageSet, views: ViewPair, seed: int) -> npt.NDArray[np.uint8]:
+def sample_views(images: ImageSet, views: Sequence[ViewSettings], seed: int) -> npt.NDArray[np.uint8]:
     """Some images of a set, each with its views of epoch 0.
 
     Returns:

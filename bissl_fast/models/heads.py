@@ -1,6 +1,7 @@
 """Heads: what is attached to a backbone for one task."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import nn
@@ -11,22 +12,56 @@ from bissl_fast.models.fused import fuse_batch_norm
 def build_projector(features: int, widths: Sequence[int], seed: int) -> nn.Sequential:
     """Linear layers with batch norm and ReLU, the last one bare and without bias (BiSSL, section 4.2.1).
 
-    Batch norms and their ReLUs are fused.
-
     Args:
         features: F, the backbone's features.
         widths: outputs of each layer; ``(256, 256, 256)`` in the paper.
         seed: of the initialisation.
     """
+    return build_mlp(features, widths, seed, last_bias=False)
+
+
+def build_mlp(
+    features: int,
+    widths: Sequence[int],
+    seed: int,
+    *,
+    hidden_bias: bool = True,
+    hidden_norm: bool = True,
+    last_bias: bool = True,
+    last_norm: Literal["none", "plain", "affine"] = "none",
+    activation: Callable[[], nn.Module] = nn.ReLU,
+) -> nn.Sequential:
+    """Linear layers, with batch norm and an activation between them: heads, projectors and predictors.
+
+    Batch norms and their ReLUs are fused.
+
+    Args:
+        features: columns of the input (N, F).
+        widths: outputs of each layer.
+        seed: of the initialisation; torch's global generator is left as it was.
+        hidden_bias: whether all layers but the last have a bias.
+        hidden_norm: whether a batch norm follows them.
+        last_bias: whether the last layer has a bias.
+        last_norm: batch norm on the output: none, one without weights (``plain``) or with them (``affine``).
+        activation: makes what stands between the layers.
+
+    Example:
+        >>> build_mlp(8, (16, 4), 0)(torch.zeros(2, 8)).shape
+        torch.Size([2, 4])
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         layers: list[nn.Module] = []
         for width in widths[:-1]:
-            layers += [nn.Linear(features, width), nn.BatchNorm1d(width), nn.ReLU()]
+            norm = [nn.BatchNorm1d(width)] if hidden_norm else []
+            layers += [nn.Linear(features, width, bias=hidden_bias), *norm, activation()]
             features = width
-        projector = nn.Sequential(*layers, nn.Linear(features, widths[-1], bias=False))
-    fuse_batch_norm(projector)
-    return projector
+        layers.append(nn.Linear(features, widths[-1], bias=last_bias))
+        if last_norm != "none":
+            layers.append(nn.BatchNorm1d(widths[-1], affine=last_norm == "affine"))
+    mlp = nn.Sequential(*layers)
+    fuse_batch_norm(mlp)
+    return mlp
 
 
 def build_classifier(features: int, classes: int, seed: int) -> nn.Linear:

@@ -7,6 +7,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from bissl_fast.ops.batch_norm import statistics_groups
 
@@ -55,12 +56,12 @@ def answer(network: nn.Module, shape: torch.Size, device: torch.device) -> bool:
             batches = torch.randn(BATCHES, IMAGES, *shape, dtype=torch.float64, device=device)
             before = random_state(device)
             other = copy.deepcopy(twin)
-            alone = torch.cat([twin(batch) for batch in batches])
+            alone = [torch.cat(parts) for parts in zip(*(tree_leaves(twin(batch)) for batch in batches), strict=True)]
             if not torch.equal(random_state(device), before):
                 return False
             with statistics_groups(other, BATCHES):
-                together = other(batches.flatten(0, 1))
-            return all(map(alike, (alone, *twin.buffers()), (together, *other.buffers())))
+                together = tree_leaves(other(batches.flatten(0, 1)))
+            return all(map(alike, (*alone, *twin.buffers()), (*together, *other.buffers())))
         except Exception:  # it cannot be copied, or it takes no batches of other sizes: nothing is known
             return False
 

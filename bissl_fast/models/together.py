@@ -1,25 +1,28 @@
 """Several batches through a network in one pass, as if they came one by one."""
 
 from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map
 
 from bissl_fast.models.separate import keeps_apart
 from bissl_fast.ops.batch_norm import statistics_groups
 from bissl_fast.ops.batch_norm.module import mixing
 
 
-def forward_each(network: nn.Module, batches: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+def forward_each(network: nn.Module, batches: Sequence[torch.Tensor]) -> tuple[Any, ...]:
     """The network's output for each batch, with batch-norm statistics of the batch's own.
 
-    In one pass, which is faster (docs/bilevel.md), where the batches are alike and nothing in the network would mix
-    them or draws random numbers; else one after the other. Whether it would is tried once with a few images of noise.
-    Running statistics move batch after batch in either case.
+    In one pass for each run of batches that are alike, which is faster (docs/bilevel.md), where nothing in the network
+    would mix them or draws random numbers; else one after the other. Whether it would is tried once with a few images
+    of noise. Running statistics move batch after batch in either case.
 
     Args:
-        network: takes ``(N, …)``.
-        batches: tensors ``(N, …)``.
+        network: takes ``(N, …)`` and gives ``(N, …)``, or tuples of such.
+        batches: tensors ``(N, …)``, of one or of several shapes.
 
     Returns:
         One output per batch.
@@ -27,11 +30,22 @@ def forward_each(network: nn.Module, batches: Sequence[torch.Tensor]) -> tuple[t
     Example:
         >>> first, second = forward_each(nn.Linear(3, 2), (torch.zeros(4, 3), torch.ones(4, 3)))
     """
-    first = batches[0]
-    alike = all(batch.shape == first.shape and batch.dtype == first.dtype for batch in batches)
-    apart = len(batches) == 1 or not alike or mixing(network) is not None
-    if apart or not keeps_apart(network, first):
-        return tuple(network(batch) for batch in batches)
-    with statistics_groups(network, len(batches)):
-        outputs: torch.Tensor = network(torch.cat(tuple(batches)))
-    return outputs.chunk(len(batches))
+    apart = mixing(network) is not None
+    outputs: list[Any] = []
+    for _, run in groupby(batches, key=lambda batch: (batch.shape, batch.dtype)):
+        alike = list(run)
+        if apart or len(alike) == 1 or not keeps_apart(network, alike[0]):
+            outputs += [network(batch) for batch in alike]
+        else:
+            outputs += _in_one_pass(network, alike)
+    return tuple(outputs)
+
+
+def _in_one_pass(network: nn.Module, batches: Sequence[torch.Tensor]) -> list[Any]:
+    count = len(batches)
+    with statistics_groups(network, count):
+        output = network(torch.cat(tuple(batches)))
+    chunks = tree_map(lambda tensor: tensor.chunk(count), output)
+    if isinstance(output, tuple):
+        return [tuple(part[k] for part in chunks) for k in range(count)]
+    return list(chunks)

@@ -3,17 +3,21 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
 
-from bissl_fast.errors import UserError
+from bissl_fast.data.views.parameters import ViewSettings
+from bissl_fast.data.views.presets import simclr_views
 from bissl_fast.models import build_projector
 from bissl_fast.ops.nt_xent import nt_xent_loss
+from bissl_fast.pretext.recipe import OptimizerSettings
+from bissl_fast.pretext.task import Constants, PretextTask, require, require_widths
 
 
 @dataclass(frozen=True)
-class SimCLR:
+class SimCLR(PretextTask):
     """The two views of an image attract each other and repel those of all other images of the batch.
 
     Attributes:
@@ -24,20 +28,21 @@ class SimCLR:
     temperature: float = 0.5
     projector: tuple[int, ...] = (256, 256, 256)
 
-    views = 2
-    """Number of views that :meth:`loss` takes."""
+    name: ClassVar[str] = "simclr"
+    optimizer: ClassVar[OptimizerSettings] = OptimizerSettings()
+    learning_rate: ClassVar[float] = 4.8  # BiSSL, Appendix B.2
 
     def __post_init__(self) -> None:
-        if not 0 < self.temperature < math.inf:
-            raise UserError(f"--pretext.temperature must be finite and positive, found {self.temperature}.")
-        if not self.projector or min(self.projector) < 1:
-            raise UserError(f"--pretext.projector takes positive layer widths, found {self.projector}.")
+        require(0 < self.temperature < math.inf, "temperature", self.temperature, "finite and positive")
+        require_widths("projector", self.projector)
+
+    def views(self, size: int) -> tuple[ViewSettings, ...]:
+        return simclr_views(size)
 
     def head(self, features: int, seed: int) -> nn.Module:
-        """The projection head on ``features`` backbone features."""
         return build_projector(features, self.projector, seed)
 
-    def loss(self, outputs: Sequence[torch.Tensor]) -> torch.Tensor:
-        """NT-Xent of the projections ``(B, D)`` of two views, a scalar in float32 or better."""
+    def loss(self, outputs: Sequence[torch.Tensor], constants: Constants) -> torch.Tensor:
+        """NT-Xent of the projections (B, D) of two views (Eq. 1)."""
         first, second = outputs
         return nt_xent_loss(first, second, self.temperature)

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -53,7 +53,13 @@ class NonFiniteError(UserError):
 
 
 def run_loop(
-    task: Task, folder: Path, device: torch.device, seed: int, settings: LoopSettings, console: Console
+    task: Task,
+    folder: Path,
+    device: torch.device,
+    seed: int,
+    settings: LoopSettings,
+    console: Console,
+    watch: Callable[[Mapping[str, Any]], str] = lambda values: "",
 ) -> None:
     """Take a task from its checkpoint, or from the start, to its last step.
 
@@ -67,13 +73,14 @@ def run_loop(
         seed: of torch's global generator, which layers such as dropout draw from.
         settings: checkpoint interval.
         console: terminal.
+        watch: of the values that are logged; a sentence is told when it first comes, and when it has gone between.
 
     Raises:
         Interrupted: after SIGINT or SIGTERM, with a checkpoint written.
         NonFiniteError: names the term; the last good checkpoint stays.
         UserError: if the checkpoint belongs to another model or the disk is full.
     """
-    _Loop(task, folder, device, seed, settings, console).run()
+    _Loop(task, folder, device, seed, settings, console, watch).run()
 
 
 class _Loop:
@@ -85,8 +92,10 @@ class _Loop:
         seed: int,
         settings: LoopSettings,
         console: Console,
+        watch: Callable[[Mapping[str, Any]], str],
     ) -> None:
         self.task, self.folder, self.settings, self.console = task, folder, settings, console
+        self.watch, self.warned = watch, False
         self.checkpoint = folder / "checkpoint.pt"
         self.device = device
         self.done = 0
@@ -183,9 +192,15 @@ class _Loop:
         rate = (self.done - self.window_first) * self.task.images_per_step / max(1e-9, now - self.window_start)
         means = {name: _mean([v[name] for v in self.window if name in v]) for name in _names(self.window)}
         self.metrics.write(self.done, {**means, "images_per_second": round(rate, 1)})
+        self._warn(self.watch(means))
         note = next((f"{name} {value:.4f}" for name, value in means.items() if isinstance(value, float)), "")
         progress.update(self.done, rate, note)
         self.window, self.window_start, self.window_first = [], now, self.done
+
+    def _warn(self, sentence: str) -> None:
+        if sentence and not self.warned:
+            say(self.console, f"{self.folder.name}, step {self.done}: {sentence}", "yellow")
+        self.warned = bool(sentence)
 
 
 def _names(window: list[dict[str, Any]]) -> list[str]:

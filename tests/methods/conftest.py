@@ -9,6 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bissl_fast.methods.stages.downstream import Downstream
+from bissl_fast.methods.stages.head import warm_head
+from bissl_fast.methods.stages.pretrain import Pretext
+from bissl_fast.methods.train import Training
+from bissl_fast.training.stage import StageOutput
+
 SMALL = """
 --backbone test_resnet --images.size 16 --images.cache-size 20 --threads 1 --loop.checkpoint-seconds 0
 --pretrain.batch-size 16 --pretrain.epochs 5 --pretrain.warmup-epochs 1 --head.epochs 4
@@ -48,3 +54,15 @@ def start(arguments: list[str]) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "bissl_fast.cli", "train", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+
+def pretext_stage(training: Training, name: str, steps: int) -> StageOutput:
+    """A pretext stage of a run, of so many steps."""
+    config = training.config
+    return Pretext(config.pretext, config.pretrain).train(training.context, name, steps)
+
+
+def head_stage(training: Training, warmup: StageOutput) -> StageOutput:
+    """The head's warm-up of a run."""
+    config = training.config
+    return warm_head(training.context, Downstream(config.finetune), warmup, config.head, config.upper)

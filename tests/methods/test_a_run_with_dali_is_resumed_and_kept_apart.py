@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from bissl_fast.methods.finetune import FineTuneSettings
 from bissl_fast.methods.presets import preset_config
-from bissl_fast.methods.pretrain import PretrainSettings
+from bissl_fast.methods.stages.downstream import FineTuneSettings
+from bissl_fast.methods.stages.pretrain import PretrainSettings
 from bissl_fast.methods.train import Training
 from bissl_fast.training.loop import LoopSettings
 from bissl_fast.training.stage import StageOutput
+from tests.methods.conftest import pretext_stage
 
 pytest.importorskip("nvidia.dali")
 
@@ -37,7 +38,7 @@ def pretext(data: Path, output: Path, pipeline: Any = "dali", steps: int = 2) ->
         finetune=FineTuneSettings(batch_size=8),
         loop=LoopSettings(checkpoint_seconds=0),
     )
-    return Training(config, Console()).pretext("pretext-warmup", steps)
+    return pretext_stage(Training(config, Console()), "pretext-warmup", steps)
 
 
 def test_killed_in_the_middle_it_ends_with_the_same_bits(small_data: Path, tmp_path: Path) -> None:

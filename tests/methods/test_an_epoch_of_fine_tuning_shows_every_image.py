@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from bissl_fast.methods.presets import preset_config
+from bissl_fast.methods.stages.downstream import Downstream
 from bissl_fast.methods.train import Training
 
 
@@ -25,10 +26,10 @@ def test_an_epoch_of_fine_tuning_shows_every_image_unless_one_is_left(
         finetune=replace(base.finetune, batch_size=batch_size),
     )
     training = Training(config, Console(quiet=True))
-    images = training.splits.train
+    images = training.context.data.splits.train
     assert len(images) == 39
-    assert training.epoch_steps == steps
-    with training.data.loader(
+    assert Downstream(config.finetune).epoch_steps(training.context) == steps
+    with training.context.data.loader(
         images, (config.images.finetune_view,), batch_size, "finetune-0", keep_last=True
     ) as loader:
         shown = np.concatenate([loader.load(draw).samples for draw in range(steps)])

@@ -8,9 +8,11 @@ import pytest
 from rich.console import Console
 
 from bissl_fast.methods.bissl import BiSSLSettings
-from bissl_fast.methods.finetune import FineTuneSettings, HeadSettings
 from bissl_fast.methods.presets import preset_config
-from bissl_fast.methods.pretrain import PretrainSettings
+from bissl_fast.methods.stages.downstream import Downstream, FineTuneSettings
+from bissl_fast.methods.stages.finetune import finetune
+from bissl_fast.methods.stages.head import HeadSettings
+from bissl_fast.methods.stages.pretrain import PretrainSettings
 from bissl_fast.methods.train import Training
 
 
@@ -33,7 +35,7 @@ def test_bissl_and_fine_tuning_run_on(small_data: Path, tmp_path: Path, backbone
         finetune=FineTuneSettings(epochs=1, batch_size=8, seeds=1),
     )
     training = Training(config, Console(quiet=True))
-    warmup = training.pretext("pretext-warmup", 2)
-    bissl = training.bissl(warmup, training.head_warmup(warmup))
-    finetuned = training.finetune("finetune-bissl-0", bissl, config.finetune_bissl, 0)
+    bissl = training.arms["bissl"][0].backbone(training.context)
+    downstream = Downstream(config.finetune)
+    finetuned = finetune(training.context, "finetune-bissl-0", downstream, bissl, config.finetune_bissl, 0)
     assert (finetuned.folder / "weights.safetensors").stat().st_size > 10_000

@@ -15,13 +15,12 @@ from torch import nn
 from bissl_fast.data.pipelines.loader import Batch
 from bissl_fast.methods.bilevel import BilevelSettings, troubles
 from bissl_fast.methods.bissl import BiSSLSettings, BiSSLTask
-from bissl_fast.methods.finetune import SGDSettings
-from bissl_fast.methods.pretrain import LARSSettings
+from bissl_fast.methods.stages.sgd import SGDSettings
 from bissl_fast.models import Network
 from bissl_fast.ops.nt_xent import nt_xent_loss
-from bissl_fast.pretext import SimCLR
+from bissl_fast.pretext import Learner, OptimizerSettings, SimCLR
 
-LARS = LARSSettings(weight_decay=0.01, trust_coefficient=0.05, scale_learning_rate=False)
+LARS = OptimizerSettings(weight_decay=0.01, trust_coefficient=0.05, scale_learning_rate=False)
 SGD = SGDSettings(learning_rate=0.2, weight_decay=0.02, final_share=0.3)
 SETTINGS = BiSSLSettings(
     alternations=4,
@@ -76,7 +75,7 @@ def task(
         Draws(2, 1, multilabel),
         Draws(3, 2) if settings.stored_from == "fresh" else None,
     ]
-    return BiSSLTask(pretext, downstream, SimCLR(0.5), *loaders, settings, bilevel, LARS, SGD, nullcontext)
+    return BiSSLTask(Learner(SimCLR(0.5), pretext), downstream, *loaders, settings, bilevel, LARS, SGD, nullcontext)
 
 
 Tensors = dict[str, torch.Tensor]

@@ -14,10 +14,9 @@ from bissl_fast.measuring.feeding import pretext_step
 from bissl_fast.measuring.products import Problem, problem
 from bissl_fast.methods.bilevel import BilevelSettings
 from bissl_fast.methods.bissl import BiSSLSettings, BiSSLTask
-from bissl_fast.methods.finetune import SGDSettings
-from bissl_fast.methods.pretrain import LARSSettings
+from bissl_fast.methods.stages.sgd import SGDSettings
 from bissl_fast.models import Network, build_backbone, build_classifier, probe_features
-from bissl_fast.pretext import SimCLR
+from bissl_fast.pretext import Learner, OptimizerSettings, SimCLR
 from bissl_fast.training.precision import apply_precision
 
 pytestmark = [
@@ -54,7 +53,14 @@ def alternation(device: str, bilevel: BilevelSettings) -> dict[str, torch.Tensor
     apply_precision("fp32", torch.device(device))
     loaders: list[Any] = [Noise(device, 1, 2), Noise(device, 2, 1), None]
     task = BiSSLTask(
-        pretext, downstream, SimCLR(), *loaders, SETTINGS, bilevel, LARSSettings(), SGDSettings(0.05, 1e-4), nullcontext
+        Learner(SimCLR(), pretext),
+        downstream,
+        *loaders,
+        SETTINGS,
+        bilevel,
+        OptimizerSettings(),
+        SGDSettings(0.05, 1e-4),
+        nullcontext,
     )
     named = {
         f"{level} {n}": p for level in ("pretext", "downstream") for n, p in getattr(task, level).named_parameters()

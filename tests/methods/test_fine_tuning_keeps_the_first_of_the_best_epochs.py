@@ -12,7 +12,9 @@ from torch import nn
 from bissl_fast.data.pipelines.loader import Batch, Loader
 from bissl_fast.data.pipelines.order import BatchOrder
 from bissl_fast.evaluation.metrics import Evaluation
-from bissl_fast.methods.finetune import FineTuneTask, HeadWarmupTask, SGDSettings
+from bissl_fast.methods.stages.finetune import FineTuneTask
+from bissl_fast.methods.stages.head import HeadWarmupTask
+from bissl_fast.methods.stages.sgd import SGDSettings
 from bissl_fast.models import Network
 
 

@@ -13,12 +13,15 @@ from bissl_fast.data.views.presets import eval_view, finetune_view, paper_views
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.report import write_report
 from bissl_fast.methods.bissl import BiSSLSettings
-from bissl_fast.methods.config import ImageSettings, TrainConfig, load_config, save_config
-from bissl_fast.methods.finetune import FineTuneSettings, HeadSettings
+from bissl_fast.methods.config import TrainConfig, load_config, save_config
 from bissl_fast.methods.presets import preset_config
-from bissl_fast.methods.pretrain import PretrainSettings
+from bissl_fast.methods.settings import ImageSettings
+from bissl_fast.methods.stages.downstream import FineTuneSettings
+from bissl_fast.methods.stages.head import HeadSettings
+from bissl_fast.methods.stages.pretrain import PretrainSettings
 from bissl_fast.methods.train import Training, train
 from bissl_fast.models import build_backbone
+from tests.methods.conftest import pretext_stage
 
 COLOURED = "have colours, of which the luma is taken"
 FIRST = "backbone.conv1.0.weight"  # of the small network
@@ -73,7 +76,7 @@ def test_a_run_goes_from_files_to_its_report(
         shown = arrays["images"]
     assert shown.shape == (8, 3, 16, 16, 3)
     assert (shown == shown[..., :1]).all() == (channels < 3)
-    assert load_config(run / "config.yaml").images == images
+    assert load_config(run / "config.yaml", TrainConfig).images == images
     page = write_report(run).read_text()
     assert ("channels the first" in page) == bool(caption)
     assert caption in page
@@ -82,8 +85,8 @@ def test_a_run_goes_from_files_to_its_report(
 def test_pictures_in_colour_train_as_gray(small_data: Path, tmp_path: Path) -> None:
     images = ImageSettings(size=16, cache_size=20, channels=1)
     training = Training(settings(f"folder:{small_data / 'labelled'}", tmp_path, images), Console(quiet=True))
-    assert training.unlabelled.images.shape == (60, 20, 20, 1)
-    weights = load_file(training.pretext("pretext-warmup", 2).folder / "weights.safetensors")
+    assert training.context.data.unlabelled.images.shape == (60, 20, 20, 1)
+    weights = load_file(pretext_stage(training, "pretext-warmup", 2).folder / "weights.safetensors")
     assert weights[FIRST].shape[1] == 1
 
 
@@ -95,8 +98,8 @@ def test_a_run_in_gray_starts_from_weights_of_colours_and_embeds_in_gray(
     config = settings(f"folder:{small_data / 'labelled'}", tmp_path, images)
     training = Training(replace(config, weights=str(tmp_path / "rgb.safetensors")), Console(width=300))
     assert "from 3 channels to those of the images: conv1.0.weight" in capsys.readouterr().out
-    (training.folder / "config.yaml").write_text(save_config(config))
-    stage = training.pretext("bissl", 1).folder
+    (training.context.folder / "config.yaml").write_text(save_config(config))
+    stage = pretext_stage(training, "bissl", 1).folder
     assert main(["embed", str(stage), str(small_data / "loose"), "--output", str(tmp_path / "run.npz")]) == 0
     rgb = ["embed", str(tmp_path / "rgb.safetensors"), str(small_data / "loose"), "--backbone", "test_resnet"]
     assert main([*rgb, "--channels", "1", "--size", "16", "--output", str(tmp_path / "rgb.npz")]) == 0
@@ -126,11 +129,11 @@ def test_a_config_keeps_channels_and_what_was_written_before_has_three(tmp_path:
     path = tmp_path / "config.yaml"
     config = TrainConfig(images=ImageSettings(channels=2, mean=(0.1, 0.2)))
     path.write_text(save_config(config))
-    assert load_config(path) == config
+    assert load_config(path, TrainConfig) == config
     lines = save_config(TrainConfig()).splitlines()
     path.write_text("\n".join(line for line in lines if line not in ("  channels: 3", "  mean: null", "  std: null")))
     assert "channels" not in path.read_text()
-    assert load_config(path) == TrainConfig()
+    assert load_config(path, TrainConfig) == TrainConfig()
 
 
 @pytest.mark.parametrize(

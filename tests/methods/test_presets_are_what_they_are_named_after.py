@@ -25,7 +25,7 @@ def test_paper_preset_is_sections_4_and_b() -> None:
     assert {sgd.final_share for sgd in (config.upper, config.finetune_bissl, config.finetune_baseline)} == {0}
     assert (config.statistics.update, config.statistics.batches) == ("running", 100)
     assert config.finetune.difficult == "ignored"
-    lars = pretrain.lars
+    lars = pretrain.optimizer
     assert (lars.trust_coefficient, lars.weight_decay, lars.momentum) == (0.001, 1e-6, 0.9)
     assert lars.exclude_1d
     assert lars.peak(4.8, 1024) == pytest.approx(19.2)
@@ -50,8 +50,8 @@ def test_official_preset_departs_from_the_paper_as_the_released_code_does_and_no
     paper, official = preset_config("paper", "pets"), preset_config("official", "pets")
     assert (official.bissl.stored_batches, official.bissl.stored_from) == (1, "fresh")
     assert (official.bissl.learning_rate, official.bissl.warmup_steps, official.bissl.final_share) == (1.0, 980, 0.001)
-    assert official.pretrain.lars.peak(4.8, 1024) == 4.8
-    assert not official.pretrain.lars.exclude_1d
+    assert official.pretrain.optimizer.peak(4.8, 1024) == 4.8
+    assert not official.pretrain.optimizer.exclude_1d
     first, _ = official.images.pretext_views
     assert (first.crop_scale, first.crop_ratio, first.pixel_range) == ((0.08, 1.0), (0.5, 1.0), 255)
     assert official.bissl.adaptation_every == 0

@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,13 +13,14 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from bissl_fast.cli.train import parse_config
+from bissl_fast.data.views.presets import simclr_views
 from bissl_fast.errors import UserError
-from bissl_fast.methods import train
+from bissl_fast.methods import run
 from bissl_fast.methods.bilevel import BilevelSettings
 from bissl_fast.methods.train import Training
 from bissl_fast.methods.trial import kept_or_tried, usable
 from bissl_fast.models import Network, build_projector
-from bissl_fast.pretext import SimCLR
+from bissl_fast.pretext import Learner, SimCLR
 from tests.methods.conftest import train_arguments
 
 
@@ -39,6 +41,9 @@ class SquareOnce(nn.Module):
         return Once.apply(x)
 
 
+VIEWS = simclr_views(16)
+
+
 class Infinite(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x / 0
@@ -53,11 +58,11 @@ def network(*layers: nn.Module) -> Network:
 def test_settings_that_serve_stay_as_they_are() -> None:
     for mode in ("linearized", "reverse", "gauss_newton", "finite_difference"):
         settings = BilevelSettings(mode=mode, batches_at_once=2)  # type: ignore[arg-type]
-        assert usable(settings, network(nn.ReLU()), SimCLR(), 16) == (settings, "")
+        assert usable(settings, Learner(SimCLR(), network(nn.ReLU())), VIEWS) == (settings, "")
 
 
 def test_where_only_reverse_can_serve_it_is_taken_and_said() -> None:
-    settings, note = usable(BilevelSettings(recycle=True), network(nn.Dropout(0.1)), SimCLR(), 16)
+    settings, note = usable(BilevelSettings(recycle=True), Learner(SimCLR(), network(nn.Dropout(0.1))), VIEWS)
     assert settings == BilevelSettings(mode="reverse", recycle=True)
     assert note.startswith("--bilevel.mode reverse serves in place of linearized, more slowly: ")
     assert "draws random numbers" in note
@@ -75,18 +80,18 @@ REFUSED = {
 def test_what_cannot_serve_is_refused_and_told_what_does(name: str) -> None:
     mode, layer, sentence = REFUSED[name]
     with pytest.raises(UserError, match=sentence):
-        usable(BilevelSettings(mode=mode), network(layer()), SimCLR(), 16)  # type: ignore[arg-type]
+        usable(BilevelSettings(mode=mode), Learner(SimCLR(), network(layer())), VIEWS)  # type: ignore[arg-type]
 
 
 def test_a_capture_is_never_given_up_in_silence() -> None:
     with pytest.raises(UserError, match="random numbers"):
-        usable(BilevelSettings(capture=True), network(nn.Dropout(0.1)), SimCLR(), 16)
+        usable(BilevelSettings(capture=True), Learner(SimCLR(), network(nn.Dropout(0.1))), VIEWS)
 
 
 def test_the_trial_leaves_no_trace() -> None:
     module = network(nn.ReLU()).eval()
     before, drawn = {k: v.clone() for k, v in module.state_dict().items()}, torch.get_rng_state()
-    usable(BilevelSettings(mode="reverse"), module, SimCLR(), 16)
+    usable(BilevelSettings(mode="reverse"), Learner(SimCLR(), module), VIEWS)
     assert not module.training
     assert all(parameter.grad is None for parameter in module.parameters())
     assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
@@ -98,38 +103,47 @@ def test_a_run_takes_what_serves_or_ends_before_it_has_written_anything(
 ) -> None:
     config = parse_config(train_arguments(small_data, tmp_path))
     linearized = replace(config, bilevel=replace(config.bilevel, mode="linearized"))
-    monkeypatch.setattr(train, "probe_features", lambda *_: 4)
-    monkeypatch.setattr(train, "build_backbone", lambda *_: network(nn.Dropout(0.1)).backbone)
+    monkeypatch.setattr(run, "probe_features", lambda *_: 4)
+    monkeypatch.setattr(run, "build_backbone", lambda *_: network(nn.Dropout(0.1)).backbone)
     console = Console(width=300, record=True)
-    assert Training(linearized, console).bilevel.mode == "reverse"
+    assert Training(linearized, console).arms["bissl"][0].bilevel.mode == "reverse"
     assert "--bilevel.mode reverse serves in place of linearized" in console.export_text()
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["trial.json"]
     shutil.rmtree(tmp_path / "run")
-    monkeypatch.setattr(train, "build_backbone", lambda *_: network(SquareOnce()).backbone)
+    monkeypatch.setattr(run, "build_backbone", lambda *_: network(SquareOnce()).backbone)
     with pytest.raises(UserError, match="choose another --backbone"):
         Training(config, Console(quiet=True))
     assert not (tmp_path / "run").exists()
 
 
 def test_a_run_keeps_the_answer_and_asks_again_where_anything_else_is_asked(tmp_path: Path) -> None:
-    built = []
+    built, told = [], []
 
-    def build() -> Network:
-        built.append(1)
-        return network(nn.Dropout(0.1))
+    def learner(task: SimCLR) -> Learner:
+        built.append(task)
+        return Learner(task, network(nn.Dropout(0.1)))
 
-    def asked(record: Path, version: str = "1", **settings: Any) -> tuple[BilevelSettings, str]:
-        return kept_or_tried(record, {"torch": version}, BilevelSettings(**settings), build, SimCLR(), 16, 3)
+    def asked(version: str = "1", **settings: Any) -> BilevelSettings:
+        environment = {"bissl-fast": version, "packages": {}, "device": "cpu"}
+        run = SimpleNamespace(
+            folder=tmp_path / "run",
+            environment=environment,
+            settings=SimpleNamespace(backbone="own"),
+            views=VIEWS,
+            learner=learner,
+            say=told.append,
+        )
+        return kept_or_tried(run, BilevelSettings(**settings), SimCLR())  # type: ignore[arg-type]
 
-    record = tmp_path / "run" / "trial.json"
-    first = asked(record)
-    assert first[0].mode == "reverse"
-    assert "serves in place of linearized" in first[1]
-    assert asked(record) == first
+    first = asked()
+    assert first.mode == "reverse"
+    assert "serves in place of linearized" in told[0]
+    assert asked() == first
+    assert told[1] == told[0]
     assert len(built) == 1
-    assert asked(record, recycle=True)[0] == BilevelSettings(mode="reverse", recycle=True)
-    asked(record, version="2", recycle=True)
+    assert asked(recycle=True) == BilevelSettings(mode="reverse", recycle=True)
+    asked(version="2", recycle=True)
     assert len(built) == 3
-    record.write_text("{", encoding="utf-8")  # cut off
-    assert asked(record) == first
+    (tmp_path / "run" / "trial.json").write_text("{", encoding="utf-8")  # cut off
+    assert asked() == first
     assert len(built) == 4

@@ -14,11 +14,13 @@ from bissl_fast.errors import UserError
 from bissl_fast.evaluation.features import StatisticsSettings
 from bissl_fast.methods.bilevel import BilevelSettings
 from bissl_fast.methods.bissl import BiSSLSettings
-from bissl_fast.methods.config import ImageSettings, TrainConfig, load_config, save_config
-from bissl_fast.methods.finetune import FineTuneSettings, SGDSettings
+from bissl_fast.methods.config import TrainConfig, load_config, save_config
 from bissl_fast.methods.loading import RunData
 from bissl_fast.methods.presets import preset_config
-from bissl_fast.methods.pretrain import PretrainSettings
+from bissl_fast.methods.settings import ImageSettings
+from bissl_fast.methods.stages.downstream import FineTuneSettings
+from bissl_fast.methods.stages.pretrain import PretrainSettings
+from bissl_fast.methods.stages.sgd import SGDSettings
 from bissl_fast.methods.train import Training, train
 from bissl_fast.pretext import SimCLR
 from tests.methods.conftest import write_images
@@ -88,19 +90,19 @@ def test_every_config_survives_its_file(tmp_path: Path, preset: Any) -> None:
     config = replace(preset_config(preset, "dtd"), data_root=Path("somewhere"), name="größer")
     path = tmp_path / "config.yaml"
     path.write_text(save_config(config), encoding="utf-8")
-    assert load_config(path) == config
+    assert load_config(path, TrainConfig) == config
 
 
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (("version: 4", "version: 99"), "has config version 99, this bissl-fast reads version 4"),
-        (("version: 4\n", ""), "names no version"),
+        (("version: 5", "version: 99"), "has config version 99, this bissl-fast reads version 5"),
+        (("version: 5\n", ""), "names no version"),
         (("seed: 0", "sead: 0"), "has no setting 'sead'"),
         (("seed: 0", "seed: many"), "seed must be int, found 'many'"),
         (("preset: quick", "preset: fast"), "preset must be 'paper' or 'official' or 'quick', found 'fast'"),
         (("proximity: 0.001", "proximity: -3.0"), r"\(λ\) must be positive"),
-        (("version: 4", "version: [1"), "is not YAML"),
+        (("version: 5", "version: [1"), "is not YAML"),
     ],
 )
 def test_config_files(tmp_path: Path, change: tuple[str, str], sentence: str) -> None:
@@ -108,12 +110,12 @@ def test_config_files(tmp_path: Path, change: tuple[str, str], sentence: str) ->
     assert change[0] in text
     (tmp_path / "config.yaml").write_text(text.replace(*change, 1))
     with pytest.raises(UserError, match=sentence):
-        load_config(tmp_path / "config.yaml")
+        load_config(tmp_path / "config.yaml", TrainConfig)
 
 
 def test_a_config_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
-        load_config(tmp_path / "config.yaml")
+        load_config(tmp_path / "config.yaml", TrainConfig)
 
 
 def config(small_data: Path, output: Path, **changes: Any) -> TrainConfig:
@@ -124,6 +126,13 @@ def config(small_data: Path, output: Path, **changes: Any) -> TrainConfig:
     return replace(small, **changes)
 
 
+def steps_of(training: Training) -> tuple[int, int]:
+    """Pretext steps of BiSSL and of the baseline."""
+    costs = {name: method.cost(training.context) for name, (method, _) in training.arms.items()}
+    upper = 2 * training.config.bissl.alternations * training.config.bissl.upper_steps
+    return costs["bissl"].passes - upper, costs["baseline"].passes
+
+
 def begin(config: TrainConfig) -> Training:
     return Training(config, Console(quiet=True))
 
@@ -131,11 +140,10 @@ def begin(config: TrainConfig) -> Training:
 def test_the_baselines_epochs_are_exactly_those_that_were_asked_for(
     small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    together = begin(config(small_data, tmp_path))
-    assert together.baseline_steps == together.warmup_steps + together.lower_steps
+    assert steps_of(begin(config(small_data, tmp_path))) == (1500 + 36, 1500 + 36)
     pretrain = PretrainSettings(batch_size=16, epochs=5, baseline_epochs=6)  # 3 steps each
     training = Training(config(small_data, tmp_path, pretrain=pretrain), Console(width=200))
-    assert (training.warmup_steps, training.lower_steps, training.baseline_steps) == (15, 36, 18)
+    assert steps_of(training) == (15 + 36, 18)
     assert "pretext-baseline: 18 steps, where warm-up and BiSSL have 51" in capsys.readouterr().out
 
 
@@ -204,7 +212,7 @@ def test_pretext_images_that_are_test_images_are_told(
 ) -> None:
     pretext = f"folder:{small_data / 'labelled'}"
     training = Training(config(small_data, tmp_path, pretext_dataset=pretext, exclude_test=exclude), Console(width=500))
-    assert len(training.data.unlabelled) == count
+    assert len(training.context.data.unlabelled) == count
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "12 of the 60 images" in line]
     assert line.rstrip().endswith(end)
 
@@ -216,8 +224,8 @@ def test_pretext_images_that_are_test_images_by_a_table_are_left_out(small_data:
     spec = f"folder:{folder}"
     changed = config(small_data, tmp_path, dataset=spec, labels=table, pretext_dataset=spec, exclude_test=True)
     training = begin(changed)
-    assert len(training.splits.test) == 8
-    assert len(training.data.unlabelled) == 40
+    assert len(training.context.data.splits.test) == 8
+    assert len(training.context.data.unlabelled) == 40
 
 
 def test_a_set_without_unlabelled_images_of_its_own_asks_for_stl10_by_name(small_data: Path, tmp_path: Path) -> None:
@@ -263,4 +271,4 @@ def test_a_one_image_class_trains(small_data: Path, tmp_path: Path) -> None:
     shutil.copytree(small_data / "labelled", tmp_path / "labelled")
     write_images(tmp_path / "labelled" / "single", 1, 2, 5)
     training = begin(config(small_data, tmp_path, dataset=f"folder:{tmp_path / 'labelled'}"))
-    assert "single" in training.splits.train.classes
+    assert "single" in training.context.data.splits.train.classes

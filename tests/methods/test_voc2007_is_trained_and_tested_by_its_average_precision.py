@@ -22,7 +22,7 @@ from bissl_fast.evaluation.run_folder import RunFolder
 from bissl_fast.methods.train import Training, train
 from bissl_fast.models import Network, build_backbone, build_classifier
 from tests.data import sets
-from tests.methods.conftest import SMALL, train_arguments
+from tests.methods.conftest import SMALL, head_stage, pretext_stage, train_arguments
 
 
 @pytest.fixture(scope="module")
@@ -53,17 +53,22 @@ def arguments(voc: Path, output: Path, *more: str) -> list[str]:
 def test_the_best_model_of_every_seed_is_tested_by_its_mean_average_precision(voc: Path, run: Path) -> None:
     results = json.loads((run / "results.json").read_text())
     assert (results["dataset"], results["classes"]) == ("voc2007", 20)
-    assert results["bissl"].keys() == results["baseline"].keys() == {"map"}
+    assert {name: list(arm["scores"]) for name, arm in results["arms"].items()} == {
+        "bissl": ["map"],
+        "baseline": ["map"],
+    }
     training = Training(parse_config(arguments(voc, run.parent)), Console(quiet=True))
     for arm in ("bissl", "baseline"):
         for seed in range(2):
-            network = Network(build_backbone("test_resnet", 0), build_classifier(training.features, 20, 0)).eval()
+            network = Network(
+                build_backbone("test_resnet", 0), build_classifier(training.context.features, 20, 0)
+            ).eval()
             network.load_state_dict(load_file(run / f"finetune-{arm}-{seed}" / "weights.safetensors"))
             epochs = RunFolder(run).metrics(f"finetune-{arm}-{seed}")
             best = max(record["val_map"] for record in epochs)
-            assert scored(network, training, training.splits.val) == pytest.approx(best, rel=1e-6)
-            tested = scored(network, training, training.splits.test)
-            assert tested == pytest.approx(results[arm]["map"][seed], rel=1e-6)
+            assert scored(network, training, training.context.data.splits.val) == pytest.approx(best, rel=1e-6)
+            tested = scored(network, training, training.context.data.splits.test)
+            assert tested == pytest.approx(results["arms"][arm]["scores"]["map"][seed], rel=1e-6)
 
 
 def scored(network: Network, training: Training, images: Any) -> float:
@@ -102,7 +107,7 @@ def test_how_difficult_objects_count_is_part_of_the_key_of_every_stage_that_scor
 def test_another_loss_is_another_head(voc: Path, run: Path, tmp_path: Path) -> None:
     config = parse_config(arguments(voc, tmp_path, "--finetune.multilabel-loss", "cross-entropy"))
     training = Training(config, Console(quiet=True))
-    head = training.head_warmup(training.pretext("pretext-warmup", training.warmup_steps))
+    head = head_stage(training, pretext_stage(training, "pretext-warmup", 2))
     ours, theirs = (load_file(folder / "weights.safetensors") for folder in (head.folder, run / "head-warmup"))
     assert not torch.equal(ours["weight"], theirs["weight"])
 
@@ -112,7 +117,7 @@ def test_a_set_of_one_class_per_image_is_keyed_as_if_there_were_no_choice(small_
     for loss in ("bce", "cross-entropy"):
         config = parse_config(train_arguments(small_data, tmp_path, "--finetune.multilabel-loss", loss))
         training = Training(config, Console(quiet=True))
-        folder = training.head_warmup(training.pretext("pretext-warmup", 1)).folder
+        folder = head_stage(training, pretext_stage(training, "pretext-warmup", 1)).folder
         keys.append(json.loads((folder / "key.json").read_text()))
     assert keys[0] == keys[1]
     assert set(keys[0]["settings"]) == {"seed", "backbone", "precision", "head", "sgd", "batch_size", "view"}

@@ -17,7 +17,8 @@ from bissl_fast.errors import UserError
 from bissl_fast.measuring.feeding import Building, Feeding, measure_building, measure_feeding
 from bissl_fast.measuring.views import Rates, enlarged, measure_rates, torch_threads
 from bissl_fast.methods.checks import require
-from bissl_fast.methods.presets import Preset, preset_config
+from bissl_fast.methods.presets import preset_config
+from bissl_fast.methods.settings import Preset
 from bissl_fast.training.precision import find_device
 from bissl_fast.training.tracking import say
 

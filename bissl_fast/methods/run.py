@@ -1,0 +1,136 @@
+"""A run: the context that every method is handed. It knows no method."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from bissl_fast.methods.loading import RunData
+from bissl_fast.methods.seeds import derive_seed
+from bissl_fast.methods.settings import RunSettings
+from bissl_fast.models import BackboneWeights, Network, backbone_weights, build_backbone, place, probe_features
+from bissl_fast.models.weights import timm_normalisation
+from bissl_fast.pretext import Learner, PretextTask
+from bissl_fast.pretext.collapse import alarm
+from bissl_fast.training.environment import describe_environment
+from bissl_fast.training.files import load_weights, write_json
+from bissl_fast.training.loop import Task, run_loop
+from bissl_fast.training.precision import apply_precision, find_device
+from bissl_fast.training.stage import StageOutput, run_stage
+from bissl_fast.training.tracking import say
+
+
+class Run:
+    """Folder, seed, device, precision and data of a run, its networks, and its stages.
+
+    Args:
+        settings: those that a run has whatever its methods.
+        console: terminal.
+
+    Attributes:
+        folder: ``<output>/<name>``.
+        device: where networks are trained.
+        forward: precision context of a forward pass.
+        features: F, the backbone's.
+        views: of the pretext task.
+        weights: that the backbone starts from, if they are not drawn.
+        data: sets and loaders.
+        environment: versions and machine.
+
+    Raises:
+        UserError: for settings, data or folders that cannot be used.
+    """
+
+    def __init__(self, settings: RunSettings, console: Console) -> None:
+        self.settings, self.console, self.folder = settings, console, settings.run_folder
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
+        self.device = find_device(settings.device)
+        self.forward = apply_precision(settings.precision, self.device)
+        images = settings.images
+        self.features = probe_features(settings.backbone, images.size, images.channels)
+        self.views = images.pretext_views
+        self.weights = self._start()
+        self.data = RunData(settings, self.device, console)
+        self.environment = describe_environment(self.device)
+
+    def stage(
+        self,
+        name: str,
+        settings: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        body: Callable[[Path], None],
+        outputs: tuple[str, ...] = ("weights.safetensors",),
+    ) -> StageOutput:
+        """Do a stage, or find it done; :func:`run_stage` says how it is kept.
+
+        Args:
+            name: of its folder.
+            settings: everything of its own that determines the result; what all stages share is added.
+            inputs: content hashes of data sets and earlier stages.
+            body: writes ``outputs`` into the folder that it is given.
+            outputs: what later stages read.
+        """
+        shared: dict[str, Any] = {name: getattr(self.settings, name) for name in ("seed", "backbone", "precision")}
+        shared |= self.data.pipeline.key
+
+        def recorded(folder: Path) -> None:
+            write_json(folder / "environment.json", self.environment)  # a copied stage keeps the one it was made in
+            body(folder)
+
+        return run_stage(self.folder / name, {**shared, **settings}, inputs, recorded, outputs, self.console)
+
+    def loop(self, task: Task, folder: Path) -> None:
+        """Take a task to its last step, in a stage's folder."""
+        run_loop(task, folder, self.device, self.seed(folder.name), self.settings.loop, self.console, alarm)
+
+    def seed(self, purpose: str) -> int:
+        """A seed for one purpose of the run."""
+        return derive_seed(self.settings.seed, purpose)
+
+    def say(self, sentence: str, style: str = "yellow") -> None:
+        """Tell the user."""
+        say(self.console, sentence, style)
+
+    def backbone(self) -> nn.Module:
+        """The backbone with its first weights."""
+        images = self.settings.images
+        return build_backbone(self.settings.backbone, self.seed("backbone"), images.size, images.channels)
+
+    def learner(self, task: PretextTask, start: StageOutput | None = None) -> Learner:
+        """The pretext task with a network of its own.
+
+        Args:
+            task: the pretext task.
+            start: the pretext stage that it goes on from; ``None``: the first weights of the run.
+        """
+        network = Network(self.backbone(), task.head(self.features, self.seed("projector")))
+        if self.weights is not None:
+            self.weights.load_into(network.backbone)
+        learner = Learner(task, place(network, self.device), self.forward, self.seed("store"))
+        if start is not None:
+            learner.load_state_dict(load_weights(start.folder / "weights.safetensors"))
+        return learner
+
+    def downstream_network(self, backbone: StageOutput, head: nn.Module) -> Network:
+        """A backbone that a stage has left, with a head."""
+        network = Network(self.backbone(), head)
+        network.backbone.load_state_dict(load_weights(backbone.folder / "weights.safetensors", "backbone."))
+        return place(network, self.device)
+
+    def _start(self) -> BackboneWeights | None:
+        """The weights that the backbone starts from, if they are not drawn."""
+        spec, view = self.settings.weights, self.settings.images.finetune_view
+        if spec is None:
+            return None
+        weights = backbone_weights(spec, self.backbone(), self.settings.backbone)
+        say(self.console, f"Weights: {weights}")
+        seen = timm_normalisation(spec)
+        own = view if seen is None else replace(view, mean=seen[0], std=seen[1]).for_channels(len(view.mean))
+        if own != view:
+            self.say(f"{spec} has seen pixels of mean {own.mean} and std {own.std}: set --images.mean and --images.std")
+        return weights

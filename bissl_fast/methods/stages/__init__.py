@@ -1,0 +1,1 @@
+"""The stages that methods are made of."""

@@ -1,0 +1,157 @@
+"""Conventional pretext training: minimise L^P over backbone and head (BiSSL, section 4.2.1)."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch.nn.utils import clip_grad_norm_
+
+from bissl_fast.data.pipelines.loader import Loader
+from bissl_fast.errors import UserError
+from bissl_fast.methods.checks import require
+from bissl_fast.methods.run import Run
+from bissl_fast.pretext import Learner, OptimizerSettings, PretextTask
+from bissl_fast.training.files import save_weights
+from bissl_fast.training.loop import Values
+from bissl_fast.training.optimizers import build_optimizer, set_rate
+from bissl_fast.training.schedules import warmup_cosine
+from bissl_fast.training.stage import StageOutput
+
+
+@dataclass(frozen=True)
+class PretrainSettings:
+    """Pretext training, and the length of BiSSL's pretext warm-up.
+
+    Attributes:
+        epochs: of the pretext warm-up; 0 leaves the backbone as it is.
+        baseline_epochs: likewise of the baseline's pretext stage; left out: as many steps as warm-up and BiSSL's
+            lower level have together.
+        batch_size: B images, of two or more views each.
+        learning_rate: peak of the schedule.
+        warmup_epochs: linear from 0.
+        final_share: the last rate as a share of the peak, reached by a half cosine.
+        optimizer: the optimiser.
+    """
+
+    epochs: float = 500
+    baseline_epochs: float | None = None
+    batch_size: int = 1024
+    learning_rate: float = 4.8
+    warmup_epochs: float = 10
+    final_share: float = 0.0
+    optimizer: OptimizerSettings = OptimizerSettings()
+
+    def __post_init__(self) -> None:
+        require(self.epochs >= 0, "pretrain.epochs", self.epochs, "0 or more")
+        if self.baseline_epochs is not None:
+            require(self.baseline_epochs >= 0, "pretrain.baseline-epochs", self.baseline_epochs, "0 or more")
+        require(self.batch_size >= 2, "pretrain.batch-size", self.batch_size, "at least 2")
+        require(self.learning_rate > 0, "pretrain.learning-rate", self.learning_rate, "positive")
+        require(self.warmup_epochs >= 0, "pretrain.warmup-epochs", self.warmup_epochs, "0 or more")
+        require(0 <= self.final_share <= 1, "pretrain.final-share", self.final_share, "between 0 and 1")
+
+
+class PretrainTask:
+    """One step: the views through the network, the task's loss, its optimiser, and its state moves.
+
+    Args:
+        learner: the pretext task with its network, trained in place.
+        loader: its batches of views.
+        settings: schedule and optimiser.
+        steps: how many steps the stage has.
+        warmup: how many of them are warm-up.
+    """
+
+    def __init__(self, learner: Learner, loader: Loader, settings: PretrainSettings, steps: int, warmup: int) -> None:
+        self.learner, self.loader, self.settings = learner, loader, settings
+        self.steps, self.images_per_step, self.log_every = steps, settings.batch_size, max(1, min(50, steps // 50))
+        self._warmup = warmup
+        self._optimizer = build_optimizer(
+            settings.optimizer, learner.network.named_parameters(), learner.task.constant_rate()
+        )
+
+    def step(self, index: int) -> Values:
+        settings, learner = self.settings, self.learner
+        optimizer = settings.optimizer
+        peak = optimizer.peak(settings.learning_rate, settings.batch_size)
+        rate = warmup_cosine(index, self.steps, peak, self._warmup, settings.final_share)
+        set_rate(self._optimizer, rate, peak, optimizer.decay_at(index / self.steps))
+        learner.network.train()
+        self._optimizer.zero_grad(set_to_none=True)
+        learner.begin_step()
+        loss = learner.loss(self.loader.load(index).views)
+        loss.backward()  # type: ignore[no-untyped-call]
+        learner.hold(index)
+        if optimizer.clip is not None:
+            clip_grad_norm_(learner.network.parameters(), optimizer.clip)
+        self._optimizer.step()
+        learner.advance(index / self.steps)
+        logged = (index + 1) % self.log_every == 0 or index + 1 == self.steps
+        return {"loss": loss.detach(), "lr": rate, **(learner.diagnostics() if logged else {})}
+
+    def state(self) -> dict[str, Any]:
+        return {"learner": self.learner.state_dict(), "optimizer": self._optimizer.state_dict()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.learner.load_state_dict(state["learner"])
+        self._optimizer.load_state_dict(state["optimizer"])
+
+
+@dataclass(frozen=True)
+class Pretext:
+    """The pretext task of a run, and how it is trained alone."""
+
+    task: PretextTask
+    settings: PretrainSettings
+
+    def steps(self, run: Run, epochs: float) -> int:
+        """Steps of so many epochs: one at least, unless there are none at all.
+
+        Raises:
+            UserError: if the unlabelled set is smaller than a batch.
+        """
+        epoch = steps_per_epoch(len(run.data.unlabelled), self.settings.batch_size, "--pretrain.batch-size")
+        return max(1, round(epochs * epoch)) if epochs else 0
+
+    def rising_steps(self, run: Run) -> int:
+        """Steps in which the rate rises."""
+        epoch = steps_per_epoch(len(run.data.unlabelled), self.settings.batch_size, "--pretrain.batch-size")
+        return round(self.settings.warmup_epochs * epoch)
+
+    def loader(self, run: Run, purpose: str, phase_length: int = 1) -> Loader:
+        """Batches of all views of the task."""
+        return run.data.loader(run.data.unlabelled, run.views, self.settings.batch_size, purpose, phase_length)
+
+    def train(self, run: Run, name: str, steps: int) -> StageOutput:
+        """The stage ``name``: minimise the pretext loss alone."""
+        warmup = min(self.rising_steps(run), steps)
+
+        def body(folder: Path) -> None:
+            learner = run.learner(self.task)
+            with self.loader(run, "pretext") as loader:
+                run.loop(PretrainTask(learner, loader, self.settings, steps, warmup), folder)
+            save_weights(folder / "weights.safetensors", learner.state_dict())
+
+        pretrain = {k: v for k, v in asdict(self.settings).items() if not k.endswith("epochs")}
+        settings = {**self.key, "views": run.views, **pretrain, "steps": steps, "warmup": warmup}
+        start = {} if run.weights is None else {"weights": run.weights.digest}
+        return run.stage(name, settings, {"images": run.data.unlabelled.content_hash, **start}, body)
+
+    @property
+    def key(self) -> Mapping[str, Any]:
+        """What the task adds to the settings that a stage is keyed by."""
+        return {"pretext": self.task}
+
+
+def steps_per_epoch(images: int, batch_size: int, setting: str) -> int:
+    """Whole batches in a set.
+
+    Raises:
+        UserError: if there is none.
+    """
+    if batch_size > images:
+        raise UserError(
+            f"a batch of {batch_size} images exceeds the {images} images of the set; pass {setting} {images} or less."
+        )
+    return images // batch_size

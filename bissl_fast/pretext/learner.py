@@ -1,0 +1,146 @@
+"""A pretext task at work: the network that it trains, and the state that it moves and no product does."""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from bissl_fast.bilevel import CompositeLoss, frozen_buffers
+from bissl_fast.models import Network, forward_each
+from bissl_fast.pretext.collapse import diagnose
+from bissl_fast.pretext.recipe import half_cosine
+from bissl_fast.pretext.store import Store
+from bissl_fast.pretext.task import Constants, Output, PretextTask
+
+Views = Sequence[torch.Tensor]
+Seen = tuple[tuple[torch.Tensor, ...], Constants]
+"""What one loss is made of: the views that the trained network sees, and what the task takes as given."""
+
+
+class Learner:
+    """The trained network with the momentum copy, queue and centre that the task needs.
+
+    Each step is :meth:`begin_step`, :meth:`loss`, ``backward``, :meth:`hold`, the optimiser's step and :meth:`advance`,
+    which alone moves the state. In products (:attr:`product_loss`) all of it stands still.
+
+    Args:
+        task: the pretext task.
+        network: backbone and head, trained in place.
+        forward: the context of a forward pass, as autocast. Products have one of their own.
+        seed: of the state's first values.
+    """
+
+    def __init__(
+        self,
+        task: PretextTask,
+        network: Network,
+        forward: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        seed: int = 0,
+    ) -> None:
+        self.task, self.network, self.forward = task, network, forward
+        like = next(network.parameters())
+        self.store = Store(task.needs, seed).to(like)
+        self.momentum: Network | None = None
+        if task.needs.target:
+            backbone, head = copy.deepcopy((network.backbone, task.target_head(network.head)))
+            self.momentum = Network(backbone, head).requires_grad_(False)
+        self._last: tuple[Sequence[Output], Constants] | None = None
+
+    def see(self, views: Views) -> Seen:
+        """The part of the views that is trained on, and the momentum copy's outputs for the others, as constants.
+
+        The copy's batch-norm buffers move.
+        """
+        needs = self.task.needs
+        local = tuple(views[2:]) if needs.multi_crop else ()
+        constants: dict[str, Any] = self.store.constants()
+        if self.momentum is not None:
+            self.momentum.train(self.network.training)
+            with torch.no_grad(), self.forward():
+                constants["targets"] = forward_each(self.momentum, [views[k] for k in needs.target])
+        return (*(views[k] for k in needs.online), *local), constants
+
+    def given(self, stored: Sequence[Views]) -> list[Seen]:
+        """Stored batches as products take them: targets of the present copy, and no buffer moves."""
+        with frozen_buffers(*([] if self.momentum is None else [self.momentum])):
+            return [self.see(views) for views in stored]
+
+    def loss(self, views: Views) -> torch.Tensor:
+        """L^P of one batch; batch-norm statistics are a view's own."""
+        seen, constants = self.see(views)
+        with self.forward():
+            outputs = forward_each(self.network, seen)
+        self._last = outputs, constants
+        return self.task.loss(outputs, constants)
+
+    @property
+    def product_loss(self) -> CompositeLoss:
+        """``loss(network, batches)``: L^P, its mean over batches of :data:`Seen`, in one pass where that can be."""
+        return product_loss(self.task)
+
+    def begin_step(self) -> None:
+        """Before a step's forward pass."""
+        with torch.no_grad():
+            self.task.begin_step(self.network.head)
+
+    def hold(self, step: int) -> None:
+        """After a step's backward pass, the ``step``-th of the stage from 0."""
+        self.task.hold(self.network.head, step)
+
+    @torch.no_grad()
+    def advance(self, progress: float) -> None:
+        """After a step: the state moves, once.
+
+        Args:
+            progress: share of the stage's steps that were done before this one.
+        """
+        assert self._last is not None, "a step has a loss before its end"
+        if self.momentum is None:
+            return
+        kept = half_cosine(*self.task.needs.momentum, progress)
+        online = (self.network.backbone, self.task.target_head(self.network.head))
+        old: list[torch.Tensor] = list(self.momentum.parameters())
+        torch._foreach_lerp_(old, [p for part in online for p in part.parameters()], 1 - kept)
+        self.store.move(self._last[1]["targets"])
+
+    def diagnostics(self) -> dict[str, torch.Tensor]:
+        """Spread and effective rank of the last step's embeddings of the first view."""
+        assert self._last is not None, "nothing has been embedded yet"
+        return diagnose(self.task.embedding(self._last[0][0]))
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Everything by name: ``backbone.``, ``head.``, ``momentum.`` and ``store.``."""
+        return {f"{prefix}{name}": value for prefix, part in self._parts() for name, value in part.state_dict().items()}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        """Take over what :meth:`state_dict` gave.
+
+        Raises:
+            RuntimeError: if it is another learner's.
+        """
+        left = dict(state)
+        for prefix, part in reversed(list(self._parts())):  # the network, which has no prefix, takes what is left
+            names = [name for name in left if name.startswith(prefix)]
+            part.load_state_dict({name.removeprefix(prefix): left.pop(name) for name in names})
+
+    def _parts(self) -> Iterator[tuple[str, nn.Module]]:
+        yield "", self.network
+        if self.momentum is not None:
+            yield "momentum.", self.momentum
+        yield "store.", self.store
+
+
+def product_loss(task: PretextTask) -> CompositeLoss:
+    """``loss(network, batches)`` of a task: the mean over batches of :data:`Seen`, in one pass where that can be."""
+
+    def outputs(network: Network, batches: Sequence[Seen]) -> list[tuple[Sequence[Output], Constants]]:
+        made = list(forward_each(network, [view for views, _ in batches for view in views]))
+        return [([made.pop(0) for _ in views], constants) for views, constants in batches]
+
+    def mean(outputs: Sequence[tuple[Sequence[Output], Constants]]) -> torch.Tensor:
+        return torch.stack([task.loss(made, constants) for made, constants in outputs]).mean()
+
+    return CompositeLoss(outputs, mean)

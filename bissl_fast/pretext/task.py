@@ -1,0 +1,138 @@
+"""What a pretext task is: settings, a head, a loss, and a declaration of all else that it needs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from bissl_fast.data.views.parameters import ViewSettings
+from bissl_fast.errors import UserError
+from bissl_fast.pretext.recipe import OptimizerSettings
+
+Output = Any
+"""What a head gives for one view: a tensor (B, …) or a tuple of them."""
+
+Constants = Mapping[str, Any]
+"""What a loss takes as given: ``targets``, the momentum copy's outputs, view by view; ``queue``; ``centre``."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a task gets from :class:`Learner` beside its head. None of it is a parameter of a product.
+
+    Attributes:
+        online: numbers of the views that the trained network sees.
+        target: numbers of the views that the momentum copy sees; none: there is no copy.
+        multi_crop: whether small views may follow the two large ones; the trained network sees them, too.
+        momentum: share of the copy that a step keeps, at first and at last, by a half cosine.
+        queue: rows and width of the earlier targets that are kept, scaled to norm 1.
+        centre: width of the running mean of targets; 0: none is kept.
+        centre_momentum: share of it that a step keeps.
+    """
+
+    online: tuple[int, ...] = (0, 1)
+    target: tuple[int, ...] = ()
+    multi_crop: bool = False
+    momentum: tuple[float, float] = (0.996, 1.0)
+    queue: tuple[int, int] = (0, 0)
+    centre: int = 0
+    centre_momentum: float = 0.9
+
+
+@dataclass(frozen=True)
+class PretextTask:
+    """Base of all pretext tasks: two views, nothing kept from step to step.
+
+    A subclass has the fields that its users set, and what differs from here. Its ``loss`` reads outputs and constants
+    alone, so that it can be differentiated twice while all that :class:`Needs` names stands still.
+    """
+
+    name: ClassVar[str] = ""
+    """By which ``--pretext`` calls it."""
+
+    optimizer: ClassVar[OptimizerSettings] = OptimizerSettings()
+    """The optimiser of its paper."""
+
+    learning_rate: ClassVar[float] = 0.3
+    """Peak rate of its paper, per 256 images where the optimiser scales."""
+
+    @property
+    def needs(self) -> Needs:
+        """What it gets from the learner."""
+        return Needs()
+
+    @property
+    def least_batch(self) -> int:
+        """The fewest images whose loss has all its derivatives; batches are multiples of what it must divide."""
+        return 2
+
+    def require_batch(self, images: int) -> None:
+        """Raises UserError: if batches of so many images cannot be trained on."""
+        least = self.least_batch
+        if images < least:
+            raise UserError(
+                f"--pretrain.batch-size must be at least {least} with --pretext {self.name}, found {images}."
+            )
+
+    def views(self, size: int) -> tuple[ViewSettings, ...]:
+        """The views of its paper, the two large ones first.
+
+        Args:
+            size: side of the large ones in pixels.
+        """
+        raise NotImplementedError
+
+    def head(self, features: int, seed: int) -> nn.Module:
+        """All that is trained beside the backbone: projector, predictor, prototypes.
+
+        Args:
+            features: F, width of the backbone's features (B, F).
+            seed: of the initialisation; torch's global generator is left as it was.
+        """
+        raise NotImplementedError
+
+    def target_head(self, head: nn.Module) -> nn.Module:
+        """The part of the head that the momentum copy runs: all, unless there is a predictor."""
+        return head
+
+    def loss(self, outputs: Sequence[Output], constants: Constants) -> torch.Tensor:
+        """A scalar in float32 or better.
+
+        Args:
+            outputs: of the trained network, for each view that it sees.
+            constants: what the task needs beside them.
+        """
+        raise NotImplementedError
+
+    def embedding(self, output: Output) -> torch.Tensor:
+        """What must not collapse, (B, D): of an output, that which is compared with other views."""
+        found: torch.Tensor = output[0] if isinstance(output, tuple) else output
+        return found
+
+    def begin_step(self, head: nn.Module) -> None:
+        """Before a step's forward pass, without gradient: puts weights where the paper wants them."""
+
+    def hold(self, head: nn.Module, step: int) -> None:
+        """After a step's backward pass: takes the gradients from weights that are not trained yet.
+
+        Args:
+            head: the head.
+            step: 0 for the first of the stage.
+        """
+
+    def constant_rate(self) -> tuple[str, ...]:
+        """Beginnings of the names of parameters whose rate does not follow the schedule, as ``head.predictor.``."""
+        return ()
+
+
+def require(holds: bool, setting: str, found: object, expected: str) -> None:
+    """Raises UserError: if a setting of a pretext task cannot be meant."""
+    if not holds:
+        raise UserError(f"--pretext.{setting.replace('_', '-')} must be {expected}, found {found}.")
+
+
+def require_widths(setting: str, widths: Sequence[int]) -> None:
+    """Raises UserError: if the widths of a head's layers cannot be meant."""
+    require(len(widths) > 0 and min(widths) >= 1, setting, tuple(widths), "positive layer widths")
