@@ -115,7 +115,8 @@ def embedding_collapse(stages: Sequence[PretextStage]) -> Figure:
         style(axes, xlabel, key.replace("_", " "))
         for stage, points in found[key]:
             curve(axes, points, stage.look.colour, stage.label, stage.line, stage.look.marker)
-        axes.set_ylim(bottom=0)
+        highest = max((float(y) for _, (_, values) in found[key] for y in values if np.isfinite(y)), default=0.0)
+        axes.set_ylim(0, 1.08 * highest or 1.0)  # also of what hardly changes
     legend(panels[0])
     return figure
 

@@ -162,6 +162,7 @@ p { margin: .75rem 0; max-width: 44rem; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 table + table { margin-top: 2rem; }
 caption { caption-side: bottom; text-align: left; color: var(--muted); font-size: .875rem; padding-top: .75rem; }
+caption span { display: block; position: sticky; left: 0; max-width: calc(100vw - 2 * clamp(1rem, 4vw, 2rem)); }
 th, td { padding: .5rem .75rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--rule); }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 th { font-weight: 500; }

@@ -36,6 +36,7 @@ class Plate:
 
     Attributes:
         arm: the arm that it is about, without which the report has no place for it; empty: all.
+        optional: whether the report has no place for it either where nothing has been logged, as by earlier versions.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Plate:
     caption: str
     draw: Callable[[RunFolder], Figure]
     arm: str = ""
+    optional: bool = False
 
 
 def write_report(run: Path) -> Path:
@@ -66,7 +68,8 @@ def write_report(run: Path) -> Path:
     """
     folder = RunFolder(run)
     arms = folder.arms()
-    sections = [_section(folder, plate) for plate in PLATES if not plate.arm or plate.arm in arms]
+    tried = [(plate, _section(folder, plate)) for plate in PLATES if not plate.arm or plate.arm in arms]
+    sections = [section for plate, section in tried if section.image is not None or not plate.optional]
     make_folder(run / "figures")
     drawn = {section.name: section.image for section in sections}
     for plate in PLATES:
@@ -165,6 +168,7 @@ PLATES = (
         "same embedding and at most 1. Effective rank: how many directions they use. A spread near 0 or a rank near 1 "
         "means that they have collapsed. Not in the paper; after Chen and He (2021), and Roy and Vetterli (2007).",
         _embedding_collapse,
+        optional=True,
     ),
     Plate(
         "upper-level",

@@ -36,7 +36,7 @@ class ArmResult:
         """Read one arm: `title`, `scores` and `cost`, of which the scores alone must be there."""
         scores = content["scores"]
         known = {m.key: Arm(tuple(map(float, scores[m.key]))) for m in METRICS if m.key in scores}
-        title = " ".join(str(content.get("title", title_of(name))).split())
+        title = " ".join(str(content.get("title") or title_of(name)).split())
         return cls(name, title, known, Cost.from_json(content.get("cost")))
 
 

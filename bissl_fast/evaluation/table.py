@@ -78,7 +78,7 @@ class Grid:
             values = "".join(f"<td>{text}</td>" for text in texts)
             body.append(f'<tr><th scope="row">{escape(name.text)}</th>{values}</tr>')
         return (
-            f"<table><caption>{escape(self.caption)}</caption>"
+            f"<table><caption><span>{escape(self.caption)}</span></caption>"
             f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
         )
 

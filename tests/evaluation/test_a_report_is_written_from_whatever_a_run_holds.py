@@ -225,16 +225,18 @@ def test_features_of_no_arm_are_a_sentence(make_run: MakeRun) -> None:
     assert "features.npz has the features of no arm of this run" in write_report(run).read_text()
 
 
-def test_a_run_that_has_logged_no_spread_says_so(make_run: MakeRun) -> None:
+def test_a_run_that_has_logged_no_spread_has_no_place_for_it(make_run: MakeRun) -> None:
     run = make_run(images=24)
+    assert "effective rank" in write_report(run).read_text()
     for stage in ("pretext-warmup", "bissl", "pretext-baseline"):
         log = run / stage / "metrics.jsonl"
         records = [json.loads(line) for line in log.read_text().splitlines()]
         kept = [{k: v for k, v in r.items() if k not in ("spread", "effective_rank")} for r in records]
         log.write_text("".join(f"{json.dumps(record)}\n" for record in kept))
     page = write_report(run).read_text()
-    assert "Left out: No spread or effective rank of embeddings has been logged yet." in page
-    assert page.count("data:image/png;base64,") == len(PLATES) - 1
+    assert "effective rank" not in page
+    assert 'class="missing"' not in page
+    assert not (run / "figures" / "collapse.png").exists()
 
 
 def test_the_table_lies_beside_the_report_as_markdown(make_run: MakeRun) -> None:

@@ -116,6 +116,14 @@ def test_spread_and_rank_lie_at_the_pretext_steps_of_the_losses(make_run: Callab
     assert line(rank, "Only pretext")[-1, 1] == pytest.approx(60 - 40 * np.exp(-119 / 80), abs=1)
 
 
+def test_measures_that_hardly_change_lie_whole_within_their_axes() -> None:
+    records = [{"step": k, "spread": 0.78 + 0.002 * k, "effective_rank": 0.0} for k in range(1, 11)]
+    for axes in figures.embedding_collapse([figures.PretextStage("Only pretext", BISSL, records)]).axes:
+        low, high = axes.get_ylim()
+        assert low == 0
+        assert line(axes, "Only pretext")[:, 1].max() < 0.97 * high
+
+
 def test_a_record_that_is_no_number_is_left_out() -> None:
     records = [{"step": 1, "loss": 3.0}, {"step": 2, "loss": "three"}, {"step": 3, "loss": None}]
     (axes,) = figures.pretext_losses([figures.PretextStage("Only pretext", BISSL, records)]).axes
