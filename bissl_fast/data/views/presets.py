@@ -94,8 +94,12 @@ def official_finetune_view(size: int) -> ViewSettings:
 
 
 def official_eval_view(size: int) -> ViewSettings:
-    """Evaluation in BiSSL's released code: the short side resized to size / 0.88 (109 for 96), the middle cut out."""
-    share = (size / int(size / 0.88)) ** 2
+    """Evaluation in BiSSL's released code: the short side resized to size * 256 / 224 (109 for 96), the middle cut out.
+
+    The crop is to the nearest pixel of the image, where the released code rounds the place in the resized one: up to a
+    pixel apart, which `docs/data.md` has in levels.
+    """
+    share = (size / (size * 256 // 224)) ** 2
     return ViewSettings(
         size=size, crop_scale=(share, share), crop_ratio=(1.0, 1.0), interpolation="bicubic", centred=True
     )
