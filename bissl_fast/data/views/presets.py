@@ -53,7 +53,12 @@ def simclr_views(size: int, strength: float = 1.0) -> ViewPair:
         size: side in pixels.
         strength: of the colour changes; 1 on ImageNet, 0.5 on CIFAR-10 (there without blur).
 
-    Source: Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020, Appendix A.
+    Source: Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020, Appendix A;
+    colours have the meaning of the PyTorch code that it prints beside TensorFlow's, as in most of today's SimCLR. The
+    released code, in TensorFlow, does four things otherwise: its bicubic resize reads from the corners of pixels, not
+    antialiased; contrast is about each channel's mean; saturation is that of HSV; the blur's kernel has a tenth of the
+    side, with black beyond the edges. It also draws one sigma for a whole batch and the crop's ratio uniformly, and
+    takes no mean and std. `docs/data.md` says how far that is.
     """
     view = ViewSettings(
         size=size,
