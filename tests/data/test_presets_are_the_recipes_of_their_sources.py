@@ -184,7 +184,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], Callable[[Compared], torch.Tensor]]] 
     "half a pixel aside": (tuple(PRESETS), half_a_pixel_aside),
     "the other resize": (tuple(PRESETS), by_the_other("interpolation", "bilinear", "bicubic")),
     "the other blur": (COLOURED[:-1], by_the_other("blur_filter", "gaussian", "box")),
-    "a blur as wide in variance as in deviation": (COLOURED, by_other_numbers(sigma=lambda x: x * x)),
+    "a variance for a deviation": (COLOURED, by_other_numbers(sigma=lambda x: x * x)),
     "a blur a fifth wider": (COLOURED, by_other_numbers(sigma=lambda x: 1.2 * x)),
     "the other order": (COLOURED, by_other_numbers(order=lambda x: x[:, ::-1].copy())),
     "contrast by channel": (COLOURED, by_another_colour(CONTRAST, contrast_about_each_channels_mean)),
