@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import Any
 
 from rich.console import Console
@@ -32,6 +32,9 @@ class Metrics:
     """
 
     def __init__(self, folder: Path, offset: int = 0, step: int = 0) -> None:
+        # TensorBoard looks for this name, and does without an installed TensorFlow: it takes seconds to load, and
+        # crashes where torchvision is loaded after it.
+        sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
         from torch.utils.tensorboard import SummaryWriter
 
         self._path = folder / "metrics.jsonl"

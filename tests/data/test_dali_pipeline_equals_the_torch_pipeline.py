@@ -66,17 +66,35 @@ def test_colours_stay_within_half_a_level_at_their_extremes(operation: int | str
     assert levels_apart(found, render(images, drawn, settings), settings).max() <= 0.5
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("size", [1, 5, 40])
-def test_blur_and_the_rims_of_crops_are_exact_at_any_size(size: int) -> None:
+def test_blur_and_the_rims_of_crops_are_exact_at_any_size(size: int, device: str) -> None:
     images, random = photos(N), np.random.default_rng(0)
     start, side = random.integers(0, 40, (N, 2)), random.integers(1, 17, (N, 2))
     sigma = random.choice(np.float32([0, 0.1, 0.7, 2.0]), N)
     drawn = table(N, box=np.concatenate((start, side), axis=1), sigma=sigma, flip=np.arange(N) % 2 == 0)
     for interpolation, blur_filter in (("bilinear", "gaussian"), ("bicubic", "gaussian"), ("bicubic", "box")):
         settings = ViewSettings(size=size, interpolation=interpolation, blur_filter=blur_filter)  # type: ignore[arg-type]
-        with DaliPipeline([settings], N) as pipeline:
+        with DaliPipeline([settings], N, device) as pipeline:
             (found,) = pipeline.render(images, [drawn])
         assert levels_apart(found, render(images, drawn, settings), settings).max() <= 0.5
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("preset", ["paper", "official"])
+def test_the_box_blur_of_a_preset_is_the_definitions(preset: str, device: str) -> None:
+    """Every sample blurred, by deviations from where a Gaussian's samples hardly blur to the largest."""
+    images = photos(N)
+    sigma = np.linspace(0.1, 2.0, N, dtype=np.float32)
+    for settings in PRESETS[preset]:
+        assert settings.blur_filter == "box"
+        drawn = table(N, sigma=sigma)
+        with DaliPipeline([settings], N, device) as pipeline:
+            (found,) = pipeline.render(images, [drawn])
+        apart = levels_apart(found, render(images, drawn, settings), settings)
+        assert apart.max() <= 0.5
+        sharp = render(images, table(N), settings)
+        assert (levels_apart(found, sharp, settings).amax((1, 2, 3)) > 1).all()  # and none is left out
 
 
 def test_a_view_has_the_same_bits_in_any_batch_with_any_number_of_threads() -> None:

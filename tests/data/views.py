@@ -126,7 +126,7 @@ def _literal_chain(image: torch.Tensor, row: ViewParameters, settings: ViewSetti
     x = F.rgb_to_grayscale(x, 3) if row.gray[0] else x
     sigma = float(row.sigma[0])
     if sigma and settings.blur_filter == "box":
-        x = _boxes(x, sigma)
+        x = box_blurred(x, sigma)
     elif sigma:
         kernel = 2 * min(int(np.ceil(4 * sigma)), settings.size - 1) + 1
         x = F.gaussian_blur(x, [kernel, kernel], [sigma, sigma])
@@ -134,12 +134,12 @@ def _literal_chain(image: torch.Tensor, row: ViewParameters, settings: ViewSetti
     return F.normalize(x * settings.pixel_range, list(settings.mean), list(settings.std))
 
 
-def _boxes(x: torch.Tensor, sigma: float) -> torch.Tensor:
+def box_blurred(x: torch.Tensor, sigma: float) -> torch.Tensor:
     """Pillow's blur without its rounding: three passes along each axis, each over an image whose edges are repeated."""
     variance = sigma**2 / 3
     whole = int((np.sqrt(12 * variance + 1) - 1) // 2)
     share = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance) / (6 * (variance - (whole + 1) ** 2))
-    kernel = torch.tensor([share, *[1.0] * (2 * whole + 1), share])
+    kernel = torch.tensor([share, *[1.0] * (2 * whole + 1), share], dtype=x.dtype)
     kernel /= kernel.sum()
     for axis in (1, 2):
         lines = x.movedim(axis, -1)  # (3, S, S)

@@ -53,7 +53,12 @@ def simclr_views(size: int, strength: float = 1.0) -> ViewPair:
         size: side in pixels.
         strength: of the colour changes; 1 on ImageNet, 0.5 on CIFAR-10 (there without blur).
 
-    Source: Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020, Appendix A.
+    Source: Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020, Appendix A;
+    colours have the meaning of the PyTorch code that it prints beside TensorFlow's, as in most of today's SimCLR. The
+    released code, in TensorFlow, does four things otherwise: its bicubic resize reads from the corners of pixels, not
+    antialiased; contrast is about each channel's mean; saturation is that of HSV; the blur's kernel has a tenth of the
+    side, with black beyond the edges. It also draws one sigma for a whole batch and the crop's ratio uniformly, and
+    takes no mean and std. `docs/data.md` says how far that is.
     """
     view = ViewSettings(
         size=size,
@@ -94,8 +99,12 @@ def official_finetune_view(size: int) -> ViewSettings:
 
 
 def official_eval_view(size: int) -> ViewSettings:
-    """Evaluation in BiSSL's released code: the short side resized to size / 0.88 (109 for 96), the middle cut out."""
-    share = (size / int(size / 0.88)) ** 2
+    """Evaluation in BiSSL's released code: the short side resized to size * 256 / 224 (109 for 96), the middle cut out.
+
+    The crop is to the nearest pixel of the image, where the released code rounds the place in the resized one: up to a
+    pixel apart, which `docs/data.md` has in levels.
+    """
+    share = (size / (size * 256 // 224)) ** 2
     return ViewSettings(
         size=size, crop_scale=(share, share), crop_ratio=(1.0, 1.0), interpolation="bicubic", centred=True
     )
