@@ -12,7 +12,7 @@ from bissl_fast.cli.data import list_command, prepare_command, verify_command
 from bissl_fast.data.sets import textures
 from bissl_fast.data.sets.readers.voc import CLASSES
 from bissl_fast.errors import UserError
-from tests.data import sets, trees
+from tests.data import published, trees
 
 
 def test_list_says_what_is_there_and_where_the_rest_comes_from(tmp_path, capsys):
@@ -110,7 +110,7 @@ def test_a_set_of_two_parts_is_downloaded_in_two_steps(tmp_path, monkeypatch, ca
 
     def fake(root, download, year, image_set):
         asked.append((year, image_set))
-        sets.voc2007(root, CLASSES)
+        published.voc2007(root, CLASSES)
 
     monkeypatch.setattr(datasets, "VOCDetection", fake)
     prepare_command("voc2007", data_root=tmp_path / "data", size=16, cache_dir=tmp_path / "cache")

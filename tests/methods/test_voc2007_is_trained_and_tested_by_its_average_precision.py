@@ -21,7 +21,7 @@ from bissl_fast.evaluation.average_precision import mean_average_precision
 from bissl_fast.evaluation.run_folder import RunFolder
 from bissl_fast.methods.train import Training, train
 from bissl_fast.models import Network, build_backbone, build_classifier
-from tests.data import sets
+from tests.data import published
 from tests.methods.conftest import SMALL, head_stage, pretext_stage, train_arguments
 
 
@@ -29,7 +29,7 @@ from tests.methods.conftest import SMALL, head_stage, pretext_stage, train_argum
 def voc(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data root with 24 images per split, the last 4 of two classes."""
     root = tmp_path_factory.mktemp("voc")
-    sets.voc2007(root, CLASSES, per_split=24)
+    published.voc2007(root, CLASSES, per_split=24)
     for split in ("train", "val", "test"):
         path = root / "VOCdevkit" / "VOC2007" / "ImageSets" / "Main" / f"person_{split}.txt"
         rows = [line.split() for line in path.read_text().splitlines()]
@@ -126,14 +126,14 @@ def test_a_set_of_one_class_per_image_is_keyed_as_if_there_were_no_choice(small_
 def test_a_class_that_no_test_image_shows_is_told_before_training(
     voc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sets.voc2007(tmp_path, CLASSES, per_split=19)
+    published.voc2007(tmp_path, CLASSES, per_split=19)
     config = parse_config(arguments(voc, tmp_path / "runs"))
     Training(replace(config, data_root=tmp_path), Console(width=200))
     assert "voc2007/test: mAP leaves out what no image shows: tvmonitor" in capsys.readouterr().out
 
 
 def test_a_test_split_that_shows_no_class_is_refused_before_training(voc: Path, tmp_path: Path) -> None:
-    folder = sets.voc2007(tmp_path, CLASSES, per_split=20)
+    folder = published.voc2007(tmp_path, CLASSES, per_split=20)
     for path in (folder / "ImageSets" / "Main").glob("*_test.txt"):
         path.write_text(re.sub(r" +1\n", " -1\n", path.read_text()))
     config = parse_config(arguments(voc, tmp_path / "runs"))

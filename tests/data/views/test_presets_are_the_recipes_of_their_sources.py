@@ -31,9 +31,9 @@ from bissl_fast.data.views.parameters import (
     ViewSettings,
     draw_views,
 )
-from tests.data import eight_bits
-from tests.data.eight_bits import Rounded
-from tests.data.views import RENDERERS, in_levels, photographs, photos, with_each_pipeline
+from tests.data.pictures import RENDERERS, in_levels, photographs, photos, with_each_pipeline
+from tests.data.views import eight_bits
+from tests.data.views.eight_bits import Rounded
 
 N = 24
 REAL = {"torch": 0.1, "fused": 0.1, "dali": 0.5}  # levels from real numbers, as docs/data.md says

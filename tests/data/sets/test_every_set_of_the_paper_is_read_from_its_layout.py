@@ -9,8 +9,8 @@ from bissl_fast.data.sets.catalogue import load_downstream, load_pretext
 from bissl_fast.data.sets.dataset import count_by_class
 from bissl_fast.data.sets.readers import class_folders, lists, matlab
 from bissl_fast.data.sets.readers.voc import CLASSES, voc2007
-from tests.data import sets, trees
-from tests.data.test_readers_read_the_real_formats import extract, sizes
+from tests.data import published, trees
+from tests.data.sets.test_readers_read_the_real_formats import extract, sizes
 
 
 def parts(listing):
@@ -24,28 +24,38 @@ def names(listing):
 def assert_labels_are_those_of_the_images(listing):
     for part in parts(listing):
         red = [part.read(i, 8)[4, 4, 0] for i in range(part.count)]
-        assert np.array_equal(np.rint(np.array(red) / sets.STEP), part.labels), part.name
+        assert np.array_equal(np.rint(np.array(red) / published.STEP), part.labels), part.name
     assert len(set(names(listing))) == sum(sizes(listing))
 
 
 @pytest.mark.parametrize(
     ("tree", "read", "expected", "note"),
     [
-        (sets.flowers, matlab.flowers, (6, 6, 6), "Flowers-102 is here with 3 of its 102 classes: pink primrose"),
-        (sets.cars, matlab.cars, (12, 3, 15), "Stanford Cars is here with 3 of its 196 classes: AM General Hummer"),
-        (sets.aircraft, lists.aircraft, (6, 6, 6), "3 of its 100 classes: 707-320, Cessna 172, A300B4."),
-        (sets.pets, lists.pets, (12, 3, 15), "3 of its 37 classes: Abyssinian, american_bulldog, Bengal."),
-        (sets.food101, lists.food101, (12, 3, 15), "3 of its 101 classes: apple_pie, sushi, waffles."),
+        (published.flowers, matlab.flowers, (6, 6, 6), "Flowers-102 is here with 3 of its 102 classes: pink primrose"),
         (
-            sets.sun397,
+            published.cars,
+            matlab.cars,
+            (12, 3, 15),
+            "Stanford Cars is here with 3 of its 196 classes: AM General Hummer",
+        ),
+        (published.aircraft, lists.aircraft, (6, 6, 6), "3 of its 100 classes: 707-320, Cessna 172, A300B4."),
+        (published.pets, lists.pets, (12, 3, 15), "3 of its 37 classes: Abyssinian, american_bulldog, Bengal."),
+        (published.food101, lists.food101, (12, 3, 15), "3 of its 101 classes: apple_pie, sushi, waffles."),
+        (
+            published.sun397,
             lists.sun397,
             (12, 3, 15),
             "3 of its 397 classes: abbey, apartment_building/outdoor, bakery/shop",
         ),
-        (sets.cub200, lists.cub200, (8, 2, 10), "2 of its 200 classes: 001.Black_footed_Albatross, 002.Laysan"),
-        (sets.caltech101, class_folders.caltech101, (48, 12, 11), "2 of its 101 classes: Faces, accordion."),
-        (sets.tinyimagenet, class_folders.tiny_imagenet, (8, 2, 10), "2 of its 200 classes: n01443537, n02124075."),
-        (sets.tiny_imagenet_by_class, class_folders.tiny_imagenet, (8, 2, 10), "2 of its 200 classes"),
+        (published.cub200, lists.cub200, (8, 2, 10), "2 of its 200 classes: 001.Black_footed_Albatross, 002.Laysan"),
+        (published.caltech101, class_folders.caltech101, (48, 12, 11), "2 of its 101 classes: Faces, accordion."),
+        (
+            published.tinyimagenet,
+            class_folders.tiny_imagenet,
+            (8, 2, 10),
+            "2 of its 200 classes: n01443537, n02124075.",
+        ),
+        (published.tiny_imagenet_by_class, class_folders.tiny_imagenet, (8, 2, 10), "2 of its 200 classes"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
@@ -64,10 +74,10 @@ def test_splits_labels_and_notes(tree, read, expected, note, tmp_path):
 @pytest.mark.parametrize(
     ("tree", "read", "peer"),
     [
-        (sets.cars, matlab.cars, lambda root: datasets.StanfordCars(root, split="test")),
-        (sets.aircraft, lists.aircraft, lambda root: datasets.FGVCAircraft(root, split="test")),
-        (sets.pets, lists.pets, lambda root: datasets.OxfordIIITPet(root, split="test")),
-        (sets.food101, lists.food101, lambda root: datasets.Food101(root, split="test")),
+        (published.cars, matlab.cars, lambda root: datasets.StanfordCars(root, split="test")),
+        (published.aircraft, lists.aircraft, lambda root: datasets.FGVCAircraft(root, split="test")),
+        (published.pets, lists.pets, lambda root: datasets.OxfordIIITPet(root, split="test")),
+        (published.food101, lists.food101, lambda root: datasets.Food101(root, split="test")),
     ],
     ids=["cars", "aircraft", "pets", "food101"],
 )
@@ -80,12 +90,12 @@ def test_the_test_split_is_torchvisions_image_for_image(tree, read, peer, tmp_pa
 
 
 def test_flowers_keep_the_order_of_their_numbers(tmp_path):
-    listing = matlab.flowers(sets.flowers(tmp_path))
+    listing = matlab.flowers(published.flowers(tmp_path))
     assert [listing.train.describe(i) for i in range(2)] == ["image_00018.jpg", "image_00017.jpg"]
 
 
 def test_an_absent_image_is_left_out_and_named(tmp_path):
-    folder = sets.pets(tmp_path)
+    folder = published.pets(tmp_path)
     (folder / "images" / "Bengal_101.jpg").unlink()
     listing = lists.pets(folder)
     assert listing.test.count == 14
@@ -95,7 +105,7 @@ def test_an_absent_image_is_left_out_and_named(tmp_path):
 
 
 def test_sun397_does_not_depend_on_the_order_of_its_lists(tmp_path):
-    folder = sets.sun397(tmp_path)
+    folder = published.sun397(tmp_path)
     before = lists.sun397(folder)
     path = folder / "Partitions" / "Training_01.txt"
     path.write_text("\n".join(sorted(path.read_text().split())))
@@ -103,7 +113,7 @@ def test_sun397_does_not_depend_on_the_order_of_its_lists(tmp_path):
 
 
 def test_caltech_trains_on_thirty_per_class_without_its_background(tmp_path):
-    listing = class_folders.caltech101(sets.caltech101(tmp_path))
+    listing = class_folders.caltech101(published.caltech101(tmp_path))
     trained = np.concatenate([listing.train.labels, listing.val.labels])
     assert np.bincount(trained).tolist() == [30, 30]
     assert np.bincount(listing.test.labels).tolist() == [1, 10]
@@ -111,16 +121,20 @@ def test_caltech_trains_on_thirty_per_class_without_its_background(tmp_path):
 
 
 def test_tiny_imagenet_is_never_enlarged(tmp_path):
-    train = class_folders.tiny_imagenet(sets.tinyimagenet(tmp_path)).train
+    train = class_folders.tiny_imagenet(published.tinyimagenet(tmp_path)).train
     assert train.read(0, 112).shape == (64, 64, 3)
     assert train.read(0, 32).shape == (32, 32, 3)
 
 
 def test_omniglot_is_the_same_from_drawings_and_from_bits(tmp_path):
-    tree, bits = (read(tmp_path) for read in (sets.omniglot, sets.omniglot_bits))
+    tree, bits = (read(tmp_path) for read in (published.omniglot, published.omniglot_bits))
     pictures, arrays = class_folders.omniglot(tree), class_folders.omniglot(bits)
     assert sizes(pictures) == sizes(arrays) == (12, 4, 4)
-    assert pictures.train.classes == arrays.train.classes == tuple(c for part in sets.CHARACTERS.values() for c in part)
+    assert (
+        pictures.train.classes
+        == arrays.train.classes
+        == tuple(c for part in published.CHARACTERS.values() for c in part)
+    )
     for ours, theirs in zip(parts(pictures), parts(arrays), strict=True):
         assert ours.labels.tolist() == theirs.labels.tolist()
         for i in range(ours.count):
@@ -133,7 +147,7 @@ def test_omniglot_is_the_same_from_drawings_and_from_bits(tmp_path):
 
 
 def test_voc_targets_are_the_values_of_its_files(tmp_path):
-    folder = sets.voc2007(tmp_path, CLASSES)
+    folder = published.voc2007(tmp_path, CLASSES)
     (folder / "JPEGImages" / "000001.jpg").unlink()
     listing = voc2007(folder)
     assert sizes(listing) == (3, 4, 4)
@@ -147,7 +161,7 @@ def test_voc_targets_are_the_values_of_its_files(tmp_path):
 
 
 def test_multi_label_targets_go_through_the_cache(tmp_path):
-    folder = sets.voc2007(tmp_path, CLASSES)
+    folder = published.voc2007(tmp_path, CLASSES)
     for _ in ("built", "opened again"):
         test = load_downstream("voc2007", tmp_path, 16, tmp_path / "cache", progress=False).test
         assert np.array_equal(test.labels, voc2007(folder).test.labels)

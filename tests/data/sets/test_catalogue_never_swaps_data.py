@@ -13,7 +13,7 @@ from bissl_fast.data.sets.entries import ENTRIES
 from bissl_fast.data.sets.readers.folder import image_folder
 from bissl_fast.errors import UserError
 from bissl_fast.methods.presets import TABLE_2_BASELINE
-from tests.data import sets, trees
+from tests.data import published, trees
 
 
 def downstream(spec, root, cache, size=16):
@@ -64,7 +64,7 @@ def test_a_missing_set_names_folder_command_and_alternative(entry, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "tree"),
-    [(tree.__name__, tree) for tree in (trees.stl10, trees.cifar10, trees.cifar100, trees.dtd, *sets.TREES)],
+    [(tree.__name__, tree) for tree in (trees.stl10, trees.cifar10, trees.cifar100, trees.dtd, *published.TREES)],
 )
 def test_a_set_is_found_under_its_root_or_given_itself(name, tree, tmp_path):
     folder = tree(tmp_path / "data")
@@ -179,7 +179,7 @@ def test_nothing_but_test_images_for_the_pretext_task_is_an_error(tmp_path):
 
 
 def test_a_fork_with_more_classes_than_the_set_has_is_said(tmp_path):
-    folder = sets.tinyimagenet(tmp_path)
+    folder = published.tinyimagenet(tmp_path)
     wnids = [f"n9{i:07}" for i in range(200)]
     with (folder / "wnids.txt").open("a") as file:
         file.writelines(f"{wnid}\n" for wnid in wnids)

@@ -19,7 +19,7 @@ from bissl_fast.data.views.parameters import draw_views
 from bissl_fast.data.views.presets import eval_view, finetune_view, official_eval_view
 from bissl_fast.methods.presets import WHOLE_SIDE, preset_config
 from tests.data import trees
-from tests.data.views import with_each_pipeline
+from tests.data.pictures import with_each_pipeline
 
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "flip": 0.0}
 SHAPES = [(96, 128), (150, 100), (128, 128), (300, 200), (120, 240)]

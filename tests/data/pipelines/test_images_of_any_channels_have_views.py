@@ -18,7 +18,7 @@ from bissl_fast.errors import UserError
 from bissl_fast.ops import backend
 from bissl_fast.ops.native import has_compiled_kernels
 from bissl_fast.ops.render_views import function as fused
-from tests.data.views import photos
+from tests.data.pictures import photos
 
 PLAIN_SCALE = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
 

@@ -15,7 +15,7 @@ from bissl_fast.data.pipelines.resident import hold
 from bissl_fast.data.sets.dataset import ImageSet
 from bissl_fast.data.views.parameters import ViewSettings, draw_views
 from bissl_fast.data.views.presets import multi_crop_views, vicreg_views
-from tests.data.views import in_levels, photos, with_each_pipeline
+from tests.data.pictures import in_levels, photos, with_each_pipeline
 
 VIEWS = vicreg_views(24)
 IMAGES = ImageSet("mine", photos(37, 28, 28).numpy(), np.arange(37) % 3, ("a", "b", "c"), "0")

@@ -17,7 +17,7 @@ from bissl_fast.data.pipelines.order import BatchOrder
 from bissl_fast.data.sets.dataset import ImageSet
 from bissl_fast.data.views.presets import vicreg_views
 from bissl_fast.errors import UserError
-from tests.data.views import photos
+from tests.data.pictures import photos
 
 pytest.importorskip("nvidia.dali")
 from bissl_fast.data.pipelines.dali_loader import DaliLoader, EncodedSet

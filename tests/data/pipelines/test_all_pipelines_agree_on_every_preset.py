@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bissl_fast.data.views.parameters import draw_views
-from tests.data.views import (
+from tests.data.pictures import (
     PRESETS,
     RENDERERS,
     by_torchvision,

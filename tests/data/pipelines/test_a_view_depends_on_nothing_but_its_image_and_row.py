@@ -12,7 +12,7 @@ from bissl_fast.data.pipelines.two_view import TwoViewAugment
 from bissl_fast.data.views.parameters import draw_views
 from bissl_fast.data.views.presets import vicreg_views
 from bissl_fast.errors import UserError
-from tests.data.views import PLAIN, photos, table
+from tests.data.pictures import PLAIN, photos, table
 
 
 @pytest.mark.parametrize("size", [33, 96], ids=["odd size", "several chunks"])

@@ -18,7 +18,7 @@ from PIL import Image, ImageFilter, ImageOps
 from torchvision.transforms import InterpolationMode
 
 from bissl_fast.data.views.parameters import BRIGHTNESS, CONTRAST, SATURATION
-from tests.data.views import box_blurred
+from tests.data.pictures import box_blurred
 
 Levels = npt.NDArray[np.float64]  # (H, W, 3), in levels of 0..255
 Change = Callable[[torch.Tensor], torch.Tensor]  # of a (3, H, W) float64 image in 0..1

@@ -17,7 +17,7 @@ from bissl_fast.data.sets.dataset import ImageSet
 from bissl_fast.data.views.parameters import ViewParameters, ViewSettings, draw_views
 from bissl_fast.data.views.presets import eval_view, vicreg_views
 from bissl_fast.ops import backend
-from tests.data.test_fused_views_equal_the_torch_pipeline import (
+from tests.data.pipelines.test_fused_views_equal_the_torch_pipeline import (
     LEVEL,
     PLAIN,
     RECIPES,

@@ -13,7 +13,7 @@ from bissl_fast.data.pipelines.resident import ResidentSet
 from bissl_fast.data.sets.dataset import ImageSet
 from bissl_fast.data.views.presets import eval_view, vicreg_views
 from bissl_fast.errors import UserError
-from tests.data.views import photos, with_each_pipeline
+from tests.data.pictures import photos, with_each_pipeline
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 IMAGES = ImageSet("mine", photos(12, 28, 28).numpy(), np.arange(12) % 3, ("a", "b", "c"), "0")

@@ -12,7 +12,7 @@ from bissl_fast.data.sets.readers.folder import image_folder, loose_images
 from bissl_fast.data.sets.readers.lists import dtd
 from bissl_fast.data.sets.readers.voc import CLASSES, voc2007
 from bissl_fast.errors import UserError
-from tests.data import sets, trees
+from tests.data import published, trees
 
 
 def test_an_stl10_file_that_is_cut_off(tmp_path):
@@ -178,19 +178,19 @@ def test_a_class_that_train_lacks(tmp_path):
 
 
 def voc(root):
-    return sets.voc2007(root, CLASSES)
+    return published.voc2007(root, CLASSES)
 
 
 READERS = {
-    "flowers": (sets.flowers, matlab.flowers, ["setid.mat", "imagelabels.mat"]),
-    "cars": (sets.cars, matlab.cars, ["devkit/cars_train_annos.mat", "cars_test_annos_withlabels.mat"]),
-    "aircraft": (sets.aircraft, lists.aircraft, ["variants.txt", "images_variant_val.txt"]),
-    "pets": (sets.pets, lists.pets, ["annotations/test.txt"]),
-    "food101": (sets.food101, lists.food101, ["meta/test.json"]),
-    "sun397": (sets.sun397, lists.sun397, ["Partitions/Testing_01.txt"]),
-    "cub200": (sets.cub200, lists.cub200, ["images.txt", "classes.txt"]),
+    "flowers": (published.flowers, matlab.flowers, ["setid.mat", "imagelabels.mat"]),
+    "cars": (published.cars, matlab.cars, ["devkit/cars_train_annos.mat", "cars_test_annos_withlabels.mat"]),
+    "aircraft": (published.aircraft, lists.aircraft, ["variants.txt", "images_variant_val.txt"]),
+    "pets": (published.pets, lists.pets, ["annotations/test.txt"]),
+    "food101": (published.food101, lists.food101, ["meta/test.json"]),
+    "sun397": (published.sun397, lists.sun397, ["Partitions/Testing_01.txt"]),
+    "cub200": (published.cub200, lists.cub200, ["images.txt", "classes.txt"]),
     "voc2007": (voc, voc2007, ["ImageSets/Main/val.txt", "ImageSets/Main/dog_test.txt"]),
-    "tinyimagenet": (sets.tinyimagenet, class_folders.tiny_imagenet, ["wnids.txt"]),
+    "tinyimagenet": (published.tinyimagenet, class_folders.tiny_imagenet, ["wnids.txt"]),
 }
 FILES = [(tree, read, file) for tree, read, files in READERS.values() for file in files]
 
@@ -277,7 +277,7 @@ def test_lists_without_any_image_on_disk(name, images, tmp_path):
 
 
 def test_caltech_with_nothing_but_its_background(tmp_path):
-    folder = sets.caltech101(tmp_path, counts=(0, 0))
+    folder = published.caltech101(tmp_path, counts=(0, 0))
     with pytest.raises(UserError, match="holds 0 class folders where 101 are expected"):
         class_folders.caltech101(folder)
 
@@ -291,7 +291,7 @@ def test_caltech_with_nothing_but_its_background(tmp_path):
     ],
 )
 def test_omniglot_arrays_that_are_damaged(changes, sentence, tmp_path):
-    folder = sets.omniglot_bits(tmp_path)
+    folder = published.omniglot_bits(tmp_path)
     path = folder / "omniglot_images_background_bits105.npz"
     if changes is None:
         path.write_bytes(path.read_bytes()[:-100])

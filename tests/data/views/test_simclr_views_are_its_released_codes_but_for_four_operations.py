@@ -15,12 +15,12 @@ from bissl_fast.data.pipelines import colour, torch_pipeline
 from bissl_fast.data.pipelines.rendering import render
 from bissl_fast.data.views.parameters import CONTRAST, HUE, SATURATION, ViewSettings, draw_views
 from bissl_fast.data.views.presets import simclr_views
-from tests.data.test_presets_are_the_recipes_of_their_sources import (
+from tests.data.pictures import photographs, photos
+from tests.data.views.test_presets_are_the_recipes_of_their_sources import (
     Compared,
     contrast_about_each_channels_mean,
     saturation_of_hsv,
 )
-from tests.data.views import photographs, photos
 
 pytestmark = pytest.mark.peer
 

@@ -16,7 +16,7 @@ from bissl_fast.data.sets.readers.decode import decode_file
 from bissl_fast.data.views.parameters import HUE, ViewParameters, ViewSettings, draw_views
 from bissl_fast.data.views.presets import eval_view, vicreg_views
 from bissl_fast.errors import UserError
-from tests.data.views import PLAIN, PRESETS, in_levels, photos, table
+from tests.data.pictures import PLAIN, PRESETS, in_levels, photos, table
 
 pytest.importorskip("nvidia.dali")
 from bissl_fast.data.pipelines.dali_pipeline import DaliPipeline, check_usable, image_sizes

@@ -10,7 +10,7 @@ import torchvision.transforms.v2.functional as F
 from PIL import Image, ImageFilter
 
 from bissl_fast.data.views.parameters import BRIGHTNESS, CONTRAST, HUE, NEUTRAL_FACTORS, SATURATION
-from tests.data.views import ADJUST, PLAIN, RENDERERS, boxes, photos, table, with_each_pipeline
+from tests.data.pictures import ADJUST, PLAIN, RENDERERS, boxes, photos, table, with_each_pipeline
 
 LEVEL = 1 / 255
 APART = {"torch": 1 / 8, "fused": 1 / 8, "dali": 1 / 2}  # levels, where the other side computes in float32 as well
