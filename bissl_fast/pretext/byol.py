@@ -21,6 +21,8 @@ class BYOL(PretextTask):
     """The prediction of each view meets the momentum copy's projection of the other one; there are no negatives.
 
     The copy has no predictor, and starts as the network itself (in the released code: with weights of its own).
+    Defaults are those of 1,000 epochs of ImageNet; for 300 and 100 of them the released code has momentum .99, weight
+    decay 1e-6 and rates of .3 and .45.
 
     Attributes:
         momentum: share of the copy that the first step keeps; it goes to 1 by a half cosine.

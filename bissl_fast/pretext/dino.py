@@ -64,7 +64,8 @@ class DINO(PretextTask):
     Attributes:
         temperature: τ_s of the trained network.
         teacher_temperature: τ_t of the momentum copy.
-        momentum: share of the copy that the first step keeps; it goes to 1 by a half cosine.
+        momentum: share of the copy that the first step keeps; it goes to 1 by a half cosine. The authors want more for
+            small batches, as .9995 for 256 images.
         centre_momentum: share of the centre that a step keeps.
         prototypes: K.
         projector: widths of the projector's layers.
