@@ -2,7 +2,7 @@
 
 from bissl_fast.models.backbone import build_backbone, place, probe_features
 from bissl_fast.models.fused import fuse_batch_norm
-from bissl_fast.models.heads import Network, build_classifier, build_mlp, build_projector
+from bissl_fast.models.heads import Network, PredictorHead, build_classifier, build_mlp, build_projector
 from bissl_fast.models.together import forward_each
 from bissl_fast.models.twice import differentiable_twice
 from bissl_fast.models.weights import BackboneWeights, backbone_weights
@@ -10,6 +10,7 @@ from bissl_fast.models.weights import BackboneWeights, backbone_weights
 __all__ = [
     "BackboneWeights",
     "Network",
+    "PredictorHead",
     "backbone_weights",
     "build_backbone",
     "build_classifier",

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from bissl_fast.models.fused import fuse_batch_norm
+from bissl_fast.ops import BatchNormAct
 
 
 def build_projector(features: int, widths: Sequence[int], seed: int) -> nn.Sequential:
@@ -58,10 +59,38 @@ def build_mlp(
             features = width
         layers.append(nn.Linear(features, widths[-1], bias=last_bias))
         if last_norm != "none":
-            layers.append(nn.BatchNorm1d(widths[-1], affine=last_norm == "affine"))
+            layers.append(nn.BatchNorm1d(widths[-1]) if last_norm == "affine" else PlainBatchNorm(widths[-1]))
     mlp = nn.Sequential(*layers)
     fuse_batch_norm(mlp)
     return mlp
+
+
+class PlainBatchNorm(BatchNormAct):
+    """Batch norm without weights, that can keep groups apart: weights of 1 and 0 are no parameters, and not saved."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__(num_features)
+        for name, value in (("weight", 1.0), ("bias", 0.0)):
+            delattr(self, name)
+            self.register_buffer(name, torch.full((num_features,), value), persistent=False)
+
+
+class PredictorHead(nn.Module):
+    """A projector and a predictor of other projections: ``(N, F)`` to predictions and projections, ``(N, D)`` each.
+
+    Args:
+        projector: ``(N, F)`` to ``(N, D)``.
+        predictor: ``(N, D)`` to ``(N, D)``.
+    """
+
+    def __init__(self, projector: nn.Module, predictor: nn.Module) -> None:
+        super().__init__()
+        self.projector = projector
+        self.predictor = predictor
+
+    def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        projections = self.projector(features)
+        return self.predictor(projections), projections
 
 
 def build_classifier(features: int, classes: int, seed: int) -> nn.Linear:

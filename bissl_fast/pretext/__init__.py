@@ -1,11 +1,27 @@
 """Pretext tasks: one file each, holding settings, head and loss."""
 
+from bissl_fast.pretext.byol import BYOL
+from bissl_fast.pretext.dino import DINO
 from bissl_fast.pretext.learner import Learner, product_loss
+from bissl_fast.pretext.moco import MoCo
 from bissl_fast.pretext.recipe import OptimizerSettings
 from bissl_fast.pretext.simclr import SimCLR
+from bissl_fast.pretext.simsiam import SimSiam
 from bissl_fast.pretext.task import Needs, PretextTask
 
-TASKS: tuple[type[PretextTask], ...] = (SimCLR,)
+TASKS: tuple[type[PretextTask], ...] = (SimCLR, MoCo, BYOL, SimSiam, DINO)
 """What ``--pretext`` takes, by their ``name``."""
 
-__all__ = ["TASKS", "Learner", "Needs", "OptimizerSettings", "PretextTask", "SimCLR", "product_loss"]
+__all__ = [
+    "BYOL",
+    "DINO",
+    "TASKS",
+    "Learner",
+    "MoCo",
+    "Needs",
+    "OptimizerSettings",
+    "PretextTask",
+    "SimCLR",
+    "SimSiam",
+    "product_loss",
+]

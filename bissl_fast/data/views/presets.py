@@ -74,6 +74,57 @@ def simclr_views(size: int, strength: float = 1.0) -> ViewPair:
     return view, view
 
 
+def moco_views(size: int) -> ViewPair:
+    """The two views of MoCo v2 and SimSiam, drawn alike: SimCLR's, of larger crops and with weaker colours.
+
+    Source: Chen et al., "Improved Baselines with Momentum Contrastive Learning", 2020, and its released code, which
+    resizes bilinearly, blurs by Pillow and flips last, which makes no difference.
+    """
+    view = ViewSettings(
+        size=size,
+        crop_scale=(0.2, 1.0),
+        interpolation="bilinear",
+        flip=0.5,
+        jitter=0.8,
+        brightness=0.4,
+        contrast=0.4,
+        saturation=0.4,
+        hue=0.1,
+        gray=0.2,
+        blur=0.5,
+        blur_filter="box",
+    )
+    return view, view
+
+
+def byol_views(size: int) -> ViewPair:
+    """The two asymmetric views of BYOL: VICReg's, but for the filter of the blur.
+
+    Source: Grill et al., "Bootstrap Your Own Latent", NeurIPS 2020, Appendix B and Table 6, and its released code. What
+    that does and these settings cannot say: brightness is added, in U(-0.4, 0.4), where here it is a factor; contrast
+    is about each channel's mean, here about that of the gray image; the blur takes 23 samples of the Gaussian at 224 px
+    and black beyond the edges, here as many as four standard deviations take, and reflected edges.
+    """
+    first, second = vicreg_views(size)
+    return replace(first, blur_filter="gaussian"), replace(second, blur_filter="gaussian")
+
+
+def dino_views(size: int, local_views: int) -> tuple[ViewSettings, ...]:
+    """DINO's two large crops, in VICReg's colours, and small ones of 3/7 of their side, blurred half of the time.
+
+    Args:
+        size: side of the two large views in pixels; 224 in the paper.
+        local_views: how many small ones. Without any, the large crops may be smaller, as the authors recommend.
+
+    Source: Caron et al., "Emerging Properties in Self-Supervised Vision Transformers", ICCV 2021, section 3.1, and its
+    released code, whose defaults for the crops these are.
+    """
+    large, small = (0.4 if local_views else 0.14, 1.0), (0.05, 0.4)
+    first, second = (replace(view, crop_scale=large) for view in vicreg_views(size))
+    local = replace(first, size=max(1, round(size * 3 / 7)), crop_scale=small, blur=0.5)
+    return first, second, *[local] * local_views
+
+
 def multi_crop_views(
     size: int, local_size: int, local_views: int, local_scale: tuple[float, float] = (0.05, 0.14)
 ) -> tuple[ViewSettings, ...]:
