@@ -30,6 +30,7 @@ class Needs:
         queue: rows and width of the earlier targets that are kept, scaled to norm 1.
         centre: width of the running mean of targets; 0: none is kept.
         centre_momentum: share of it that a step keeps.
+        batch_multiple: what the images of a batch must be a multiple of.
     """
 
     online: tuple[int, ...] = (0, 1)
@@ -39,6 +40,7 @@ class Needs:
     queue: tuple[int, int] = (0, 0)
     centre: int = 0
     centre_momentum: float = 0.9
+    batch_multiple: int = 1
 
 
 @dataclass(frozen=True)
