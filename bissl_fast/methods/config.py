@@ -9,6 +9,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
+from bissl_fast.data.views.parameters import ViewSettings
 from bissl_fast.errors import UserError
 from bissl_fast.methods.bilevel import BilevelSettings
 from bissl_fast.methods.bissl import BiSSLSettings
@@ -44,10 +45,13 @@ class PretextConfig(RunSettings):
         super().__post_init__()
         if self.pretrain.epochs == 0 and self.weights is None:
             raise UserError("--pretrain.epochs 0 leaves a random backbone: give it --weights, or epochs.")
-        task, images = self.pretext, self.images
-        sizes = f"0 with --pretext {task.name}, which takes no small views"
-        require(task.needs.multi_crop or not images.local_views, "images.local-views", images.local_views, sizes)
-        task.require_batch(self.pretrain.batch_size)
+        self.pretext.require_batch(self.pretrain.batch_size)
+
+    @property
+    def views(self) -> tuple[ViewSettings, ...]:
+        """The views of the pretext task."""
+        needs = self.pretext.needs
+        return self.images.pretext_views(needs.large, needs.local)
 
 
 @dataclass(frozen=True)

@@ -91,10 +91,11 @@ def preset_config(preset: Preset, dataset: str, pretext: str = SimCLR.name) -> T
 
 def _with_task(config: TrainConfig, task: PretextTask) -> TrainConfig:
     """The config with another pretext task, trained as its paper does."""
-    first, second, *local = task.views(config.images.size)
+    views = task.views(config.images.size)
+    (first, second), local = views[:2], views[task.needs.large :]
     images = replace(config.images, first=first, second=second)
     if local:
-        images = replace(images, local=local[0], local_views=len(local), local_size=local[0].size)
+        images = replace(images, local=local[0], local_size=max(8, local[0].size))
     return replace(
         config,
         pretext=task,

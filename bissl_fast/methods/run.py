@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from bissl_fast.data.views.parameters import ViewSettings
 from bissl_fast.methods.loading import RunData
 from bissl_fast.methods.seeds import derive_seed
 from bissl_fast.methods.settings import RunSettings
@@ -29,6 +30,7 @@ class Run:
 
     Args:
         settings: those that a run has whatever its methods.
+        views: of the pretext task.
         console: terminal.
 
     Attributes:
@@ -45,15 +47,15 @@ class Run:
         UserError: for settings, data or folders that cannot be used.
     """
 
-    def __init__(self, settings: RunSettings, console: Console) -> None:
-        self.settings, self.console, self.folder = settings, console, settings.run_folder
+    def __init__(self, settings: RunSettings, views: tuple[ViewSettings, ...], console: Console) -> None:
+        self.settings, self.views, self.console = settings, views, console
+        self.folder = settings.run_folder
         if settings.threads:
             torch.set_num_threads(settings.threads)
         self.device = find_device(settings.device)
         self.forward = apply_precision(settings.precision, self.device)
         images = settings.images
         self.features = probe_features(settings.backbone, images.size, images.channels)
-        self.views = images.pretext_views
         self.weights = self._start()
         self.data = RunData(settings, self.device, console)
         self.environment = describe_environment(self.device)

@@ -41,8 +41,7 @@ class ImageSettings:
         downstream_cache_size: side of the decoded downstream images; left out: as `cache_size`.
         first: one view of the pretext task.
         second: the other one.
-        local: small views of the pretext task, where it takes them (`swav`, `dino`).
-        local_views: how many of them.
+        local: small views, where the pretext task takes any (`swav`, `dino`: --pretext.local-views says how many).
         local_size: their side in pixels.
         finetune: training on the downstream task.
         evaluate: validation and test.
@@ -62,7 +61,6 @@ class ImageSettings:
     first: ViewSettings = paper_views(96)[0]
     second: ViewSettings = paper_views(96)[1]
     local: ViewSettings = ViewSettings()
-    local_views: int = 0
     local_size: int = 48
     finetune: ViewSettings = finetune_view(96)
     evaluate: ViewSettings = eval_view(96)
@@ -86,16 +84,14 @@ class ImageSettings:
             setting, size = ("local-size", self.local_size) if name == "local" else ("size", self.size)
             agrees = view.size in (ViewSettings.size, size)  # left alone, or what the views have
             require(agrees, f"images.{name}.size", view.size, f"images.{setting}, which is {size}: set that one")
-        require(self.local_views >= 0, "images.local-views", self.local_views, "0 or more")
-        fits = not self.local_views or 8 <= self.local_size <= self.size
-        require(fits, "images.local-size", self.local_size, f"between 8 and --images.size, which is {self.size}")
+        require(8 <= self.local_size <= 4096, "images.local-size", self.local_size, "between 8 and 4096 pixels")
         require(0 <= self.resident_share <= 1, "images.resident-share", self.resident_share, "between 0 and 1")
 
-    @property
-    def pretext_views(self) -> tuple[ViewSettings, ...]:
-        """The views of the pretext task, large ones first, in the channels, mean and std of all views."""
-        local = self._of_all(self.local, self.local_size)
-        return self._of_all(self.first), self._of_all(self.second), *[local] * self.local_views
+    def pretext_views(self, large: int = 2, local: int = 0) -> tuple[ViewSettings, ...]:
+        """The views of the pretext task in the channels, mean and std of all views: large ones in turn, then small."""
+        first, second = self._of_all(self.first), self._of_all(self.second)
+        small = self._of_all(self.local, self.local_size)
+        return *((first, second)[k % 2] for k in range(large)), *[small] * local
 
     @property
     def finetune_view(self) -> ViewSettings:

@@ -63,7 +63,7 @@ class Training:
     def __init__(self, config: TrainConfig, console: Console) -> None:
         self.config = config
         self.arms = methods_of(config)
-        self.context = Run(config, console)
+        self.context = Run(config, config.views, console)
         self.context.data.load_both()
         self.arms = {name: (method.prepare(self.context), sgd) for name, (method, sgd) in self.arms.items()}
 
@@ -119,7 +119,7 @@ def pretrain(config: PretextConfig, console: Console) -> Path:
     """Train a pretext task alone, or resume it; returns the folder of its stage, with the backbone in its weights."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with memory_told():
-        run, pretext = Run(config, console), Pretext(config.pretext, config.pretrain)
+        run, pretext = Run(config, config.views, console), Pretext(config.pretext, config.pretrain)
         steps = pretext.steps(run, config.pretrain.epochs)
         with exclusive(run.folder):
             describe(run, config)

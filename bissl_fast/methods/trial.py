@@ -93,7 +93,9 @@ def failure_of(bilevel: BilevelSettings, learner: Learner, views: Sequence[ViewS
     was_training = network.training
     with torch.random.fork_rng([like.device.index or 0] if like.is_cuda else []):
         torch.manual_seed(0)
-        batches = [noise(views, learner.task.least_batch, like) for _ in range(bilevel.batches_at_once)]
+        batches = [
+            noise(views, max(2, learner.task.needs.batch_multiple), like) for _ in range(bilevel.batches_at_once)
+        ]
         vector = torch.randn(len(theta)).to(like)
         try:
             network.train()

@@ -106,7 +106,7 @@ class DINO(PretextTask):
     def needs(self) -> Needs:
         return Needs(
             target=(0, 1),
-            multi_crop=True,
+            local=self.local_views,
             momentum=(self.momentum, 1.0),
             centre=self.prototypes,
             centre_momentum=self.centre_momentum,

@@ -55,7 +55,7 @@ class Learner:
         The copy's batch-norm buffers move.
         """
         needs = self.task.needs
-        local = tuple(views[2:]) if needs.multi_crop else ()
+        local = tuple(views[needs.large : needs.large + needs.local])
         constants: dict[str, Any] = self.store.constants()
         if self.momentum is not None:
             self.momentum.train(self.network.training)

@@ -25,20 +25,27 @@ class Needs:
     Attributes:
         online: numbers of the views that the trained network sees.
         target: numbers of the views that the momentum copy sees; none: there is no copy.
-        multi_crop: whether small views may follow the two large ones; the trained network sees them, too.
+        local: how many small views follow the large ones; the trained network sees them, too.
         momentum: share of the copy that a step keeps, at first and at last, by a half cosine.
         queue: rows and width of the earlier targets that are kept, scaled to norm 1.
         centre: width of the running mean of targets; 0: none is kept.
         centre_momentum: share of it that a step keeps.
+        batch_multiple: what the images of a batch must be a multiple of.
     """
 
     online: tuple[int, ...] = (0, 1)
     target: tuple[int, ...] = ()
-    multi_crop: bool = False
+    local: int = 0
     momentum: tuple[float, float] = (0.996, 1.0)
     queue: tuple[int, int] = (0, 0)
     centre: int = 0
     centre_momentum: float = 0.9
+    batch_multiple: int = 1
+
+    @property
+    def large(self) -> int:
+        """How many large views there are."""
+        return 1 + max(*self.online, *self.target)
 
 
 @dataclass(frozen=True)
@@ -63,17 +70,17 @@ class PretextTask:
         """What it gets from the learner."""
         return Needs()
 
-    @property
-    def least_batch(self) -> int:
-        """The fewest images whose loss has all its derivatives; batches are multiples of what it must divide."""
-        return 2
-
     def require_batch(self, images: int) -> None:
         """Raises UserError: if batches of so many images cannot be trained on."""
-        least = self.least_batch
-        if images < least:
+        multiple, queue = self.needs.batch_multiple, self.needs.queue[0]
+        if images % multiple:
             raise UserError(
-                f"--pretrain.batch-size must be at least {least} with --pretext {self.name}, found {images}."
+                f"--pretrain.batch-size must be a multiple of {multiple} with --pretext {self.name} as it is set, found "
+                f"{images}."
+            )
+        if queue and queue < images:
+            raise UserError(
+                f"--pretext.queue must hold a batch, which is {images} (--pretrain.batch-size), found {queue}."
             )
 
     def views(self, size: int) -> tuple[ViewSettings, ...]:

@@ -112,13 +112,13 @@ def test_a_run_in_gray_starts_from_weights_of_colours_and_embeds_in_gray(
 
 def test_three_channels_change_nothing_that_a_stage_is_keyed_by() -> None:
     images = ImageSettings()
-    assert images.pretext_views == paper_views(96)
+    assert images.pretext_views() == paper_views(96)
     assert (images.finetune_view, images.evaluation_view) == (finetune_view(96), eval_view(96))
 
 
 def test_mean_and_std_are_given_once_for_all_views_or_averaged() -> None:
     images = ImageSettings(channels=2, mean=(0.1, 0.2), std=(0.3, 0.4))
-    views = (*images.pretext_views, images.finetune_view, images.evaluation_view)
+    views = (*images.pretext_views(), images.finetune_view, images.evaluation_view)
     assert {view.mean for view in views} == {(0.1, 0.2)}
     assert {view.std for view in views} == {(0.3, 0.4)}
     assert {(view.hue, view.saturation, view.gray) for view in views} == {(0, 0, 0)}

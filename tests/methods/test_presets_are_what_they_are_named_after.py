@@ -40,7 +40,7 @@ def test_paper_preset_is_sections_4_and_b() -> None:
     assert (bissl.adaptation_every, bissl.adaptation, bissl.leak_statistics) == (100, 0.1, False)
     assert config.head.epochs == 20
     assert (config.finetune.epochs, config.finetune.batch_size, config.finetune.seeds) == (400, 256, 10)
-    first, second = config.images.pretext_views
+    first, second = config.views
     assert first.crop_scale == second.crop_scale == (0.5, 1.0)
     assert first.crop_ratio == (3 / 4, 4 / 3)
     assert (first.pixel_range, first.blur, first.solarize, second.blur, second.solarize) == (1, 1, 0, 0.1, 0.2)
@@ -52,7 +52,7 @@ def test_official_preset_departs_from_the_paper_as_the_released_code_does_and_no
     assert (official.bissl.learning_rate, official.bissl.warmup_steps, official.bissl.final_share) == (1.0, 980, 0.001)
     assert official.pretrain.optimizer.peak(4.8, 1024) == 4.8
     assert not official.pretrain.optimizer.exclude_1d
-    first, _ = official.images.pretext_views
+    first, _ = official.views
     assert (first.crop_scale, first.crop_ratio, first.pixel_range) == ((0.08, 1.0), (0.5, 1.0), 255)
     assert official.bissl.adaptation_every == 0
     assert official.bissl.leak_statistics

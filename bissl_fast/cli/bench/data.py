@@ -105,7 +105,7 @@ def run(arguments: Sequence[str]) -> None:
     if len(images) < 2:
         raise UserError(f"{images.name} holds one image, and a training step needs two: add images.")
     batch = min(config.pretrain.batch_size, len(images))
-    fed = measure_feeding(images, config.images.pretext_views, batch, settings.seconds, device, threads)
+    fed = measure_feeding(images, config.views, batch, settings.seconds, device, threads)
     title = f"A pretext step of resnet18, preset {preset}: 2 x {batch} views of {config.images.size} px"
     show(title, cells_of_feeding(fed), FEEDING_NOTE, step=asdict(fed) | {"preset": preset, "batch_size": batch})
 

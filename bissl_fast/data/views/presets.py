@@ -144,6 +144,45 @@ def multi_crop_views(
     return first, second, *[replace(first, size=local_size, crop_scale=local_scale)] * local_views
 
 
+def swav_views(size: int, local_views: int) -> tuple[ViewSettings, ...]:
+    """SwAV's two large crops, and small ones of 3/7 of their side (96 beside 224 px in the paper).
+
+    Args:
+        size: side of the two large views in pixels.
+        local_views: how many small ones; 6 in the paper. Without any, the large crops may be smaller.
+
+    Source: as of :func:`multi_crop_views`, and the released scripts with and without small crops.
+    """
+    if not local_views:
+        return multi_crop_views(size, size, 0, (0.05, 0.08))
+    return multi_crop_views(size, max(1, round(size * 3 / 7)), local_views)
+
+
+def wmse_views(size: int, views: int = 2) -> tuple[ViewSettings, ...]:
+    """The views of W-MSE on small sets (CIFAR, STL-10, Tiny-ImageNet), all drawn alike and without blur.
+
+    Args:
+        size: side in pixels.
+        views: how many.
+
+    Source: Ermolov et al., "Whitening for Self-Supervised Representation Learning", ICML 2021, Appendix, and its
+    released code, which changes the colours of the whole image before the crop: there contrast is about the mean of
+    the whole image, here about that of the crop.
+    """
+    view = ViewSettings(
+        size=size,
+        crop_scale=(0.2, 1.0),
+        flip=0.5,
+        jitter=0.8,
+        brightness=0.4,
+        contrast=0.4,
+        saturation=0.4,
+        hue=0.1,
+        gray=0.1,
+    )
+    return (view,) * views
+
+
 def official_finetune_view(size: int) -> ViewSettings:
     """Training on the downstream task in BiSSL's released code: crops as of its pretext task, and a flip."""
     return ViewSettings(size=size, crop_scale=(0.08, 1.0), crop_ratio=(0.5, 1.0), interpolation="bicubic", flip=0.5)
