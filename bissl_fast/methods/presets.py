@@ -12,7 +12,20 @@ from bissl_fast.methods.stages.downstream import FineTuneSettings
 from bissl_fast.methods.stages.head import HeadSettings
 from bissl_fast.methods.stages.pretrain import PretrainSettings
 from bissl_fast.methods.stages.sgd import SGDSettings
-from bissl_fast.pretext import TASKS, OptimizerSettings, PretextTask, SimCLR
+from bissl_fast.pretext import (
+    BYOL,
+    DINO,
+    TASKS,
+    WMSE,
+    BarlowTwins,
+    MoCo,
+    OptimizerSettings,
+    PretextTask,
+    SimCLR,
+    SimSiam,
+    SwAV,
+    VICReg,
+)
 
 # Of whole downstream images, stretched to squares: the smallest crop of half the area has 96 pixels even along the long
 # side of an image of 2:1, so that none is enlarged.
@@ -69,6 +82,19 @@ TABLE_4_AFTER_BISSL = {
 }
 
 
+QUICK_TASKS: tuple[PretextTask, ...] = (
+    MoCo(queue=1024, projector=(512, 128)),
+    BYOL(momentum=0.99, projector=(512, 128), predictor=512),
+    SimSiam(projector=(512, 512, 512), predictor=128),
+    BarlowTwins(projector=(512, 512, 512)),
+    VICReg(projector=(512, 512, 512)),
+    SwAV(prototypes=100, freeze_prototypes=0, projector=(512, 128), local_views=2),
+    DINO(prototypes=512, projector=(512, 512, 128), freeze_last_layer=0, local_views=2),
+    WMSE(slice_size=64, projector=(256, 32)),
+)
+"""Heads, queues and crops that 2 CPU cores can do, for the preset `quick`."""
+
+
 def preset_config(preset: Preset, dataset: str, pretext: str = SimCLR.name) -> TrainConfig:
     """All settings of a preset for a data set.
 
@@ -86,7 +112,10 @@ def preset_config(preset: Preset, dataset: str, pretext: str = SimCLR.name) -> T
     config = {"paper": _paper, "official": _official, "quick": _quick}[preset](dataset)
     known = {task.name: task for task in TASKS}
     require(pretext in known, "pretext", repr(pretext), f"one of {', '.join(known)}")
-    return config if pretext == SimCLR.name else _with_task(config, known[pretext]())
+    if pretext == SimCLR.name:
+        return config
+    small = {task.name: task for task in QUICK_TASKS} if preset == "quick" else {}
+    return _with_task(config, small.get(pretext, known[pretext]()))
 
 
 def _with_task(config: TrainConfig, task: PretextTask) -> TrainConfig:

@@ -17,7 +17,7 @@ from bissl_fast.methods.stages.finetune import finetune
 from bissl_fast.methods.stages.pretrain import Pretext
 from bissl_fast.methods.stages.sgd import SGDSettings
 from bissl_fast.methods.stages.test import test
-from bissl_fast.training.files import exclusive, write_atomic, write_json
+from bissl_fast.training.files import exclusive, make_folder, write_atomic, write_json
 from bissl_fast.training.memory import memory_told
 from bissl_fast.training.stage import StageOutput
 
@@ -111,6 +111,7 @@ def train(config: TrainConfig, console: Console) -> Path:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorBoard's writer may pull in a talkative TensorFlow
     with memory_told():
         training = Training(config, console)
+        make_folder(training.context.folder)
         with exclusive(training.context.folder):
             return training.run()
 
@@ -121,6 +122,7 @@ def pretrain(config: PretextConfig, console: Console) -> Path:
     with memory_told():
         run, pretext = Run(config, config.views, console), Pretext(config.pretext, config.pretrain)
         steps = pretext.steps(run, config.pretrain.epochs)
+        make_folder(run.folder)
         with exclusive(run.folder):
             describe(run, config)
             return pretext.train(run, "pretext", steps).folder

@@ -74,10 +74,8 @@ class PretextTask:
         """Raises UserError: if batches of so many images cannot be trained on."""
         multiple, queue = self.needs.batch_multiple, self.needs.queue[0]
         if images % multiple:
-            raise UserError(
-                f"--pretrain.batch-size must be a multiple of {multiple} with --pretext {self.name} as it is set, found "
-                f"{images}."
-            )
+            expected = f"a multiple of {multiple}, as --pretext {self.name} is set"
+            raise UserError(f"--pretrain.batch-size must be {expected}, found {images}.")
         if queue and queue < images:
             raise UserError(
                 f"--pretext.queue must hold a batch, which is {images} (--pretrain.batch-size), found {queue}."
