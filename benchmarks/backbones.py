@@ -127,9 +127,10 @@ def page(record: dict[str, Any]) -> str:
     environment = record["environment"]
     told = (
         f"Of {sum(counts.values())} families {counts['linearized']} take `linearized`, {counts['reverse']} `reverse`, "
-        f"{counts['refused']} are refused, and {counts['']} are not tried because their smallest member has more than "
-        f"{LARGEST / 1e6:.0f} million parameters."
+        f"{counts['refused']} are refused."
     )
+    if counts[""]:
+        told += f" {counts['']} are not tried: their smallest member has more than {LARGEST / 1e6:.0f} million parameters."
     return PAGE.format(
         date=environment["date"][:10],
         timm=environment["packages"]["timm"],
