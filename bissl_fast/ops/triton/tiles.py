@@ -58,7 +58,7 @@ def split_dot(a, a_low, b, b_low, total, SPLIT: tl.constexpr):
 
 @triton.jit
 def split_cosines(u, u_low, w, w_low, total, SPLIT: tl.constexpr):
-    """``total + u wᵀ`` of `split_unit` rows. The product of their low terms counts: between close rows it has one sign."""
+    """``total + u wᵀ`` of `split_unit` rows. Low terms times low terms count: between close rows they have one sign."""
     if SPLIT:
         small = tl.dot(u_low, tl.trans(w_low)) * (1.0 / LOW_TERM)
         small = tl.dot(u, tl.trans(w_low), small)

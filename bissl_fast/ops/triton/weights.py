@@ -66,8 +66,8 @@ def weighted_rows(
     """``out[share, rows, dims]``: ``(P + Pᵀ) U`` over a share of the columns, partners left out.
 
     With tangents it is ``(Ṗ + Ṗᵀ) U + (P + Pᵀ) U̇``. ``factors`` hold, per row, 1 / Σ exp (``ONE_EXP``: one
-    exponential serves a row and its mirror image) or log2 Σ exp((cos − 1) / τ) (two exponentials, safe at any temperature);
-    ``means`` the tangents of the row log-sums.
+    exponential serves a row and its mirror image) or log2 Σ exp((cos − 1) / τ) (two exponentials, safe at any
+    temperature); ``means`` the tangents of the row log-sums.
 
     Rows of up to two ``CHUNK`` stay in shared memory, and a program writes all their dimensions. Wider rows
     are streamed chunk by chunk, and a program writes ``OUT`` dimensions (grid axis 2).
