@@ -193,5 +193,7 @@ def test_verify_waits_for_no_pipe_and_names_what_was_guessed(tmp_path, capsys):
 @pytest.mark.parametrize("setting", [{"labels": Path("labels.csv")}, {"whole": True}])
 def test_prepare_refuses_what_has_no_meaning_for_unlabelled_images(tmp_path, setting):
     (flag,) = setting
-    with pytest.raises(UserError, match=f"--unlabelled prepares images without labels, as squares: leave it or --{flag}"):
+    with pytest.raises(
+        UserError, match=f"--unlabelled prepares images without labels, as squares: leave it or --{flag}"
+    ):
         prepare_command(f"folder:{tmp_path}", unlabelled=True, **setting)
