@@ -1,7 +1,6 @@
 """The Hessian of a loss as products with vectors, in four modes and within a budget of memory."""
 
 import threading
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, Protocol, get_args
@@ -14,6 +13,7 @@ from bissl_fast.bilevel.parameters import ParameterVector, Place, buffer_copies,
 from bissl_fast.bilevel.precision import autocast, deterministic_convolutions, tf32
 from bissl_fast.bilevel.reverse import DifferenceProducts, ReverseProducts
 from bissl_fast.bilevel.traced import Loss, TracedProducts
+from bissl_fast.bilevel.unseen import Watch, sample
 
 Mode = Literal["reverse", "linearized", "gauss_newton", "finite_difference"]
 ProductsDtype = Literal["float32", "tf32", "bfloat16"]
@@ -46,8 +46,11 @@ NO_MEAN = (
     "[len(batch) for batch in batches], found {found}"
 )
 Versions = list[tuple[int, int, int]]
-SAMPLE = 256
-"""How many values of a tensor are looked at for writes that PyTorch does not count."""
+LATE = (
+    "a parameter, a batch or a tensor that the loss takes from elsewhere was written to behind PyTorch's back (through "
+    ".data, or by other memory) between products of this HessianOperator; those since then are wrong. It is another "
+    "operator from here on: call update() after such writes and before products"
+)
 TURNS = threading.RLock()
 """Products put other tensors into a module while they run, so threads take turns."""
 
@@ -89,8 +92,9 @@ class HessianOperator:
             needs.
         RuntimeError: in a product, if parameters (also frozen ones), batches or modes (``train``, ``eval``) have
             changed since the operator was built or updated; at any time, if the module holds other parameters. Writes
-            that PyTorch does not count (into ``.data``, by NumPy) are noticed on the CPU, by 256 values of each tensor.
-            Also where a loss overwrites what its gradient needs.
+            that PyTorch does not count (into ``.data``, by NumPy) are noticed by 256 values of each tensor: on the CPU
+            before the product, on CUDA by a product that the device has run, so that a later product, or the next
+            :meth:`update` or :meth:`release`, raises. Also where a loss overwrites what its gradient needs.
 
     Example:
         >>> layer = torch.nn.Linear(2, 1, bias=False)
@@ -128,6 +132,7 @@ class HessianOperator:
         self._batches: list[Any] = []
         self._buffers: list[Place] = []
         self._from_elsewhere: list[torch.Tensor] = []
+        self._watch = Watch()
         self._updates = 0
         self._device = parameters.tensors[0].device
         cast = torch.bfloat16 if dtype == "bfloat16" else torch.float32
@@ -172,7 +177,7 @@ class HessianOperator:
             traced = isinstance(self._products, TracedProducts)
             seeds = [0] * len(stored) if traced else torch.randint(2**62, (len(stored),)).tolist()
             self._from_elsewhere = [t for batch in stored for t in self._products.from_elsewhere(batch)]
-            state = self._state(stored)
+            state, watch = self._state(stored), Watch(self._watched(stored))
             wanted = len(stored) if self._retain is None else self._retain
             kept: list[Any] = []
             for batch, seed in list(zip(stored, seeds, strict=True))[: min(wanted, self._most(stored))]:
@@ -182,11 +187,19 @@ class HessianOperator:
                     break
         self._batches, self._seeds, self._kept, self._before = stored, seeds, kept, state
         self._weights = weights
+        self._watch = watch
         self._updates += 1
 
     def release(self) -> None:
-        """Let go of batches and linearisations; products raise until :meth:`update`."""
+        """Let go of batches and linearisations; products raise until :meth:`update`.
+
+        Raises:
+            RuntimeError: if a product has seen a write that PyTorch does not count, and none has raised for it.
+        """
+        watch, self._watch = self._watch, Watch()
         self._kept, self._batches, self._buffers, self._from_elsewhere = [], [], [], []
+        if watch.changed(wait=True):
+            raise RuntimeError(LATE)
 
     @property
     def retained(self) -> int:
@@ -217,6 +230,7 @@ class HessianOperator:
         self._check(vectors)
         with self._surroundings():
             self.point()
+            self._watch.look()
             vectors = vectors.detach()
             rows = [self._parameters.unflatten(vector) for vector in vectors]
             total = torch.zeros_like(vectors)
@@ -241,6 +255,8 @@ class HessianOperator:
                 raise RuntimeError(RELEASED)
             if self._state(self._batches) != self._before:
                 raise RuntimeError(CHANGED)
+            if self._watch.changed():
+                self.release()  # which raises
             return self._updates
 
     def _check(self, vectors: torch.Tensor) -> None:
@@ -284,9 +300,12 @@ class HessianOperator:
     def _state(self, batches: Sequence[Any]) -> tuple[Versions, list[bool]]:
         """What must stay as it is between two products."""
         module = self._parameters.module
+        return versions(self._watched(batches)), [part.training for part in module.modules()]
+
+    def _watched(self, batches: Sequence[Any]) -> list[torch.Tensor]:
+        """The tensors whose values must stay."""
         given = [leaf for leaf in tree_leaves(batches) if isinstance(leaf, torch.Tensor)]
-        tensors = [*module.parameters(), *given, *self._from_elsewhere]
-        return versions(tensors), [part.training for part in module.modules()]
+        return [*self._parameters.module.parameters(), *given, *self._from_elsewhere]
 
     @contextmanager
     def _surroundings(self) -> Iterator[None]:
@@ -313,16 +332,6 @@ def versions(tensors: Sequence[torch.Tensor]) -> Versions:
 def address(tensor: torch.Tensor) -> int:
     """Where a tensor's values lie; sparse ones, which lie in several places, are told apart as objects."""
     return tensor.data_ptr() if tensor.layout == torch.strided else id(tensor)
-
-
-def sample(tensor: torch.Tensor) -> int:
-    """A checksum of some of a tensor's values, evenly spaced; 0 on devices that it would have to wait for."""
-    if tensor.device.type != "cpu" or tensor.layout != torch.strided or tensor.numel() == 0:
-        return 0
-    extent = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
-    step = -(-extent // SAMPLE)
-    values = tensor.detach().as_strided((-(-extent // step),), (step,)).resolve_conj().resolve_neg().contiguous()
-    return zlib.crc32(values.view(torch.uint8).numpy().tobytes())
 
 
 def checked_weights(weights: Sequence[float] | None, count: int) -> list[float]:

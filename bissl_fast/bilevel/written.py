@@ -1,5 +1,6 @@
 """A product written down as a graph of functional ops, and what cannot be written down refused."""
 
+import re
 import traceback
 import warnings
 from collections.abc import Callable, Iterable
@@ -37,6 +38,12 @@ REASONS = {
     "setup_context": "it calls an autograd.Function without setup_context and jvp",
 }
 """What PyTorch says, by a part of it, and what it means here."""
+INSTEAD = {
+    "cov": "centred.T @ centred / (rows - 1), with centred = x - x.mean(0)",
+    "corrcoef": "z.T @ z / (rows - 1), with z = (x - x.mean(0)) / x.std(0)",
+    "one_hot": "(labels[:, None] == torch.arange(classes, device=labels.device)).float()",
+}
+"""Functions that look at values on their way, and what to write for them."""
 DATA_DEPENDENT = "the shape of a result depends on values: {name}"
 
 
@@ -120,8 +127,21 @@ def why_not(cause: Exception) -> str:
         if Path(frame.filename).name == "distributed_c10d.py":
             return COMMUNICATES.format(name=frame.name)
     first = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
-    reason = next((meaning for part, meaning in REASONS.items() if part in str(cause)), first)
+    part, reason = next(((part, meaning) for part, meaning in REASONS.items() if part in str(cause)), ("", first))
+    if part == "get value out of a tracing tensor":
+        reason += where(cause)
     return NOT_TRACEABLE.format(reason=reason)
+
+
+def where(cause: Exception) -> str:
+    """The line of the loss that raised, and what to write instead of a function that is known to."""
+    frames = traceback.extract_tb(cause.__traceback__)
+    passed_on = {Path(torch.__file__).parent, Path(__file__).parent}
+    lines = [frame.line for frame in frames if passed_on.isdisjoint(Path(frame.filename).parents)]
+    if not lines or not lines[-1]:
+        return ""
+    known = next((name for name in INSTEAD if re.search(rf"\b{name}\(", lines[-1])), None)
+    return f": `{lines[-1]}`" + (f"; in place of {known}, write {INSTEAD[known]}" if known else "")
 
 
 def refuse_communication(traced: fx.GraphModule) -> None:

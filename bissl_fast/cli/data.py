@@ -84,6 +84,9 @@ def prepare_command(
     """
     require(8 <= size <= 4096, "size", size, "between 8 and 4096 pixels")
     require(1 <= channels <= MOST_CHANNELS, "channels", channels, f"between 1 and {MOST_CHANNELS}")
+    if unlabelled and (labels is not None or whole):
+        found = "--labels" if labels is not None else "--whole"
+        raise UserError(f"--unlabelled prepares images without labels, as squares: leave it or {found} out.")
     entry = None if name.startswith(FOLDER_PREFIX) else entry_of(name)
     if entry is not None and not entry.embedded:
         if data_root is None:

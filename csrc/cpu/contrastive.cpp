@@ -44,6 +44,17 @@ void each_row(const Problem& problem, const Work& work) {
   });
 }
 
+// Of each pair, in double: one is near one, where a product in T rounds most, and stands against all negatives of a row.
+template <class T>
+std::vector<double> positive_similarities(const Problem& problem, const T* units) {
+  std::vector<double> found(problem.pairs);
+  torch::stable::parallel_for(0, problem.pairs, kRowGrain, [&](int64_t first, int64_t last) {
+    const int64_t dim = problem.dim;
+    for (int64_t i = first; i < last; ++i) found[i] = dot_rows(units + i * dim, units + (i + problem.pairs) * dim, dim);
+  });
+  return found;
+}
+
 template <class T>
 T scale_of(const Problem& problem) {
   return static_cast<T>(1 / (problem.temperature * static_cast<double>(problem.rows())));
@@ -139,19 +150,18 @@ double forward(const Problem& problem, const T* units, T* lse, T* buffer) {
 
   const auto maxima = shared ? std::vector<T>(problem.rows(), T{1}) : row_maxima(problem, tiles);
   std::vector<double> sums(problem.rows(), 0.0);  // over the negatives
-  std::vector<double> positives(problem.rows());
   tiles.schedule().run([&](const Visit& at) {
     T* values = stored ? kept.tiles() + layout.offset(at) : tiles.scratch(at, 0);
-    tiles.similarities(at, values);
-    tiles.take_positives(at, values, positives.data());
+    tiles.negatives(at, values);
     add_exp_sums(tiles.with_statistics(at, values, maxima.data()), softmax, tiles.of_rows(at, sums.data()),
                  tiles.of_cols(at, sums.data()), values);
   });
 
   // log(1 + negatives / positive) keeps its accuracy where the loss is small, which a log-sum less the positive loses.
   double total = 0;
+  const auto positives = positive_similarities(problem, units);
   for (int64_t i = 0; i < problem.rows(); ++i) {
-    const double positive = positives[i] / problem.temperature;
+    const double positive = positives[i % problem.pairs] / problem.temperature;
     const double excess = std::log(sums[i]) + static_cast<double>(maxima[i]) / problem.temperature - positive;
     const double loss =
         std::isnan(excess) ? excess : std::max(excess, 0.0) + std::log1p(std::exp(-std::abs(excess)));

@@ -73,6 +73,10 @@ INLINE void finish_product_row_body(const T* u, const T* v, const T* udot, const
 // target_clones takes plain functions only, so each template is spelled out for float and double.
 #define DEFINE_ROW_MATH(T)                                                                                          \
   template <>                                                                                                       \
+  PER_INSTRUCTION_SET double dot_rows(const T* a, const T* b, int64_t dim) {                                        \
+    return dot(a, b, dim);                                                                                          \
+  }                                                                                                                 \
+  template <>                                                                                                       \
   PER_INSTRUCTION_SET T normalise_row(const T* z, int64_t dim, T* u) {                                              \
     return normalise_row_body(z, dim, u);                                                                           \
   }                                                                                                                 \

@@ -5,6 +5,10 @@
 
 namespace bissl_fast::cpu {
 
+// a . b
+template <class T>
+double dot_rows(const T* a, const T* b, int64_t dim);
+
 // u = z / max(|z|, eps); returns 1 / max(|z|, eps).
 template <class T>
 T normalise_row(const T* z, int64_t dim, T* u);

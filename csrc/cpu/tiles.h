@@ -48,11 +48,6 @@ class Tiles {
   void copy_positives(const Visit& at, const T* values, double* positives) const {
     each_positive(at, [&](int64_t entry, int64_t i, int64_t j) { positives[i] = positives[j] = values[entry]; });
   }
-  // Moves them out of the tile, and leaves what has no exponential.
-  void take_positives(const Visit& at, T* values, double* positives) const {
-    copy_positives(at, values, positives);
-    each_positive(at, [&](int64_t entry, int64_t, int64_t) { values[entry] = kItself; });
-  }
   // Sets them to minus the sum of what both rows lack.
   void pull_positives(const Visit& at, T* weights, const T* lacks) const {
     each_positive(at, [&](int64_t entry, int64_t i, int64_t j) { weights[entry] = -(lacks[i] + lacks[j]); });

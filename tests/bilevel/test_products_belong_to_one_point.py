@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from bissl_fast.bilevel import HessianOperator, ParameterVector
-from bissl_fast.bilevel.hessian import sample
+from bissl_fast.bilevel import HessianOperator, ParameterVector, unseen
+from bissl_fast.bilevel.unseen import sample
 from tests.bilevel.test_traces_hold_whatever_a_loss_does import batch, mlp, network, squares
 
 MODES = ("reverse", "linearized", "finite_difference")
@@ -54,6 +54,64 @@ def test_a_change_between_products_is_refused_until_an_update(mode: Any, change:
     operator.update([data, batch(4)])
     expected = HessianOperator(squares, theta, [data, batch(4)]).matvec(ones(theta))
     torch.testing.assert_close(operator.matvec(ones(theta)), expected, rtol=1e-5, atol=1e-6)
+
+
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]),
+]
+UNSEEN: dict[str, Callable[[nn.Module, Any], Any]] = {
+    "a parameter": lambda m, b: m[0].weight.data.mul_(3),
+    "a batch": lambda m, b: b[0].data.mul_(3),
+}
+
+
+def watched_by_its_device(device: str, monkeypatch: pytest.MonkeyPatch) -> tuple[HessianOperator, nn.Module, Any]:
+    """An operator whose tensors the host does not look at, on the CPU neither."""
+    monkeypatch.setattr(unseen, "AT_ONCE", ())
+    module = mlp().to(device)
+    data = tuple(part.to(device) for part in batch())
+    return HessianOperator(squares, ParameterVector(module), [data]), module, data
+
+
+def product(operator: HessianOperator, device: str) -> torch.Tensor:
+    found = operator.matvec(torch.ones(sum(operator.segments), dtype=torch.float64, device=device))
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return found
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("change", UNSEEN)
+def test_a_write_that_only_the_device_sees_is_told_by_the_product_after(
+    change: str, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operator, module, data = watched_by_its_device(device, monkeypatch)
+    for _ in range(3):
+        product(operator, device)
+    UNSEEN[change](module, data)
+    product(operator, device)  # compares
+    with pytest.raises(RuntimeError, match="written to behind PyTorch's back"):
+        product(operator, device)
+    operator.update([data])
+    product(operator, device)
+    product(operator, device)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("end", ["update", "release"])
+def test_the_last_product_before_an_end_tells_of_such_a_write_too(
+    end: str, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operator, module, data = watched_by_its_device(device, monkeypatch)
+    module[0].weight.data.mul_(3)
+    product(operator, device)
+    with pytest.raises(RuntimeError, match="written to behind PyTorch's back"):
+        operator.update([data]) if end == "update" else operator.release()
+    module[0].weight.data.mul_(3)
+    operator.update([data])  # after a write, before a product: nothing is wrong
+    product(operator, device)
+    operator.release()
 
 
 ODD: dict[str, torch.Tensor] = {

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bissl_fast.bilevel import Nystrom, Recycler, conjugate_gradient, minimal_residual, neumann
+from bissl_fast.bilevel import Nystrom, Recycler, conjugate_gradient, identity, minimal_residual, neumann
 from tests.bilevel.matrices import Dense, symmetric, vectors
 
 GOOD = symmetric(torch.linspace(1, 5, 12))
@@ -67,3 +67,9 @@ def test_no_solver_waits_for_the_device() -> None:
         Nystrom(Dense(GOOD), 4, 0.1, b)(Dense(GOOD), b)
     with pytest.raises(AssertionError, match="waits"), NoWaiting():
         conjugate_gradient(Dense(GOOD), b).troubles()
+
+
+@pytest.mark.parametrize("solver", [conjugate_gradient, minimal_residual, neumann, identity])
+def test_a_right_hand_side_of_numpy_is_refused_with_a_sentence(solver: Any) -> None:
+    with pytest.raises(ValueError, match=r"b must be a torch.Tensor, found numpy.ndarray"):
+        solver(Dense(GOOD), vectors(1, 12)[0].numpy())

@@ -192,3 +192,30 @@ def test_gauss_newton_takes_the_labels_of_each_batch_through_the_outputs() -> No
         total += jacobian.T @ curvature @ jacobian / 2
     products = torch.stack([found.matvec(unit) for unit in torch.eye(len(theta), dtype=torch.float64)])
     torch.testing.assert_close(products, total, rtol=1e-9, atol=1e-10)
+
+
+def with_covariance(module: nn.Module, data: Batch) -> torch.Tensor:
+    return torch.cov(module(data[0]).T).square().sum()
+
+
+def with_one_hot(module: nn.Module, data: Batch) -> torch.Tensor:
+    labels = nn.functional.one_hot(data[0][:, 0].long().abs() % 3)
+    return (module(data[0]).sum() * labels).square().sum()
+
+
+def with_branch(module: nn.Module, data: Batch) -> torch.Tensor:
+    value: torch.Tensor = module(data[0]).square().sum()
+    return value if value > 1 else 2 * value
+
+
+@pytest.mark.parametrize(
+    ("loss", "sentence"),
+    [
+        (with_covariance, r"`return torch\.cov\(.*in place of cov, write centred\.T @ centred"),
+        (with_one_hot, r"one_hot\(data.*in place of one_hot, write \(labels\[:, None\] == torch\.arange"),
+        (with_branch, r"`return value if value > 1 else 2 \* value`\)"),
+    ],
+)
+def test_a_loss_that_looks_at_values_is_refused_by_its_line_and_told_what_to_write(loss: Any, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        HessianOperator(loss, ParameterVector(mlp()), [batch()], "linearized")

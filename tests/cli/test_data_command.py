@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import tyro
@@ -187,3 +188,12 @@ def test_verify_waits_for_no_pipe_and_names_what_was_guessed(tmp_path, capsys):
     assert "pipes, devices or broken links: a/pipe.png." in output
     assert "are transparent in places, which become gray: a/logo.png." in output
     assert "Every image can be read." in output
+
+
+@pytest.mark.parametrize("setting", [{"labels": Path("labels.csv")}, {"whole": True}])
+def test_prepare_refuses_what_has_no_meaning_for_unlabelled_images(tmp_path, setting):
+    (flag,) = setting
+    with pytest.raises(
+        UserError, match=f"--unlabelled prepares images without labels, as squares: leave it or --{flag}"
+    ):
+        prepare_command(f"folder:{tmp_path}", unlabelled=True, **setting)

@@ -15,6 +15,15 @@ def aligned_views(pairs: int, dim: int, distance: float, seed: int) -> tuple[Ten
     return first.float(), (first + distance * turn).float()
 
 
+def crowded_views(pairs: int, dim: int, distance: float, seed: int) -> tuple[Tensor, Tensor]:
+    """``(B, D)`` rows at a distance from one direction: all negatives are as close as the partner, in float32."""
+    generator = torch.Generator().manual_seed(seed)
+    middle = F.normalize(torch.randn(dim, generator=generator, dtype=torch.float64), dim=0)
+    turns = F.normalize(torch.randn(2, pairs, dim, generator=generator, dtype=torch.float64), dim=2)
+    first, second = (middle + distance * turns).float()
+    return first, second
+
+
 def exact_loss(z1: Tensor, z2: Tensor, temperature: float, cross_view: bool) -> Tensor:
     """The loss as ``log(1 + Σ negatives / positive)``: as a cross-entropy, ``1 − P`` ends at the dtype's rounding."""
     u, pairs = F.normalize(torch.cat([z1, z2]), dim=1), len(z1)

@@ -28,11 +28,11 @@ ROW_KERNELS = {
     "normalise_rows": {"SPLIT": True},
     "pack_rows": {"TANGENT": True, "ONE_EXP": True, "SPLIT": True},
     "row_maxima": {},
-    "row_losses": {"ONE_EXP": False},
-    "row_means": {"ONE_EXP": True},
+    "row_losses": {"ONE_EXP": False, "SPLIT": True},
+    "row_means": {"ONE_EXP": True, "SPLIT": True},
     "unit_tangents": {},
-    "finish_gradient": {"ONE_EXP": False},
-    "finish_product": {"ONE_EXP": True},
+    "finish_gradient": {"ONE_EXP": False, "SPLIT": True},
+    "finish_product": {"ONE_EXP": True, "SPLIT": True},
 }
 
 

@@ -4,7 +4,7 @@ import torch
 
 from bissl_fast.bilevel.operators import Operator
 from bissl_fast.bilevel.solvers.solution import Solution, flags, scale_free, unmeasured
-from bissl_fast.ops.krylov import norm
+from bissl_fast.ops.krylov import check_tensors, norm
 
 
 @scale_free
@@ -46,4 +46,5 @@ def identity(A: Operator, b: torch.Tensor, x0: torch.Tensor | None = None) -> So
         b: ``(L,)`` right-hand side, returned as the solution.
         x0: ignored.
     """
+    check_tensors({"b": b})
     return unmeasured(b.clone(), b)

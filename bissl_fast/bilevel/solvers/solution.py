@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast
 import torch
 
 from bissl_fast.bilevel.operators import Operator
-from bissl_fast.ops.krylov import norm
+from bissl_fast.ops.krylov import check_tensors, norm
 
 Solve = TypeVar("Solve", bound=Callable[..., "Solution"])
 
@@ -103,6 +103,7 @@ def scale_free(solve: Solve) -> Solve:
     def scaled(A: Operator, b: torch.Tensor, x0: torch.Tensor | None = None, **settings: Any) -> Solution:
         if settings.get("iterations", 0) < 0:
             raise ValueError(f"iterations must be 0 or more, found {settings['iterations']}")
+        check_tensors({"b": b} if x0 is None else {"b": b, "x0": x0})
         b, x0 = b.detach(), None if x0 is None else x0.detach()
         largest = b.abs().amax()
         _, exponent = torch.frexp(torch.where(torch.isfinite(largest) & (largest > 0), largest, 1.0))

@@ -1,6 +1,6 @@
 """Segmented dots and the update of conjugate gradients: checked, then given to the best backend."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -110,12 +110,21 @@ def check_vectors(vectors: dict[str, torch.Tensor], segments: Sequence[int]) -> 
     """Raise unless all are contiguous vectors of one dtype, on one device, and as long as the segments together."""
     if not segments or min(segments) < 0:
         raise ValueError(f"There must be at least one segment and none of negative length, found {list(segments)}.")
+    check_tensors(vectors)
     (first_name, first), *_ = vectors.items()
     for name, vector in vectors.items():
         if vector.shape != (sum(segments),):
             found = tuple(vector.shape)
             raise ValueError(f"{name} must have shape ({sum(segments)},), the segments' total, found {found}.")
         check_like(first_name, first, name, vector)
+
+
+def check_tensors(vectors: Mapping[str, object]) -> None:
+    """Raise unless all are tensors: NumPy's arrays look like them for a while."""
+    for name, vector in vectors.items():
+        if not isinstance(vector, torch.Tensor):
+            found = f"{type(vector).__module__}.{type(vector).__name__}"
+            raise ValueError(f"{name} must be a torch.Tensor, found {found}; torch.as_tensor({name}) makes one.")
 
 
 def check_like(first_name: str, first: torch.Tensor, name: str, vector: torch.Tensor) -> None:

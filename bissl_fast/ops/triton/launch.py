@@ -2,7 +2,7 @@
 
 What the schemas call ``lse`` is here a sum over all but the partner, at a precision that a logarithm of the
 size of 1 / τ would not have: Σ exp((cos − 1) / τ) where one exponential serves a row and its mirror image,
-else the log2 of Σ exp(cos / τ) over the partner's exponential. ``kept`` is the largest 1 − P of a partner, which
+else the log2 of that sum over the partner's exponential. ``kept`` is the largest 1 − P of a partner, which
 no weight of the tiles exceeds.
 """
 
@@ -104,7 +104,7 @@ def fwd(z1: Tensor, z2: Tensor, temperature: float, cross_view: bool) -> tuple[T
     rows.row_losses[problem.row_grid](
         sums, shifts, units, lse, losses, complements, batch, problem.padded, len(sums), width,
         problem.scale, 1 / temperature,
-        ROWS=problem.row_block, WIDTH=problem.packed_width, ONE_EXP=problem.one_exp,
+        ROWS=problem.row_block, WIDTH=problem.packed_width, ONE_EXP=problem.one_exp, SPLIT=problem.split,
     )  # fmt: skip
     return losses.mean(), units, inv_norms, lse, complements.amax(0, keepdim=True)
 
@@ -121,7 +121,7 @@ def bwd(
     rows.finish_gradient[problem.row_grid](
         out, units, inv_norms, lse, kept, grad, radial, problem.part, problem.batch, problem.padded, problem.width,
         len(out), problem.scale, 1 / WEIGHT_GAIN, 1 / (temperature * len(units)), NORM_EPS,
-        ROWS=problem.row_block, WIDTH=problem.packed_width, ONE_EXP=problem.one_exp,
+        ROWS=problem.row_block, WIDTH=problem.packed_width, ONE_EXP=problem.one_exp, SPLIT=problem.split,
     )  # fmt: skip
     return grad, radial
 
@@ -145,13 +145,13 @@ def bwd_bwd(
     means, pulls = problem.empty(2 * problem.padded), torch.empty_like(lse)
     rows.row_means[problem.row_grid](
         sums, units, changes, largest, lse, kept, factors, means, pulls, problem.batch, problem.padded, len(sums),
-        problem.width, problem.scale, 1 / gain, ONE_EXP=problem.one_exp, **shape,
+        problem.width, problem.scale, 1 / gain, ONE_EXP=problem.one_exp, SPLIT=problem.split, **shape,
     )  # fmt: skip
     out = weigh(problem, packed, factors, means, tangent=True)
     rows.finish_product[problem.row_grid](
         out, units, inv_norms, lse, kept, grad, radial, tangent, changes, largest, pulls, product, problem.part,
         *sizes, len(out), problem.scale, 1 / gain, 1 / (temperature * len(units)), 1 / temperature, NORM_EPS,
-        ONE_EXP=problem.one_exp, **shape,
+        ONE_EXP=problem.one_exp, SPLIT=problem.split, **shape,
     )  # fmt: skip
     return product
 

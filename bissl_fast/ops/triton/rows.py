@@ -8,7 +8,7 @@ Every program takes ``ROWS`` rows of one view (grid: blocks of the padded view �
 import triton  # type: ignore[import-untyped,import-not-found,unused-ignore]
 import triton.language as tl  # type: ignore[import-untyped,import-not-found,unused-ignore]
 
-from bissl_fast.ops.triton.tiles import split_half
+from bissl_fast.ops.triton.tiles import LOW_TERM, split_half, split_unit
 
 LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
 
@@ -38,13 +38,26 @@ def store_matrix(x, row, exists, width, value, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def store_packed(packed, part, place, value, WIDTH: tl.constexpr, SPLIT: tl.constexpr):
-    """Write the float16 terms of ``value`` into consecutive parts."""
+def store_packed(packed, part, place, high, low, WIDTH: tl.constexpr, SPLIT: tl.constexpr):
+    """Write two float16 terms into consecutive parts."""
     at = packed + place.to(tl.int64)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
-    high, low = split_half(value, SPLIT)
     tl.store(at, high)
     if SPLIT:
         tl.store(at + part, low)
+
+
+@triton.jit
+def cosines(u, w, SPLIT: tl.constexpr):
+    """``u·w`` of each row, from the terms that the tiles multiply: what these leave out cancels against negatives."""
+    if SPLIT:
+        u_high, u_low = split_unit(u, SPLIT)
+        w_high, w_low = split_unit(w, SPLIT)
+        u = u_high.to(tl.float32)
+        w = w_high.to(tl.float32)
+        u_rest = u_low.to(tl.float32) * (1.0 / LOW_TERM)
+        w_rest = w_low.to(tl.float32) * (1.0 / LOW_TERM)
+        return tl.sum(u * w, 1) + tl.sum(u * w_rest + u_rest * (w + w_rest), 1)
+    return tl.sum(u * w, 1)
 
 
 @triton.jit
@@ -71,7 +84,8 @@ def normalise_rows(
     unit = (z * inv_norm[:, None]).to(units.dtype.element_ty)
     store_matrix(units, row, exists, width, unit, WIDTH)
     tl.store(inv_norms + row, inv_norm, mask=exists)
-    store_packed(packed, part, place, unit.to(tl.float32), WIDTH, SPLIT)
+    high, low = split_unit(unit.to(tl.float32), SPLIT)
+    store_packed(packed, part, place, high, low, WIDTH, SPLIT)
 
 
 @triton.jit
@@ -121,17 +135,19 @@ def pack_rows(
     """Operands of the tiles from unit rows (and tangents, scaled below length 1), and factors of the rows."""
     row, partner, place, exists = positions(batch, padded, ROWS)
     u = load_matrix(units, row, exists, width, WIDTH)
-    positive = tl.sum(u * load_matrix(units, partner, exists, width, WIDTH), 1)
-    store_packed(packed, part, place, u, WIDTH, SPLIT)
+    positive = cosines(u, load_matrix(units, partner, exists, width, WIDTH), SPLIT)
+    high, low = split_unit(u, SPLIT)
+    store_packed(packed, part, place, high, low, WIDTH, SPLIT)
     if TANGENT:
         tangent = load_matrix(tangents, row, exists, width, WIDTH) * (1.0 / power_of_two(tl.load(largest)))
-        store_packed(packed + part + (part if SPLIT else 0), part, place, tangent, WIDTH, SPLIT)
+        high, low = split_half(tangent, SPLIT)
+        store_packed(packed + part + (part if SPLIT else 0), part, place, high, low, WIDTH, SPLIT)
     total = tl.load(others + row, mask=exists, other=0.0)
     gain *= 1.0 / above_weights(peak)
     if ONE_EXP:
         factor = tl.div_rn(gain, total + tl.exp2((positive - 1.0) * scale))
     else:
-        factor = positive * scale + log2_one_plus_exp2(total) - tl.log2(gain)
+        factor = (positive - 1.0) * scale + log2_one_plus_exp2(total) - tl.log2(gain)
     tl.store(factors + place, tl.where(exists, factor, 0.0))
 
 
@@ -156,17 +172,17 @@ def row_maxima(sums, shifts, batch, padded, panels, ROWS: tl.constexpr):
 @triton.jit
 def row_losses(
     sums, shifts, units, others, losses, complements, batch, padded, panels, width, scale, inv_temperature,
-    ROWS: tl.constexpr, WIDTH: tl.constexpr, ONE_EXP: tl.constexpr,
+    ROWS: tl.constexpr, WIDTH: tl.constexpr, ONE_EXP: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """The sum over all but the partner (see `launch`), the loss, and 1 − P of the partner, of each row."""
     row, partner, place, exists = positions(batch, padded, ROWS)
     total = tl.where(exists, total_of(sums, place, panels, 2 * padded, False), 1.0)
     u = load_matrix(units, row, exists, width, WIDTH)
-    positive = tl.sum(u * load_matrix(units, partner, exists, width, WIDTH), 1)
+    positive = cosines(u, load_matrix(units, partner, exists, width, WIDTH), SPLIT)
     if ONE_EXP:
         loss = tl.log(total + tl.exp2((positive - 1.0) * scale)) + (1.0 - positive) * inv_temperature
     else:
-        total = tl.log2(total) + tl.fma(-positive, scale, tl.load(shifts + place))
+        total = tl.log2(total) + tl.fma(1.0 - positive, scale, tl.load(shifts + place))
         loss = log2_one_plus_exp2(total) * LN2
     odds = partner_odds(total, positive, scale, ONE_EXP)
     rounded = 1.0 + odds
@@ -181,7 +197,7 @@ def row_losses(
 def row_means(
     sums, units, changes, largest, others, peak, factors, means, pulls, batch, padded, panels, width,
     scale, inv_gain,
-    ROWS: tl.constexpr, WIDTH: tl.constexpr, ONE_EXP: tl.constexpr,
+    ROWS: tl.constexpr, WIDTH: tl.constexpr, ONE_EXP: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """Tangents of the row log-sums, as the tiles need them, and of P of the partner (``pulls``)."""
     row, partner, place, exists = positions(batch, padded, ROWS)
@@ -190,7 +206,7 @@ def row_means(
     t = tl.sum(load_matrix(changes, row, exists, width, WIDTH) * w, 1)
     t += tl.sum(load_matrix(changes, partner, exists, width, WIDTH) * u, 1)
     t *= 1.0 / power_of_two(tl.load(largest))
-    odds = partner_odds(tl.load(others + row, mask=exists, other=0.0), tl.sum(u * w, 1), scale, ONE_EXP)
+    odds = partner_odds(tl.load(others + row, mask=exists, other=0.0), cosines(u, w, SPLIT), scale, ONE_EXP)
     p = 1.0 / (1.0 + odds)
     factor = tl.load(factors + place)
     rest = total_of(sums, place, panels, 2 * padded, False) * (inv_gain * above_weights(peak))
@@ -237,13 +253,13 @@ def sum_shares(out, part, place, shares, WIDTH: tl.constexpr):
 def finish_gradient(
     out, units, inv_norms, others, peak, grad, radials, part, batch, padded, width, shares,
     scale, inv_gain, weight, eps,
-    ROWS: tl.constexpr, WIDTH: tl.constexpr, ONE_EXP: tl.constexpr,
+    ROWS: tl.constexpr, WIDTH: tl.constexpr, ONE_EXP: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """``grad = J G`` and ``radial = u·G`` with ``G = weight · (Σ shares − (2 − P − Pᵀ) u_partner)``."""
     row, partner, place, exists = positions(batch, padded, ROWS)
     u = load_matrix(units, row, exists, width, WIDTH)
     w = load_matrix(units, partner, exists, width, WIDTH)
-    away = both_shares(others, row, partner, exists, tl.sum(u * w, 1), scale, ONE_EXP)
+    away = both_shares(others, row, partner, exists, cosines(u, w, SPLIT), scale, ONE_EXP)
     inv_gain *= above_weights(peak)
     change = weight * (sum_shares(out, part, place, shares, WIDTH) * inv_gain - away[:, None] * w)
     inv_norm = tl.load(inv_norms + row, mask=exists, other=1.0)
@@ -255,13 +271,13 @@ def finish_gradient(
 def finish_product(
     out, units, inv_norms, others, peak, grad, radials, tangents, changes, largest, pulls, product,
     part, batch, padded, width, shares, scale, inv_gain, weight, inv_temperature, eps,
-    ROWS: tl.constexpr, WIDTH: tl.constexpr, ONE_EXP: tl.constexpr,
+    ROWS: tl.constexpr, WIDTH: tl.constexpr, ONE_EXP: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """The Hessian times the tangent, by the formula of :mod:`bissl_fast.ops.schemas`."""
     row, partner, place, exists = positions(batch, padded, ROWS)
     u = load_matrix(units, row, exists, width, WIDTH)
     w = load_matrix(units, partner, exists, width, WIDTH)
-    away = both_shares(others, row, partner, exists, tl.sum(u * w, 1), scale, ONE_EXP)
+    away = both_shares(others, row, partner, exists, cosines(u, w, SPLIT), scale, ONE_EXP)
     unscale = power_of_two(tl.load(largest))
     pull = tl.load(pulls + row, mask=exists, other=0.0) + tl.load(pulls + partner, mask=exists, other=0.0)
     pull *= unscale * inv_temperature

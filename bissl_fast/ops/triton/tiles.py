@@ -3,7 +3,8 @@
 
 Operands are float16 whatever the embeddings are: rows have length at most one, so float16 neither overflows
 nor loses to tf32 (both carry 11 bits) and runs at twice its rate. ``SPLIT`` carries float32 as two float16
-terms, ``x = hi + lo / 2048``, and multiplies them in three products: float32's own accuracy.
+terms, ``x = hi + lo / 2048``, and multiplies them in three products, or four for a cosine, whose rounding τ
+divides: float32's own accuracy, or better.
 
 Packed rows: ``[part, 2, padded batch, padded width]``, both views padded with zeros to whole tiles; the parts
 are ``hi`` [, ``lo``] of the unit rows and then, for a product, of their tangents.
@@ -17,6 +18,7 @@ SUM: tl.constexpr = tl.constexpr(1)
 TANGENT_SUM: tl.constexpr = tl.constexpr(2)
 
 LOW_TERM: tl.constexpr = tl.constexpr(2048.0)  # lifts the second float16 term out of the subnormals
+GRID: tl.constexpr = tl.constexpr(3072.0)  # 1.5 · 2¹¹: a float32 of its size is a multiple of 1/4096
 
 
 @triton.jit
@@ -30,6 +32,20 @@ def split_half(x, SPLIT: tl.constexpr):
 
 
 @triton.jit
+def split_unit(u, SPLIT: tl.constexpr):
+    """The same of entries of unit rows, with ``hi`` on a grid of 1/4096.
+
+    Products of such terms are multiples of 2⁻²⁴, and no partial sum of a cosine exceeds one: float32 holds every
+    one of them, so tensor cores, which truncate, have nothing to cut, and any order gives the same sum.
+    """
+    high, low = split_half(u, SPLIT)
+    if SPLIT:
+        high = ((u + GRID) - GRID).to(tl.float16)  # above 1/2, float16's own grid is 1/2048
+        low = ((u - high.to(tl.float32)) * LOW_TERM).to(tl.float16)
+    return high, low
+
+
+@triton.jit
 def split_dot(a, a_low, b, b_low, total, SPLIT: tl.constexpr):
     """``total + a @ b``. Split products join ``total`` by an ordinary addition, which rounds to nearest:
     tensor cores truncate, and over thousands of tiles that bias would outgrow float32's own error."""
@@ -38,6 +54,17 @@ def split_dot(a, a_low, b, b_low, total, SPLIT: tl.constexpr):
         small = tl.dot(a_low, b, small)
         return total + tl.dot(a, b, small * (1.0 / LOW_TERM))
     return tl.dot(a, b, total)
+
+
+@triton.jit
+def split_cosines(u, u_low, w, w_low, total, SPLIT: tl.constexpr):
+    """``total + u wᵀ`` of `split_unit` rows. Low terms times low terms count: between close rows they have one sign."""
+    if SPLIT:
+        small = tl.dot(u_low, tl.trans(w_low)) * (1.0 / LOW_TERM)
+        small = tl.dot(u, tl.trans(w_low), small)
+        small = tl.dot(u_low, tl.trans(w), small)
+        return total + (tl.dot(u, tl.trans(w)) + small * (1.0 / LOW_TERM))
+    return tl.dot(u, tl.trans(w), total)
 
 
 @triton.jit
@@ -70,7 +97,7 @@ def add_similarities(
     s, t, u, u_low, v, v_low, w, w_low, x, x_low, TANGENT: tl.constexpr, SPLIT: tl.constexpr
 ):  # fmt: skip
     """``s + u wᵀ`` and, with tangents ``v`` of ``u`` and ``x`` of ``w``, ``t + v wᵀ + u xᵀ``."""
-    s = split_dot(u, u_low, tl.trans(w), tl.trans(w_low), s, SPLIT)
+    s = split_cosines(u, u_low, w, w_low, s, SPLIT)
     if TANGENT:
         t = split_dot(v, v_low, tl.trans(w), tl.trans(w_low), t, SPLIT)
         t = split_dot(u, u_low, tl.trans(x), tl.trans(x_low), t, SPLIT)
@@ -126,6 +153,8 @@ def similarity_sums(
 
     Within a tile, sums along a row cost four shuffles and sums along a column a hundred. So a block of
     columns stays while the rows stream past: column sums pile up in registers, row sums in memory.
+
+    Exponents are formed from ``s − 1``, which is exact for rows that are close, before τ divides any rounding.
     """
     TANGENT: tl.constexpr = MODE == TANGENT_SUM
     START: tl.constexpr = float("-inf") if MODE == MAXIMUM else 0.0
@@ -164,16 +193,16 @@ def similarity_sums(
             if pads | (i == j) | overlap((row + padded) % (2 * padded), col, ROWS, COLS):
                 s = keep_pairs(s, row, col, batch, padded, ROWS, COLS, CROSS)
             if MODE == MAXIMUM:
-                by_row = s * scale
+                by_row = (s - 1.0) * scale
                 by_col = by_row
             elif ONE_EXP:
-                by_row = tl.exp2(s * scale - scale)
+                by_row = tl.exp2((s - 1.0) * scale)
                 if TANGENT:
                     by_row *= t
                 by_col = by_row
             else:
-                by_row = tl.exp2(s * scale - tl.load(shifts + rows)[:, None])
-                by_col = tl.exp2(s * scale - tl.load(shifts + cols)[None, :])
+                by_row = tl.exp2((s - 1.0) * scale - tl.load(shifts + rows)[:, None])
+                by_col = tl.exp2((s - 1.0) * scale - tl.load(shifts + cols)[None, :])
                 if TANGENT:
                     by_row *= t
                     by_col *= t

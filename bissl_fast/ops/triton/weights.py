@@ -5,6 +5,7 @@ import triton  # type: ignore[import-untyped,import-not-found,unused-ignore]
 import triton.language as tl  # type: ignore[import-untyped,import-not-found,unused-ignore]
 
 from bissl_fast.ops.triton.tiles import (
+    LOW_TERM,
     add_similarities,
     chunked_similarities,
     keep_pairs,
@@ -14,6 +15,9 @@ from bissl_fast.ops.triton.tiles import (
     split_half,
 )
 
+GOLDEN: tl.constexpr = tl.constexpr(-1640531527)  # 2³² (φ − 2): multiples of the golden ratio, less whole turns
+NUDGE: tl.constexpr = tl.constexpr(2.0**-42)  # from 32 bits to one unit of float16's last place, 2⁻¹⁰
+
 
 @triton.jit
 def softmax_weights(
@@ -22,19 +26,35 @@ def softmax_weights(
 ):  # fmt: skip
     """``P + Pᵀ`` and, with tangents, ``Ṗ + Ṗᵀ``, of a tile."""
     if ONE_EXP:
-        e = tl.exp2(s * scale - scale)
+        e = tl.exp2((s - 1.0) * scale)
         weight = e * (factor[:, None] + col_factor[None, :])
         change = weight
         if TANGENT:
             change = (weight * t - e * (mean[:, None] + col_mean[None, :])) * inv_temperature
     else:
-        p = tl.exp2(s * scale - factor[:, None])
-        q = tl.exp2(s * scale - col_factor[None, :])
+        p = tl.exp2((s - 1.0) * scale - factor[:, None])
+        q = tl.exp2((s - 1.0) * scale - col_factor[None, :])
         weight = p + q
         change = weight
         if TANGENT:
             change = (p * (t - mean[:, None]) + q * (t - col_mean[None, :])) * inv_temperature
     return weight, change
+
+
+@triton.jit
+def split_weights(x, cols, SPLIT: tl.constexpr):
+    """float32 -> two float16 terms, the first rounded up or down as a number of the column's own decides.
+
+    Rows that are alike have equal weights. Rounded alike, these would have equal second terms, and what the product
+    leaves out, second terms times second terms, would add up over the columns.
+    """
+    high, low = split_half(x, SPLIT)
+    if SPLIT:
+        nudge = (cols * GOLDEN).to(tl.float32) * NUDGE  # evenly over half a unit of the last place to either side
+        place = (x.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
+        high = (x + place * nudge[None, :]).to(tl.float16)
+        low = ((x - high.to(tl.float32)) * LOW_TERM).to(tl.float16)
+    return high, low
 
 
 @triton.jit
@@ -46,8 +66,8 @@ def weighted_rows(
     """``out[share, rows, dims]``: ``(P + Pᵀ) U`` over a share of the columns, partners left out.
 
     With tangents it is ``(Ṗ + Ṗᵀ) U + (P + Pᵀ) U̇``. ``factors`` hold, per row, 1 / Σ exp (``ONE_EXP``: one
-    exponential serves a row and its mirror image) or log2 Σ exp (two exponentials, safe at any temperature);
-    ``means`` the tangents of the row log-sums.
+    exponential serves a row and its mirror image) or log2 Σ exp((cos − 1) / τ) (two exponentials, safe at any
+    temperature); ``means`` the tangents of the row log-sums.
 
     Rows of up to two ``CHUNK`` stay in shared memory, and a program writes all their dimensions. Wider rows
     are streamed chunk by chunk, and a program writes ``OUT`` dimensions (grid axis 2).
@@ -97,12 +117,12 @@ def weighted_rows(
         weight, change = softmax_weights(
             s, t, factor, col_factor, mean, col_mean, scale, inv_temperature, TANGENT, ONE_EXP
         )  # fmt: skip
-        c, c_low = split_half(change, SPLIT)
+        c, c_low = split_weights(change, cols, SPLIT)
         total = split_dot(c, c_low, w, w_low, total, SPLIT)
         if HALVES:
             total2 = split_dot(c, c_low, w2, w2_low, total2, SPLIT)
         if TANGENT:
-            p, p_low = split_half(weight, SPLIT)
+            p, p_low = split_weights(weight, cols, SPLIT)
             total = split_dot(p, p_low, x, x_low, total, SPLIT)
             if HALVES:
                 total2 = split_dot(p, p_low, x2, x2_low, total2, SPLIT)

@@ -69,6 +69,24 @@ def test_splits_of_the_table_are_kept(folder: Path) -> None:
     assert any("its validation images serve as that" in note for note in listing.notes)
 
 
+@pytest.mark.parametrize("word", ["val", "valid", "validation", "dev", "Dev"])
+def test_every_word_for_validation_images_of_a_folder_is_one_of_a_table(folder: Path, word: str) -> None:
+    splits = ["train"] * 6 + [word] * 2 + ["test"] * 2
+    lines = [f"{path},{label},{splits[i % 10]}" for i, (path, label) in enumerate(everything(folder).items())]
+    assert list_labelled(f"folder:{folder}", None, table(folder, lines)).val.count == 4
+
+
+@pytest.mark.parametrize("named_by_link", [True, False])
+def test_absolute_paths_may_go_through_a_symbolic_link(folder: Path, tmp_path: Path, named_by_link: bool) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(folder.parent, target_is_directory=True)
+    linked = link / folder.name
+    root, other = (linked, folder) if named_by_link else (folder, linked)
+    lines = [f"{other / path},{label}" for path, label in everything(folder).items()]
+    listing = list_labelled(f"folder:{root}", None, table(folder, lines))
+    assert listing.train.count + listing.val.count + listing.test.count == 20
+
+
 def test_files_that_are_not_there_are_told_and_a_line_may_stand_twice(folder: Path) -> None:
     lines = [f"{path},{label}" for path, label in everything(folder).items()]
     listing = list_labelled(f"folder:{folder}", None, table(folder, [*lines, lines[0], "day0/gone.png,cat"]))

@@ -23,7 +23,7 @@ from bissl_fast.data.sets.readers.tree import Tree
 from bissl_fast.errors import UserError
 
 HEADS = {"path": ("path", "file", "filename", "image"), "class": ("class", "label"), "split": ("split", "set")}
-SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
+SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "dev"), "test": ("test", "testing")}
 
 
 class Row(NamedTuple):
@@ -132,6 +132,9 @@ def _row(root: Path, table: Path, number: int, cells: Sequence[str], columns: di
     if not values.get("path") or not values.get("class"):
         raise UserError(f"{table}, line {number}: a path and a class are expected, found {', '.join(cells)!r}.")
     file = Path(os.path.normpath(root / values["path"]))
+    if not file.is_relative_to(root):  # or is, by another name: through a symbolic link, or without one
+        folder, real = Path(os.path.realpath(file.parent)), Path(os.path.realpath(root))
+        file = root / folder.relative_to(real) / file.name if folder.is_relative_to(real) else file
     if not file.is_relative_to(root):
         raise UserError(f"{table}, line {number}: {values['path']} lies outside {root}, the folder of the images.")
     word = values.get("split", "").lower()
