@@ -130,7 +130,7 @@ def page(record: dict[str, Any]) -> str:
         f"{counts['refused']} are refused."
     )
     if counts[""]:
-        told += f" {counts['']} are not tried: their smallest member has more than {LARGEST / 1e6:.0f} million parameters."
+        told += f" {counts['']} with more than {LARGEST / 1e6:.0f} million parameters are not tried."
     return PAGE.format(
         date=environment["date"][:10],
         timm=environment["packages"]["timm"],
