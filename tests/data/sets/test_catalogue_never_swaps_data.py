@@ -229,7 +229,7 @@ def test_every_set_of_the_papers_tables_is_in_the_catalogue():
 
 
 def test_the_table_in_the_docs_is_the_catalogue():
-    lines = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8").splitlines()
+    lines = (Path(__file__).parents[3] / "docs" / "data.md").read_text(encoding="utf-8").splitlines()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| [")]
     documented = {row[0]: row for row in rows}
     files = [entry for entry in ENTRIES if not entry.embedded]
