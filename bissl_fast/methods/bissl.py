@@ -17,15 +17,15 @@ from bissl_fast.methods.checks import require
 from bissl_fast.methods.cost import Cost, steps_cost
 from bissl_fast.methods.run import Run
 from bissl_fast.methods.stages.downstream import Downstream
-from bissl_fast.methods.stages.head import HeadSettings, warm_head
-from bissl_fast.methods.stages.pretrain import Pretext
+from bissl_fast.methods.stages.head import HeadSettings, load_head, warm_head
+from bissl_fast.methods.stages.pretrain import Pretext, tell_rising
 from bissl_fast.methods.stages.sgd import SGDSettings
 from bissl_fast.methods.trial import kept_or_tried
-from bissl_fast.models import Network
+from bissl_fast.models import Network, forward_each
 from bissl_fast.ops.krylov import norm
 from bissl_fast.pretext import Learner, OptimizerSettings
 from bissl_fast.pretext.learner import Views
-from bissl_fast.training.files import load_weights, save_weights
+from bissl_fast.training.files import save_weights
 from bissl_fast.training.loop import Values
 from bissl_fast.training.optimizers import build_optimizer, set_rate
 from bissl_fast.training.precision import Forward
@@ -273,9 +273,11 @@ class BiSSLTask:
     @torch.no_grad()
     def _leak_statistics(self, stored: list[Views], products: int) -> None:
         """What the forward passes of rebuilt products do to the batch-norm statistics of θ_P and φ_P."""
+        given = self.learner.given(stored)
         for _ in range(products):
-            for views in stored:
-                self.learner.loss(views)
+            for views, _ in given:
+                with self.forward():
+                    forward_each(self.pretext, views)
 
     @staticmethod
     def _add(parameters: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor]) -> None:
@@ -326,14 +328,10 @@ class BiSSL:
             UserError: if they cannot, or the batches do not fit the sets.
         """
         self.bilevel.require_device(run.device)
-        rising = self.pretext.rising_steps(run) if self.settings.warmup_steps is None else self.settings.warmup_steps
-        stages = (
-            ("pretext-warmup", self.pretext.rising_steps(run), self._warmup_steps(run)),
-            ("bissl", rising, self.settings.alternations * self.settings.lower_steps),
-        )
-        for stage, rise, steps in stages:
-            if 0 < steps <= rise:
-                run.say(f"{stage}: the rate rises for {rise} of {steps} steps and never falls")
+        usual, own = self.pretext.rising_steps(run), self.settings.warmup_steps
+        rising = usual if own is None else own
+        tell_rising(run, "pretext-warmup", usual, self._warmup_steps(run))
+        tell_rising(run, "bissl", rising, self.settings.alternations * self.settings.lower_steps)
         self.downstream.epoch_steps(run)
         bilevel = kept_or_tried(run, self.bilevel, self.pretext.task)
         return replace(self, bilevel=bilevel, settings=replace(self.settings, warmup_steps=rising))
@@ -363,7 +361,8 @@ class BiSSL:
 
         def body(folder: Path) -> None:
             learner = run.learner(self.pretext.task, warmup)
-            downstream = self._downstream_network(run, learner, head)
+            downstream = Network(copy.deepcopy(learner.network.backbone), self.downstream.classifier(run, "head"))
+            load_head(downstream.to(run.device), head)
             self._run_loop(run, learner, downstream, folder)
             for sentence in troubles(read_metrics(folder / "metrics.jsonl")):
                 run.say(f"bissl: {sentence}")
@@ -387,15 +386,6 @@ class BiSSL:
             "head": head.hash,
         }
         return run.stage("bissl", settings, inputs, body)
-
-    def _downstream_network(self, run: Run, learner: Learner, head: StageOutput) -> Network:
-        """θ_D, a copy of θ_P, and φ_D as the head's warm-up left it."""
-        downstream = Network(copy.deepcopy(learner.network.backbone), self.downstream.classifier(run, "head"))
-        warm = load_weights(head.folder / "weights.safetensors")
-        moved = {name: warm.pop(name) for name in list(warm) if name.startswith("backbone.")}
-        downstream.head.load_state_dict(warm)
-        downstream.load_state_dict(downstream.state_dict() | moved)
-        return downstream.to(run.device)
 
     def _run_loop(self, run: Run, learner: Learner, downstream: Network, folder: Path) -> None:
         settings = self.settings

@@ -72,14 +72,14 @@ class PretextTask:
 
     def require_batch(self, images: int) -> None:
         """Raises UserError: if batches of so many images cannot be trained on."""
-        multiple, queue = self.needs.batch_multiple, self.needs.queue[0]
+        needs = self.needs
+        multiple, queue, keys = needs.batch_multiple, needs.queue[0], images * len(needs.target)
         if images % multiple:
             expected = f"a multiple of {multiple}, as --pretext {self.name} is set"
             raise UserError(f"--pretrain.batch-size must be {expected}, found {images}.")
-        if queue and queue < images:
-            raise UserError(
-                f"--pretext.queue must hold a batch, which is {images} (--pretrain.batch-size), found {queue}."
-            )
+        if 0 < queue < keys:
+            expected = f"hold the {keys} keys of a step of --pretrain.batch-size {images}"
+            raise UserError(f"--pretext.queue must {expected}, found {queue}.")
 
     def views(self, size: int) -> tuple[ViewSettings, ...]:
         """The views of its paper, the two large ones first.

@@ -26,11 +26,11 @@ SETTINGS = [
 ]
 
 
-@pytest.mark.parametrize("solver", ["layerwise-cg", "identity", "nystrom"])
+@pytest.mark.parametrize("solver", ["layerwise-cg", "cg --bilevel.recycle", "identity", "nystrom"])
 def test_images_passes_and_products_are_those_that_are_made(
     small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, solver: str
 ) -> None:
-    arguments = train_arguments(small_data, tmp_path, *SETTINGS, "--bilevel.solver", solver)
+    arguments = train_arguments(small_data, tmp_path, *SETTINGS, "--bilevel.solver", *solver.split())
     training = Training(parse_config(arguments), Console(quiet=True))
     made: Counter[str] = Counter()
 

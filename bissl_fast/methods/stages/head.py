@@ -13,7 +13,7 @@ from bissl_fast.methods.run import Run
 from bissl_fast.methods.stages.downstream import Downstream
 from bissl_fast.methods.stages.sgd import SGDSettings
 from bissl_fast.models import Network
-from bissl_fast.training.files import save_weights
+from bissl_fast.training.files import load_weights, save_weights
 from bissl_fast.training.loop import Values
 from bissl_fast.training.precision import Forward
 from bissl_fast.training.stage import StageOutput
@@ -62,6 +62,14 @@ def warm_head(
     }
     inputs = {"images": run.data.splits.train.content_hash, "backbone": backbone.hash}
     return run.stage("head-warmup", key, inputs, body)
+
+
+def load_head(network: Network, stage: StageOutput) -> None:
+    """Take over what :func:`warm_head` left: the head, and the backbone's buffers if they were moved."""
+    warm = load_weights(stage.folder / "weights.safetensors")
+    moved = {name: warm.pop(name) for name in list(warm) if name.startswith("backbone.")}
+    network.head.load_state_dict(warm)
+    network.load_state_dict(network.state_dict() | moved)
 
 
 class HeadWarmupTask:

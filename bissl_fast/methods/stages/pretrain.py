@@ -144,6 +144,12 @@ class Pretext:
         return {"pretext": self.task}
 
 
+def tell_rising(run: Run, stage: str, rising: int, steps: int) -> None:
+    """Tell where a rate never falls."""
+    if 0 < steps <= rising:
+        run.say(f"{stage}: the rate rises for {rising} of {steps} steps and never falls")
+
+
 def steps_per_epoch(images: int, batch_size: int, setting: str) -> int:
     """Whole batches in a set.
 
