@@ -48,7 +48,7 @@ def page(run: RunFolder, sections: Sequence[Section]) -> str:
         arms = listed([arm.title for arm in results.candidates] or [results.reference.title])
         title, outcome = f"{arms} on {results.dataset}", _outcome(results)
     except UserError as error:
-        title, outcome = f"{_arms(run)}, unfinished run", _missing(f"No result yet: {error}")
+        title, outcome = _without_results(run, error)
     body = "".join(map(_figure, sections))
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -58,6 +58,15 @@ def page(run: RunFolder, sections: Sequence[Section]) -> str:
         f"<section><h2>Settings and files</h2>\n{_settings(run)}{_environment(run)}{_files(run)}</section>\n"
         "</main></body></html>\n"
     )
+
+
+def _without_results(run: RunFolder, error: UserError) -> tuple[str, str]:
+    """Heading and what stands in place of a table, of a run that has none yet or never will."""
+    if run.pretext_only:
+        task, images = run.setting("config.yaml", "task"), run.setting("config.yaml", "pretext_dataset")
+        done = f"Pretext training of {task} on {images}" if task and images else "Pretext training"
+        return done, "<p>The backbone of a pretext task alone, which no downstream task has tested.</p>\n"
+    return f"{_arms(run)}, unfinished run", _missing(f"No result yet: {error}")
 
 
 def _arms(run: RunFolder) -> str:

@@ -36,6 +36,7 @@ class Plate:
 
     Attributes:
         arm: the arm that it is about, without which the report has no place for it; empty: all.
+        pretext: whether it is about pretext training, all that a run of `bissl-fast pretrain` has.
         optional: whether the report has no place for it either where nothing has been logged, as by earlier versions.
     """
 
@@ -44,7 +45,12 @@ class Plate:
     caption: str
     draw: Callable[[RunFolder], Figure]
     arm: str = ""
+    pretext: bool = False
     optional: bool = False
+
+    def belongs_to(self, run: RunFolder) -> bool:
+        """Whether the report of a run has a place for it."""
+        return self.pretext if run.pretext_only else not self.arm or self.arm in run.arms()
 
 
 def write_report(run: Path) -> Path:
@@ -54,7 +60,7 @@ def write_report(run: Path) -> Path:
     folder gives the same bytes. What the run has not produced yet is left out, and a line says so.
 
     Args:
-        run: a run folder of `bissl-fast train`, finished or not.
+        run: a run folder of `bissl-fast train` or `bissl-fast pretrain`, finished or not.
 
     Returns:
         The path of `report.html`.
@@ -67,8 +73,7 @@ def write_report(run: Path) -> Path:
         PosixPath('runs/dtd/report.html')
     """
     folder = RunFolder(run)
-    arms = folder.arms()
-    tried = [(plate, _section(folder, plate)) for plate in PLATES if not plate.arm or plate.arm in arms]
+    tried = [(plate, _section(folder, plate)) for plate in PLATES if plate.belongs_to(folder)]
     sections = [section for plate, section in tried if section.image is not None or not plate.optional]
     make_folder(run / "figures")
     drawn = {section.name: section.image for section in sections}
@@ -159,6 +164,7 @@ PLATES = (
         "pulled towards the downstream task. "
         "Stages of Figure 1 of the paper; no figure there shows the losses.",
         _pretext_losses,
+        pretext=True,
     ),
     Plate(
         "collapse",
@@ -168,6 +174,7 @@ PLATES = (
         "same embedding and at most 1. Effective rank: how many directions they use. A spread near 0 or a rank near 1 "
         "means that they have collapsed. Not in the paper; after Chen and He (2021), and Roy and Vetterli (2007).",
         _embedding_collapse,
+        pretext=True,
         optional=True,
     ),
     Plate(

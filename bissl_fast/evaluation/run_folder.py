@@ -21,11 +21,13 @@ from bissl_fast.evaluation.results import Results
 
 Record = dict[str, Any]
 SHARED = ("pretext-warmup", "head-warmup")
+PRETEXT = "pretext"
+"""The one stage of `bissl-fast pretrain`."""
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The files of one run, as `bissl-fast train` lays them out.
+    """The files of one run, as `bissl-fast train` and `bissl-fast pretrain` lay them out.
 
     Raises:
         UserError: if `path` holds no run.
@@ -39,6 +41,11 @@ class RunFolder:
                 f"{self.path} is not a run folder (no config.yaml and no stage with metrics.jsonl): "
                 "give the folder that `bissl-fast train` wrote."
             )
+
+    @property
+    def pretext_only(self) -> bool:
+        """Whether it is of `bissl-fast pretrain`, which has one stage and no arm."""
+        return self._begun() == {PRETEXT}
 
     def stages(self) -> list[str]:
         """Names of the stages that have begun, in the order of the pipeline."""

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from bissl_fast.data.views.parameters import ViewSettings
 from bissl_fast.data.views.presets import official_eval_view, official_finetune_view, official_views
 from bissl_fast.evaluation.features import StatisticsSettings
 from bissl_fast.methods.bissl import BiSSLSettings
@@ -120,11 +121,11 @@ def preset_config(preset: Preset, dataset: str, pretext: str = SimCLR.name) -> T
 
 def _with_task(config: TrainConfig, task: PretextTask) -> TrainConfig:
     """The config with another pretext task, trained as its paper does."""
-    views = task.views(config.images.size)
-    (first, second), local = views[:2], views[task.needs.large :]
-    images = replace(config.images, first=first, second=second)
-    if local:
-        images = replace(images, local=local[0], local_size=max(8, local[0].size))
+    drawn = task.views(config.images.size)
+    views = [replace(view, size=ViewSettings.size) for view in drawn]  # which follow images.size, whatever it becomes
+    images = replace(config.images, first=views[0], second=views[1])
+    if task.needs.local:
+        images = replace(images, local=views[-1], local_size=max(8, drawn[-1].size))
     return replace(
         config,
         pretext=task,

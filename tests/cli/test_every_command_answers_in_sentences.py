@@ -33,6 +33,22 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "--images.first.blur", "2"], "The view setting blur is 2.0; it must be a probability between 0 and"),
         (["train", "--images.first.mean", "nan", "0", "0"], "The view setting mean is (nan, 0.0, 0.0); it must be fin"),
         (["train", "--backbone", "resnet_18"], "timm knows no backbone called 'resnet_18'; did you mean"),
+        (["train", "--pretext", "mocov9"], "--pretext must be one of simclr, moco, byol,"),
+        (["pretrain", "--pretext", "mocov9"], "--pretext must be one of simclr, moco, byol,"),
+        (["pretrain", "--pretext", ""], "--pretext must be one of simclr, moco, byol,"),
+        (["pretrain", "--pretext", "moco", "--pretext.queue", "63"], "--pretext.queue must hold a batch, which is 64"),
+        (["train", "--pretext", "wmse", "--pretext.slice-size", "128"], "must be a multiple of 128, as --pretext wmse"),
+        (
+            ["train", "--pretext", "wmse", "--pretext.slice-size", "8"],
+            "--pretext.slice-size must be at least 64, twice",
+        ),
+        (["pretrain", "--pretext", "wmse", "--pretrain.batch-size", "96"], "must be a multiple of 64, as --pretext wm"),
+        (["train", "--pretext", "dino", "--images.local-size", "4"], "--images.local-size must be between 8 and 4096"),
+        (["train", "--pretext", "swav", "--pretext.prototypes", "1"], "--pretext.prototypes must be at least 2"),
+        (["train", "--methods", "bissl,bissl"], "--methods must be one or more of bissl, baseline, each once"),
+        (["train", "--methods", "bissl", "bissl"], "--methods must be one or more of bissl, baseline, each once"),
+        (["pretrain", "--config", "nowhere.yaml"], "nowhere.yaml cannot be read"),
+        (["pretrain", "--pretrain.epochs", "0"], "--pretrain.epochs 0 leaves a random backbone"),
         (["train", "--preset", "fast"], "--preset must be paper, official or quick, found 'fast'"),
         (["embed", "run", "nowhere"], "nowhere: give the path of a folder of images.\n"),
         (["embed", "run", ".", "--output", "/dev/null/f.npz"], "/dev/null could not be written"),
@@ -57,6 +73,27 @@ def test_what_cannot_be_used_ends_in_one_sentence_and_status_2(
     assert error.startswith("bissl-fast: ")
     assert sentence in error
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["train", "--methods", "gradient-descent"], "gradient-descent"),
+        (["train", "--methods", "bissl,gradient-descent"], "gradient-descent"),
+        (["train", "--pretext", "byol", "--pretext.queue", "64"], "--pretext.queue"),
+        (["pretrain", "--pretext", "simclr", "--pretext.predictor", "64"], "--pretext.predictor"),
+        (["pretrain", "--bissl.alternations", "3"], "--bissl.alternations"),
+    ],
+)
+def test_options_that_another_task_or_command_has_are_named(
+    arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    captured = capsys.readouterr()
+    assert named in captured.err + captured.out
+    assert "Traceback" not in captured.err
 
 
 def test_an_option_of_train_without_its_value_is_answered_under_the_commands_name(

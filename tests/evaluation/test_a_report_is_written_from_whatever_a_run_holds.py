@@ -185,6 +185,22 @@ def test_a_run_without_bissl_has_no_place_for_what_bissl_alone_has(make_run: Mak
     assert "there is no other arm to compare it with" in page
 
 
+def test_a_run_of_pretext_training_alone_tells_of_that_and_waits_for_nothing(make_run: MakeRun) -> None:
+    whole = make_run(images=24)
+    run = whole.parent / "pretrained"
+    run.mkdir()
+    (whole / "pretext-warmup").rename(run / "pretext")
+    (whole / "environment.json").rename(run / "environment.json")
+    (run / "config.yaml").write_text("pretext_dataset: <photos>\npretext:\n  task: byol\n")
+    page = write_report(run).read_text()
+    parse(page)
+    assert "<h1>Pretext training of byol on &lt;photos&gt;</h1>" in page
+    assert "unfinished" not in page
+    assert 'class="missing"' not in page
+    assert page.count("data:image/png;base64,") == 2
+    assert sorted(path.name for path in (run / "figures").iterdir()) == ["collapse.png", "pretext.png"]
+
+
 def test_a_hostile_title_is_escaped_in_page_and_figures(make_run: MakeRun) -> None:
     run = make_run(arms=("bissl", "mine", "baseline"), images=24)
     results = json.loads((run / "results.json").read_text())

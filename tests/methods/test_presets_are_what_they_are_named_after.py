@@ -7,6 +7,8 @@ import pytest
 
 from bissl_fast.methods import presets
 from bissl_fast.methods.presets import preset_config
+from bissl_fast.methods.settings import Preset
+from bissl_fast.pretext import TASKS, PretextTask
 
 
 def test_paper_preset_is_sections_4_and_b() -> None:
@@ -93,3 +95,12 @@ def test_rows_reach_the_stage_that_they_are_for() -> None:
 def test_quick_treats_both_arms_alike() -> None:
     config = preset_config("quick", "textures")
     assert config.finetune_bissl == config.finetune_baseline
+
+
+@pytest.mark.parametrize("preset", ["paper", "official", "quick"])
+@pytest.mark.parametrize("task", TASKS)
+def test_the_views_of_every_task_follow_the_size_of_the_images(preset: Preset, task: type[PretextTask]) -> None:
+    config = preset_config(preset, "textures", task.name)
+    large, local = config.pretext.needs.large, config.pretext.needs.local
+    images = replace(config.images, size=20, local_size=9)
+    assert [view.size for view in images.pretext_views(large, local)] == [20] * large + [9] * local

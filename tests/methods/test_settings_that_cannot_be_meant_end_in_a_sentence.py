@@ -1,7 +1,7 @@
 """Bad settings, config files and data, each with its sentence."""
 
 import shutil
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from bissl_fast.errors import UserError
 from bissl_fast.evaluation.features import StatisticsSettings
 from bissl_fast.methods.bilevel import BilevelSettings
 from bissl_fast.methods.bissl import BiSSLSettings
-from bissl_fast.methods.config import TrainConfig, load_config, save_config
+from bissl_fast.methods.config import PretextConfig, TrainConfig, load_config, save_config
 from bissl_fast.methods.loading import RunData
 from bissl_fast.methods.presets import preset_config
 from bissl_fast.methods.settings import ImageSettings
@@ -22,7 +22,7 @@ from bissl_fast.methods.stages.downstream import FineTuneSettings
 from bissl_fast.methods.stages.pretrain import PretrainSettings
 from bissl_fast.methods.stages.sgd import SGDSettings
 from bissl_fast.methods.train import Training, train
-from bissl_fast.pretext import SimCLR
+from bissl_fast.pretext import TASKS, SimCLR
 from tests.methods.conftest import write_images
 
 
@@ -86,11 +86,23 @@ def test_settings(settings: Any, values: dict[str, Any], sentence: str) -> None:
 
 
 @pytest.mark.parametrize("preset", ["paper", "official", "quick"])
-def test_every_config_survives_its_file(tmp_path: Path, preset: Any) -> None:
-    config = replace(preset_config(preset, "dtd"), data_root=Path("somewhere"), name="größer")
+@pytest.mark.parametrize("task", [task.name for task in TASKS])
+def test_every_config_survives_its_file(tmp_path: Path, preset: Any, task: str) -> None:
+    config = replace(preset_config(preset, "dtd", task), data_root=Path("somewhere"), name="größer")
     path = tmp_path / "config.yaml"
     path.write_text(save_config(config), encoding="utf-8")
-    assert load_config(path, TrainConfig) == config
+    assert load_config(path, TrainConfig) == load_config(path, PretextConfig) == config
+
+
+@pytest.mark.parametrize("task", [task.name for task in TASKS])
+def test_every_pretext_config_survives_its_file_and_is_none_of_train(tmp_path: Path, task: str) -> None:
+    whole = preset_config("quick", "dtd", task)
+    config = PretextConfig(**{field.name: getattr(whole, field.name) for field in fields(PretextConfig)})
+    path = tmp_path / "config.yaml"
+    path.write_text(save_config(config), encoding="utf-8")
+    assert load_config(path, PretextConfig) == config
+    with pytest.raises(UserError, match=r"config\.yaml is of `bissl-fast pretrain`, which trains no downstream task"):
+        load_config(path, TrainConfig)
 
 
 @pytest.mark.parametrize(
@@ -103,6 +115,8 @@ def test_every_config_survives_its_file(tmp_path: Path, preset: Any) -> None:
         (("preset: quick", "preset: fast"), "preset must be 'paper' or 'official' or 'quick', found 'fast'"),
         (("proximity: 0.001", "proximity: -3.0"), r"\(λ\) must be positive"),
         (("version: 5", "version: [1"), "is not YAML"),
+        (("task: simclr", "task: simplr"), r"pretext must name its task, one of \[.*'simclr'.*\], found 'simplr'"),
+        (("task: simclr", "task: byol"), "pretext has no setting 'temperature'"),
     ],
 )
 def test_config_files(tmp_path: Path, change: tuple[str, str], sentence: str) -> None:
