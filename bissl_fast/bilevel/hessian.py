@@ -13,7 +13,7 @@ from bissl_fast.bilevel.parameters import ParameterVector, Place, buffer_copies,
 from bissl_fast.bilevel.precision import autocast, deterministic_convolutions, tf32
 from bissl_fast.bilevel.reverse import DifferenceProducts, ReverseProducts
 from bissl_fast.bilevel.traced import Loss, TracedProducts
-from bissl_fast.bilevel.unseen import Watch, sample
+from bissl_fast.bilevel.unseen import Versions, Watch, versions
 
 Mode = Literal["reverse", "linearized", "gauss_newton", "finite_difference"]
 ProductsDtype = Literal["float32", "tf32", "bfloat16"]
@@ -45,7 +45,6 @@ NO_MEAN = (
     "weights must be one number for each of the {count} batches, finite, not negative and not all 0, as "
     "[len(batch) for batch in batches], found {found}"
 )
-Versions = list[tuple[int, int, int]]
 LATE = (
     "a parameter, a batch or a tensor that the loss takes from elsewhere was written to behind PyTorch's back (through "
     ".data, or by other memory) between products of this HessianOperator; those since then are wrong. It is another "
@@ -322,16 +321,6 @@ class HessianOperator:
             stack.enter_context(tf32(self._tf32))
             stack.enter_context(deterministic_convolutions())
             yield
-
-
-def versions(tensors: Sequence[torch.Tensor]) -> Versions:
-    """What changes when a tensor's values do, whether written in place or put into ``.data``."""
-    return [(address(t), 0 if t.is_inference() else t._version, sample(t)) for t in tensors]
-
-
-def address(tensor: torch.Tensor) -> int:
-    """Where a tensor's values lie; sparse ones, which lie in several places, are told apart as objects."""
-    return tensor.data_ptr() if tensor.layout == torch.strided else id(tensor)
 
 
 def checked_weights(weights: Sequence[float] | None, count: int) -> list[float]:
