@@ -2,17 +2,18 @@
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
+from bissl_fast.bilevel.attributes import Attributes
 from bissl_fast.bilevel.graphs import without_hooks
 from bissl_fast.bilevel.parameters import ParameterVector, Place, buffer_copies, replaced
 from bissl_fast.bilevel.precision import autocast, deterministic_convolutions, tf32
 from bissl_fast.bilevel.reverse import DifferenceProducts, ReverseProducts
-from bissl_fast.bilevel.traced import Loss, TracedProducts
+from bissl_fast.bilevel.traced import Loss, TracedProducts, modules_of
 from bissl_fast.bilevel.unseen import Versions, Watch, versions
 
 Mode = Literal["reverse", "linearized", "gauss_newton", "finite_difference"]
@@ -37,8 +38,9 @@ BESIDE_TENSORS = 4_000_000
 """Bytes of a budget that are left to PyTorch and its allocator, which take some beside the tensors that are counted."""
 RELEASED = "this HessianOperator has been released: call update(batches) first"
 CHANGED = (
-    "the parameters have changed since this HessianOperator was built, or a batch, a train or eval mode, or a tensor "
-    "that the loss takes from elsewhere: build a new one or call update()"
+    "the parameters have changed since this HessianOperator was built, or a batch, a train or eval mode, a number, "
+    "string or tensor that is an attribute of a module, or a tensor that the loss takes from elsewhere: build a new "
+    "one or call update()"
 )
 STALE = "the module has other parameters than when its ParameterVector was made: make a new one, and a new operator"
 NO_MEAN = (
@@ -90,7 +92,8 @@ class HessianOperator:
             differentiated twice, a negative ``retain``, weights that make no mean, or a budget below what one product
             needs.
         RuntimeError: in a product, if parameters (also frozen ones), batches or modes (``train``, ``eval``) have
-            changed since the operator was built or updated; at any time, if the module holds other parameters. Writes
+            changed since the operator was built or updated, or an attribute of a module has (a number, a string, a
+            tuple of them, a tensor), but by its own forward passes; at any time, if the module holds other parameters. Writes
             that PyTorch does not count (into ``.data``, by NumPy) are noticed by 256 values of each tensor: on the CPU
             before the product, on CUDA by a product that the device has run, so that a later product, or the next
             :meth:`update` or :meth:`release`, raises. Also where a loss overwrites what its gradient needs.
@@ -132,6 +135,7 @@ class HessianOperator:
         self._buffers: list[Place] = []
         self._from_elsewhere: list[torch.Tensor] = []
         self._watch = Watch()
+        self._attributes = Attributes(*modules_of(loss, parameters))
         self._updates = 0
         self._device = parameters.tensors[0].device
         cast = torch.bfloat16 if dtype == "bfloat16" else torch.float32
@@ -171,7 +175,7 @@ class HessianOperator:
             raise RuntimeError(STALE)
         self.release()
         self._buffers = buffer_copies(self._parameters.module)
-        with self._surroundings():
+        with self._surroundings(), self._attributes.passing():
             stored = [tree_map(usable, batch) for batch in batches]
             traced = isinstance(self._products, TracedProducts)
             seeds = [0] * len(stored) if traced else torch.randint(2**62, (len(stored),)).tolist()
@@ -185,7 +189,7 @@ class HessianOperator:
                     kept.pop()
                     break
         self._batches, self._seeds, self._kept, self._before = stored, seeds, kept, state
-        self._weights = weights
+        self._weights, self._set = weights, self._attributes.values()
         self._watch = watch
         self._updates += 1
 
@@ -233,14 +237,15 @@ class HessianOperator:
             vectors = vectors.detach()
             rows = [self._parameters.unflatten(vector) for vector in vectors]
             total = torch.zeros_like(vectors)
-            for k, (batch, seed, weight) in enumerate(zip(self._batches, self._seeds, self._weights, strict=True)):
-                kept = k < len(self._kept)
-                point = self._kept[k] if kept else self._products.linearise(batch, seed)
-                for row, tangents in enumerate(rows):
-                    last = not kept and row == len(rows) - 1
-                    product = self._parameters.flatten(self._products.product(point, tangents, last))
-                    total[row].add_(product, alpha=weight)
-                del point
+            with nullcontext() if isinstance(self._products, TracedProducts) else self._attributes.passing():
+                for k, weight in enumerate(self._weights):
+                    kept = k < len(self._kept)
+                    point = self._kept[k] if kept else self._products.linearise(self._batches[k], self._seeds[k])
+                    for row, tangents in enumerate(rows):
+                        last = not kept and row == len(rows) - 1
+                        product = self._parameters.flatten(self._products.product(point, tangents, last))
+                        total[row].add_(product, alpha=weight)
+                    del point
             return total / sum(self._weights)
 
     def point(self) -> int:
@@ -252,7 +257,7 @@ class HessianOperator:
         with TURNS:
             if not self._batches:
                 raise RuntimeError(RELEASED)
-            if self._state(self._batches) != self._before:
+            if self._state(self._batches) != self._before or not self._attributes.still(self._set):
                 raise RuntimeError(CHANGED)
             if self._watch.changed():
                 self.release()  # which raises

@@ -13,7 +13,7 @@ from bissl_fast.bilevel.graphs import NOT_TWICE, ONCE, found_in, untouched_grads
 from bissl_fast.bilevel.parameters import ParameterVector, frozen_buffers, places, replaced
 from bissl_fast.bilevel.precision import autocast
 from bissl_fast.bilevel.stops import LossWatched
-from bissl_fast.bilevel.traced import Loss
+from bissl_fast.bilevel.traced import Loss, modules_of
 from bissl_fast.bilevel.unseen import versions
 from bissl_fast.bilevel.written import refuse_no_loss
 from bissl_fast.ops.krylov import norm
@@ -199,9 +199,8 @@ def value_of(
 ) -> torch.Tensor:
     """The loss at the parameters' values, with random numbers of its own and copies of all buffers."""
     device = parameters.tensors[0].device
-    parts = (loss, getattr(loss, "outputs", None), getattr(loss, "criterion", None))
     with ExitStack() as stack:
-        stack.enter_context(frozen_buffers(parameters.module, *(p for p in parts if isinstance(p, nn.Module))))
+        stack.enter_context(frozen_buffers(*(p for p in modules_of(loss, parameters) if isinstance(p, nn.Module))))
         stack.enter_context(torch.random.fork_rng([device.index or 0] if device.type == "cuda" else []))
         stack.enter_context(autocast(device, dtype))
         stack.enter_context(LossWatched())
