@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from bissl_fast.bilevel.attributes import Attributes
 from bissl_fast.bilevel.graphs import without_hooks
-from bissl_fast.bilevel.parameters import ParameterVector, Place, buffer_copies, replaced
+from bissl_fast.bilevel.parameters import ParameterVector, Place, buffer_copies, replaced, spread_refused
 from bissl_fast.bilevel.precision import autocast, deterministic_convolutions, tf32
 from bissl_fast.bilevel.reverse import DifferenceProducts, ReverseProducts
 from bissl_fast.bilevel.traced import Loss, TracedProducts, modules_of
@@ -93,8 +93,8 @@ class HessianOperator:
             needs.
         RuntimeError: in a product, if parameters (also frozen ones), batches or modes (``train``, ``eval``) have
             changed since the operator was built or updated, or an attribute of a module has (a number, a string, a
-            tuple of them, a tensor), but by its own forward passes; at any time, if the module holds other parameters. Writes
-            that PyTorch does not count (into ``.data``, by NumPy) are noticed by 256 values of each tensor: on the CPU
+            tuple of them, a tensor), but by its own forward passes; at any time, if the module holds other parameters.
+            Writes that PyTorch does not count (into ``.data``, by NumPy) are noticed by 256 values of each tensor: on the CPU
             before the product, on CUDA by a product that the device has run, so that a later product, or the next
             :meth:`update` or :meth:`release`, raises. Also where a loss overwrites what its gradient needs.
 
@@ -318,6 +318,7 @@ class HessianOperator:
 
         with ExitStack() as stack:
             stack.enter_context(TURNS)
+            stack.enter_context(spread_refused())
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(autocast(self._device, torch.float32))
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
