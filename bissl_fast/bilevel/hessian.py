@@ -15,6 +15,7 @@ from bissl_fast.bilevel.precision import autocast, deterministic_convolutions, t
 from bissl_fast.bilevel.reverse import DifferenceProducts, ReverseProducts
 from bissl_fast.bilevel.traced import Loss, TracedProducts, modules_of
 from bissl_fast.bilevel.unseen import Versions, Watch, versions
+from bissl_fast.ops.krylov import check_tensors
 
 Mode = Literal["reverse", "linearized", "gauss_newton", "finite_difference"]
 ProductsDtype = Literal["float32", "tf32", "bfloat16"]
@@ -94,9 +95,9 @@ class HessianOperator:
         RuntimeError: in a product, if parameters (also frozen ones), batches or modes (``train``, ``eval``) have
             changed since the operator was built or updated, or an attribute of a module has (a number, a string, a
             tuple of them, a tensor), but by its own forward passes; at any time, if the module holds other parameters.
-            Writes that PyTorch does not count (into ``.data``, by NumPy) are noticed by 256 values of each tensor: on the CPU
-            before the product, on CUDA by a product that the device has run, so that a later product, or the next
-            :meth:`update` or :meth:`release`, raises. Also where a loss overwrites what its gradient needs.
+            Writes that PyTorch does not count (into ``.data``, by NumPy) are noticed by 256 values of each tensor: on
+            the CPU before the product, on CUDA by a product that the device has run, so that a later product, or the
+            next :meth:`update` or :meth:`release`, raises. Also where a loss overwrites what its gradient needs.
 
     Example:
         >>> layer = torch.nn.Linear(2, 1, bias=False)
@@ -226,6 +227,7 @@ class HessianOperator:
         Raises:
             ValueError: for a vector of another length, dtype or device than the parameters.
         """
+        check_tensors({"vector": vector})
         return self.matmat(vector.unsqueeze(0))[0]
 
     def matmat(self, vectors: torch.Tensor) -> torch.Tensor:
@@ -265,6 +267,7 @@ class HessianOperator:
 
     def _check(self, vectors: torch.Tensor) -> None:
         """Raise unless vectors are ``(R, L)`` and like the parameters."""
+        check_tensors({"vectors": vectors})
         like = self._parameters.tensors[0]
         if vectors.dim() != 2 or vectors.shape[1] != len(self._parameters):
             raise ValueError(

@@ -14,8 +14,9 @@ from bissl_fast.bilevel.written import LossError
 SPREAD = ("DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule", "DataParallel")
 """Names of what torch wraps around modules; importing them all would take longer than everything else here."""
 SPREADS = (
-    "the module, or what the loss calls, is or holds a {kind}: a product would be that of this process's batches alone, or of its share of "
-    "the parameters. Take the plain module (network.module), and average the products over the processes"
+    "the module, or what the loss calls, is or holds a {kind}: a product would be that of this process's batches "
+    "alone, or of its share of the parameters. Take the plain module (network.module), and average the products over the "
+    "processes"
 )
 
 
