@@ -2,18 +2,20 @@
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
+from bissl_fast.bilevel.attributes import Attributes
 from bissl_fast.bilevel.graphs import without_hooks
-from bissl_fast.bilevel.parameters import ParameterVector, Place, buffer_copies, replaced
+from bissl_fast.bilevel.parameters import ParameterVector, Place, buffer_copies, replaced, spread_refused
 from bissl_fast.bilevel.precision import autocast, deterministic_convolutions, tf32
 from bissl_fast.bilevel.reverse import DifferenceProducts, ReverseProducts
-from bissl_fast.bilevel.traced import Loss, TracedProducts
-from bissl_fast.bilevel.unseen import Watch, sample
+from bissl_fast.bilevel.traced import Loss, TracedProducts, modules_of
+from bissl_fast.bilevel.unseen import Versions, Watch, versions
+from bissl_fast.ops.krylov import check_tensors
 
 Mode = Literal["reverse", "linearized", "gauss_newton", "finite_difference"]
 ProductsDtype = Literal["float32", "tf32", "bfloat16"]
@@ -37,15 +39,15 @@ BESIDE_TENSORS = 4_000_000
 """Bytes of a budget that are left to PyTorch and its allocator, which take some beside the tensors that are counted."""
 RELEASED = "this HessianOperator has been released: call update(batches) first"
 CHANGED = (
-    "the parameters have changed since this HessianOperator was built, or a batch, a train or eval mode, or a tensor "
-    "that the loss takes from elsewhere: build a new one or call update()"
+    "the parameters have changed since this HessianOperator was built, or a batch, a train or eval mode, a number, "
+    "string or tensor that is an attribute of a module, or a tensor that the loss takes from elsewhere: build a new "
+    "one or call update()"
 )
 STALE = "the module has other parameters than when its ParameterVector was made: make a new one, and a new operator"
 NO_MEAN = (
     "weights must be one number for each of the {count} batches, finite, not negative and not all 0, as "
     "[len(batch) for batch in batches], found {found}"
 )
-Versions = list[tuple[int, int, int]]
 LATE = (
     "a parameter, a batch or a tensor that the loss takes from elsewhere was written to behind PyTorch's back (through "
     ".data, or by other memory) between products of this HessianOperator; those since then are wrong. It is another "
@@ -91,10 +93,11 @@ class HessianOperator:
             differentiated twice, a negative ``retain``, weights that make no mean, or a budget below what one product
             needs.
         RuntimeError: in a product, if parameters (also frozen ones), batches or modes (``train``, ``eval``) have
-            changed since the operator was built or updated; at any time, if the module holds other parameters. Writes
-            that PyTorch does not count (into ``.data``, by NumPy) are noticed by 256 values of each tensor: on the CPU
-            before the product, on CUDA by a product that the device has run, so that a later product, or the next
-            :meth:`update` or :meth:`release`, raises. Also where a loss overwrites what its gradient needs.
+            changed since the operator was built or updated, or an attribute of a module has (a number, a string, a
+            tuple of them, a tensor), but by its own forward passes; at any time, if the module holds other parameters.
+            Writes that PyTorch does not count (into ``.data``, by NumPy) are noticed by 256 values of each tensor: on
+            the CPU before the product, on CUDA by a product that the device has run, so that a later product, or the
+            next :meth:`update` or :meth:`release`, raises. Also where a loss overwrites what its gradient needs.
 
     Example:
         >>> layer = torch.nn.Linear(2, 1, bias=False)
@@ -133,6 +136,7 @@ class HessianOperator:
         self._buffers: list[Place] = []
         self._from_elsewhere: list[torch.Tensor] = []
         self._watch = Watch()
+        self._attributes = Attributes(*modules_of(loss, parameters))
         self._updates = 0
         self._device = parameters.tensors[0].device
         cast = torch.bfloat16 if dtype == "bfloat16" else torch.float32
@@ -172,7 +176,7 @@ class HessianOperator:
             raise RuntimeError(STALE)
         self.release()
         self._buffers = buffer_copies(self._parameters.module)
-        with self._surroundings():
+        with self._surroundings(), self._attributes.passing():
             stored = [tree_map(usable, batch) for batch in batches]
             traced = isinstance(self._products, TracedProducts)
             seeds = [0] * len(stored) if traced else torch.randint(2**62, (len(stored),)).tolist()
@@ -186,7 +190,7 @@ class HessianOperator:
                     kept.pop()
                     break
         self._batches, self._seeds, self._kept, self._before = stored, seeds, kept, state
-        self._weights = weights
+        self._weights, self._set = weights, self._attributes.values()
         self._watch = watch
         self._updates += 1
 
@@ -223,6 +227,7 @@ class HessianOperator:
         Raises:
             ValueError: for a vector of another length, dtype or device than the parameters.
         """
+        check_tensors({"vector": vector})
         return self.matmat(vector.unsqueeze(0))[0]
 
     def matmat(self, vectors: torch.Tensor) -> torch.Tensor:
@@ -234,14 +239,15 @@ class HessianOperator:
             vectors = vectors.detach()
             rows = [self._parameters.unflatten(vector) for vector in vectors]
             total = torch.zeros_like(vectors)
-            for k, (batch, seed, weight) in enumerate(zip(self._batches, self._seeds, self._weights, strict=True)):
-                kept = k < len(self._kept)
-                point = self._kept[k] if kept else self._products.linearise(batch, seed)
-                for row, tangents in enumerate(rows):
-                    last = not kept and row == len(rows) - 1
-                    product = self._parameters.flatten(self._products.product(point, tangents, last))
-                    total[row].add_(product, alpha=weight)
-                del point
+            with nullcontext() if isinstance(self._products, TracedProducts) else self._attributes.passing():
+                for k, weight in enumerate(self._weights):
+                    kept = k < len(self._kept)
+                    point = self._kept[k] if kept else self._products.linearise(self._batches[k], self._seeds[k])
+                    for row, tangents in enumerate(rows):
+                        last = not kept and row == len(rows) - 1
+                        product = self._parameters.flatten(self._products.product(point, tangents, last))
+                        total[row].add_(product, alpha=weight)
+                    del point
             return total / sum(self._weights)
 
     def point(self) -> int:
@@ -253,7 +259,7 @@ class HessianOperator:
         with TURNS:
             if not self._batches:
                 raise RuntimeError(RELEASED)
-            if self._state(self._batches) != self._before:
+            if self._state(self._batches) != self._before or not self._attributes.still(self._set):
                 raise RuntimeError(CHANGED)
             if self._watch.changed():
                 self.release()  # which raises
@@ -261,6 +267,7 @@ class HessianOperator:
 
     def _check(self, vectors: torch.Tensor) -> None:
         """Raise unless vectors are ``(R, L)`` and like the parameters."""
+        check_tensors({"vectors": vectors})
         like = self._parameters.tensors[0]
         if vectors.dim() != 2 or vectors.shape[1] != len(self._parameters):
             raise ValueError(
@@ -314,6 +321,7 @@ class HessianOperator:
 
         with ExitStack() as stack:
             stack.enter_context(TURNS)
+            stack.enter_context(spread_refused())
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(autocast(self._device, torch.float32))
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
@@ -322,16 +330,6 @@ class HessianOperator:
             stack.enter_context(tf32(self._tf32))
             stack.enter_context(deterministic_convolutions())
             yield
-
-
-def versions(tensors: Sequence[torch.Tensor]) -> Versions:
-    """What changes when a tensor's values do, whether written in place or put into ``.data``."""
-    return [(address(t), 0 if t.is_inference() else t._version, sample(t)) for t in tensors]
-
-
-def address(tensor: torch.Tensor) -> int:
-    """Where a tensor's values lie; sparse ones, which lie in several places, are told apart as objects."""
-    return tensor.data_ptr() if tensor.layout == torch.strided else id(tensor)
 
 
 def checked_weights(weights: Sequence[float] | None, count: int) -> list[float]:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 
 from bissl_fast.bilevel.operators import Operator
-from bissl_fast.ops.krylov import dot, norm
+from bissl_fast.ops.krylov import check_tensors, dot, norm
 
 
 class Spectrum(NamedTuple):
@@ -38,6 +38,7 @@ def lanczos(operator: Operator, like: torch.Tensor, iterations: int = 30, seed: 
     """
     if iterations < 1:
         raise ValueError(f"Lanczos' method takes at least 1 iteration, found {iterations}")
+    check_tensors({"like": like})
     generator = torch.Generator().manual_seed(seed)
     q = torch.randn(like.numel(), generator=generator).to(like)
     q /= norm(q)

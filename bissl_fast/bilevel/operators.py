@@ -5,6 +5,8 @@ from typing import Protocol
 
 import torch
 
+from bissl_fast.ops.krylov import check_tensors
+
 
 class Operator(Protocol):
     """A symmetric linear map on vectors ``(L,)``.
@@ -36,5 +38,6 @@ class ShiftedOperator:
 
     def matvec(self, vector: torch.Tensor) -> torch.Tensor:
         """``(L,)`` to ``(L,)``; the result is detached, as products are."""
+        check_tensors({"vector": vector})
         vector = vector.detach()
         return torch.add(vector, self._operator.matvec(vector), alpha=self._scale)

@@ -1,17 +1,22 @@
 """A module's tensors as one flat vector, and its buffers held still."""
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from bissl_fast.bilevel.written import LossError
 
 SPREAD = ("DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule", "DataParallel")
 """Names of what torch wraps around modules; importing them all would take longer than everything else here."""
 SPREADS = (
-    "the module is, or holds, a {kind}: a product would be that of this process's batches alone, or of its share of "
-    "the parameters. Take the plain module (network.module), and average the products over the processes"
+    "the module, or what the loss calls, is or holds a {kind}: a product would be that of this process's batches "
+    "alone, or of its share of the parameters. Take the plain module (network.module), and average the products over the "
+    "processes"
 )
 
 
@@ -80,9 +85,30 @@ class ParameterVector:
 def refuse_spread(module: nn.Module) -> None:
     """Raise if a module or a part of it is spread over processes or devices."""
     for part in module.modules():
-        kind = next((base.__name__ for base in type(part).__mro__ if base.__name__ in SPREAD), None)
-        if kind is not None:
-            raise ValueError(SPREADS.format(kind=kind))
+        refuse_spread_itself(part)
+
+
+def refuse_spread_itself(module: nn.Module) -> None:
+    """Likewise, whatever its parts are."""
+    kind = next((base.__name__ for base in type(module).__mro__ if base.__name__ in SPREAD), None)
+    if kind is not None:
+        raise LossError(SPREADS.format(kind=kind))
+
+
+@contextmanager
+def spread_refused() -> Iterator[None]:
+    """Raise if a module that is spread is called inside the block, by this thread, wherever it comes from."""
+    thread = threading.get_ident()
+
+    def refuse(module: nn.Module, _: Any) -> None:
+        if threading.get_ident() == thread:
+            refuse_spread_itself(module)
+
+    handle = register_module_forward_pre_hook(refuse)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 Place = tuple[dict[str, Any], str, torch.Tensor]

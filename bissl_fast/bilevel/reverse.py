@@ -1,18 +1,20 @@
 """Products without a trace: reverse over reverse, and finite differences of the gradient."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._pytree import tree_leaves
 
 from bissl_fast.bilevel.graphs import NOT_TWICE, ONCE, found_in, untouched_grads
 from bissl_fast.bilevel.parameters import ParameterVector, frozen_buffers, places, replaced
 from bissl_fast.bilevel.precision import autocast
-from bissl_fast.bilevel.stops import HooksRefused
-from bissl_fast.bilevel.traced import Loss
+from bissl_fast.bilevel.stops import LossWatched
+from bissl_fast.bilevel.traced import Loss, modules_of
+from bissl_fast.bilevel.unseen import versions
 from bissl_fast.bilevel.written import refuse_no_loss
 from bissl_fast.ops.krylov import norm
 
@@ -26,6 +28,12 @@ OVERWRITTEN = (
     "product would be wrong. Let the loss write in place less (inplace=False, or y = y + 1 for y += 1), and call "
     "update() after changing a tensor that it takes from elsewhere"
 )
+WRITES = (
+    "the loss writes into a parameter or into its batch, so that each pass of a product would have another point: let "
+    "it compute with a copy (1.1 * w in place of w.data.mul_(1.1)), or write between products and call update()"
+)
+NO_HOOKS = "support saved tensor hooks"
+"""Part of what PyTorch says of torch.func where saved tensors are watched."""
 TRANSFORMS = (
     "the loss calls torch.func (grad, vjp, jacrev or hessian), which does not run where saved tensors are watched: "
     "take mode='linearized', or torch.autograd.grad with create_graph=True in the loss"
@@ -47,7 +55,8 @@ class ReverseProducts:
     Raises:
         ValueError: in :meth:`linearise`, for a loss that is no scalar, does not depend on the parameters, cannot be
             differentiated twice, or hides some of them from its gradient.
-        RuntimeError: where a tensor that the graph has saved was written in place.
+        RuntimeError: where a tensor that the graph has saved was written in place, or the loss has written into a
+            parameter or its batch.
     """
 
     def __init__(self, loss: Loss, parameters: ParameterVector, dtype: torch.dtype = torch.float32) -> None:
@@ -67,14 +76,15 @@ class ReverseProducts:
         def weigh(tensor: torch.Tensor) -> Saved:
             storage = tensor.untyped_storage()
             held[storage._cdata] = storage.nbytes()
-            return tensor.detach(), tensor._version  # an output's own graph would hold itself through its hook
+            return saved(tensor)
 
         theta = self._parameters.tensors
         with torch.enable_grad(), saved_tensors_hooks(weigh, unchanged):
             try:
-                value = value_of(self._loss, self._parameters, batch, seed, self._dtype)
+                with unwritten(self._parameters, batch):
+                    value = value_of(self._loss, self._parameters, batch, seed, self._dtype)
             except RuntimeError as error:
-                if "support saved tensor hooks" not in str(error):
+                if NO_HOOKS not in str(error):
                     raise
                 raise ValueError(TRANSFORMS) from error
             gradient = torch.autograd.grad(value, theta, create_graph=True, allow_unused=True)
@@ -119,6 +129,7 @@ class DifferenceProducts:
     Raises:
         ValueError: for a step that is not positive, or parameters whose dtype is too coarse for steps; in a product, as
             :class:`ReverseProducts` for parameters that the gradient misses.
+        RuntimeError: in a product, as :class:`ReverseProducts` for writes of the loss.
     """
 
     def __init__(self, loss: Loss, parameters: ParameterVector, step: float = 1e-4) -> None:
@@ -150,11 +161,25 @@ class DifferenceProducts:
         sides = []
         for sign in (1, -1):
             with self._moved_to(values + sign * epsilon * direction), torch.enable_grad():
-                value = value_of(self._loss, self._parameters, *point)
-                gradient = torch.autograd.grad(value, self._parameters.tensors, allow_unused=True)
+                gradient = self._gradient(*point)
             refuse_hidden(gradient, self._unused, self._loss, self._parameters, *point, torch.float32)
             sides.append(self._parameters.flatten(gradient))
         return tuple(self._parameters.unflatten((sides[0] - sides[1]) * (largest / (2 * epsilon))))
+
+    def _gradient(self, batch: Any, seed: int) -> Gradient:
+        """The gradient at the parameters' present values.
+
+        What it has saved is watched, but for a loss that calls torch.func, which does not run where it is.
+        """
+        for watched in (saved_tensors_hooks(saved, unchanged), nullcontext()):
+            try:
+                with watched, unwritten(self._parameters, batch):
+                    value = value_of(self._loss, self._parameters, batch, seed)
+                    return torch.autograd.grad(value, self._parameters.tensors, allow_unused=True)
+            except RuntimeError as error:
+                if NO_HOOKS not in str(error):
+                    raise
+        raise AssertionError("torch.func was refused without hooks")
 
     @contextmanager
     def _moved_to(self, flat: torch.Tensor) -> Iterator[None]:
@@ -174,21 +199,36 @@ def value_of(
 ) -> torch.Tensor:
     """The loss at the parameters' values, with random numbers of its own and copies of all buffers."""
     device = parameters.tensors[0].device
-    parts = (loss, getattr(loss, "outputs", None), getattr(loss, "criterion", None))
     with ExitStack() as stack:
-        stack.enter_context(frozen_buffers(parameters.module, *(p for p in parts if isinstance(p, nn.Module))))
+        stack.enter_context(frozen_buffers(*(p for p in modules_of(loss, parameters) if isinstance(p, nn.Module))))
         stack.enter_context(torch.random.fork_rng([device.index or 0] if device.type == "cuda" else []))
         stack.enter_context(autocast(device, dtype))
-        stack.enter_context(HooksRefused())
+        stack.enter_context(LossWatched())
         torch.manual_seed(seed)
         value = loss(parameters.module, batch)
     refuse_no_loss(value)
     return value
 
 
-def unchanged(saved: Saved) -> torch.Tensor:
+@contextmanager
+def unwritten(parameters: ParameterVector, batch: Any) -> Iterator[None]:
+    """Raise if a parameter, or a tensor of the batch, has been written to inside the block."""
+    given = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, torch.Tensor)]
+    tensors = [*parameters.module.parameters(), *given]
+    before = versions(tensors)
+    yield
+    if versions(tensors) != before:
+        raise RuntimeError(WRITES)
+
+
+def saved(tensor: torch.Tensor) -> Saved:
+    """What a graph keeps of a tensor; an output's own graph would hold itself through its hook."""
+    return tensor.detach(), tensor._version
+
+
+def unchanged(kept: Saved) -> torch.Tensor:
     """The saved tensor, unless it was written in place since: PyTorch itself does not look where there are hooks."""
-    tensor, version = saved
+    tensor, version = kept
     if tensor._version != version:
         raise RuntimeError(OVERWRITTEN.format(dtype=tensor.dtype, shape=tuple(tensor.shape)))
     return tensor

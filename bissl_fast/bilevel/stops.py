@@ -12,18 +12,22 @@ from bissl_fast.bilevel.written import NOT_TRACEABLE, VALUES_LEAVE, LossError
 Tensor = torch.Tensor
 
 DATA = Tensor.data.__get__  # type: ignore[attr-defined]
+SET_DATA = Tensor.data.__set__  # type: ignore[attr-defined]
 LEAVING = (Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__, Tensor.__deepcopy__)
 """How values leave a tensor past everything that a trace sees; what ``item`` gives, it does see."""
 MAKING = (torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor)
 """What makes a tensor of a list, and of tensors in it by their values."""
+SETS_DATA = "it assigns to the .data of a tensor"
 DETACHES_IN_PLACE = "it calls detach_(): write y = y.detach() instead"
 
 
-class HooksRefused(TorchFunctionMode):
-    """Raise where a loss puts a hook on a tensor: each pass of a product would meet it once more."""
+class LossWatched(TorchFunctionMode):
+    """Have writes through ``.data`` counted, and raise for hooks: each pass of a product would meet them once more."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         refuse_hooks(func, args)
+        if func == DATA:
+            return args[0].detach()
         return func(*args, **(kwargs or {}))
 
 
@@ -55,6 +59,8 @@ class StopsHold(TorchFunctionMode):
             torch._C._set_fwd_grad_enabled(args[0])
         elif func == DATA:
             return args[0].detach()
+        elif func == SET_DATA:  # PyTorch may end the process over it
+            raise LossError(NOT_TRACEABLE.format(reason=SETS_DATA))
         elif func is Tensor.detach_:
             raise LossError(NOT_TRACEABLE.format(reason=DETACHES_IN_PLACE))
         elif any(map(is_traced, leaving(func, args))):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
+from bissl_fast.bilevel.attributes import Attributes
 from bissl_fast.bilevel.parameters import ParameterVector, places, replaced
 from bissl_fast.bilevel.precision import autocast
 from bissl_fast.bilevel.stops import StopsHold
@@ -91,6 +92,7 @@ class TracedProducts:
         self._loss, self._parameters, self._kind = loss, parameters, kind
         self._compiled, self._recompute, self._dtype = compiled, recompute, dtype
         self._programs: dict[Any, Program] = {}
+        self._attributes = Attributes(*modules_of(loss, parameters))
 
     def linearise(self, batch: Any, seed: int = 0) -> Point:
         """The program for batches like this one, and what its tangent half reads at the present parameters.
@@ -141,9 +143,13 @@ class TracedProducts:
         layout = tuple(
             (t.shape, t.dtype, t.stride(), t.device) if isinstance(t, torch.Tensor) else (type(t), t) for t in inputs
         )
-        key = (layout, spec, modes)
+        place = (layout, spec, modes)
+        key = (*place, *self._attributes.values().items())
         if key not in self._programs:
-            self._programs[key] = self._trace(inputs, spec)
+            with self._attributes.passing():
+                program = self._trace(inputs, spec)
+            key = (*place, *self._attributes.values().items())  # less those that the loss itself moves
+            self._programs[key] = program
             if len(self._programs) > MOST_PROGRAMS:
                 del self._programs[next(iter(self._programs))]  # the oldest
         return self._programs[key]
@@ -231,6 +237,11 @@ class TracedProducts:
         values, moved, *_ = torch.func.jvp(outputs, (theta,), (tuple(tangents),))
         curved = torch.func.jvp(torch.func.grad(criterion), (values,), (moved,))[1]
         return torch.func.vjp(reaching, theta)[1](curved)[0]
+
+
+def modules_of(loss: Any, parameters: ParameterVector) -> tuple[Any, ...]:
+    """The module of the parameters, and what else a loss is, or is made of."""
+    return parameters.module, loss, getattr(loss, "outputs", None), getattr(loss, "criterion", None)
 
 
 def own(residual: torch.Tensor) -> torch.Tensor:

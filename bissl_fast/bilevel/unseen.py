@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 import torch
 
+Versions = list[tuple[int, int, int]]
+
 SAMPLE = 256
 """How many values of a tensor are looked at."""
 AT_ONCE = ("cpu",)
@@ -32,6 +34,16 @@ def sample(tensor: torch.Tensor) -> int:
     if tensor.device.type not in AT_ONCE or not has_samples(tensor):
         return 0
     return zlib.crc32(sampled(tensor).contiguous().view(torch.uint8).numpy().tobytes())
+
+
+def versions(tensors: Sequence[torch.Tensor]) -> Versions:
+    """What changes when a tensor's values do, whether written in place or put into ``.data``."""
+    return [(address(t), 0 if t.is_inference() else t._version, sample(t)) for t in tensors]
+
+
+def address(tensor: torch.Tensor) -> int:
+    """Where a tensor's values lie; sparse ones, which lie in several places, are told apart as objects."""
+    return tensor.data_ptr() if tensor.layout == torch.strided else id(tensor)
 
 
 class Watched:

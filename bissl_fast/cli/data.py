@@ -113,7 +113,12 @@ def prepare_command(
 
 
 def verify_command(
-    name: tyro.conf.Positional[str], *, data_root: Path | None = None, labels: Path | None = None, channels: int = 3
+    name: tyro.conf.Positional[str],
+    *,
+    data_root: Path | None = None,
+    labels: Path | None = None,
+    unlabelled: bool = False,
+    channels: int = 3,
 ) -> None:
     """Decode every image of a data set; show what is there per split and class, and what is missing or unreadable.
 
@@ -123,28 +128,41 @@ def verify_command(
         name: Name of the set, or folder:PATH.
         data_root: Folder that holds the data sets.
         labels: Table of paths and classes of a folder:PATH whose sub-folders are no classes.
+        unlabelled: Verify the unlabelled images only, as for pretext training.
         channels: As in `data prepare`.
     """
     require(1 <= channels <= MOST_CHANNELS, "channels", channels, f"between 1 and {MOST_CHANNELS}")
-    listing = list_labelled(name, data_root, labels, channels)
-    sources = [listing.train, listing.val, listing.test]
-    if not name.startswith(FOLDER_PREFIX) and entry_of(name).unlabelled is not None:
-        sources.append(list_unlabelled(name, data_root, channels))
+    if unlabelled and labels is not None:
+        raise UserError("--unlabelled verifies images without labels: leave it or --labels out.")
+    sources, notes = _sources(name, data_root, labels, unlabelled, channels)
     duplicates = Duplicates(sources)
-    counts, unreadable, notes = [], [], [*listing.notes]
+    counts, unreadable = [], []
     for number, source in enumerate(sources):
         good, bad, remarks = _read_all(source, number, duplicates)
         counts.append(good)
         unreadable += bad
         notes += (*source.notes, *remarks)
     Console().print(_split_table(sources, counts))
-    if len(listing.train.classes) <= _CLASSES_SHOWN:
+    if not unlabelled and len(sources[0].classes) <= _CLASSES_SHOWN:
         Console().print(_class_table(sources[:3], counts[:3]))
     _print_notes((*notes, *duplicates.notes(), *(f"unreadable: {line}" for line in unreadable)))
     if empty := [source.name for source, good in zip(sources, counts, strict=True) if not good.any()]:
         _print(f"No image of {', '.join(empty)} can be read: training refuses the set.")
     else:
         _print("Some images cannot be read: training leaves them out." if unreadable else "Every image can be read.")
+
+
+def _sources(
+    name: str, data_root: Path | None, labels: Path | None, unlabelled: bool, channels: int
+) -> tuple[list[Source], list[str]]:
+    """The splits of a set, those with labels first, or the one without; and what was noted when they were listed."""
+    if unlabelled:
+        return [list_unlabelled(name, data_root, channels)], []
+    listing = list_labelled(name, data_root, labels, channels)
+    sources = [listing.train, listing.val, listing.test]
+    if not name.startswith(FOLDER_PREFIX) and entry_of(name).unlabelled is not None:
+        sources.append(list_unlabelled(name, data_root, channels))
+    return sources, [*listing.notes]
 
 
 def _read_all(

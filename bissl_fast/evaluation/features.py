@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from bissl_fast.data.pipelines.loader import Batch
     from bissl_fast.data.sets.dataset import Targets
 
+OTHERS = (
+    "Running statistics of {names} stay those of earlier training: of PyTorch's batch norms and those derived from "
+    "them alone they can be re-estimated before features are compared. Choose a backbone with such, or without any."
+)
 LEAST_ROWS = 5  # that differ: fewer make no map
 RESOLUTION = 1e-6  # of the largest magnitude: about what float32 tells apart
 
@@ -54,7 +59,8 @@ def reestimate_batch_norm(
 
     The backbone's **buffers change in place**: pass a copy to keep the old ones. Weights, momentum and
     train/eval modes are as before. Only batch normalisation runs in train mode, so dropout stays off. A
-    batch of one image has no variance and is passed over.
+    batch of one image has no variance and is passed over. Of other layers that keep running statistics (timm's
+    EvoNorm, frozen batch norms) these stay, and a warning names the layers.
 
     Args:
         backbone: a network with or without batch normalisation.
@@ -69,6 +75,7 @@ def reestimate_batch_norm(
     """
     layers = [layer for layer in backbone.modules() if isinstance(layer, _BatchNorm)]
     momenta = [layer.momentum for layer in layers]
+    warn_of_others(backbone)
     device = next(backbone.parameters()).device
     seen, average = 0, settings.update == "average"
     with evaluation_mode(backbone), torch.no_grad():
@@ -92,6 +99,18 @@ def reestimate_batch_norm(
             "Batch normalisation cannot be re-estimated without a batch of at least two training images: "
             "use a larger training split or batch size."
         )
+
+
+def warn_of_others(backbone: nn.Module) -> None:
+    """Name the layers, if there are any, whose running statistics cannot be re-estimated."""
+    kinds = {
+        type(layer).__name__
+        for layer in backbone.modules()
+        if not isinstance(layer, _BatchNorm)
+        and any("running_" in name and buffer is not None for name, buffer in layer.named_buffers(recurse=False))
+    }
+    if kinds:
+        warnings.warn(OTHERS.format(names=", ".join(sorted(kinds))), RuntimeWarning, stacklevel=3)
 
 
 def extract_features(backbone: nn.Module, batches: Iterable[Batch]) -> tuple[NDArray[np.float32], Targets]:

@@ -1,12 +1,25 @@
 """Events of solvers: each by its name, none without its cause, and no wait for the device before they are asked for."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bissl_fast.bilevel import Nystrom, Recycler, conjugate_gradient, identity, minimal_residual, neumann
+from bissl_fast.bilevel import (
+    HessianOperator,
+    Nystrom,
+    ParameterVector,
+    Recycler,
+    ShiftedOperator,
+    conjugate_gradient,
+    estimate_diagonal,
+    identity,
+    lanczos,
+    minimal_residual,
+    neumann,
+)
 from tests.bilevel.matrices import Dense, symmetric, vectors
 
 GOOD = symmetric(torch.linspace(1, 5, 12))
@@ -73,3 +86,23 @@ def test_no_solver_waits_for_the_device() -> None:
 def test_a_right_hand_side_of_numpy_is_refused_with_a_sentence(solver: Any) -> None:
     with pytest.raises(ValueError, match=r"b must be a torch.Tensor, found numpy.ndarray"):
         solver(Dense(GOOD), vectors(1, 12)[0].numpy())
+
+
+def test_vectors_of_numpy_are_refused_with_a_sentence_by_all_that_take_vectors() -> None:
+    b, layer = vectors(1, 12)[0], torch.nn.Linear(12, 1, bias=False).double()
+    hessian = HessianOperator(lambda m, x: m(x).square().mean(), ParameterVector(layer), [torch.eye(12).double()])
+    takers: dict[str, list[Callable[[Any], object]]] = {
+        "like": [
+            lambda v: Nystrom(Dense(GOOD), 4, 0.1, v),
+            lambda v: lanczos(Dense(GOOD), v),
+            lambda v: estimate_diagonal(Dense(GOOD), 2, v),
+        ],
+        "b": [lambda v: Nystrom(Dense(GOOD), 4, 0.1, b)(Dense(GOOD), v), Recycler(Dense(GOOD)).start],
+        "vector": [hessian.matvec, ShiftedOperator(Dense(GOOD), 0.1).matvec],
+        "vectors": [lambda v: hessian.matmat(v[None])],
+    }
+    for name, calls in takers.items():
+        for call in calls:
+            call(b)
+            with pytest.raises(ValueError, match=rf"{name} must be a torch.Tensor, found numpy.ndarray"):
+                call(b.numpy())

@@ -160,13 +160,28 @@ def test_a_traced_loss_that_communicates_is_refused(made: Made) -> None:
 
 
 @pytest.mark.usefixtures("alone")
-def test_a_traced_loss_that_synchronises_buffers_is_refused() -> None:
+@pytest.mark.parametrize("mode", ["reverse", "linearized", "gauss_newton", "finite_difference"])
+@pytest.mark.parametrize("place", ["outputs", "criterion"])
+def test_a_spread_module_that_the_loss_alone_knows_is_refused_where_it_is_called(place: str, mode: Any) -> None:
     module = with_norm()
     parallel = nn.parallel.DistributedDataParallel(module)
     loss = CompositeLoss(lambda m, b: parallel(b[0]), lambda out: out.square().mean())
-    for mode in ("linearized", "gauss_newton"):
-        with pytest.raises(ValueError, match=r"communicates by torch\.distributed"):
-            HessianOperator(loss, ParameterVector(module), [batch()], mode)  # type: ignore[arg-type]
+    if place == "criterion":
+        loss = CompositeLoss(lambda m, b: (m(b[0]), b[0]), lambda out: (out[0] * parallel(out[1])).mean())
+    with pytest.raises(ValueError, match=r"what the loss calls, is or holds a DistributedDataParallel.*plain module"):
+        HessianOperator(loss, ParameterVector(module), [batch()], mode).matvec(torch.ones(47, dtype=torch.float64))
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_spread_module_that_a_loss_holds_without_calling_it_is_no_obstacle() -> None:
+    module = mlp()
+    parallel = nn.parallel.DistributedDataParallel(module)
+    loss = CompositeLoss(lambda m, b: parallel.module(b[0]), lambda out: out.square().mean())
+    expected = HessianOperator(lambda m, b: m(b[0]).square().mean(), ParameterVector(module), [batch()])
+    v = torch.ones(39, dtype=torch.float64)
+    found = HessianOperator(loss, ParameterVector(module), [batch()], "linearized").matvec(v)
+    torch.testing.assert_close(found, expected.matvec(v))
+    parallel(batch()[0])  # training goes on
 
 
 @pytest.mark.usefixtures("alone")
@@ -177,8 +192,6 @@ def test_a_module_that_is_spread_over_processes_is_refused() -> None:
         (nn.Sequential(wrapped), "Distributed"),
         (nn.DataParallel(mlp()), ""),
     ):
-        with pytest.raises(
-            ValueError, match=rf"holds, a {kind}DataParallel.*Take the plain module \(network\.module\)"
-        ):
+        with pytest.raises(ValueError, match=rf"holds a {kind}DataParallel.*Take the plain module \(network\.module\)"):
             ParameterVector(module)
     assert len(ParameterVector(wrapped.module)) == 39

@@ -66,6 +66,21 @@ def test_loose_images_are_prepared_for_pretext(tmp_path, capsys):
     assert "set/unlabelled: 1 images of 16 px" in capsys.readouterr().out
 
 
+def test_loose_images_are_verified_for_pretext(tmp_path, capsys):
+    trees.save_image(tmp_path / "set" / "a.png")
+    (tmp_path / "set" / "b.png").write_text("no image")
+    with pytest.raises(UserError, match=r"`data prepare` and `data verify` take them with --unlabelled"):
+        verify_command(f"folder:{tmp_path / 'set'}")
+    verify_command(f"folder:{tmp_path / 'set'}", unlabelled=True)
+    output = capsys.readouterr().out
+    assert ["set/unlabelled", "2", "1", "unlabelled"] in [
+        line.replace("│", " ").split() for line in output.splitlines()
+    ]
+    assert "unreadable: set/unlabelled: b.png: cannot identify" in output
+    with pytest.raises(UserError, match="--unlabelled verifies images without labels: leave it or --labels out"):
+        verify_command(f"folder:{tmp_path / 'set'}", unlabelled=True, labels=tmp_path / "labels.csv")
+
+
 def test_verify_counts_per_split_and_class_and_names_the_unreadable(tmp_path, capsys):
     folder = trees.dtd(tmp_path, per_split=3)
     (folder / "images" / "banded" / "banded_0000.jpg").write_text("no image")

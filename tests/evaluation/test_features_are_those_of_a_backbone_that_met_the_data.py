@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import numpy as np
 import pytest
 import torch
+from timm.layers import EvoNorm2dB0, FrozenBatchNormAct2d
 from torch import nn
 
 from bissl_fast.data.pipelines.loader import Batch
@@ -172,3 +174,16 @@ def test_the_size_of_the_features_does_not_matter(factor: float, monkeypatch: py
     assert given[0].dtype == np.float64
     assert np.abs(given[0]).max() == 1
     np.testing.assert_allclose(given[0].mean(0), 0, atol=1e-15)
+
+
+def test_layers_whose_statistics_stay_are_named(images: torch.Tensor) -> None:
+    model = nn.Sequential(EvoNorm2dB0(3), FrozenBatchNormAct2d(3), nn.BatchNorm2d(3))
+    before = copy.deepcopy(model.state_dict())
+    with pytest.warns(RuntimeWarning, match="Running statistics of EvoNorm2dB0, FrozenBatchNormAct2d stay") as told:
+        reestimate_batch_norm(model, batches_of(images, 8))
+    assert len(told) == 1
+    changed = [name for name, value in model.state_dict().items() if not torch.equal(value, before[name])]
+    assert changed == ["2.running_mean", "2.running_var", "2.num_batches_tracked"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        reestimate_batch_norm(backbone(), batches_of(images, 8))

@@ -4,7 +4,7 @@ import torch
 
 from bissl_fast.bilevel.operators import Operator
 from bissl_fast.bilevel.solvers.solution import Event, Solution, flags, scale_free
-from bissl_fast.ops.krylov import cg_update, norm, segment_dots
+from bissl_fast.ops.krylov import cg_update, check_tensors, norm, segment_dots
 
 BELOW_ROUNDING = 1e-3
 """Of a rounding of where it began: a residual so small is the recursion's own, and only under- and overflow follow."""
@@ -82,6 +82,7 @@ def estimate_diagonal(A: Operator, probes: int, like: torch.Tensor, seed: int = 
     """
     if probes < 1:
         raise ValueError(f"an estimate takes at least 1 probe, found {probes}")
+    check_tensors({"like": like})
     generator = torch.Generator().manual_seed(seed)
     total = torch.zeros_like(like)
     for _ in range(probes):

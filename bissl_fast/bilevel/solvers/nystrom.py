@@ -6,6 +6,7 @@ import torch
 
 from bissl_fast.bilevel.operators import Operator
 from bissl_fast.bilevel.solvers.solution import Solution, unmeasured
+from bissl_fast.ops.krylov import check_tensors
 
 
 class SeveralProducts(Operator, Protocol):
@@ -29,7 +30,8 @@ class Nystrom:
         seed: of the random directions.
 
     Raises:
-        ValueError: for a rank outside 1 … L, a scale that is not positive, or products that are not finite.
+        ValueError: for a rank outside 1 … L, a scale that is not positive, products that are not finite, or vectors
+            that are no tensors.
 
     Example:
         >>> solve = Nystrom(hessian, rank=20, scale=0.1, like=gradient)  # doctest: +SKIP
@@ -37,6 +39,7 @@ class Nystrom:
     """
 
     def __init__(self, hessian: SeveralProducts, rank: int, scale: float, like: torch.Tensor, seed: int = 0) -> None:
+        check_tensors({"like": like})
         if not 1 <= rank <= like.numel():
             raise ValueError(f"rank must be between 1 and the {like.numel()} entries of a vector, found {rank}")
         if not 0 < scale < float("inf"):  # a negative one has a pole where the sketch has an eigenvalue of -1/scale
@@ -67,6 +70,7 @@ class Nystrom:
 
     def __call__(self, A: Operator, b: torch.Tensor, x0: torch.Tensor | None = None) -> Solution:
         """The solution for ``b``; ``A`` and ``x0`` are not looked at, and no residual is measured."""
+        check_tensors({"b": b})
         shrunk = self._scale * self._eigenvalues
         x = b - self._basis @ (shrunk / (1 + shrunk) * (self._basis.T @ b))
         return unmeasured(x, b)

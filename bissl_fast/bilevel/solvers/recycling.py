@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 
 from bissl_fast.bilevel.operators import Operator
-from bissl_fast.ops.krylov import dot, norm
+from bissl_fast.ops.krylov import check_tensors, dot, norm
 
 TRUST = 0.5
 """Digits of a pair, of those that its dtype has, that must be left: ``‖A p − q‖`` is at most about ``eps ** TRUST``."""
@@ -70,6 +70,7 @@ class Recycler:
 
     def start(self, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The known x with the smallest ``‖b − A x‖``, and ``b − A x``, each ``(L,)``."""
+        check_tensors({"b": b})
         x, r = torch.zeros_like(b), b.clone()
         for _ in range(2):  # the second time takes away what rounding left
             for direction, image, _ in self._pairs:

@@ -12,6 +12,7 @@ from bissl_fast.data.sets.catalogue import load_downstream, load_pretext, notes_
 from bissl_fast.data.sets.readers.decode import UnreadableImageError, decode_file, resize_square, resize_whole
 from bissl_fast.data.sets.readers.folder import image_folder, loose_images
 from bissl_fast.data.sets.readers.stacks import decode_channels
+from bissl_fast.data.sets.readers.table import labelled_table
 from bissl_fast.errors import UserError
 
 COLOURED = "have colours, of which the luma is taken"
@@ -236,6 +237,23 @@ def test_a_folder_without_files_that_can_hold_the_channels_says_which_can(tmp_pa
         loose_images(tmp_path, 2)
     with pytest.raises(UserError, match="no class folder"):
         image_folder(tmp_path, 2)
+
+
+def test_arrays_read_as_rgb_are_named_with_the_setting_that_reads_them(tmp_path):
+    five_channels(tmp_path / "set")
+    (tmp_path / "set" / "a" / "preview.png").unlink()
+    sentence = r"arrays are images of other than 3 channels, which --channels has to name .*: a/0\.npy, a/1\.npy"
+    for read in (image_folder, loose_images):
+        with pytest.raises(UserError, match=sentence):
+            read(tmp_path / "set")
+
+
+def test_arrays_that_a_table_does_not_name_are_counted(tmp_path):
+    five_channels(tmp_path / "set")
+    lines = [f"a/{i}.npy,{'xy'[i % 2]}" for i in range(6)]
+    (tmp_path / "classes.csv").write_text("\n".join(lines))
+    notes = labelled_table(tmp_path / "set", tmp_path / "classes.csv", 5).notes
+    assert any("classes.csv does not name them" in note and "b/0.npy, b/1.npy" in note for note in notes)
 
 
 def test_published_sets_are_read_as_gray_or_refused(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from pathlib import Path
 from bissl_fast.data.sets.readers.decode import printable
 from bissl_fast.data.sets.readers.source import Listing, Source, carve, from_files, listed, split_in_three
 from bissl_fast.data.sets.readers.stacks import extensions
-from bissl_fast.data.sets.readers.tree import BESIDE, WITHOUT_IMAGES, Tree, subfolders
+from bissl_fast.data.sets.readers.tree import AN_ARRAY, BESIDE, WITHOUT_IMAGES, Tree, subfolders
 from bissl_fast.errors import UserError
 
 _SPLITS: dict[str, str] = {
@@ -52,7 +52,7 @@ def image_folder(root: Path, channels: int = 3) -> Listing:
     order = [split for split in ("test", "val", "train") if split in folders]
     classes: dict[str, Classes] = {split: _classes(tree, folders[split]) for split in order}
     classes = {split: found for split, found in classes.items() if found or split == "train"}
-    _check_classes(folders["train"], classes["train"])
+    _check_classes(tree, folders["train"], classes["train"])
     if "test" not in classes and "val" not in classes:
         raise UserError(
             f"{root} has {folders['train'].name}/ but neither val/ nor test/ with images in class folders: add test/, "
@@ -138,7 +138,7 @@ def _split_word(name: str) -> str:
 def _split_flat(root: Path, channels: int) -> Listing:
     tree = Tree(root, [root], extensions(channels))
     classes = _classes(tree, root)
-    _check_classes(root, classes)
+    _check_classes(tree, root, classes)
     whole = _labelled(printable(root.name), root, classes, sorted(classes), channels)
     listing = split_in_three(whole, f"{printable(root)} has no splits of its own")
     guessed = tuple(
@@ -173,18 +173,19 @@ def _classes(tree: Tree, folder: Path) -> Classes:
     return found
 
 
-def _check_classes(folder: Path, classes: Classes) -> None:
+def _check_classes(tree: Tree, folder: Path, classes: Classes) -> None:
     if len(classes) > 1:
         return
     found = f"only the class folder {next(iter(classes))}/" if classes else "no class folder"
     empty = [f"{path.name}/" for path in subfolders(folder) if path.name not in classes]
     without = f" with images, and {listed(empty)} without" if empty else ""
+    arrays = "".join(f" {note}" for note in tree.notes(AN_ARRAY))
     whole = folder / next(iter(classes), "")
     inside = f" If the set lies in {whole.name}/, give folder:{whole}." if classes and subfolders(whole) else ""
     raise UserError(
         f"{folder} holds {found}{without}: expected one sub-folder of images for each of two or more classes."
-        f"{inside} Images without classes serve the pretext task alone (--pretext-dataset, `data prepare "
-        "--unlabelled`)."
+        f"{inside} Images without classes serve the pretext task alone (--pretext-dataset; `data prepare` and `data "
+        f"verify` take them with --unlabelled).{arrays}"
     )
 
 

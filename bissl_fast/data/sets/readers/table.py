@@ -19,6 +19,7 @@ from bissl_fast.data.sets.readers.source import (
     split_in_three,
     with_validation,
 )
+from bissl_fast.data.sets.readers.stacks import extensions
 from bissl_fast.data.sets.readers.tree import Tree
 from bissl_fast.errors import UserError
 
@@ -48,7 +49,7 @@ def labelled_table(root: Path, table: Path, channels: int = 3) -> Listing:
     Raises:
         UserError: if the table cannot be used, none of its files is there, or there are fewer than two classes.
     """
-    present, notes = _present(root, table)
+    present, notes = _present(root, table, channels)
     classes = _classes(present)
     if len(classes) < 2:
         raise UserError(f"{table} has the class {classes[0]!r} alone: two or more are expected in its column 'class'.")
@@ -71,7 +72,7 @@ def labelled_table(root: Path, table: Path, channels: int = 3) -> Listing:
 
 def whole_table(root: Path, table: Path, channels: int = 3) -> Source:
     """Every image that a table names, whatever its split; errors likewise."""
-    present, notes = _present(root, table)
+    present, notes = _present(root, table, channels)
     return replace(_source(printable(root.name), root, present, _classes(present), channels), notes=notes)
 
 
@@ -144,7 +145,7 @@ def _row(root: Path, table: Path, number: int, cells: Sequence[str], columns: di
     return Row(file, values["class"], split)
 
 
-def _present(root: Path, table: Path) -> tuple[list[Row], tuple[str, ...]]:
+def _present(root: Path, table: Path, channels: int) -> tuple[list[Row], tuple[str, ...]]:
     """The lines whose files are there, and notes on the others and on the images that no line names."""
     rows = read_table(root, table)
     present = [row for row in rows if os.path.isfile(row.file)]  # false, too, for names that no file can have
@@ -152,12 +153,12 @@ def _present(root: Path, table: Path) -> tuple[list[Row], tuple[str, ...]]:
         raise UserError(f"None of the {len(rows)} files that {table} lists is in {root}: paths are relative to it.")
     there = {row.file for row in present}
     absent = [row.file.relative_to(root).as_posix() for row in rows if row.file not in there]
-    return present, (*absent_notes(table.name, absent), *_unnamed_notes(root, table, there))
+    return present, (*absent_notes(table.name, absent), *_unnamed_notes(root, table, there, channels))
 
 
-def _unnamed_notes(root: Path, table: Path, named: set[Path]) -> tuple[str, ...]:
+def _unnamed_notes(root: Path, table: Path, named: set[Path], channels: int) -> tuple[str, ...]:
     """A note on the images of the folder that the table does not name, if there are any."""
-    others = [path for path in Tree(root, [root]).images(root) if path not in named]
+    others = [path for path in Tree(root, [root], extensions(channels)).images(root) if path not in named]
     if others:  # they may be named by links
         real = {os.path.realpath(path) for path in named}
         others = [path for path in others if os.path.realpath(path) not in real]

@@ -10,6 +10,7 @@ from bissl_fast.data.sets.readers.decode import EXTENSIONS, printable
 from bissl_fast.data.sets.readers.source import listed
 
 NOT_AN_IMAGE = "their names do not end as those of images do that are read here"
+AN_ARRAY = "arrays are images of other than 3 channels, which --channels has to name (of train: --images.channels)"
 BESIDE = "they lie beside the class folders"
 WITHOUT_IMAGES = "these folders hold no image"
 _ELSEWHERE = "they are links to what is read in its own place"
@@ -74,11 +75,12 @@ class Tree:
         """Count a file or folder that is not read."""
         self._left_out.setdefault(reason, []).append(os.path.relpath(path, self.root))
 
-    def notes(self) -> tuple[str, ...]:
-        """A sentence for each reason why something was left out."""
+    def notes(self, *reasons: str) -> tuple[str, ...]:
+        """A sentence for each reason why something was left out, or for each of some reasons."""
         return tuple(
             f"{len(names)} of what lies in {printable(self.root)} left out, because {reason}: {listed(sorted(names))}."
             for reason, names in self._left_out.items()
+            if not reasons or reason in reasons
         )
 
     def _entries(self, folder: Path) -> Iterator[os.DirEntry[str]]:
@@ -107,7 +109,7 @@ class Tree:
         """Why a file is not read; empty if it is, and taken from then on."""
         path = Path(entry.path)
         if path.suffix.lower() not in self.extensions:
-            return NOT_AN_IMAGE
+            return AN_ARRAY if path.suffix.lower() == ".npy" else NOT_AN_IMAGE
         if not entry.is_file():
             return _NO_FILE
         if entry.is_symlink() and self._is_read(path.resolve()):
