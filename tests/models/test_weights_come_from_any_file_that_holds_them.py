@@ -12,7 +12,7 @@ from torch import nn
 
 from bissl_fast.errors import UserError
 from bissl_fast.models import backbone_weights, build_backbone
-from bissl_fast.models.weights import timm_normalisation
+from bissl_fast.models.weights import timm_normalisation, weights_file
 
 NAME = "test_resnet"
 
@@ -193,3 +193,14 @@ def test_a_first_convolution_of_other_channels_is_not_turned_into_rgb(tmp_path: 
         read(str(tmp_path / "weights.safetensors"))
     backbone = build_backbone(NAME, 0, 32, 5)
     assert backbone_weights(str(tmp_path / "weights.safetensors"), backbone, NAME).adapted == ()
+
+
+def test_a_run_without_a_bissl_stage_names_those_that_hold_weights(tmp_path: Path) -> None:
+    for stage in ("finetune-baseline-0", "pretext-baseline"):
+        (tmp_path / stage).mkdir()
+        (tmp_path / stage / "weights.safetensors").touch()
+    (tmp_path / "figures").mkdir()
+    sentence = "Of its stages pretext-baseline, finetune-baseline-0 hold weights: give .*/pretext-baseline"
+    with pytest.raises(UserError, match=sentence):
+        weights_file(tmp_path)
+    assert weights_file(tmp_path / "pretext-baseline").parent.name == "pretext-baseline"
