@@ -13,7 +13,8 @@ from bissl_fast.training.tracking import say
 
 DESCRIPTION = f"""Train a pretext task alone and leave its backbone.
 
---pretext NAME is one of {", ".join(task.name for task in TASKS)}, with views, optimiser and rate of its paper;
+--pretext NAME is one of {", ".join(task.name for task in TASKS)}, with the views of its
+paper, and but for --preset quick its optimiser and rate;
 batch size and epochs are those of --preset. The images of --dataset are used without their labels, or those of
 --pretext-dataset. A finished stage is skipped, a broken one goes on.
 """

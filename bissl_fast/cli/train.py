@@ -23,7 +23,8 @@ DESCRIPTION = f"""Run BiSSL beside its baseline, from pretext training to test.
 Stages: pretext-warmup, head-warmup, bissl, pretext-baseline, finetune-bissl-*, finetune-baseline-*, test. Each is kept
 in the run's folder: a finished one is skipped, a broken one goes on. Defaults below are those of --preset for
 --dataset; --config FILE takes them from an earlier run's config.yaml instead. --pretext NAME takes another pretext
-task, with views, optimiser and rate of its paper: {", ".join(task.name for task in TASKS)}.
+task, with the views of its paper, and but for --preset quick its optimiser and rate:
+{", ".join(task.name for task in TASKS)}.
 """
 
 

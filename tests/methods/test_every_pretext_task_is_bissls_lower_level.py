@@ -14,7 +14,7 @@ from tests.methods.tasks import SMALL_TASKS, small_arguments
 
 SHORT = (
     *("--pretrain.epochs", "1", "--head.epochs", "1", "--finetune.epochs", "1", "--bissl.alternations", "1"),
-    *("--bissl.warmup-steps", "1", "--bissl.adaptation-every", "1", "--bilevel.mode", "linearized"),
+    *("--bissl.warmup-steps", "1", "--bissl.adaptation-every", "1"),
 )
 LOWER_STEPS = 2  # of the small settings
 
@@ -57,10 +57,19 @@ def test_the_small_tasks_are_all_there_are() -> None:
     assert set(SMALL_TASKS) == {task.name for task in TASKS}
 
 
-@pytest.mark.parametrize("name", SMALL_TASKS)
-def test_from_end_to_end(small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [
+        pytest.param(name, mode, marks=[pytest.mark.slow] if mode == "linearized" else [])
+        for name in SMALL_TASKS
+        for mode in ("reverse", "linearized")
+    ],
+)
+def test_from_end_to_end(
+    small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, mode: str
+) -> None:
     watch = Watch(monkeypatch)
-    assert main(["train", *small_arguments(name, small_data, tmp_path, *SHORT)]) == 0
+    assert main(["train", *small_arguments(name, small_data, tmp_path, *SHORT, "--bilevel.mode", mode)]) == 0
     run = tmp_path / "run"
     assert watch.advances == [LOWER_STEPS]
     assert watch.modes == [json.loads((run / "trial.json").read_text())["mode"]]
