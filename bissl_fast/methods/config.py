@@ -118,7 +118,7 @@ def load_config(path: Path, kind: type[AnyRun]) -> AnyRun:
     if version != CONFIG_VERSION:
         raise UserError(
             f"{path} has config version {version}, this bissl-fast reads version {CONFIG_VERSION}; "
-            f"write its settings anew with `bissl-fast train --help` at hand."
+            "write its settings anew with `bissl-fast train --help` at hand (CHANGELOG.md says what has been renamed)."
         )
     whole = TrainConfig if "methods" in values else PretextConfig
     config = _build(whole, values, path, "")

@@ -14,6 +14,7 @@ from bissl_fast.methods.loading import RunData
 from bissl_fast.methods.seeds import derive_seed
 from bissl_fast.methods.settings import RunSettings
 from bissl_fast.models import BackboneWeights, Network, backbone_weights, build_backbone, place, probe_features
+from bissl_fast.models.backbone import require_small
 from bissl_fast.models.weights import timm_normalisation
 from bissl_fast.pretext import Learner, PretextTask
 from bissl_fast.pretext.collapse import alarm
@@ -56,6 +57,8 @@ class Run:
         self.forward = apply_precision(settings.precision, self.device)
         images = settings.images
         self.features = probe_features(settings.backbone, images.size, images.channels)
+        for small in {view.size for view in views} - {images.size}:
+            require_small(settings.backbone, images.size, small, images.channels)
         self.weights = self._start()
         self.data = RunData(settings, self.device, console)
         self.environment = describe_environment(self.device)

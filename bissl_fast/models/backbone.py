@@ -65,6 +65,27 @@ def probe_features(name: str, size: int, channels: int = 3) -> int:
     return shape[1]
 
 
+def require_small(name: str, size: int, small: int, channels: int = 3) -> None:
+    """Raise unless a backbone that is built for images of ``size`` pixels takes smaller ones, too.
+
+    Args:
+        name: a timm model name.
+        size: side of the images that it is built for.
+        small: side of the others.
+        channels: of both.
+
+    Raises:
+        UserError: if it does not, as vision transformers do not.
+    """
+    try:
+        shape_of_features(name, options_for(name, size, channels), small, channels)
+    except Exception as error:  # whatever timm's layers raise: assertions, reshapes
+        raise UserError(
+            f"backbone {name!r}, built for images of {size} px, cannot take small views of {small} px "
+            f"({reason_of(error).rstrip('.')}); --pretext.local-views 0 leaves them out."
+        ) from None
+
+
 def place(network: AnyModule, device: torch.device | str) -> AnyModule:
     """The network on a device, its images' and filters' channels last; in place.
 

@@ -6,6 +6,7 @@ from torch import nn
 
 from bissl_fast.errors import UserError
 from bissl_fast.models import Network, build_backbone, build_classifier, place, probe_features
+from bissl_fast.models.backbone import require_small
 
 
 @pytest.mark.parametrize(("name", "features"), [("resnet18", 512), ("vgg11_bn", 4096), ("resnet50", 2048)])
@@ -83,3 +84,12 @@ def test_the_first_layer_takes_the_channels_of_the_images(name: str, channels: i
     assert backbone(torch.randn(2, channels, 64, 64)).shape == (2, features)
     with pytest.raises(RuntimeError):
         backbone(torch.randn(2, 3, 64, 64))
+
+
+def test_small_views_are_refused_where_a_backbone_takes_one_size() -> None:
+    require_small("resnet18", 32, 14)
+    sentence = (
+        r"'vit_tiny_patch16_224', built for images of 32 px, cannot take small views of 14 px .*--pretext.local-views 0"
+    )
+    with pytest.raises(UserError, match=sentence):
+        require_small("vit_tiny_patch16_224", 32, 14)
