@@ -30,6 +30,7 @@ class RunData:
         config: the run's settings.
         device: where batches are wanted.
         console: terminal.
+        tested: whether there is a downstream task, with whose test images the unlabelled ones are compared.
 
     Attributes:
         pipeline: where views are rendered.
@@ -38,8 +39,8 @@ class RunData:
         UserError: for a pipeline that does not run here, and sets that are not there or cannot be trained on.
     """
 
-    def __init__(self, config: RunSettings, device: torch.device, console: Console) -> None:
-        self.config, self.console = config, console
+    def __init__(self, config: RunSettings, device: torch.device, console: Console, tested: bool = True) -> None:
+        self.config, self.console, self.tested = config, console, tested
         images = config.images
         self.pipeline = Pipeline(
             images.pipeline, device, images.resident_share, config.threads or None, lambda line: say(console, line)
@@ -115,7 +116,7 @@ class RunData:
             root,
             config.images.cache_size,
             config.cache_dir,
-            downstream=config.dataset,
+            downstream=config.dataset if self.tested else None,
             exclude_test=config.exclude_test,
             labels=config.labels,
             channels=channels,

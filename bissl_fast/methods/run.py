@@ -33,6 +33,7 @@ class Run:
         settings: those that a run has whatever its methods.
         views: of the pretext task.
         console: terminal.
+        tested: whether there is a downstream task.
 
     Attributes:
         folder: ``<output>/<name>``.
@@ -48,7 +49,9 @@ class Run:
         UserError: for settings, data or folders that cannot be used.
     """
 
-    def __init__(self, settings: RunSettings, views: tuple[ViewSettings, ...], console: Console) -> None:
+    def __init__(
+        self, settings: RunSettings, views: tuple[ViewSettings, ...], console: Console, tested: bool = True
+    ) -> None:
         self.settings, self.views, self.console = settings, views, console
         self.folder = settings.run_folder
         if settings.threads:
@@ -60,7 +63,7 @@ class Run:
         for small in {view.size for view in views} - {images.size}:
             require_small(settings.backbone, images.size, small, images.channels)
         self.weights = self._start()
-        self.data = RunData(settings, self.device, console)
+        self.data = RunData(settings, self.device, console, tested)
         self.environment = describe_environment(self.device)
 
     def stage(

@@ -120,7 +120,8 @@ def pretrain(config: PretextConfig, console: Console) -> Path:
     """Train a pretext task alone, or resume it; returns the folder of its stage, with the backbone in its weights."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with memory_told():
-        run, pretext = Run(config, config.views, console), Pretext(config.pretext, config.pretrain)
+        run = Run(config, config.views, console, tested=config.exclude_test)
+        pretext = Pretext(config.pretext, config.pretrain)
         steps = pretext.steps(run, config.pretrain.epochs)
         make_folder(run.folder)
         with exclusive(run.folder):

@@ -59,3 +59,9 @@ def test_its_config_repeats_it_elsewhere_and_is_refused_by_train(
     capsys.readouterr()
     assert main(["train", "--config", config]) == 2
     assert "is of `bissl-fast pretrain`, which trains no downstream task" in capsys.readouterr().err
+
+
+def test_a_folder_without_classes_is_what_pretext_training_asks_for(small_data: Path, tmp_path: Path) -> None:
+    kept = ["--cache-dir", str(small_data / "cache"), "--output", str(tmp_path), "--name", "run"]
+    assert main(["pretrain", "--dataset", f"folder:{small_data / 'loose'}", *kept, *SMALL_PRETRAIN]) == 0
+    assert (tmp_path / "run" / "pretext" / "weights.safetensors").exists()
