@@ -36,7 +36,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "--pretext", "mocov9"], "--pretext must be one of simclr, moco, byol,"),
         (["pretrain", "--pretext", "mocov9"], "--pretext must be one of simclr, moco, byol,"),
         (["pretrain", "--pretext", ""], "--pretext must be one of simclr, moco, byol,"),
-        (["pretrain", "--pretext", "moco", "--pretext.queue", "63"], "--pretext.queue must hold a batch, which is 64"),
+        (["pretrain", "--pretext", "moco", "--pretext.queue", "63"], "--pretext.queue must hold the 64 keys of a step"),
         (["train", "--pretext", "wmse", "--pretext.slice-size", "128"], "must be a multiple of 128, as --pretext wmse"),
         (
             ["train", "--pretext", "wmse", "--pretext.slice-size", "8"],
