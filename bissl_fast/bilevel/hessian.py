@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from bissl_fast.bilevel.attributes import Attributes
 from bissl_fast.bilevel.graphs import without_hooks
-from bissl_fast.bilevel.parameters import ParameterVector, Place, buffer_copies, replaced, spread_refused
+from bissl_fast.bilevel.parameters import ParameterVector, Place, buffer_copies, replaced
 from bissl_fast.bilevel.precision import autocast, deterministic_convolutions, tf32
 from bissl_fast.bilevel.reverse import DifferenceProducts, ReverseProducts
 from bissl_fast.bilevel.traced import Loss, TracedProducts, modules_of
@@ -321,7 +321,6 @@ class HessianOperator:
 
         with ExitStack() as stack:
             stack.enter_context(TURNS)
-            stack.enter_context(spread_refused())
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(autocast(self._device, torch.float32))
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))

@@ -97,11 +97,14 @@ def refuse_spread_itself(module: nn.Module) -> None:
 
 @contextmanager
 def spread_refused() -> Iterator[None]:
-    """Raise if a module that is spread is called inside the block, by this thread, wherever it comes from."""
+    """Raise if a module that is spread is called inside the block, by this thread, wherever it comes from.
+
+    To be put around the call of a loss alone: Dynamo looks at global hooks, and compiles anew where there are others.
+    """
     thread = threading.get_ident()
 
     def refuse(module: nn.Module, _: Any) -> None:
-        if threading.get_ident() == thread:
+        if not torch.compiler.is_compiling() and threading.get_ident() == thread:
             refuse_spread_itself(module)
 
     handle = register_module_forward_pre_hook(refuse)

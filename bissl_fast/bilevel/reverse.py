@@ -10,7 +10,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._pytree import tree_leaves
 
 from bissl_fast.bilevel.graphs import NOT_TWICE, ONCE, found_in, untouched_grads
-from bissl_fast.bilevel.parameters import ParameterVector, frozen_buffers, places, replaced
+from bissl_fast.bilevel.parameters import ParameterVector, frozen_buffers, places, replaced, spread_refused
 from bissl_fast.bilevel.precision import autocast
 from bissl_fast.bilevel.stops import LossWatched
 from bissl_fast.bilevel.traced import Loss, modules_of
@@ -204,6 +204,7 @@ def value_of(
         stack.enter_context(torch.random.fork_rng([device.index or 0] if device.type == "cuda" else []))
         stack.enter_context(autocast(device, dtype))
         stack.enter_context(LossWatched())
+        stack.enter_context(spread_refused())
         torch.manual_seed(seed)
         value = loss(parameters.module, batch)
     refuse_no_loss(value)

@@ -13,7 +13,7 @@ import torch
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from bissl_fast.bilevel.attributes import Attributes
-from bissl_fast.bilevel.parameters import ParameterVector, places, replaced
+from bissl_fast.bilevel.parameters import ParameterVector, places, replaced, spread_refused
 from bissl_fast.bilevel.precision import autocast
 from bissl_fast.bilevel.stops import StopsHold
 from bissl_fast.bilevel.written import DETACHED, LossError, refuse_no_loss, refuse_wrong, written_down
@@ -157,7 +157,7 @@ class TracedProducts:
     def _trace(self, inputs: list[Any], spec: TreeSpec) -> Program:
         count = len(self._parameters.tensors)
         tangents = [torch.zeros_like(t) for t in inputs[:count]]
-        with autocast(inputs[0].device, self._dtype), torch.enable_grad():
+        with autocast(inputs[0].device, self._dtype), torch.enable_grad(), spread_refused():
             try:
                 traced, constants = written_down(self._function(spec), inputs, tangents)
             except ValueError:

@@ -1,6 +1,7 @@
 """Linearized products against reverse ones on whole networks, and the modes that are other matrices against theirs."""
 
 import copy
+from functools import partial
 from typing import Any
 
 import pytest
@@ -121,6 +122,24 @@ def test_train_and_eval_are_traced_apart() -> None:
     operator.update(batches(1))
     torch.testing.assert_close(operator.matvec(v), HessianOperator(contrastive, theta, batches(1)).matvec(v))
     assert not torch.allclose(operator.matvec(v), train)
+
+
+@pytest.mark.filterwarnings("error")
+def test_dynamo_takes_both_halves_whole_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stands around a product, as hooks on all modules, is none of the compiler's business."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    network = tiny_network()
+    theta = ParameterVector(network, "backbone.")
+    v = torch.linspace(-1, 1, len(theta), dtype=torch.float64)
+    expected = HessianOperator(contrastive, theta, batches(2)).matvec(v)
+    operator = HessianOperator(contrastive, theta, batches(2), "linearized", compiled=True)
+    counted = torch._dynamo.utils.counters["stats"]
+    first = operator.matvec(v)
+    made = counted["unique_graphs"]
+    operator.update(batches(2))
+    assert relative(first, expected) < 1e-10
+    assert torch.equal(operator.matvec(v), first)
+    assert counted["unique_graphs"] == made
 
 
 @pytest.mark.slow
