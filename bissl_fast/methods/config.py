@@ -28,6 +28,9 @@ MethodName = Literal["bissl", "baseline"]
 METHODS: tuple[MethodName, ...] = get_args(MethodName)
 """What ``--methods`` takes."""
 
+DEFAULT_METHODS: tuple[MethodName, ...] = ("bissl", "baseline")
+"""The arms of a run that names none."""
+
 
 @dataclass(frozen=True)
 class PretextConfig(RunSettings):
@@ -59,7 +62,7 @@ class TrainConfig(PretextConfig):
     """Everything that `bissl-fast train` does is determined by this.
 
     Attributes:
-        methods: arms to be compared, in the order of the table: `bissl`, `baseline`.
+        methods: arms to be compared, in the order of the table.
         head: warm-up of the downstream head.
         bissl: Algorithm 1.
         bilevel: second-order products and solver.
@@ -69,7 +72,7 @@ class TrainConfig(PretextConfig):
         finetune_baseline: SGD of fine-tuning after pretext training alone (Table 2).
     """
 
-    methods: tuple[MethodName, ...] = METHODS
+    methods: tuple[MethodName, ...] = DEFAULT_METHODS
     head: HeadSettings = HeadSettings()
     bissl: BiSSLSettings = BiSSLSettings()
     bilevel: BilevelSettings = BilevelSettings()
