@@ -1,6 +1,6 @@
 """Conv-4, the small network of the few-shot literature; importing this module makes timm know it as ``conv4``."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from timm.models import register_model
@@ -26,7 +26,7 @@ class Conv4(nn.Module):
         torch.Size([2, 256])
     """
 
-    pretrained_cfg: dict[str, Any] = {"input_size": (3, 84, 84), "first_conv": "blocks.0"}
+    pretrained_cfg: ClassVar[dict[str, Any]] = {"input_size": (3, 84, 84), "first_conv": "blocks.0"}
 
     def __init__(self, in_chans: int = 3) -> None:
         super().__init__()

@@ -71,5 +71,5 @@ def test_its_weights_go_through_a_file_and_foreign_ones_are_refused(tmp_path: Pa
 
 
 def test_images_that_four_halvings_leave_nothing_of_are_refused() -> None:
-    with pytest.raises(UserError, match="'conv4' cannot take images of 12 px .* timm made it for 84 px"):
+    with pytest.raises(UserError, match=r"'conv4' cannot take images of 12 px .* timm made it for 84 px"):
         probe_features("conv4", 12)
