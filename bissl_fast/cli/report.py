@@ -6,7 +6,6 @@ import tyro
 from rich.console import Console
 
 from bissl_fast.evaluation.report import write_report
-from bissl_fast.evaluation.results import Results
 from bissl_fast.evaluation.run_folder import RunFolder
 from bissl_fast.evaluation.table import results_table
 from bissl_fast.evaluation.verdict import verdict
@@ -31,7 +30,7 @@ def print_results(folder: Path, console: Console) -> None:
     """Print the closing table and write the report."""
     run = RunFolder(folder)
     if (folder / "results.json").exists():
-        results = Results.from_json(run.json("results.json"))
+        results = run.results()
         console.print(results_table(results).to_rich())
         say(console, verdict(results))
     say(console, f"Report: {write_report(folder)}")

@@ -19,12 +19,14 @@ class Cost:
         passes: forward-backward passes of a whole batch.
         products: second-order products, counted apart from the passes.
         model_epochs: images over the size of the unlabelled set.
+        seconds: in which its stages were at work.
     """
 
     images: float | None = None
     passes: float | None = None
     products: float | None = None
     model_epochs: float | None = None
+    seconds: float | None = None
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any] | None) -> Cost:
@@ -36,14 +38,15 @@ class Cost:
 
         Example:
             >>> Cost.from_json({"images": 12345, "model_epochs": 12.5}).words()
-            ('12,345', '—', '—', '12.5')
+            ('12,345', '—', '—', '12.5', '—')
         """
         content = {} if content is None else content
         return cls(**{field.name: _number(content.get(field.name)) for field in fields(cls)})
 
-    def words(self) -> tuple[str, str, str, str]:
-        """The four costs as text, a dash for what is not known."""
-        return _count(self.images), _count(self.passes), _count(self.products), _epochs(self.model_epochs)
+    def words(self) -> tuple[str, ...]:
+        """The costs as text, in their order, a dash for what is not known."""
+        counts = (_count(self.images), _count(self.passes), _count(self.products))
+        return (*counts, epochs_words(self.model_epochs), duration(self.seconds))
 
 
 def uneven_budgets(costs: Mapping[str, Cost]) -> str:
@@ -59,7 +62,7 @@ def uneven_budgets(costs: Mapping[str, Cost]) -> str:
     most, least = max(known, key=known.__getitem__), min(known, key=known.__getitem__)
     if known[most] <= (1 + ALIKE) * known[least]:
         return ""
-    high, low = _epochs(known[most]), _epochs(known[least])
+    high, low = epochs_words(known[most]), epochs_words(known[least])
     ends = f"{most} took {high} model-epochs and {least} {low}"
     if len(known) > 2:
         ends = f"{most} took the most model-epochs, {high}, and {least} the fewest, {low}"
@@ -85,7 +88,23 @@ def _count(value: float | None) -> str:
     return f"{value:,.0f}"
 
 
-def _epochs(value: float | None) -> str:
+def epochs_words(value: float | None) -> str:
+    """Model-epochs in as many digits as people read."""
     if value is None:
         return "—"
     return f"{value:.3g}" if value < 1 else f"{value:.2f}" if value < 10 else f"{value:,.1f}"
+
+
+def duration(seconds: float | None) -> str:
+    """A time as people tell it.
+
+    Example:
+        >>> duration(3.21), duration(75), duration(7325), duration(None)
+        ('3.2 s', '1 min 15 s', '2 h 2 min', '—')
+    """
+    if seconds is None:
+        return "—"
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -44,7 +44,7 @@ def page(run: RunFolder, sections: Sequence[Section]) -> str:
         sections: in the order of reading.
     """
     try:
-        results = Results.from_json(run.json("results.json"))
+        results = run.results()
         arms = listed([arm.title for arm in results.candidates] or [results.reference.title])
         title, outcome = f"{arms} on {results.dataset}", _outcome(results)
     except UserError as error:

@@ -18,7 +18,6 @@ from bissl_fast.evaluation.drawing import looks, plain, png
 from bissl_fast.evaluation.features import embed
 from bissl_fast.evaluation.page import Section, page
 from bissl_fast.evaluation.pretext_stages import pretext_stages
-from bissl_fast.evaluation.results import Results
 from bissl_fast.evaluation.run_folder import RunFolder
 from bissl_fast.evaluation.table import results_table
 from bissl_fast.evaluation.verdict import verdict
@@ -84,7 +83,7 @@ def write_report(run: Path) -> Path:
         elif path.exists():  # from an earlier state of the run
             path.unlink()
     with suppress(UserError):  # which the page tells
-        results = Results.from_json(folder.json("results.json"))
+        results = folder.results()
         write_atomic(run / "table.md", f"{results_table(results).to_markdown()}\n{verdict(results)}\n".encode())
     report = run / "report.html"
     write_atomic(report, page(folder, sections).encode())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,12 +24,14 @@ class ArmResult:
         title: what people call it.
         scores: test metrics in percent, by key, one score per fine-tuning seed.
         cost: of its backbone.
+        stages: that made it; none where the run has not said so.
     """
 
     name: str
     title: str
     scores: Mapping[str, Arm]
     cost: Cost
+    stages: tuple[str, ...] = ()
 
     @classmethod
     def from_json(cls, name: str, content: Mapping[str, Any]) -> ArmResult:
@@ -37,7 +39,8 @@ class ArmResult:
         scores = content["scores"]
         known = {m.key: Arm(tuple(map(float, scores[m.key]))) for m in METRICS if m.key in scores}
         title = " ".join(str(content.get("title") or title_of(name)).split())
-        return cls(name, title, known, Cost.from_json(content.get("cost")))
+        stages = tuple(map(str, content.get("stages") or ()))
+        return cls(name, title, known, Cost.from_json(content.get("cost")), stages)
 
 
 @dataclass(frozen=True)
@@ -47,9 +50,11 @@ class Results:
     Attributes:
         dataset: its name.
         classes: how many it has.
-        metrics: those that the data set has; the arms are judged by the first.
+        metrics: those that any arm has, first what all have; the arms are judged by the first.
         arms: one or more, in the order of `--methods`.
         difficult_present: whether mAP counts difficult objects as present.
+        against: the arm that the others are measured against; left out: the baseline, or the last where there is none.
+        seeds: what the scores of an arm differ by: `fine-tuning` or `pretext` seeds.
     """
 
     dataset: str
@@ -57,6 +62,8 @@ class Results:
     metrics: tuple[Metric, ...]
     arms: tuple[ArmResult, ...]
     difficult_present: bool = False
+    against: str | None = None
+    seeds: str = "fine-tuning"
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Results:
@@ -67,12 +74,7 @@ class Results:
         """
         try:
             arms = tuple(ArmResult.from_json(str(name), arm) for name, arm in _arms(content).items())
-            metrics = tuple(metric for metric in METRICS if any(metric.key in arm.scores for arm in arms))
-            if not metrics:
-                raise KeyError(METRICS[0].key)
-            for arm in arms:
-                for metric in metrics:
-                    arm.scores[metric.key]  # an arm may not lack what another has
+            metrics = metrics_of(arms)
             present = content.get("difficult") == "present"
             return cls(str(content["dataset"]), int(content["classes"]), metrics, arms, present)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -84,7 +86,7 @@ class Results:
     @property
     def reference(self) -> ArmResult:
         """The arm that the others are measured against: the baseline, or the last where there is none."""
-        name = reference_of([arm.name for arm in self.arms])
+        name = self.against or reference_of([arm.name for arm in self.arms])
         return next(arm for arm in self.arms if arm.name == name)
 
     @property
@@ -92,10 +94,26 @@ class Results:
         """All arms but the reference, in their order; none where there is one arm alone."""
         return tuple(arm for arm in self.arms if arm is not self.reference)
 
+    def having(self, metric: Metric) -> tuple[ArmResult, ...]:
+        """The candidates that can be compared with the reference by a metric."""
+        return tuple(arm for arm in self.candidates if metric.key in arm.scores and metric.key in self.reference.scores)
+
     def comparisons(self, metric: Metric) -> tuple[Comparison, ...]:
-        """Each candidate beside the reference by one metric, corrected for how many they are."""
-        scores = [arm.scores[metric.key].scores for arm in self.candidates]
-        return tuple(compare_all(scores, self.reference.scores[metric.key].scores))
+        """Each of :meth:`having` beside the reference by one metric, corrected for how many they are."""
+        scores = [arm.scores[metric.key].scores for arm in self.having(metric)]
+        return tuple(compare_all(scores, self.reference.scores[metric.key].scores)) if scores else ()
+
+
+def metrics_of(arms: Sequence[ArmResult]) -> tuple[Metric, ...]:
+    """The metrics that any arm has, first those that all have.
+
+    Raises:
+        KeyError: if the arms have none in common.
+    """
+    common = [metric for metric in METRICS if arms and all(metric.key in arm.scores for arm in arms)]
+    if not common:
+        raise KeyError(METRICS[0].key)
+    return (*common, *(m for m in METRICS if m not in common and any(m.key in arm.scores for arm in arms)))
 
 
 def _arms(content: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -7,7 +7,7 @@ import re
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.arms import BASELINE, TITLES, owner_of, title_of
 from bissl_fast.evaluation.results import Results
+from bissl_fast.training.clock import active_seconds
 
 Record = dict[str, Any]
 SHARED = ("pretext-warmup", "head-warmup")
@@ -66,8 +67,23 @@ class RunFolder:
         """What the arms are called, by name: as the results say, else as this house calls them."""
         told: dict[str, str] = {}
         with suppress(UserError):  # not there yet, or damaged, which the page tells
-            told = {arm.name: arm.title for arm in Results.from_json(self.json("results.json")).arms}
+            told = {arm.name: arm.title for arm in self.results().arms}
         return {name: told.get(name, title_of(name)) for name in self.arms()}
+
+    def results(self) -> Results:
+        """What `results.json` holds, with the time in which the stages of each arm were at work.
+
+        Raises:
+            UserError: if it is not there, or not as the test stage writes it.
+        """
+        results = Results.from_json(self.json("results.json"))
+        timed = (replace(arm, cost=replace(arm.cost, seconds=self._seconds(arm.stages))) for arm in results.arms)
+        return replace(results, arms=tuple(timed))
+
+    def _seconds(self, stages: tuple[str, ...]) -> float | None:
+        """Of all of them together; None where one has not told."""
+        told = [seconds for stage in stages if (seconds := active_seconds(self.path / stage)) is not None]
+        return sum(told) if stages and len(told) == len(stages) else None
 
     def metrics(self, stage: str) -> list[Record]:
         """Records of one stage by step; empty if the stage has not begun."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
 
-COSTS = ("Images", "Passes", "Products", "Model-epochs")
+COSTS = ("Images", "Passes", "Products", "Model-epochs", "Time")
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,11 @@ def _two_arms(results: Results) -> Grid:
     candidate, reference = results.candidates[0].title, results.reference.title
     rows = []
     for metric in results.metrics:
-        (comparison,) = results.comparisons(metric)
+        if not (comparisons := results.comparisons(metric)):
+            scores = (_score(arm, metric) for arm in (results.candidates[0], results.reference))
+            rows.append((Cell(metric.row), *map(Cell, scores), Cell("—"), Cell("—")))
+            continue
+        comparison = comparisons[0]
         ours = Cell(str(comparison.candidate), comparison.apart and comparison.difference > 0)
         theirs = Cell(str(comparison.baseline), comparison.apart and comparison.difference < 0)
         rows.append((Cell(metric.row), ours, theirs, *_difference(comparison)))
@@ -156,12 +160,11 @@ def _two_arms(results: Results) -> Grid:
 
 
 def _many_arms(results: Results) -> Grid:
-    compared = {metric.key: results.comparisons(metric) for metric in results.metrics}
     rows = [
-        (Cell(arm.title), *(cell for metric in results.metrics for cell in _candidate(compared[metric.key][index])))
-        for index, arm in enumerate(results.candidates)
+        (Cell(arm.title), *(cell for metric in results.metrics for cell in _candidate(results, metric, arm)))
+        for arm in results.candidates
     ]
-    scores = (_reference(results.reference, metric, compared[metric.key]) for metric in results.metrics)
+    scores = (_reference(results.reference, metric, results.comparisons(metric)) for metric in results.metrics)
     reference = (Cell(results.reference.title), *(cell for cells in scores for cell in cells))
     rows.insert(results.arms.index(results.reference), reference)
     title, count = results.reference.title, len(results.candidates)
@@ -179,14 +182,23 @@ def _many_arms(results: Results) -> Grid:
     return Grid(("Arm", *heads), tuple(rows), " ".join(sentences))
 
 
-def _candidate(comparison: Comparison) -> tuple[Cell, ...]:
+def _candidate(results: Results, metric: Metric, arm: ArmResult) -> tuple[Cell, ...]:
+    names = [other.name for other in results.having(metric)]
+    comparison = dict(zip(names, results.comparisons(metric), strict=True)).get(arm.name)
+    if comparison is None:
+        return Cell(_score(arm, metric)), Cell("—"), Cell("—")
     best = comparison.apart and comparison.difference > 0
     return (Cell(str(comparison.candidate), best), *_difference(comparison))
 
 
 def _reference(arm: ArmResult, metric: Metric, comparisons: tuple[Comparison, ...]) -> tuple[Cell, ...]:
-    best = all(comparison.apart and comparison.difference < 0 for comparison in comparisons)
-    return (Cell(str(arm.scores[metric.key]), best), Cell(""), Cell(""))
+    best = bool(comparisons) and all(found.apart and found.difference < 0 for found in comparisons)
+    return (Cell(_score(arm, metric), best), Cell(""), Cell(""))
+
+
+def _score(arm: ArmResult, metric: Metric) -> str:
+    """A dash where the arm lacks the metric."""
+    return str(arm.scores[metric.key]) if metric.key in arm.scores else "—"
 
 
 def _difference(comparison: Comparison) -> tuple[Cell, Cell]:
@@ -209,6 +221,7 @@ def _costs(results: Results) -> Grid | None:
         "Passes: one batch forward and backward. Images: through such passes, each once whatever its views.",
         "Products: of second order, counted apart.",
         "Model-epochs: images over the size of the unlabelled set.",
+        "Time: in which its stages were at work; one that arms share counts for each." if stated[-1] == 4 else "",
     )
     return Grid(("Cost", *(COSTS[index] for index in stated)), rows, " ".join(filter(None, sentences)))
 
@@ -223,7 +236,7 @@ def _seeds(results: Results) -> tuple[str, str]:
     seeds = f"{few}" if few == many else listed([f"{count} ({title})" for title, count in counts.items()])
     spread = "Mean ± sample standard deviation over the seeds."
     return (
-        f"{results.dataset}, {results.classes} classes, fine-tuning seeds per arm: {seeds}.",
+        f"{results.dataset}, {results.classes} classes, {results.seeds} seeds per arm: {seeds}.",
         spread if few > 1 else "A single seed has no standard deviation.",
     )
 
@@ -234,7 +247,8 @@ def _untested(results: Results) -> list[str]:
     for metric in results.metrics:
         comparisons = results.comparisons(metric)
         for reason in dict.fromkeys(comparison.untested for comparison in comparisons if comparison.untested):
-            arms = [a.title for a, c in zip(results.candidates, comparisons, strict=True) if c.untested == reason]
+            having = results.having(metric)
+            arms = [arm.title for arm, c in zip(having, comparisons, strict=True) if c.untested == reason]
             where = metric.row if len(arms) == len(comparisons) else f"{metric.row} of {listed(arms)}"
             sentences.append(f"{where}: {reason}.")
     return sentences

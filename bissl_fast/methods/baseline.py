@@ -1,6 +1,6 @@
 """The baseline of all methods: the pretext task alone, then fine-tuning (BiSSL, Figure 1)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bissl_fast.methods.cost import Cost, steps_cost
 from bissl_fast.methods.run import Run
@@ -40,6 +40,16 @@ class Baseline:
     def cost(self, run: Run) -> Cost:
         """Of its one stage."""
         return steps_cost(self._steps(run), self.pretext.settings.batch_size)
+
+    def within(self, run: Run, images: int) -> "Baseline":
+        """The baseline with as many pretext steps as passes of so many images allow; none if it was to have none.
+
+        Raises:
+            UserError: if not even one does.
+        """
+        if not self._steps(run):
+            return self
+        return replace(self, pretext=self.pretext.lasting(run, images), further_steps=0)
 
     def backbone(self, run: Run) -> StageOutput:
         """The stage ``pretext-baseline``."""

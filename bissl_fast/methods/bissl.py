@@ -11,6 +11,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from bissl_fast.bilevel import HessianOperator, ParameterVector, frozen_buffers
 from bissl_fast.data.pipelines.loader import Batch, Loader
+from bissl_fast.errors import UserError
 from bissl_fast.evaluation.run_folder import read_metrics
 from bissl_fast.methods.bilevel import BilevelSettings, PhaseSolver, event_shares, troubles
 from bissl_fast.methods.checks import require
@@ -346,6 +347,26 @@ class BiSSL:
         solves = {"identity": 0, "nystrom": settings.alternations}.get(self.bilevel.solver, upper)
         products = solves * settings.solver_iterations * settings.stored_batches
         return pretext + downstream + Cost(products=products)
+
+    def within(self, run: Run, images: int) -> "BiSSL":
+        """Alternations and pretext warm-up in the proportion that they have, the warm-up filling what is left over.
+
+        Raises:
+            UserError: if an alternation does not fit, or leaves no room for a step of the warm-up.
+        """
+        settings, whole = self.settings, self.cost(run).images
+        warmup = self._warmup_steps(run) * self.pretext.settings.batch_size
+        alternation = (whole - warmup) // settings.alternations
+        least = self.pretext.settings.batch_size if warmup else 0
+        if alternation + least > images:
+            raise UserError(
+                f"bissl: one alternation and a step of its warm-up take passes of {alternation + least:,} images "
+                f"(--bissl.lower-steps, --bissl.upper-steps and the batch sizes), and the budget is {images:,}: raise "
+                "--budget, or lower one of these."
+            )
+        count = max(1, min(images * settings.alternations // whole, (images - least) // alternation))
+        pretext = self.pretext.lasting(run, images - count * alternation) if warmup else self.pretext
+        return replace(self, pretext=pretext, settings=replace(settings, alternations=count))
 
     def backbone(self, run: Run) -> StageOutput:
         """All stages; the last holds θ_P, and θ_D and φ_D beside it."""

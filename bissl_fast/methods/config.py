@@ -1,6 +1,7 @@
 """The settings of one run of `bissl-fast train` or `bissl-fast pretrain`, and their file."""
 
 import contextlib
+import math
 import types
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
@@ -63,6 +64,8 @@ class TrainConfig(PretextConfig):
 
     Attributes:
         methods: arms to be compared, in the order of the table.
+        budget: what every arm's backbone may cost, in epochs of the unlabelled images through a forward and a backward
+            pass of a model: each takes its longest schedule within; left out: the schedules of the other settings.
         head: warm-up of the downstream head.
         bissl: Algorithm 1.
         bilevel: second-order products and solver.
@@ -73,6 +76,7 @@ class TrainConfig(PretextConfig):
     """
 
     methods: tuple[MethodName, ...] = DEFAULT_METHODS
+    budget: float | None = None
     head: HeadSettings = HeadSettings()
     bissl: BiSSLSettings = BiSSLSettings()
     bilevel: BilevelSettings = BilevelSettings()
@@ -85,6 +89,7 @@ class TrainConfig(PretextConfig):
         super().__post_init__()
         once = len(self.methods) == len(set(self.methods)) > 0
         require(once, "methods", ",".join(self.methods) or "none", f"one or more of {', '.join(METHODS)}, each once")
+        require(self.budget is None or 0 < self.budget < math.inf, "budget", self.budget, "a positive number of epochs")
         count, stored = self.bilevel.batches_at_once, self.bissl.stored_batches
         wanted = f"a divisor of --bissl.stored-batches, which is {stored}"
         require(stored % count == 0, "bilevel.batches-at-once", count, wanted)

@@ -44,6 +44,7 @@ class Run:
         weights: that the backbone starts from, if they are not drawn.
         data: sets and loaders.
         environment: versions and machine.
+        stages: names of those asked for, in their order.
 
     Raises:
         UserError: for settings, data or folders that cannot be used.
@@ -65,6 +66,7 @@ class Run:
         self.weights = self._start()
         self.data = RunData(settings, self.device, console, tested)
         self.environment = describe_environment(self.device)
+        self.stages: list[str] = []
 
     def stage(
         self,
@@ -83,6 +85,7 @@ class Run:
             body: writes ``outputs`` into the folder that it is given.
             outputs: what later stages read.
         """
+        self.stages.append(name)
         shared: dict[str, Any] = {name: getattr(self.settings, name) for name in ("seed", "backbone", "precision")}
         shared |= self.data.pipeline.key
 

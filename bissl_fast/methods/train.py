@@ -33,6 +33,13 @@ class Method(Protocol):
     def cost(self, run: Run) -> Cost:
         """Work up to the backbone."""
 
+    def within(self, run: Run, images: int) -> "Method":
+        """The longest version whose ``cost(run).images`` is at most ``images``; asked before :meth:`prepare`.
+
+        Raises:
+            UserError: if not even the shortest fits.
+        """
+
     def backbone(self, run: Run) -> StageOutput:
         """All of its stages; the last one's weights hold the backbone."""
 
@@ -65,14 +72,21 @@ class Training:
         self.arms = methods_of(config)
         self.context = Run(config, config.views, console)
         self.context.data.load_both()
+        if (images := self.budget(config.budget)) is not None:
+            self.arms = {name: (method.within(self.context, images), sgd) for name, (method, sgd) in self.arms.items()}
         self.arms = {name: (method.prepare(self.context), sgd) for name, (method, sgd) in self.arms.items()}
+        self.stages: dict[str, list[str]] = {}
+
+    def budget(self, model_epochs: float | None) -> int | None:
+        """As many images as so many epochs of the unlabelled set have."""
+        return None if model_epochs is None else round(model_epochs * len(self.context.data.unlabelled))
 
     def run(self) -> Path:
         """All stages; returns the run's folder, which then holds ``results.json``."""
         run, config = self.context, self.config
         describe(run, config)
         downstream = Downstream(config.finetune)
-        backbones = {name: method.backbone(run) for name, (method, _) in self.arms.items()}
+        backbones = {name: self._backbone(name) for name in self.arms}
         models = {
             name: [
                 finetune(run, f"finetune-{name}-{k}", downstream, backbones[name], sgd, k)
@@ -84,6 +98,13 @@ class Training:
         write_json(run.folder / "results.json", self._results(tested))
         return run.folder
 
+    def _backbone(self, name: str) -> StageOutput:
+        """An arm's backbone; the stages that it took are noted."""
+        before = len(self.context.stages)
+        backbone = self.arms[name][0].backbone(self.context)
+        self.stages[name] = self.context.stages[before:]
+        return backbone
+
     def _results(self, tested: StageOutput) -> dict[str, Any]:
         """Scores and costs of the arms."""
         run = self.context
@@ -93,6 +114,7 @@ class Training:
                 "title": method.title,
                 "scores": scores[name],
                 "cost": method.cost(run).told(len(run.data.unlabelled)),
+                "stages": self.stages[name],
             }
             for name, (method, _) in self.arms.items()
         }

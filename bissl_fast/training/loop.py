@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 
 from bissl_fast.errors import UserError
+from bissl_fast.training.clock import Clock
 from bissl_fast.training.files import load_checkpoint, save_checkpoint
 from bissl_fast.training.interruption import Interrupted, Interruption
 from bissl_fast.training.tracking import Metrics, ProgressBar, say
@@ -98,7 +99,7 @@ class _Loop:
         self.watch, self.warned = watch, False
         self.checkpoint = folder / "checkpoint.pt"
         self.device = device
-        self.done = 0
+        self.done, self.clock = 0, Clock(folder)
         self.window: list[dict[str, Any]] = []
         torch.manual_seed(seed)
         offset = self._resume(device) if self.checkpoint.exists() else 0
@@ -162,6 +163,7 @@ class _Loop:
                 "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
             },
         )
+        self.clock.keep()
         self.saved = self.done
 
     def _settle(self) -> None:

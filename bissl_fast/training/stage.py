@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
+from bissl_fast.training.clock import Clock
 from bissl_fast.training.files import digest, make_folder, unwritable, write_json
 from bissl_fast.training.tracking import say
 
@@ -72,7 +73,11 @@ def run_stage(
     else:
         make_folder(folder)
         write_json(folder / "key.json", {"key": key, **fields})
-        body(folder)
+        clock = Clock(folder)
+        try:
+            body(folder)
+        finally:
+            clock.keep()
         hashes = {name: digest(folder / name) for name in outputs}
         write_json(folder / "DONE", {"key": key, "outputs": hashes})
         for name in TRANSIENT:

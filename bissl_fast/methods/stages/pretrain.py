@@ -1,7 +1,7 @@
 """Conventional pretext training: minimise L^P over backbone and head (BiSSL, section 4.2.1)."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +113,21 @@ class Pretext:
         """
         epoch = steps_per_epoch(len(run.data.unlabelled), self.settings.batch_size, "--pretrain.batch-size")
         return max(1, round(epochs * epoch)) if epochs else 0
+
+    def lasting(self, run: Run, images: int) -> "Pretext":
+        """The same task with epochs for as many steps as passes of so many images allow.
+
+        Raises:
+            UserError: if not even one does.
+        """
+        batch = self.settings.batch_size
+        if batch > images:
+            raise UserError(
+                f"one step of the pretext task takes a batch of {batch:,} images (--pretrain.batch-size), and the "
+                f"budget leaves {images:,}: raise --budget, or lower one of these."
+            )
+        epoch = steps_per_epoch(len(run.data.unlabelled), batch, "--pretrain.batch-size")
+        return replace(self, settings=replace(self.settings, epochs=images // batch / epoch, baseline_epochs=None))
 
     def rising_steps(self, run: Run) -> int:
         """Steps in which the rate rises."""
