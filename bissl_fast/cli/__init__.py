@@ -13,6 +13,7 @@ usage: bissl-fast COMMAND [OPTIONS]     (bissl-fast COMMAND --help tells more)
   train    run BiSSL and its baseline from pretext training to test, e.g. `bissl-fast train --dataset textures`
   pretrain train a pretext task alone and leave its backbone: `bissl-fast pretrain --pretext byol`
   embed    features of a folder of images by a run's or any other backbone: `bissl-fast embed runs/demo photos`
+  evaluate score a run's backbones or any other weights: `bissl-fast evaluate runs/demo --protocol linear,knn`
   data     list, download, prepare and verify data sets
   bench    measure losses, products and data beside their peers on this machine: `bissl-fast bench data`
   report   write report.html of a run anew
@@ -64,6 +65,10 @@ def _run(command: str, rest: list[str]) -> int:
         from bissl_fast.cli.embed import embed_command
 
         embed_command(rest)
+    elif command == "evaluate":
+        from bissl_fast.cli.evaluate import evaluate_command
+
+        evaluate_command(rest)
     elif command == "report":
         from bissl_fast.cli.report import report_command
 

@@ -6,6 +6,7 @@ from rich.console import Console
 from bissl_fast.cli.arguments import spread
 from bissl_fast.evaluation.protocols import PROTOCOLS
 from bissl_fast.evaluation.table import scores_grid
+from bissl_fast.methods.config import METHODS
 from bissl_fast.methods.evaluate import EvaluateConfig, evaluate
 from bissl_fast.training.interruption import interruptible
 from bissl_fast.training.memory import memory_told
@@ -20,7 +21,7 @@ docs/evaluation.md says what each does.
 
 def evaluate_command(arguments: list[str]) -> None:
     """Parse the settings, run the protocols, print the table."""
-    words = [part for argument in arguments for part in spread(argument, (*PROTOCOLS, "all"))]
+    words = [part for argument in arguments for part in spread(argument, (*PROTOCOLS, "all", *METHODS))]
     config = tyro.cli(EvaluateConfig, prog="bissl-fast evaluate", description=DESCRIPTION, args=words)
     console = Console()
     with interruptible(), memory_told():

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
 
-from bissl_fast.evaluation.arms import listed
+from bissl_fast.evaluation.arms import listed, title_of
 from bissl_fast.evaluation.cost import uneven_budgets
-from bissl_fast.evaluation.metrics import Metric
+from bissl_fast.evaluation.metrics import METRICS, Metric
 from bissl_fast.evaluation.results import ALPHA, ArmResult, Results
 from bissl_fast.evaluation.statistics import Comparison, p_words
 
 if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
+
+    from bissl_fast.evaluation.protocols.subject import Scores
 
 COSTS = ("Images", "Passes", "Products", "Model-epochs", "Time")
 
@@ -128,6 +131,27 @@ def results_table(results: Results) -> ResultTable:
     layout = {1: _one_arm, 2: _two_arms}.get(len(results.arms), _many_arms)
     costs = _costs(results)
     return ResultTable((layout(results),) if costs is None else (layout(results), costs))
+
+
+def scores_grid(dataset: str, scores: Mapping[str, Scores]) -> Grid:
+    """Scores of protocols: a row for each, a column for each backbone.
+
+    Args:
+        dataset: that they are of.
+        scores: by what the backbone is called, then by key; all have the same keys.
+
+    Example:
+        >>> rich.print(scores_grid("dtd", {"baseline": {"knn_top1": Score(41.5)}}).to_rich())  # doctest: +SKIP
+    """
+    rows = {metric.key: metric.row for metric in METRICS}
+    keys = dict.fromkeys(key for found in scores.values() for key in found)
+    lines = tuple(
+        (Cell(rows.get(key, key.replace("_", " "))), *(Cell(str(found[key])) for found in scores.values()))
+        for key in keys
+    )
+    intervals = any(score.interval is not None for found in scores.values() for score in found.values())
+    spread = " Of few-shot tasks: mean ± 95 % interval over the episodes." if intervals else ""
+    return Grid(("Test score (%)", *map(title_of, scores)), lines, f"{dataset}.{spread}")
 
 
 def _one_arm(results: Results) -> Grid:

@@ -36,8 +36,8 @@ EVERY: tuple[ProtocolName, ...] = ("linear", "knn", "semi", "fewshot")
 """What `--protocol all` stands for, of those that a set can serve."""
 
 
-@dataclass(frozen=True)
-class EvaluateConfig:
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(ProtocolSettings):
     """What is scored, on what, and how.
 
     Attributes:
@@ -54,7 +54,6 @@ class EvaluateConfig:
         channels: Of the images: 3 is RGB, 1 gray; left out: the run's, else 3.
         seed: Of whatever a protocol draws.
         device: auto, cpu, cuda, cuda:1, ….
-        settings: Of the protocols.
     """
 
     model: tyro.conf.Positional[str]
@@ -70,7 +69,6 @@ class EvaluateConfig:
     channels: int | None = None
     seed: int = 0
     device: str = "auto"
-    settings: tyro.conf.OmitArgPrefixes[ProtocolSettings] = ProtocolSettings()
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, "seed", self.seed, "0 or more")
@@ -182,7 +180,7 @@ def _served(config: EvaluateConfig, splits: Splits, console: Console) -> list[Pr
         if name not in config.protocol and not ("all" in config.protocol and name in EVERY):
             continue
         try:
-            protocols.require(name, splits, config.settings)
+            protocols.require(name, splits, config)
         except UserError as error:
             if name in config.protocol:
                 raise
@@ -222,7 +220,7 @@ class _Kept:
 
     def scores(self, name: ProtocolName, subject: Subject, console: Console) -> Scores:
         """Those of a protocol, read or made."""
-        asked = json.loads(json.dumps({**self.inputs, "protocol": name, "settings": asdict(self.config.settings.of(name))}))
+        asked = json.loads(json.dumps({**self.inputs, "protocol": name, "settings": asdict(self.config.of(name))}))
         key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
         words = (self.about["arm"], Path(self.about["dataset"]).name, name, key)
         file = self.folder / f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', '-'.join(words))}.json"
@@ -230,7 +228,7 @@ class _Kept:
         if found is not None:
             say(console, f"{file}: done before, read", "dim")
             return found
-        scores = protocols.run(name, subject, self.config.settings)
+        scores = protocols.run(name, subject, self.config)
         told = {key: asdict(score) for key, score in scores.items()}
         made_by = describe_environment(subject.device)
         write_json(file, {**self.about, "protocol": name, "scores": told, "asked": asked, "environment": made_by})

@@ -17,7 +17,7 @@ from bissl_fast.evaluation.protocols.subject import Score, Scores, Subject
 ProtocolName = Literal["linear", "knn", "semi", "fewshot", "crossdomain"]
 PROTOCOLS: tuple[ProtocolName, ...] = get_args(ProtocolName)
 
-__all__ = ["PROTOCOLS", "ProtocolName", "ProtocolSettings", "Score", "Scores", "Subject", "require", "run", "scores"]
+__all__ = ["PAPERS", "PROTOCOLS", "ProtocolName", "ProtocolSettings", "Score", "Scores", "Subject", "require", "run", "scores"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,11 @@ class ProtocolSettings:
         return getattr(self, name)
 
 
-def require(name: ProtocolName, splits: Splits, settings: ProtocolSettings = ProtocolSettings()) -> None:
+PAPERS = ProtocolSettings()
+"""Those of the papers."""
+
+
+def require(name: ProtocolName, splits: Splits, settings: ProtocolSettings = PAPERS) -> None:
     """Raise the sentence for a set that a protocol cannot be used on.
 
     Raises:
@@ -57,7 +61,7 @@ def require(name: ProtocolName, splits: Splits, settings: ProtocolSettings = Pro
         {"linear": linear.require, "semi": semi.require}[name](splits)
 
 
-def run(name: ProtocolName, subject: Subject, settings: ProtocolSettings = ProtocolSettings()) -> Scores:
+def run(name: ProtocolName, subject: Subject, settings: ProtocolSettings = PAPERS) -> Scores:
     """The scores of one protocol, in percent.
 
     Raises:
@@ -73,7 +77,7 @@ def run(name: ProtocolName, subject: Subject, settings: ProtocolSettings = Proto
 
 
 def scores(
-    subject: Subject, names: Sequence[ProtocolName], settings: ProtocolSettings = ProtocolSettings()
+    subject: Subject, names: Sequence[ProtocolName], settings: ProtocolSettings = PAPERS
 ) -> dict[str, float]:
     """Scores of several protocols in percent, by key: `linear_top1`, `knn_top1`, `fewshot_5w1s`, ….
 
