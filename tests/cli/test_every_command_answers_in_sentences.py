@@ -16,7 +16,9 @@ from bissl_fast.version import __version__
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     output = capsys.readouterr().out
-    assert all(f"  {command} " in output for command in ("train", "embed", "data", "bench", "report", "doctor"))
+    assert all(
+        f"  {command} " in output for command in ("train", "embed", "evaluate", "data", "bench", "report", "doctor")
+    )
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.strip() == __version__
 

@@ -17,7 +17,22 @@ from bissl_fast.evaluation.protocols.subject import Score, Scores, Subject
 ProtocolName = Literal["linear", "knn", "semi", "fewshot", "crossdomain"]
 PROTOCOLS: tuple[ProtocolName, ...] = get_args(ProtocolName)
 
-__all__ = ["PAPERS", "PROTOCOLS", "ProtocolName", "ProtocolSettings", "Score", "Scores", "Subject", "require", "run", "scores"]
+__all__ = [
+    "PAPERS",
+    "PROTOCOLS",
+    "FewShotSettings",
+    "LinearSettings",
+    "NeighbourSettings",
+    "ProtocolName",
+    "ProtocolSettings",
+    "Score",
+    "Scores",
+    "SemiSettings",
+    "Subject",
+    "require",
+    "run",
+    "scores",
+]
 
 
 @dataclass(frozen=True)
@@ -76,9 +91,7 @@ def run(name: ProtocolName, subject: Subject, settings: ProtocolSettings = PAPER
     return fewshot.fewshot(subject, settings.of(name), name)
 
 
-def scores(
-    subject: Subject, names: Sequence[ProtocolName], settings: ProtocolSettings = PAPERS
-) -> dict[str, float]:
+def scores(subject: Subject, names: Sequence[ProtocolName], settings: ProtocolSettings = PAPERS) -> dict[str, float]:
     """Scores of several protocols in percent, by key: `linear_top1`, `knn_top1`, `fewshot_5w1s`, ….
 
     Args:

@@ -39,7 +39,7 @@ def test_the_defaults_are_gessls() -> None:
 def test_separable_features_are_told_apart_wholly(optimizer: str) -> None:
     data = subjects.splits(np.arange(40) % 4, np.arange(30) % 4, 4)
     scored = subjects.subject(subjects.Corners(4), data)
-    settings = LinearSettings(optimizer, epochs=200)  # type: ignore[arg-type]
+    settings = LinearSettings(optimizer, epochs=200, batch_size=4)  # type: ignore[arg-type]
     found = linear.linear(scored, settings)
     assert {key: score.value for key, score in found.items()} == {"linear_top1": 100.0, "linear_top5": 100.0}
     assert knn.knn(scored, NeighbourSettings())["knn_top1"].value == 100.0
@@ -163,7 +163,7 @@ def test_a_set_with_other_classes_to_test_is_refused_by_protocols_that_learn_cla
 
 def test_more_neighbours_than_images_are_refused() -> None:
     data = subjects.splits(np.arange(4), np.arange(4), 4)
-    with pytest.raises(UserError, match="--knn.k must be at most 4, the images of set/train, found 5"):
+    with pytest.raises(UserError, match=r"--knn\.k must be at most 4, the images of set/train, found 5"):
         protocols.require("knn", data)
 
 
