@@ -83,7 +83,11 @@ class RunFolder:
         arms = self.arms()
         stages = [stage for stage in self.stages() if owner_of(stage, arms) == arm and self._left_backbone(stage)]
         if len(stages) != 1:
-            found = f"{', '.join(stages)} hold weights: give one of them" if stages else "no stage of it has ended"
+            found = (
+                f"{', '.join(stages)} hold weights: give one of them"
+                if stages
+                else "no stage of it has ended: wait for the run, or name other arms with --arm"
+            )
             raise UserError(f"{self.path} does not tell which stage left the backbone of {arm}, and {found}.")
         return stages[0]
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -111,9 +111,12 @@ def evaluate(config: EvaluateConfig, console: Console) -> Evaluations:
     for note in splits.notes:
         say(console, note, "yellow")
     names = _served(config, splits, console)
+    if "crossdomain" in names and run is not None and dataset in (run.dataset, run.pretext_dataset):
+        say(console, f"{config.model} was trained on {dataset} itself: this is no other domain", "yellow")
     folder = config.output or (beside.parent if beside else Path()) / "evaluation"
     make_folder(folder)
     scores: dict[str, Scores] = {}
+    tell = _told_once(console)
     with exclusive(folder):
         for arm, model in models.items():
             kept = _Kept(folder, arm, dataset, config, model, splits)
@@ -125,10 +128,22 @@ def evaluate(config: EvaluateConfig, console: Console) -> Evaluations:
                 device,
                 config.seed,
                 partial(tracked, console),
-                partial(say, console, style="yellow"),
+                tell,
             )
             scores[arm] = {key: score for name in names for key, score in kept.scores(name, subject, console).items()}
     return Evaluations(dataset, scores, folder)
+
+
+def _told_once(console: Console) -> Callable[[str], None]:
+    """Tells each sentence once, and not for every backbone."""
+    told = set[str]()
+
+    def tell(sentence: str) -> None:
+        if sentence not in told:
+            say(console, sentence, "yellow")
+        told.add(sentence)
+
+    return tell
 
 
 def backbones_of(model: str, arms: tuple[str, ...] = ()) -> dict[str, str]:
