@@ -46,15 +46,15 @@ def list_command(*, data_root: Path | None = None) -> None:
     """
     for entry in ENTRIES:
         sizes = ", ".join(f"{size:,} {split}" for split, size in zip(SPLITS, entry.sizes, strict=True))
-        _print(f"{entry.name:14}{entry.title}: {entry.classes:,} classes; {sizes}; {entry.images}")
+        _print(f"{entry.name:17}{entry.title}: {entry.classes:,} classes; {sizes}; {entry.images}")
         if not entry.embedded:
             found = entry.find(data_root) if data_root is not None else None
             place = f"{data_root or 'DIR'}/{entry.folders[0]}"
             state = "" if data_root is None else f" (there: {found})" if found else " (not there)"
-            _print(f"{'':14}in {place}{state}, from {entry.page}{'' if entry.downloads else ' (no download)'}")
+            _print(f"{'':17}in {place}{state}, from {entry.page}{'' if entry.downloads else ' (no download)'}")
             for sentence in shortfall(entry, found) if found else ():
-                _print(f"{'':14}{sentence}")
-    _print(f"{FOLDER_PREFIX + 'PATH':14}any image folder: a sub-folder per class, or loose images for pretext training")
+                _print(f"{'':17}{sentence}")
+    _print(f"{FOLDER_PREFIX + 'PATH':17}any image folder: a sub-folder per class, or loose images for pretext training")
     _print("\n`bissl-fast data prepare NAME --data-root DIR` downloads a set and decodes it into the cache.")
 
 

@@ -266,16 +266,16 @@ def _seeds(results: Results) -> tuple[str, str]:
 
 
 def _untested(results: Results) -> list[str]:
-    """Why there is no p where there is none, once where all arms share the reason."""
-    sentences = []
+    """Why there is no p where there is none, once for all rows and arms that share the reason."""
+    rows: dict[str, list[str]] = {}
     for metric in results.metrics:
         comparisons = results.comparisons(metric)
         for reason in dict.fromkeys(comparison.untested for comparison in comparisons if comparison.untested):
             having = results.having(metric)
             arms = [arm.title for arm, c in zip(having, comparisons, strict=True) if c.untested == reason]
             where = metric.row if len(arms) == len(comparisons) else f"{metric.row} of {listed(arms)}"
-            sentences.append(f"{where}: {reason}.")
-    return sentences
+            rows.setdefault(reason, []).append(where)
+    return [f"{listed(where)}: {reason}." for reason, where in rows.items()]
 
 
 def _remarks(results: Results) -> list[str]:
