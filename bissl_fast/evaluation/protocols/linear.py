@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from bissl_fast.data.pipelines.loader import Batch
@@ -114,7 +115,7 @@ def fit(
     starts = range(0, count, settings.batch_size)
     total = settings.epochs * len(starts)
     for epoch in track(range(settings.epochs), settings.epochs, "linear classifier, epochs"):
-        order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(count)).to(device)
+        order = torch.from_numpy(shuffled(count, seed, epoch)).to(device)
         for batch, start in enumerate(starts):
             rows = order[start : start + settings.batch_size]
             rate = warmup_cosine(epoch * len(starts) + batch, total, settings.peak, floor=settings.final_share)
@@ -123,6 +124,11 @@ def fit(
             downstream_loss(head(features[rows]), targets[rows]).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
     return head
+
+
+def shuffled(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """In which order an epoch shows the images: another one each time."""
+    return np.random.default_rng([seed, epoch]).permutation(count)
 
 
 def _batches(labelled: Labelled, size: int, device: torch.device | str) -> Iterator[Batch]:

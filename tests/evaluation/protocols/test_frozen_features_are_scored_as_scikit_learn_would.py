@@ -101,6 +101,13 @@ def test_the_same_seed_gives_the_same_bits_and_another_one_another_order() -> No
     assert not torch.equal(heads[0], heads[2])
 
 
+def test_every_epoch_shows_every_image_once_in_an_order_of_its_own() -> None:
+    orders = [linear.shuffled(50, seed, epoch) for seed, epoch in ((0, 0), (0, 1), (1, 0))]
+    assert all(sorted(order) == list(range(50)) for order in orders)
+    assert len({tuple(order) for order in orders}) == 3
+    assert np.array_equal(orders[0], linear.shuffled(50, 0, 0))
+
+
 class Watched(nn.Module):
     """A batch norm and its modes and calls."""
 
