@@ -95,6 +95,28 @@ class TrainConfig(PretextConfig):
         require(stored % count == 0, "bilevel.batches-at-once", count, wanted)
 
 
+@dataclass(frozen=True)
+class ComparisonConfig(TrainConfig):
+    """Everything that `bissl-fast compare` does is determined by this, and with a study's name `bissl-fast ablate`.
+
+    Attributes:
+        seeds: how many whole runs each arm has, from pretext training on: of --seed and the numbers after it.
+        keep_schedules: arms run as configured, whatever they cost, and those over the budget are marked.
+    """
+
+    seeds: int = 3
+    keep_schedules: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.seeds >= 1, "seeds", self.seeds, "at least 1")
+
+    def of_run(self, folder: str, seed: int, **changes: Any) -> TrainConfig:
+        """The config of one of its runs, below its own folder."""
+        settings = {field.name: getattr(self, field.name) for field in fields(TrainConfig)}
+        return TrainConfig(**{**settings, "output": self.run_folder, "name": folder, "seed": seed, **changes})
+
+
 def save_config(config: PretextConfig) -> str:
     """The config as YAML."""
     settings = _plain(asdict(config))
@@ -128,11 +150,22 @@ def load_config(path: Path, kind: type[AnyRun]) -> AnyRun:
             f"{path} has config version {version}, this bissl-fast reads version {CONFIG_VERSION}; "
             "write its settings anew with `bissl-fast train --help` at hand (CHANGELOG.md says what has been renamed)."
         )
-    whole = TrainConfig if "methods" in values else PretextConfig
-    config = _build(whole, values, path, "")
+    config = _build(_kind_of(values, kind), values, path, "")
+    if isinstance(config, ComparisonConfig) and kind is not ComparisonConfig:
+        raise UserError(
+            f"{path} is of `bissl-fast compare` or `ablate`, which have many runs: give the config.yaml of one of "
+            "them, in a folder beside it."
+        )
     if not isinstance(config, kind):
         raise UserError(f"{path} is of `bissl-fast pretrain`, which trains no downstream task.")
     return config
+
+
+def _kind_of(values: Mapping[str, Any], wanted: type[RunSettings]) -> type[PretextConfig]:
+    """What a file's settings make; those of a run also a comparison of such runs, where that is wanted."""
+    if "methods" not in values:
+        return PretextConfig
+    return ComparisonConfig if "seeds" in values or wanted is ComparisonConfig else TrainConfig
 
 
 def _plain(value: Any) -> Any:
