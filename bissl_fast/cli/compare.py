@@ -33,7 +33,7 @@ table tells what they cost; with it each takes its longest schedule within. All 
 
 def compare_command(arguments: list[str]) -> None:
     """Parse the settings, make the runs, print the tables and write the report."""
-    config = _config(arguments, "bissl-fast compare", COMPARE, "compare")
+    config = parse_comparison(arguments, "bissl-fast compare", COMPARE, "compare")
     if len(config.methods) < 2:
         raise UserError(f"compare needs two or more --methods, found {config.methods[0]} alone.")
     _run(config, "compare", of_methods)
@@ -46,7 +46,7 @@ def ablate_command(arguments: list[str]) -> None:
         print(listing(), end="")
         return
     study, prog = study_of(name), f"bissl-fast ablate {name}"
-    config = _config(rest, prog, ABLATE.format(name=name, about=study.about), name)
+    config = parse_comparison(rest, prog, ABLATE.format(name=name, about=study.about), name)
     _run(config, f"ablate {name}", lambda config: study.question(name, config))
 
 
@@ -58,8 +58,18 @@ def listing() -> str:
     return f"{usage}\n\n{''.join(lines)}"
 
 
-def _config(arguments: list[str], prog: str, description: str, kind: str) -> ComparisonConfig:
-    """The settings, with a name for the folder."""
+def parse_comparison(arguments: list[str], prog: str, description: str, kind: str) -> ComparisonConfig:
+    """The settings of a comparison, with a name for its folder.
+
+    Args:
+        arguments: of the command line.
+        prog: the command, as help names it.
+        description: of the command.
+        kind: of the comparison, for a folder that is given no name.
+
+    Raises:
+        UserError: for a config file that cannot be used or settings that cannot be meant.
+    """
     default, rest = given_config(arguments, ComparisonConfig, prog)
     config = laid_over(default, rest, prog, description)
     return replace(config, name=config.name or f"{kind}-{config.run_folder.name}").located()

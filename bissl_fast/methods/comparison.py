@@ -16,6 +16,7 @@ from bissl_fast.evaluation.comparison_report import write_comparison
 from bissl_fast.evaluation.cost import Cost
 from bissl_fast.evaluation.plan import Plan, Row, is_comparison, read_plan
 from bissl_fast.evaluation.report import write_report
+from bissl_fast.evaluation.run_folder import read_text
 from bissl_fast.methods.config import ComparisonConfig, MethodName, TrainConfig, save_config
 from bissl_fast.methods.run import Run
 from bissl_fast.methods.train import Training, methods_of, train
@@ -141,15 +142,15 @@ class Comparison:
         return Row(arm.label, arm.title, arm.method, runs, configured, planned, arm.settings)
 
     def _begin(self) -> None:
-        """Leave settings and plan; results of another plan are no results of this."""
-        earlier = None
+        """Leave settings and plan; results of other ones are no results of these."""
+        earlier, config = None, save_config(self.config)
         with suppress(UserError):  # none, or none that can be read
-            earlier = read_plan(self.folder)
-        if earlier != self.plan:
+            earlier = (read_plan(self.folder), read_text(self.folder / "config.yaml"))
+        if earlier != (self.plan, config):
             runs = (f"{run}/results.json" for row in self.plan.rows for run in row.runs.values())
             for name in ("compare.json", *runs):
                 (self.folder / name).unlink(missing_ok=True)
-        write_atomic(self.folder / "config.yaml", save_config(self.config).encode())
+        write_atomic(self.folder / "config.yaml", config.encode())
         write_json(self.folder / "plan.json", self.plan.told())
 
     def _runs(self, seed: int, budget: float | None) -> dict[str, TrainConfig]:
