@@ -115,8 +115,9 @@ def _rest(folder: Path, plan: Plan) -> str:
     links = " · ".join(f'<a href="{escape(quote(name))}">{escape(name)}</a>' for name in names)
     first = next((run for run in runs if (folder / run / "environment.json").is_file()), None)
     told = "" if first is None else environment(RunFolder(folder / first))
+    said = " ".join(plan.sentences())
     return (
-        f'<section><h2>Budget</h2>\n<div class="wide">{plan.grid().to_html()}</div></section>\n'
+        f'<section><h2>Budget</h2>\n<p>{escape(said)}</p><div class="wide">{plan.grid().to_html()}</div></section>\n'
         f"<section><h2>Settings and files</h2>\n{settings(folder / 'config.yaml')}{told}"
         f"<details><summary>Runs and raw files</summary><p>{links}</p></details></section>\n"
     )

@@ -13,6 +13,11 @@ from bissl_fast.evaluation.cost import Cost, epochs_words
 from bissl_fast.evaluation.run_folder import read_json
 from bissl_fast.evaluation.table import Cell, Grid
 
+RULE = (
+    "A model-epoch is a forward and a backward pass of the unlabelled set through one model. Products of second order "
+    "are beside the budget."
+)
+
 
 @dataclass(frozen=True)
 class Row:
@@ -127,7 +132,7 @@ class Plan:
         columns: tuple[str, ...] = ("Arm", "Model-epochs", "Images", "Products")
         if budgeted:
             columns = ("Arm", "As configured", "Of budget", "Will run", "Of budget", "Products")
-        caption = " ".join(filter(None, (self._budget_words(), *self.sentences(), self._rule())))
+        caption = f"{self._budget_words()} {RULE}"
         return Grid(columns, tuple(self._cells(row, budgeted) for row in self.rows), caption)
 
     def sentences(self) -> tuple[str, ...]:
@@ -167,12 +172,6 @@ class Plan:
             return "No budget: every arm runs as configured."
         images, *_, epochs, _ = self.budget.words()
         return f"Budget of a backbone: {epochs} model-epochs ({images} images), {self.budget_of}."
-
-    def _rule(self) -> str:
-        return (
-            "A model-epoch is a forward and backward pass of the unlabelled set through one model. Products of second "
-            "order are beside the budget."
-        )
 
 
 def read_plan(folder: Path) -> Plan:

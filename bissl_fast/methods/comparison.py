@@ -89,6 +89,8 @@ class Comparison:
     def run(self) -> Path:
         """Tell what everything will cost, make all runs, and leave their report; returns the comparison's folder."""
         self.console.print(self.plan.grid().to_rich())
+        for sentence in self.plan.sentences():
+            say(self.console, sentence, "yellow")
         make_folder(self.folder)
         with exclusive(self.folder):
             self._begin()

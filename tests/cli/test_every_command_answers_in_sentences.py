@@ -13,10 +13,13 @@ from bissl_fast.methods.presets import preset_config
 from bissl_fast.version import __version__
 
 
+COMMANDS = ("train", "compare", "ablate", "pretrain", "embed", "data", "bench", "report", "doctor")
+
+
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     output = capsys.readouterr().out
-    assert all(f"  {command} " in output for command in ("train", "embed", "data", "bench", "report", "doctor"))
+    assert all(f"  {command} " in output for command in COMMANDS)
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.strip() == __version__
 
@@ -47,6 +50,14 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "--pretext", "swav", "--pretext.prototypes", "1"], "--pretext.prototypes must be at least 2"),
         (["train", "--methods", "bissl,bissl"], "--methods must be one or more of bissl, baseline, each once"),
         (["train", "--methods", "bissl", "bissl"], "--methods must be one or more of bissl, baseline, each once"),
+        (["compare", "--methods", "bissl"], "compare needs two or more --methods, found bissl alone"),
+        (["compare", "--seeds", "0"], "--seeds must be at least 1, found 0"),
+        (["compare", "--budget", "-1"], "--budget must be a positive number of epochs, found -1.0"),
+        (["compare", "--budget", "nan"], "--budget must be a positive number of epochs, found nan"),
+        (["compare", "--dataset", "nothing"], "There is no data set 'nothing'"),
+        (["compare", "--config", "nowhere.yaml"], "nowhere.yaml cannot be read"),
+        (["ablate", "everything"], "there is no study 'everything'; `bissl-fast ablate --list` tells bissl-solver,"),
+        (["ablate", "bissl-solver", "--dataset", "nothing"], "There is no data set 'nothing'"),
         (["pretrain", "--config", "nowhere.yaml"], "nowhere.yaml cannot be read"),
         (["pretrain", "--pretrain.epochs", "0"], "--pretrain.epochs 0 leaves a random backbone"),
         (["train", "--preset", "fast"], "--preset must be paper, official or quick, found 'fast'"),
