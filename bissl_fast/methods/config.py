@@ -1,7 +1,6 @@
 """The settings of one run of `bissl-fast train` or `bissl-fast pretrain`, and their file."""
 
 import contextlib
-import math
 import types
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
@@ -89,7 +88,7 @@ class TrainConfig(PretextConfig):
         super().__post_init__()
         once = len(self.methods) == len(set(self.methods)) > 0
         require(once, "methods", ",".join(self.methods) or "none", f"one or more of {', '.join(METHODS)}, each once")
-        require(self.budget is None or 0 < self.budget < math.inf, "budget", self.budget, "a positive number of epochs")
+        require(self.budget is None or self.budget > 0, "budget", self.budget, "a positive number of epochs")
         count, stored = self.bilevel.batches_at_once, self.bissl.stored_batches
         wanted = f"a divisor of --bissl.stored-batches, which is {stored}"
         require(stored % count == 0, "bilevel.batches-at-once", count, wanted)

@@ -12,7 +12,6 @@ from bissl_fast.methods.config import save_config
 from bissl_fast.methods.presets import preset_config
 from bissl_fast.version import __version__
 
-
 COMMANDS = ("train", "compare", "ablate", "pretrain", "embed", "data", "bench", "report", "doctor")
 
 
@@ -53,7 +52,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         (["compare", "--methods", "bissl"], "compare needs two or more --methods, found bissl alone"),
         (["compare", "--seeds", "0"], "--seeds must be at least 1, found 0"),
         (["compare", "--budget", "-1"], "--budget must be a positive number of epochs, found -1.0"),
-        (["compare", "--budget", "nan"], "--budget must be a positive number of epochs, found nan"),
+        (["compare", "--budget", "nan"], "--budget must be finite and a positive number of epochs, found nan"),
         (["compare", "--dataset", "nothing"], "There is no data set 'nothing'"),
         (["compare", "--config", "nowhere.yaml"], "nowhere.yaml cannot be read"),
         (["ablate", "everything"], "there is no study 'everything'; `bissl-fast ablate --list` tells bissl-solver,"),

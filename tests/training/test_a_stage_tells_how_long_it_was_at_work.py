@@ -65,20 +65,22 @@ def stage(folder: Path, task: Counting, before: float = 0, after: float = 0) -> 
 
 
 def test_it_is_the_whole_stage_and_not_its_steps_alone(tmp_path: Path, time: Time) -> None:
-    stage(tmp_path / "a", Counting(time), before=3, after=4)
-    assert active_seconds(tmp_path / "a") == 57
+    stage(tmp_path / "run" / "a", Counting(time), before=3, after=4)
+    assert active_seconds(tmp_path / "run" / "a") == 57
     time.now += 1000
-    stage(tmp_path / "a", Counting(time))  # done before
-    assert active_seconds(tmp_path / "a") == 57
+    stage(tmp_path / "run" / "a", Counting(time))  # done before
+    assert active_seconds(tmp_path / "run" / "a") == 57
 
 
 def test_a_stage_that_goes_on_adds_up_and_the_time_between_does_not_count(tmp_path: Path, time: Time) -> None:
     with pytest.raises(Killed):
-        stage(tmp_path / "a", Counting(time, last=2), before=3)
-    assert active_seconds(tmp_path / "a") == 33  # an exception, as Ctrl-C is: the step broken off has been work, too
+        stage(tmp_path / "run" / "a", Counting(time, last=2), before=3)
+    assert (
+        active_seconds(tmp_path / "run" / "a") == 33
+    )  # an exception, as Ctrl-C is: the step broken off has been work, too
     time.now += 1000
-    stage(tmp_path / "a", Counting(time), before=3)
-    assert active_seconds(tmp_path / "a") == 33 + 3 + 30
+    stage(tmp_path / "run" / "a", Counting(time), before=3)
+    assert active_seconds(tmp_path / "run" / "a") == 33 + 3 + 30
 
 
 def test_what_a_killed_process_does_after_its_last_checkpoint_is_not_counted(
@@ -93,11 +95,11 @@ def test_what_a_killed_process_does_after_its_last_checkpoint_is_not_counted(
 
     monkeypatch.setattr(Clock, "keep", kept)
     with pytest.raises(Killed):
-        stage(tmp_path / "a", task)
-    assert active_seconds(tmp_path / "a") == 20
+        stage(tmp_path / "run" / "a", task)
+    assert active_seconds(tmp_path / "run" / "a") == 20
     monkeypatch.setattr(Clock, "keep", keep)
-    stage(tmp_path / "a", Counting(time))
-    assert active_seconds(tmp_path / "a") == 50
+    stage(tmp_path / "run" / "a", Counting(time))
+    assert active_seconds(tmp_path / "run" / "a") == 50
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"seconds": "long"}', None])
