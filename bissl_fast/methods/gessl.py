@@ -22,7 +22,7 @@ from bissl_fast.methods.trial import failure_of, kept_or_tried
 from bissl_fast.ops.krylov import dot, norm
 from bissl_fast.pretext.collapse import alarm
 from bissl_fast.pretext.divergences import DIVERGENCES, DivergenceName
-from bissl_fast.pretext.instances import Instances, InstanceTask, Probabilities, has_prototypes
+from bissl_fast.pretext.instances import Instances, InstanceTask, Probabilities, drawing, has_prototypes
 from bissl_fast.training.files import save_weights
 from bissl_fast.training.loop import Values
 from bissl_fast.training.schedules import set_learning_rate, warmup_cosine
@@ -238,10 +238,11 @@ class GeSSLTask:
     def _hessian(self, task: InstanceTask, bilevel: BilevelSettings) -> HessianOperator:
         """∇²ℓ of a task at the parameters' present values."""
         known = self.operators.get(bilevel.mode)
-        if known is None:
-            known = self.operators[bilevel.mode] = bilevel.build(self.instances.loss, self.theta, [task.given])
-        else:
-            known.update([task.given])
+        with drawing(task, self.theta.tensors[0].device):
+            if known is None:
+                known = self.operators[bilevel.mode] = bilevel.build(self.instances.loss, self.theta, [task.given])
+            else:
+                known.update([task.given])
         return known
 
     def weights(self) -> dict[str, torch.Tensor]:

@@ -40,7 +40,7 @@ class InstanceTask:
         seen: what ℓ takes: views, and targets of the momentum copy, which stand still.
         views: V large ones (B, …), which π is of.
         labels: (B,) int64, the images' own, permuted.
-        seed: of the random numbers that layers draw, the same in every pass.
+        seed: of the random numbers that layers draw, the same in every pass and product.
     """
 
     seen: Seen
@@ -103,7 +103,7 @@ class Instances:
         found = []
         for seen, part in zip(self.learner.given(parts), parts, strict=True):
             labels = torch.randperm(self.images, generator=generator).to(part[0].device)
-            drawn = int(torch.randint(2**62, (), generator=generator))
+            drawn = int(torch.randint(2**62, (1,), generator=generator))
             found.append(InstanceTask(seen, part[:large], labels, drawn))
         return found
 
@@ -154,10 +154,18 @@ class Instances:
         device = self.parameters.tensors[0].device
         with ExitStack() as stack:
             stack.enter_context(frozen_buffers(self.model))
-            stack.enter_context(torch.random.fork_rng([device.index or 0] if device.type == "cuda" else []))
-            torch.manual_seed(task.seed)
+            stack.enter_context(drawing(task, device))
+            torch.manual_seed(int(torch.randint(2**62, (1,))))  # as an operator that is built inside of `drawing` does
             stack.enter_context(self.learner.forward())
             yield
+
+
+@contextmanager
+def drawing(task: InstanceTask, device: torch.device) -> Iterator[None]:
+    """Let an operator that is built or moved inside the block draw what a task's passes do, from no other's numbers."""
+    with torch.random.fork_rng([device.index or 0] if device.type == "cuda" else []):
+        torch.manual_seed(task.seed)
+        yield
 
 
 def inner_loss(task: PretextTask) -> CompositeLoss:
