@@ -19,8 +19,8 @@ from bissl_fast.bilevel.parameters import ParameterVector
 from bissl_fast.bilevel.solvers import Solution
 from bissl_fast.ops.krylov import norm
 
-Gradient = Callable[[], tuple[torch.Tensor, torch.Tensor]]
-"""ℓ, a scalar, and ∇ℓ ``(L,)`` at the parameters' present values; both detached."""
+Gradient = Callable[[], tuple[torch.Tensor, Sequence[torch.Tensor]]]
+"""ℓ, a scalar, and ∇ℓ, a tensor per parameter, at the parameters' present values; all detached."""
 
 Product = Callable[[torch.Tensor], torch.Tensor]
 """``v ↦ ∇²ℓ v``, each ``(L,)``, at the parameters' present values."""
@@ -36,12 +36,12 @@ class Descent:
     Attributes:
         points: ``(L,)`` each, θ_0 to θ_K.
         losses: scalars, ℓ at θ_0 to θ_{K−1}.
-        gradient_norms: scalars, ‖∇ℓ‖ likewise.
+        gradient_norm: scalar, ‖∇ℓ(θ_0)‖; 0 if there is no step.
     """
 
     points: list[torch.Tensor]
     losses: list[torch.Tensor]
-    gradient_norms: list[torch.Tensor]
+    gradient_norm: torch.Tensor
 
     @property
     def end(self) -> torch.Tensor:
@@ -76,18 +76,25 @@ def descend(parameters: ParameterVector, gradient: Gradient, rate: float, steps:
         >>> layer = torch.nn.Linear(1, 1, bias=False)
         >>> theta = ParameterVector(layer)
         >>> theta.assign(torch.ones(1))
-        >>> path = descend(theta, lambda: (theta.values().square().sum() / 2, theta.values()), rate=0.5, steps=2)
+        >>> path = descend(theta, lambda: (theta.values().square().sum() / 2, [layer.weight.detach()]), 0.5, steps=2)
         >>> path.end
         tensor([0.2500])
     """
-    path = Descent([parameters.values()], [], [])
-    for _ in range(steps):
+    points, losses, size = [parameters.values()], [], torch.zeros(())
+    for step in range(steps):
         loss, slope = gradient()
-        path.losses.append(loss)
-        path.gradient_norms.append(norm(slope))
-        path.points.append(path.end - rate * slope)
-        parameters.assign(path.end)
-    return path
+        losses.append(loss)
+        if step == 0:
+            size = norm(parameters.flatten(slope))
+        advance(parameters, slope, -rate)
+        points.append(parameters.values())
+    return Descent(points, losses, size)
+
+
+def advance(parameters: ParameterVector, direction: Sequence[torch.Tensor], length: float) -> None:
+    """θ ← θ + length · direction, in place, a tensor per parameter."""
+    with torch.no_grad():
+        torch._foreach_add_(parameters.tensors, list(direction), alpha=length)
 
 
 def pull_back(
@@ -130,7 +137,7 @@ def difference_products(parameters: ParameterVector, gradient: Gradient, length:
             sides = []
             for sign in (1, -1):
                 parameters.assign(values + sign * step)
-                sides.append(gradient()[1])
+                sides.append(parameters.flatten(gradient()[1]))
         return (sides[0] - sides[1]) * (largest * size / (2 * length))
 
     return product

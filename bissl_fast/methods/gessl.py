@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from bissl_fast.bilevel import HessianOperator, conjugate_gradient, neumann
-from bissl_fast.bilevel.inner_steps import Descent, descend, difference_products, proximal, pull_back, restored
+from bissl_fast.bilevel.inner_steps import Descent, advance, descend, difference_products, proximal, pull_back, restored
 from bissl_fast.data.pipelines.loader import Loader
 from bissl_fast.errors import UserError
 from bissl_fast.methods.bilevel import BilevelSettings
@@ -184,18 +184,17 @@ class GeSSLTask:
         settings, theta, instances = self.settings, self.theta, self.instances
         alpha = settings.inner_rate
 
-        def slope() -> tuple[torch.Tensor, torch.Tensor]:
-            return instances.gradient(task)
-
         with restored(theta):
-            path = descend(theta, slope, alpha, settings.inner_steps)  # f^l, Eq. 6
-            target = descend(theta, slope, alpha, settings.further).end  # f̃^l
+            path = descend(theta, lambda: instances.gradient(task), alpha, settings.inner_steps)  # f^l, Eq. 6
+            for _ in range(settings.further):  # f̃^l
+                advance(theta, instances.gradient(task)[1], -alpha)
+            target = theta.values()
             with torch.no_grad():
                 log_target = instances.log_pi(task)
             theta.assign(path.end)
             loss, g, accuracy = self._compare(task, log_target)
             pulled = self._differentiate(task, path, target, g)
-            log = {"loss": path.losses[0], "gradient_norm": path.gradient_norms[0], "outer_loss": loss, **accuracy}
+            log = {"loss": path.losses[0], "gradient_norm": path.gradient_norm, "outer_loss": loss, **accuracy}
             if checked:
                 exact = replace(self.bilevel, mode="reverse", products_dtype="float32")
                 through = pull_back(theta, path.points, g, lambda v: self._hessian(task, exact).matvec(v), alpha)

@@ -1,6 +1,6 @@
 """What GeSSL asks of a pretext task: of a batch as a task of B classes the loss ℓ and the distribution π."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -107,13 +107,12 @@ class Instances:
             found.append(InstanceTask(seen, part[:large], labels, drawn))
         return found
 
-    def gradient(self, task: InstanceTask) -> tuple[torch.Tensor, torch.Tensor]:
-        """ℓ and ∇ℓ ``(L,)`` at the parameters' present values."""
+    def gradient(self, task: InstanceTask) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
+        """ℓ and ∇ℓ, a tensor per parameter, at the parameters' present values."""
         with self._passing(task):
             outputs = self.loss.outputs(self.model, task.given)
         loss = self.loss.criterion(outputs)
-        slope = torch.autograd.grad(loss, self.parameters.tensors, allow_unused=True)
-        return loss.detach(), self.parameters.flatten(slope)
+        return loss.detach(), torch.autograd.grad(loss, self.parameters.tensors, materialize_grads=True)
 
     def log_pi(self, task: InstanceTask) -> torch.Tensor:
         """log π of a task at the parameters' present values: rows view by view."""

@@ -28,9 +28,9 @@ class Quadratic(nn.Module):
         away = self.theta - self.c
         return away @ self.A @ away / 2
 
-    def gradient(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def gradient(self) -> tuple[torch.Tensor, list[torch.Tensor]]:
         away = (self.theta - self.c).detach()
-        return self.loss().detach(), self.A @ away
+        return self.loss().detach(), [self.A @ away]
 
 
 def powers(quadratic: Quadratic, steps: int) -> torch.Tensor:
@@ -58,10 +58,10 @@ def test_k_steps_lead_where_the_powers_say(steps: int) -> None:
     expected = quadratic.c + powers(quadratic, steps) @ (start - quadratic.c)
     torch.testing.assert_close(path.end, expected, rtol=1e-12, atol=1e-12)
     assert torch.equal(theta.values(), path.end)
-    assert (len(path.points), len(path.losses), len(path.gradient_norms)) == (steps + 1, steps, steps)
+    assert (len(path.points), len(path.losses)) == (steps + 1, steps)
     if steps:
         first = quadratic.A @ (start - quadratic.c)
-        torch.testing.assert_close(path.gradient_norms[0], first.norm())
+        torch.testing.assert_close(path.gradient_norm, first.norm())
         torch.testing.assert_close(path.losses[0], (start - quadratic.c) @ first / 2)
 
 

@@ -1,5 +1,6 @@
 """GeSSL's outer gradient beside autograd through the whole map from θ to the outer loss, for every pretext task."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -149,7 +150,7 @@ def by_differences(task: GeSSLTask, given: InstanceTask, length: float) -> torch
     """The outer gradient by differences that go so far."""
     theta, settings = task.theta, task.settings
 
-    def slope() -> tuple[torch.Tensor, torch.Tensor]:
+    def slope() -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
         return task.instances.gradient(given)
 
     with restored(theta):
