@@ -11,6 +11,7 @@ from bissl_fast.methods.baseline import Baseline
 from bissl_fast.methods.bissl import BiSSL
 from bissl_fast.methods.config import MethodName, PretextConfig, TrainConfig, save_config
 from bissl_fast.methods.cost import Cost
+from bissl_fast.methods.fussl import FUSSL
 from bissl_fast.methods.run import Run
 from bissl_fast.methods.stages.downstream import Downstream
 from bissl_fast.methods.stages.finetune import finetune
@@ -45,6 +46,7 @@ def methods_of(config: TrainConfig) -> dict[str, tuple[Method, SGDSettings]]:
     known: dict[MethodName, tuple[Method, SGDSettings]] = {
         "bissl": (bissl, config.finetune_bissl),
         "baseline": (baseline, config.finetune_baseline),
+        "fussl": (FUSSL(config.fussl, pretext), config.finetune_baseline),
     }
     return {name: known[name] for name in config.methods}
 

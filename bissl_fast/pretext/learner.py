@@ -73,6 +73,10 @@ class Learner:
         seen, constants = self.see(views)
         with self.forward():
             outputs = forward_each(self.network, seen)
+        return self.compare(outputs, constants)
+
+    def compare(self, outputs: Sequence[Output], constants: Constants) -> torch.Tensor:
+        """L^P of the outputs for what :meth:`see` gave, wherever they were made."""
         self._last = outputs, constants
         return self.task.loss(outputs, constants)
 
