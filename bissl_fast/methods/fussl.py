@@ -1,7 +1,7 @@
 """FUSSL (Mohamadi et al.): m blocks vote on fuzzy labels of their images, and one of them learns these (section 3)."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -20,13 +20,13 @@ from bissl_fast.methods.cost import Cost, steps_cost
 from bissl_fast.methods.fuzzy_labels import Kind, Memberships, Ties, fuzzy_labels, soft_cross_entropy
 from bissl_fast.methods.labelling import Rule, collapse, label, summary
 from bissl_fast.methods.run import Run
+from bissl_fast.methods.stages.blocks import BlocksTask
 from bissl_fast.methods.stages.pretrain import Pretext, PretrainSettings, PretrainTask, tell_rising
-from bissl_fast.models import Network, forward_each
+from bissl_fast.models import Network
 from bissl_fast.models.last_stage import before_last_stage
 from bissl_fast.models.stacked import Stack, stacks_exactly
 from bissl_fast.pretext import Learner, OptimizerSettings
 from bissl_fast.pretext.collapse import diagnose
-from bissl_fast.pretext.learner import Views
 from bissl_fast.training.files import load_weights, save_weights, write_arrays, write_json
 from bissl_fast.training.loop import Values
 from bissl_fast.training.optimizers import build_optimizer, set_rate
@@ -117,74 +117,6 @@ class FUSSLSettings:
         return {"same epochs": first + second, "equal model-epochs": self.blocks * first + second}
 
 
-class BlocksTask:
-    """Phase 1 (section 3.1). One step is one of each block, alone, on its own views of the same images.
-
-    Args:
-        blocks: pretext training of each.
-        loader: batches of the views of all blocks, in turn; or of one, which all see.
-        first: steps of earlier rounds.
-        steps: of this one.
-        stack: of the backbones, if they pass side by side.
-    """
-
-    def __init__(
-        self, blocks: Sequence[PretrainTask], loader: Loader, first: int, steps: int, stack: Stack | None = None
-    ) -> None:
-        self.blocks, self.loader, self.first, self.steps, self.stack = blocks, loader, first, steps, stack
-        self.images_per_step = len(blocks) * blocks[0].images_per_step
-        self.log_every = blocks[0].log_every
-
-    def step(self, index: int) -> Values:
-        index += self.first
-        views = self.loader.load(index).views
-        needs = self.blocks[0].learner.task.needs
-        each = needs.large + needs.local
-        starts = [0 if len(views) == each else k * each for k in range(len(self.blocks))]  # 0: all see the same
-        own = [views[start : start + each] for start in starts]
-        if self.stack is None:
-            done = [self._alone(block, index, seen) for block, seen in zip(self.blocks, own, strict=True)]
-        else:
-            done = self._together(index, own)
-        losses = torch.stack([torch.as_tensor(values["loss"]) for values in done])
-        worst = {name: min(values[name] for values in done) for name in done[0] if name not in ("loss", "lr")}
-        return {"loss": losses.mean(), "lr": done[0]["lr"], "block_losses": losses, **worst}
-
-    @staticmethod
-    def _alone(block: PretrainTask, index: int, views: Views) -> Values:
-        block.begin(index)
-        loss = block.learner.loss(views)
-        loss.backward()  # type: ignore[no-untyped-call]
-        return block.end(index, loss)
-
-    def _together(self, index: int, views: Sequence[Views]) -> list[Values]:
-        assert self.stack is not None
-        for block in self.blocks:
-            block.begin(index)
-        losses = stacked_losses(self.stack, [block.learner for block in self.blocks], views)
-        torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
-        return [block.end(index, loss) for block, loss in zip(self.blocks, losses, strict=True)]
-
-    def state(self) -> dict[str, Any]:
-        return {"blocks": [block.state() for block in self.blocks]}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        for block, kept in zip(self.blocks, state["blocks"], strict=True):
-            block.restore(kept)
-
-
-def stacked_losses(stack: Stack, learners: Sequence[Learner], views: Sequence[Views]) -> list[torch.Tensor]:
-    """``learner.loss(views)`` of each, with the backbones side by side."""
-    seen = [learner.see(own) for learner, own in zip(learners, views, strict=True)]
-    with learners[0].forward():
-        backbones = [learner.network.backbone for learner in learners]
-        features = stack.forward_each(backbones, [own for own, _ in seen])
-        outputs = [forward_each(learner.network.head, own) for learner, own in zip(learners, features, strict=True)]
-    return [
-        learner.compare(made, constants) for learner, made, (_, constants) in zip(learners, outputs, seen, strict=True)
-    ]
-
-
 class PseudoLabelTask:
     """Phase 2 (section 3.3): the chosen block learns the labels of the images as they are, first whole, then its end.
 
@@ -230,11 +162,9 @@ class PseudoLabelTask:
         scores, loss = self._loss(batch.views[0], votes, memberships)
         loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
-        with torch.no_grad():
-            member = (votes == scores.argmax(1, keepdim=True)) & (memberships > 0)
         logged = (index + 1) % self.log_every == 0 or index + 1 == self.steps
-        learned = member.any(1).double().mean()
-        return {"loss": loss.detach(), "lr": rate, "labels_met": learned, **(diagnose(scores) if logged else {})}
+        met = share_met(scores, votes, memberships)
+        return {"label_loss": loss.detach(), "lr": rate, "labels_met": met, **(diagnose(scores) if logged else {})}
 
     def _loss(
         self, images: torch.Tensor, votes: torch.Tensor, memberships: torch.Tensor
@@ -258,6 +188,13 @@ class PseudoLabelTask:
     def restore(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
         self._optimizer.load_state_dict(state["optimizer"])
+
+
+@torch.no_grad()
+def share_met(scores: torch.Tensor, votes: torch.Tensor, memberships: torch.Tensor) -> torch.Tensor:
+    """Of the images whose highest score is that of a class of their label."""
+    members = (votes == scores.argmax(1, keepdim=True)) & (memberships > 0)
+    return members.any(1).double().mean()
 
 
 @dataclass(frozen=True)

@@ -35,8 +35,10 @@ def assert_same_buffers(ours: list[nn.Module], theirs: list[nn.Module]) -> None:
             torch.testing.assert_close(moved, expected, msg=name, **EXACT)
 
 
-@pytest.mark.parametrize("name", ["test_resnet", "resnet18", "mobilenetv3_small_100"])
-@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    ("name", "training"),
+    [("test_resnet", True), ("test_resnet", False), ("resnet18", True), ("mobilenetv3_small_100", True)],
+)
 def test_outputs_gradients_and_buffers_are_equal(name: str, training: bool) -> None:
     together = [network.train(training) for network in networks(name)]
     alone, images = copy.deepcopy(together), batches(3)

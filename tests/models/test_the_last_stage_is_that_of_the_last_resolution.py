@@ -59,5 +59,5 @@ def test_batch_norms_of_the_first_stages_are_all_among_the_modules() -> None:
 
 @pytest.mark.parametrize("backbone", [nn.Linear(3, 2), "test_vit"])
 def test_a_backbone_without_stages_is_refused(backbone: nn.Module | str) -> None:
-    with pytest.raises(UserError, match="has no last stage to train alone.*--fussl.trained-whole 1"):
+    with pytest.raises(UserError, match=r"has no last stage to train alone.*--fussl.trained-whole 1"):
         before_last_stage(meta(backbone) if isinstance(backbone, str) else backbone)
