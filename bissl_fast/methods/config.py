@@ -14,6 +14,7 @@ from bissl_fast.errors import UserError
 from bissl_fast.methods.bilevel import BilevelSettings
 from bissl_fast.methods.bissl import BiSSLSettings
 from bissl_fast.methods.checks import require
+from bissl_fast.methods.fussl import FUSSLSettings
 from bissl_fast.methods.gessl import GeSSLSettings
 from bissl_fast.methods.settings import VIEWS, AnyRun, RunSettings
 from bissl_fast.methods.stages.downstream import FineTuneSettings
@@ -25,7 +26,7 @@ from bissl_fast.pretext import TASKS, PretextTask, SimCLR
 CONFIG_VERSION = 5
 """Raised when a config.yaml of before would mean something else."""
 
-MethodName = Literal["bissl", "baseline", "gessl"]
+MethodName = Literal["bissl", "baseline", "gessl", "fussl"]
 METHODS: tuple[MethodName, ...] = get_args(MethodName)
 """What ``--methods`` takes."""
 
@@ -70,6 +71,7 @@ class TrainConfig(PretextConfig):
         bissl: Algorithm 1.
         bilevel: second-order products and solver.
         gessl: Algorithm 1 of GeSSL, whose backbone is fine-tuned as the baseline's.
+        fussl: its two phases.
         upper: SGD of the head's warm-up and of BiSSL's upper level (Table 3).
         finetune: all arms' fine-tuning.
         finetune_bissl: SGD of fine-tuning after BiSSL (Table 4).
@@ -82,6 +84,7 @@ class TrainConfig(PretextConfig):
     bissl: BiSSLSettings = BiSSLSettings()
     bilevel: BilevelSettings = BilevelSettings()
     gessl: GeSSLSettings = GeSSLSettings()
+    fussl: FUSSLSettings = FUSSLSettings()
     upper: SGDSettings = field(default_factory=lambda: SGDSettings(0.015, 0.0075))
     finetune: FineTuneSettings = FineTuneSettings()
     finetune_bissl: SGDSettings = field(default_factory=lambda: SGDSettings(0.005, 0.00003))

@@ -9,6 +9,7 @@ from bissl_fast.evaluation.features import StatisticsSettings
 from bissl_fast.methods.bissl import BiSSLSettings
 from bissl_fast.methods.checks import require
 from bissl_fast.methods.config import TrainConfig
+from bissl_fast.methods.fussl import FUSSLSettings
 from bissl_fast.methods.gessl import GeSSLSettings
 from bissl_fast.methods.settings import ImageSettings, Preset
 from bissl_fast.methods.stages.downstream import FineTuneSettings
@@ -233,6 +234,7 @@ def _quick(dataset: str) -> TrainConfig:
             learning_rate=1.2,
             warmup_steps=6,
         ),
+        fussl=FUSSLSettings(first_epochs=1.5, second_epochs=0.75, recipe="pretext"),
         upper=sgd,
         finetune=FineTuneSettings(epochs=12, batch_size=64, seeds=3),
         finetune_bissl=sgd,

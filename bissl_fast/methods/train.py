@@ -13,6 +13,7 @@ from bissl_fast.methods.baseline import Baseline
 from bissl_fast.methods.bissl import BiSSL
 from bissl_fast.methods.config import MethodName, PretextConfig, TrainConfig, save_config
 from bissl_fast.methods.cost import Cost
+from bissl_fast.methods.fussl import FUSSL
 from bissl_fast.methods.gessl import GeSSL
 from bissl_fast.methods.run import Run
 from bissl_fast.methods.stages.downstream import Downstream
@@ -56,6 +57,7 @@ def methods_of(config: TrainConfig) -> dict[str, tuple[Method, SGDSettings]]:
         "bissl": (bissl, config.finetune_bissl),
         "baseline": (baseline, config.finetune_baseline),
         "gessl": (GeSSL(config.gessl, config.bilevel, pretext), config.finetune_baseline),
+        "fussl": (FUSSL(config.fussl, pretext), config.finetune_baseline),
     }
     return {name: known[name] for name in config.methods}
 

@@ -84,6 +84,11 @@ class Learner:
         self._last = outputs, constants
         return outputs, constants
 
+    def compare(self, outputs: Sequence[Output], constants: Constants) -> torch.Tensor:
+        """L^P of the outputs for what :meth:`see` gave, wherever they were made."""
+        self._last = outputs, constants
+        return self.task.loss(outputs, constants)
+
     @property
     def product_loss(self) -> CompositeLoss:
         """``loss(network, batches)``: L^P, its mean over batches of :data:`Seen`, in one pass where that can be."""
