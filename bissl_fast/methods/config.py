@@ -11,6 +11,7 @@ import yaml
 
 from bissl_fast.data.views.parameters import ViewSettings
 from bissl_fast.errors import UserError
+from bissl_fast.methods.abrl import ABRLSettings
 from bissl_fast.methods.bilevel import BilevelSettings
 from bissl_fast.methods.bissl import BiSSLSettings
 from bissl_fast.methods.checks import require
@@ -24,7 +25,7 @@ from bissl_fast.pretext import TASKS, PretextTask, SimCLR
 CONFIG_VERSION = 5
 """Raised when a config.yaml of before would mean something else."""
 
-MethodName = Literal["bissl", "baseline"]
+MethodName = Literal["bissl", "baseline", "abrl"]
 METHODS: tuple[MethodName, ...] = get_args(MethodName)
 """What ``--methods`` takes."""
 
@@ -66,6 +67,7 @@ class TrainConfig(PretextConfig):
         head: warm-up of the downstream head.
         bissl: Algorithm 1.
         bilevel: second-order products and solver.
+        abrl: Algorithm 1 of ABRL, whose encoder is fine-tuned as the baseline's.
         upper: SGD of the head's warm-up and of BiSSL's upper level (Table 3).
         finetune: all arms' fine-tuning.
         finetune_bissl: SGD of fine-tuning after BiSSL (Table 4).
@@ -76,6 +78,7 @@ class TrainConfig(PretextConfig):
     head: HeadSettings = HeadSettings()
     bissl: BiSSLSettings = BiSSLSettings()
     bilevel: BilevelSettings = BilevelSettings()
+    abrl: ABRLSettings = ABRLSettings()
     upper: SGDSettings = field(default_factory=lambda: SGDSettings(0.015, 0.0075))
     finetune: FineTuneSettings = FineTuneSettings()
     finetune_bissl: SGDSettings = field(default_factory=lambda: SGDSettings(0.005, 0.00003))

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from rich.console import Console
 
+from bissl_fast.methods.abrl import ABRL
 from bissl_fast.methods.baseline import Baseline
 from bissl_fast.methods.bissl import BiSSL
 from bissl_fast.methods.config import MethodName, PretextConfig, TrainConfig, save_config
@@ -45,6 +46,7 @@ def methods_of(config: TrainConfig) -> dict[str, tuple[Method, SGDSettings]]:
     known: dict[MethodName, tuple[Method, SGDSettings]] = {
         "bissl": (bissl, config.finetune_bissl),
         "baseline": (baseline, config.finetune_baseline),
+        "abrl": (ABRL(config.abrl, pretext, downstream), config.finetune_baseline),
     }
     return {name: known[name] for name in config.methods}
 
