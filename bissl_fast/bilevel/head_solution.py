@@ -11,6 +11,8 @@ from bissl_fast.ops.krylov import dot, norm
 
 MOST_STEPS = 50
 FIRST_ITERATIONS, MOST_ITERATIONS = 16, 1024
+ROUGHLY = 0.1  # relative residual of the first Newton steps, and where they begin to square the error
+PATIENCE = 3
 SUFFICIENT = 1e-4  # share of the decrease that the slope promises (Armijo)
 HALVINGS = 30
 
@@ -45,14 +47,19 @@ def converge(problem: Smooth, phi: torch.Tensor) -> torch.Tensor:
     """
     if not problem.ridge > 0:
         raise ValueError(f"a head is solved to convergence with a positive ridge only, found {problem.ridge}")
+    gradient = problem.gradient(phi)
+    left, idle = relative_gradient(problem, phi, gradient), 0
     for _ in range(MOST_STEPS):
-        gradient = problem.gradient(phi)
-        if relative_gradient(problem, phi, gradient) <= tolerance(phi):
+        if left <= tolerance(phi) or idle == PATIENCE:
             break
-        moved = _downhill(problem, phi, gradient, solved(problem.at(phi), gradient).x)
+        direction = solved(problem.at(phi), gradient, max(tolerance(phi), min(ROUGHLY, left))).x
+        moved = _downhill(problem, phi, gradient, direction)
         if moved is None:
             break
-        phi = moved
+        phi, before = moved, left
+        gradient = problem.gradient(phi)
+        left = relative_gradient(problem, phi, gradient)
+        idle = idle + 1 if before / 2 < left < ROUGHLY else 0  # near the minimum, where only rounding is so slow
     return phi
 
 
@@ -63,12 +70,18 @@ def relative_gradient(problem: Smooth, phi: torch.Tensor, gradient: torch.Tensor
     return float(norm(gradient) / parts) if parts > 0 else 0.0
 
 
-def solved(operator: Operator, b: torch.Tensor) -> Solution:
-    """``A x = b`` by conjugate gradients, as many as it takes."""
-    iterations = FIRST_ITERATIONS
+def solved(operator: Operator, b: torch.Tensor, residual: float | None = None) -> Solution:
+    """``A x = b`` by conjugate gradients, as many as it takes, within reason.
+
+    Args:
+        operator: A, positive definite.
+        b: ``(L,)``.
+        residual: relative to b, that will do; left out: the dtype's :func:`tolerance`.
+    """
+    most, iterations = min(MOST_ITERATIONS, 2 * b.numel()), FIRST_ITERATIONS
     while True:
-        solution = conjugate_gradient(operator, b, iterations=iterations)
-        if float(solution.relative_residuals[-1]) <= tolerance(b) or iterations >= MOST_ITERATIONS:
+        solution = conjugate_gradient(operator, b, iterations=min(iterations, most))
+        if float(solution.relative_residuals[-1]) <= (residual or tolerance(b)) or iterations >= most:
             return solution
         iterations *= 4
 

@@ -254,7 +254,7 @@ class ABRLTask:
         head, (seen, validation) = self.settings.head, outer
         problem = InnerProblem(self._head_loss(training), features)
         path = head.descend(problem, start)
-        v = torch.func.grad(self._head_loss(validation))(path[-1], seen)
+        v = InnerProblem(self._head_loss(validation), seen).gradient(path[-1])
         exact = self._through_encoder(features, head.unroll(problem, path, v))
         term = self._through_encoder(features, found.cotangent)
         direct = norm(self.theta.flatten([p.grad for p in self.theta.tensors]))

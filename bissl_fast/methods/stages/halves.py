@@ -17,7 +17,7 @@ NAMED = 5
 class Halves:
     """Which images of a training split validate. It never sees another split.
 
-    Of a multi-label set the share is of all images, since an image has no one class to be counted in.
+    An image of a multi-label set counts in the rarest of the classes that it shows.
 
     Attributes:
         train: the training split.
@@ -35,7 +35,8 @@ class Halves:
         labels = self.train.labels
         assert labels is not None, "a downstream set has labels"
         if is_multilabel(labels):
-            return stratified_holdout(np.zeros(len(labels), np.int64), self.share, self.seed)
+            counts = np.where(labels == 1, count_by_class(labels, labels.shape[1]), len(labels) + 1)
+            return stratified_holdout(counts.argmin(1).astype(np.int64), self.share, self.seed)
         return stratified_holdout(labels.astype(np.int64), self.share, self.seed)
 
     @property
