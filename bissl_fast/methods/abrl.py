@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from bissl_fast.bilevel import ParameterVector, frozen_buffers
-from bissl_fast.bilevel.head_hypergradient import BIAS, Estimator, HeadHypergradient, InnerProblem, Pullback
+from bissl_fast.bilevel.head_hypergradient import BIAS, Estimator, HeadHypergradient, InnerProblem
 from bissl_fast.data.pipelines.loader import Batch, Loader
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.metrics import Evaluation
@@ -213,11 +213,12 @@ class ABRLTask:
         values |= {"inner_loss": problem.value(path[-1]), "inner_gradient": norm(problem.gradient(path[-1]))}
         if settings.implicit:
             found = settings.head.pull_back(problem, path, v)
-            compared = settings.comparisons(1) and index % settings.compare_every == 0
-            if compared:
-                values |= self._comparison(features, found, path[0], training, (seen.detach(), validation))
-            features.backward(found.cotangent)  # type: ignore[no-untyped-call]  # the implicit term
             values |= {} if found.residual is None else {"solver_residual": found.residual}
+            term = self._through_encoder(features, found.cotangent)
+            if settings.comparisons(1) and index % settings.compare_every == 0:
+                values |= self._comparison(features, term, path[0], training, (seen.detach(), validation))
+            for parameter, gradient in zip(self.theta.tensors, self.theta.unflatten(term), strict=True):
+                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
         return values | {"head_products": float(problem.products)}
 
     def _joint_gradient(self, index: int, training: Batch, validation: Batch) -> dict[str, Any]:
@@ -245,7 +246,7 @@ class ABRLTask:
     def _comparison(
         self,
         features: torch.Tensor,
-        found: Pullback,
+        term: torch.Tensor,
         start: torch.Tensor,
         training: Batch,
         outer: tuple[torch.Tensor, Batch],
@@ -256,7 +257,6 @@ class ABRLTask:
         path = head.descend(problem, start)
         v = InnerProblem(self._head_loss(validation), seen).gradient(path[-1])
         exact = self._through_encoder(features, head.unroll(problem, path, v))
-        term = self._through_encoder(features, found.cotangent)
         direct = norm(self.theta.flatten([p.grad for p in self.theta.tensors]))
         lengths = norm(term), norm(exact)
         tiny = torch.finfo(direct.dtype).tiny
@@ -267,7 +267,7 @@ class ABRLTask:
         }
 
     def _through_encoder(self, features: torch.Tensor, cotangent: torch.Tensor) -> torch.Tensor:
-        """(dZ/dθ)ᵀ of a cotangent, as one vector; the graph stays."""
+        """(dZ/dθ)ᵀ of a cotangent ``(B, D)``, one reverse pass, as one vector; the graph stays."""
         gradients = torch.autograd.grad(features, self.theta.tensors, cotangent, retain_graph=True, allow_unused=True)
         return self.theta.flatten(gradients)
 
