@@ -11,6 +11,7 @@ import yaml
 
 from bissl_fast.data.views.parameters import ViewSettings
 from bissl_fast.errors import UserError
+from bissl_fast.methods.abrl import ABRLSettings
 from bissl_fast.methods.bilevel import BilevelSettings
 from bissl_fast.methods.bissl import BiSSLSettings
 from bissl_fast.methods.checks import require
@@ -26,7 +27,7 @@ from bissl_fast.pretext import TASKS, PretextTask, SimCLR
 CONFIG_VERSION = 5
 """Raised when a config.yaml of before would mean something else."""
 
-MethodName = Literal["bissl", "baseline", "gessl", "fussl"]
+MethodName = Literal["bissl", "baseline", "gessl", "fussl", "abrl"]
 METHODS: tuple[MethodName, ...] = get_args(MethodName)
 """What ``--methods`` takes."""
 
@@ -72,6 +73,7 @@ class TrainConfig(PretextConfig):
         bilevel: second-order products and solver.
         gessl: Algorithm 1 of GeSSL, whose backbone is fine-tuned as the baseline's.
         fussl: its two phases.
+        abrl: Algorithm 1 of ABRL, whose encoder is fine-tuned as the baseline's.
         upper: SGD of the head's warm-up and of BiSSL's upper level (Table 3).
         finetune: all arms' fine-tuning.
         finetune_bissl: SGD of fine-tuning after BiSSL (Table 4).
@@ -85,6 +87,7 @@ class TrainConfig(PretextConfig):
     bilevel: BilevelSettings = BilevelSettings()
     gessl: GeSSLSettings = GeSSLSettings()
     fussl: FUSSLSettings = FUSSLSettings()
+    abrl: ABRLSettings = ABRLSettings()
     upper: SGDSettings = field(default_factory=lambda: SGDSettings(0.015, 0.0075))
     finetune: FineTuneSettings = FineTuneSettings()
     finetune_bissl: SGDSettings = field(default_factory=lambda: SGDSettings(0.005, 0.00003))

@@ -6,6 +6,7 @@ from dataclasses import replace
 from bissl_fast.data.views.parameters import ViewSettings
 from bissl_fast.data.views.presets import official_eval_view, official_finetune_view, official_views
 from bissl_fast.evaluation.features import StatisticsSettings
+from bissl_fast.methods.abrl import ABRLSettings
 from bissl_fast.methods.bissl import BiSSLSettings
 from bissl_fast.methods.checks import require
 from bissl_fast.methods.config import TrainConfig
@@ -235,6 +236,7 @@ def _quick(dataset: str) -> TrainConfig:
             warmup_steps=6,
         ),
         fussl=FUSSLSettings(first_epochs=1.5, second_epochs=0.75, recipe="pretext"),
+        abrl=ABRLSettings(epochs=5, batch_size=32, inner_rate=0.1, compare_every=12),
         upper=sgd,
         finetune=FineTuneSettings(epochs=12, batch_size=64, seeds=3),
         finetune_bissl=sgd,

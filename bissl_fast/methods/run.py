@@ -129,10 +129,13 @@ class Run:
             learner.load_state_dict(load_weights(start.folder / "weights.safetensors"))
         return learner
 
-    def downstream_network(self, backbone: StageOutput, head: nn.Module) -> Network:
-        """A backbone that a stage has left, with a head."""
+    def downstream_network(self, backbone: StageOutput | None, head: nn.Module) -> Network:
+        """A backbone that a stage has left, or with the first weights of the run, with a head."""
         network = Network(self.backbone(), head)
-        network.backbone.load_state_dict(load_weights(backbone.folder / "weights.safetensors", "backbone."))
+        if backbone is not None:
+            network.backbone.load_state_dict(load_weights(backbone.folder / "weights.safetensors", "backbone."))
+        elif self.weights is not None:
+            self.weights.load_into(network.backbone)
         return place(network, self.device)
 
     def _start(self) -> BackboneWeights | None:

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.plan import is_comparison
+from bissl_fast.methods.abrl import ABRL
 from bissl_fast.methods.baseline import Baseline
 from bissl_fast.methods.bissl import BiSSL
 from bissl_fast.methods.config import MethodName, PretextConfig, TrainConfig, save_config
@@ -58,6 +59,7 @@ def methods_of(config: TrainConfig) -> dict[str, tuple[Method, SGDSettings]]:
         "baseline": (baseline, config.finetune_baseline),
         "gessl": (GeSSL(config.gessl, config.bilevel, pretext), config.finetune_baseline),
         "fussl": (FUSSL(config.fussl, pretext), config.finetune_baseline),
+        "abrl": (ABRL(config.abrl, pretext, downstream), config.finetune_baseline),
     }
     return {name: known[name] for name in config.methods}
 
