@@ -11,6 +11,8 @@ USAGE = f"""bissl-fast {__version__}: bilevel self-supervised learning, exact an
 usage: bissl-fast COMMAND [OPTIONS]     (bissl-fast COMMAND --help tells more)
 
   train    run BiSSL and its baseline from pretext training to test, e.g. `bissl-fast train --dataset textures`
+  compare  methods over pretext seeds at equal budget: `bissl-fast compare --methods baseline,bissl --seeds 3`
+  ablate   a study's arms likewise: `bissl-fast ablate --list`
   pretrain train a pretext task alone and leave its backbone: `bissl-fast pretrain --pretext byol`
   embed    features of a folder of images by a run's or any other backbone: `bissl-fast embed runs/demo photos`
   evaluate score a run's backbones or any other weights: `bissl-fast evaluate runs/demo --protocol linear,knn`
@@ -46,6 +48,10 @@ def _run(command: str, rest: list[str]) -> int:
         from bissl_fast.cli.train import train_command
 
         train_command(rest)
+    elif command in ("compare", "ablate"):
+        from bissl_fast.cli.compare import ablate_command, compare_command
+
+        (compare_command if command == "compare" else ablate_command)(rest)
     elif command == "pretrain":
         from bissl_fast.cli.pretrain import pretrain_command
 

@@ -1,10 +1,15 @@
 """`bissl-fast report`, and the end of `bissl-fast train`."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import tyro
 from rich.console import Console
 
+from bissl_fast.errors import UserError
+from bissl_fast.evaluation.comparison import comparison_table, read_comparison
+from bissl_fast.evaluation.comparison_report import write_comparison
+from bissl_fast.evaluation.plan import is_comparison
 from bissl_fast.evaluation.report import write_report
 from bissl_fast.evaluation.run_folder import RunFolder
 from bissl_fast.evaluation.table import results_table
@@ -16,12 +21,12 @@ def report_command(arguments: list[str]) -> None:
     """Write the report of a run folder anew."""
 
     def report(run: tyro.conf.Positional[Path]) -> None:
-        """Write report.html and figures of a run, finished or not, and print its table.
+        """Write report.html and figures of a run or a comparison, finished or not, and print its table.
 
         Args:
-            run: the run's folder, e.g. runs/textures-quick-0.
+            run: the folder, e.g. runs/textures-quick-0.
         """
-        print_results(run, Console())
+        (print_comparison if is_comparison(run) else print_results)(run, Console())
 
     tyro.cli(report, prog="bissl-fast report", args=arguments)
 
@@ -34,3 +39,13 @@ def print_results(folder: Path, console: Console) -> None:
         console.print(results_table(results).to_rich())
         say(console, verdict(results))
     say(console, f"Report: {write_report(folder)}")
+
+
+def print_comparison(folder: Path, console: Console) -> None:
+    """The same of a comparison."""
+    report = write_comparison(folder)
+    with suppress(UserError):  # no pretext seed finished yet, which the report tells
+        compared = read_comparison(folder)
+        console.print(comparison_table(compared).to_rich())
+        say(console, verdict(compared.over_pretext_seeds))
+    say(console, f"Report: {report}")

@@ -80,7 +80,7 @@ def given_config(arguments: list[str], kind: type[AnyRun], prog: str) -> tuple[A
         return load_config(found.config, kind), rest
     dataset = "textures" if found.dataset is None else found.dataset
     config = preset_config(found.preset or "quick", dataset, "simclr" if found.pretext is None else found.pretext)
-    names = (field.name for field in fields(kind))
+    names = (field.name for field in fields(kind) if hasattr(config, field.name))
     return kind(**{name: getattr(config, name) for name in names}), rest
 
 

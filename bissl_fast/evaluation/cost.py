@@ -43,6 +43,10 @@ class Cost:
         content = {} if content is None else content
         return cls(**{field.name: _number(content.get(field.name)) for field in fields(cls)})
 
+    def told(self) -> dict[str, float]:
+        """As JSON has it: what is known."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
     def words(self) -> tuple[str, ...]:
         """The costs as text, in their order, a dash for what is not known."""
         counts = (_count(self.images), _count(self.passes), _count(self.products))

@@ -6,13 +6,14 @@ from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.arms import BASELINE, listed, reference_of
 from bissl_fast.evaluation.results import Results
-from bissl_fast.evaluation.run_folder import RunFolder
+from bissl_fast.evaluation.run_folder import RunFolder, read_text
 from bissl_fast.evaluation.table import results_table
 from bissl_fast.evaluation.verdict import verdict
 
@@ -49,13 +50,24 @@ def page(run: RunFolder, sections: Sequence[Section]) -> str:
         title, outcome = f"{arms} on {results.dataset}", _outcome(results)
     except UserError as error:
         title, outcome = _without_results(run, error)
-    body = "".join(map(_figure, sections))
+    body = "".join(map(figure, sections))
+    files = f"{settings(run.path / 'config.yaml')}{environment(run)}{_files(run)}"
+    return document(title, outcome, f"{body}<section><h2>Settings and files</h2>\n{files}</section>\n")
+
+
+def document(title: str, outcome: str, body: str) -> str:
+    """The whole HTML document around what is already HTML.
+
+    Args:
+        title: as text.
+        outcome: stands under the title.
+        body: sections below.
+    """
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body><main>\n"
         f"<header><h1>{escape(title)}</h1>{outcome}</header>\n{body}"
-        f"<section><h2>Settings and files</h2>\n{_settings(run)}{_environment(run)}{_files(run)}</section>\n"
         "</main></body></html>\n"
     )
 
@@ -66,7 +78,7 @@ def _without_results(run: RunFolder, error: UserError) -> tuple[str, str]:
         task, images = run.setting("config.yaml", "task"), run.setting("config.yaml", "pretext_dataset")
         done = f"Pretext training of {task} on {images}" if task and images else "Pretext training"
         return done, "<p>The backbone of a pretext task alone, which no downstream task has tested.</p>\n"
-    return f"{_arms(run)}, unfinished run", _missing(f"No result yet: {error}")
+    return f"{_arms(run)}, unfinished run", missing(f"No result yet: {error}")
 
 
 def _arms(run: RunFolder) -> str:
@@ -89,9 +101,10 @@ def _outcome(results: Results) -> str:
     )
 
 
-def _figure(section: Section) -> str:
+def figure(section: Section) -> str:
+    """A section with its figure, or with what is missing."""
     if section.image is None:
-        content = _missing(f"Left out: {section.missing}")
+        content = missing(f"Left out: {section.missing}")
     else:
         source = "data:image/png;base64," + b64encode(section.image).decode()
         content = (
@@ -101,23 +114,26 @@ def _figure(section: Section) -> str:
     return f'<section id="{escape(section.name)}"><h2>{escape(section.title)}</h2>\n{content}</section>\n'
 
 
-def _missing(sentence: str) -> str:
+def missing(sentence: str) -> str:
+    """A sentence about what is not there."""
     return f'<p class="missing">{escape(sentence)}</p>\n'
 
 
-def _settings(run: RunFolder) -> str:
+def settings(path: Path) -> str:
+    """The settings in a file, folded."""
     try:
-        settings = run.text("config.yaml")
+        content = read_text(path)
     except UserError as error:
-        return _missing(f"Left out: {error}")
-    return f"<details><summary>Settings (config.yaml)</summary><pre>{escape(settings)}</pre></details>\n"
+        return missing(f"Left out: {error}")
+    return f"<details><summary>Settings ({path.name})</summary><pre>{escape(content)}</pre></details>\n"
 
 
-def _environment(run: RunFolder) -> str:
+def environment(run: RunFolder) -> str:
+    """Versions and machine of a run, folded."""
     try:
         facts = run.json("environment.json")
     except UserError as error:
-        return _missing(f"Left out: {error}")
+        return missing(f"Left out: {error}")
     rows = "".join(f"<dt>{escape(str(key))}</dt><dd>{escape(_words(value))}</dd>" for key, value in facts.items())
     return f"<details><summary>Environment</summary><dl>{rows}</dl></details>\n"
 

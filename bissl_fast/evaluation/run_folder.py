@@ -155,12 +155,7 @@ class RunFolder:
         Raises:
             UserError: if it is not there or cannot be read.
         """
-        try:
-            return (self.path / name).read_text(encoding="utf-8")
-        except FileNotFoundError:
-            raise UserError(f"{name} has not been written yet.") from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{name} cannot be read: {error}.") from None
+        return read_text(self.path / name, name)
 
     def json(self, name: str) -> Record:
         """Content of a JSON file that holds one object.
@@ -168,13 +163,7 @@ class RunFolder:
         Raises:
             UserError: if it is not there, cannot be read or is not a JSON object.
         """
-        try:
-            content = json.loads(self.text(name))
-        except json.JSONDecodeError as error:
-            raise UserError(f"{name} is not valid JSON ({error}).") from None
-        if not isinstance(content, dict):
-            raise UserError(f"{name} holds a {type(content).__name__} where an object was expected.")
-        return content
+        return read_json(self.path / name, name)
 
     def array_names(self, name: str) -> list[str]:
         """What the arrays of an .npz file are called.
@@ -193,6 +182,41 @@ class RunFolder:
         """
         with _told(name), np.load(self.path / name, allow_pickle=False) as content:
             return tuple(content[key] for key in keys)
+
+
+def read_text(path: Path, name: str = "") -> str:
+    """Content of a text file.
+
+    Args:
+        path: of the file.
+        name: that it is told by; left out: its own.
+
+    Raises:
+        UserError: if it is not there or cannot be read.
+    """
+    name = name or path.name
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{name} has not been written yet.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{name} cannot be read: {error}.") from None
+
+
+def read_json(path: Path, name: str = "") -> Record:
+    """Content of a JSON file that holds one object; arguments as of :func:`read_text`.
+
+    Raises:
+        UserError: if it is not there, cannot be read or is not a JSON object.
+    """
+    name = name or path.name
+    try:
+        content = json.loads(read_text(path, name))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{name} is not valid JSON ({error}).") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{name} holds a {type(content).__name__} where an object was expected.")
+    return content
 
 
 @contextmanager

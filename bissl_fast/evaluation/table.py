@@ -254,13 +254,14 @@ def _quantity(results: Results) -> str:
     return f"Test {results.metrics[0].quantity} (%)"
 
 
-def _seeds(results: Results) -> tuple[str, str]:
+def _seeds(results: Results) -> tuple[str, ...]:
     counts = {arm.title: len(arm.scores[results.metrics[0].key].scores) for arm in results.arms}
     few, many = min(counts.values()), max(counts.values())
     seeds = f"{few}" if few == many else listed([f"{count} ({title})" for title, count in counts.items()])
     spread = "Mean ± sample standard deviation over the seeds."
     return (
         f"{results.dataset}, {results.classes} classes, {results.seeds} seeds per arm: {seeds}.",
+        *(["Each score is the mean over a backbone's fine-tuning seeds."] if results.seeds == "pretext" else []),
         spread if few > 1 else "A single seed has no standard deviation.",
     )
 

@@ -32,7 +32,8 @@ def verdict(results: Results) -> str:
 
 def _of_two(results: Results, metric: Metric, score: Comparison) -> str:
     relation, preposition = _relation(score)
-    closing = f", but {score.untested}" if score.p is None else f" (Welch's t-test, p {p_words(score.p)})"
+    tested = "" if score.p is None else f" ({_test(results)}, p {p_words(score.p)})"
+    closing = tested or f", but {score.untested}"
     opening = f"{results.candidates[0].title} is {relation} {preposition}{_called(results.reference)}"
     scores = f"{score.candidate}{PERCENT} against {score.baseline}{PERCENT} {metric.words}"
     return f"{opening} on {results.dataset}: {scores}{closing}."
@@ -51,9 +52,9 @@ def _tests(results: Results, comparisons: tuple[Comparison, ...]) -> str:
     """How many tests stand behind the sentence, and why the others were not made."""
     tested = [score for score in comparisons if score.p is not None]
     correction = " with Holm's correction" if len(tested) > 1 else ""
-    parts = [f"{len(comparisons)} comparisons, {len(tested) or 'none'} tested (Welch's t-test{correction})"]
+    parts = [f"{len(comparisons)} comparisons, {len(tested) or 'none'} tested ({_test(results)}{correction})"]
     if len(tested) == len(comparisons):
-        parts = [f"{len(tested)} comparisons (Welch's t-test{correction})"]
+        parts = [f"{len(tested)} comparisons ({_test(results)}{correction})"]
     for reason in dict.fromkeys(score.untested for score in comparisons if score.untested):
         arms = [
             arm.title for arm, score in zip(results.candidates, comparisons, strict=True) if score.untested == reason
@@ -75,3 +76,8 @@ def _relation(score: Comparison) -> tuple[str, str]:
 
 def _called(arm: ArmResult) -> str:
     return "fine-tuning only" if arm.name == BASELINE else arm.title
+
+
+def _test(results: Results) -> str:
+    """The test, and which seeds it is over where these are not the usual ones."""
+    return "Welch's t-test" + ("" if results.seeds == "fine-tuning" else f" over {results.seeds} seeds")

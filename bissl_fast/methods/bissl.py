@@ -349,24 +349,19 @@ class BiSSL:
         return pretext + downstream + Cost(products=products)
 
     def within(self, run: Run, images: int) -> "BiSSL":
-        """Alternations and pretext warm-up in the proportion that they have, the warm-up filling what is left over.
+        """As many alternations as so many images allow after the pretext warm-up, which stays: others share it.
 
         Raises:
-            UserError: if an alternation does not fit, or leaves no room for a step of the warm-up.
+            UserError: if they do not allow one.
         """
-        settings, whole = self.settings, self.cost(run).images
         warmup = self._warmup_steps(run) * self.pretext.settings.batch_size
-        alternation = (whole - warmup) // settings.alternations
-        least = self.pretext.settings.batch_size if warmup else 0
-        if alternation + least > images:
+        alternation = (self.cost(run).images - warmup) // self.settings.alternations
+        if warmup + alternation > images:
             raise UserError(
-                f"bissl: one alternation and a step of its warm-up take passes of {alternation + least:,} images "
-                f"(--bissl.lower-steps, --bissl.upper-steps and the batch sizes), and the budget is {images:,}: raise "
-                "--budget, or lower one of these."
+                f"bissl: the pretext warm-up and one alternation take passes of {warmup + alternation:,} images, and "
+                f"the budget is {images:,}: raise it, or lower --pretrain.epochs or --bissl.lower-steps."
             )
-        count = max(1, min(images * settings.alternations // whole, (images - least) // alternation))
-        pretext = self.pretext.lasting(run, images - count * alternation) if warmup else self.pretext
-        return replace(self, pretext=pretext, settings=replace(settings, alternations=count))
+        return replace(self, settings=replace(self.settings, alternations=(images - warmup) // alternation))
 
     def backbone(self, run: Run) -> StageOutput:
         """All stages; the last holds θ_P, and θ_D and φ_D beside it."""

@@ -1,7 +1,6 @@
 """The settings of one run of `bissl-fast train` or `bissl-fast pretrain`, and their file."""
 
 import contextlib
-import math
 import types
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
@@ -13,9 +12,12 @@ import yaml
 from bissl_fast.data.views.parameters import ViewSettings
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.protocols import ProtocolName
+from bissl_fast.methods.abrl import ABRLSettings
 from bissl_fast.methods.bilevel import BilevelSettings
 from bissl_fast.methods.bissl import BiSSLSettings
 from bissl_fast.methods.checks import require
+from bissl_fast.methods.fussl import FUSSLSettings
+from bissl_fast.methods.gessl import GeSSLSettings
 from bissl_fast.methods.settings import VIEWS, AnyRun, RunSettings
 from bissl_fast.methods.stages.downstream import FineTuneSettings
 from bissl_fast.methods.stages.head import HeadSettings
@@ -26,7 +28,7 @@ from bissl_fast.pretext import TASKS, PretextTask, SimCLR
 CONFIG_VERSION = 5
 """Raised when a config.yaml of before would mean something else."""
 
-MethodName = Literal["bissl", "baseline"]
+MethodName = Literal["bissl", "baseline", "gessl", "fussl", "abrl"]
 METHODS: tuple[MethodName, ...] = get_args(MethodName)
 """What ``--methods`` takes."""
 
@@ -72,6 +74,9 @@ class TrainConfig(PretextConfig):
         head: warm-up of the downstream head.
         bissl: Algorithm 1.
         bilevel: second-order products and solver.
+        gessl: Algorithm 1 of GeSSL, whose backbone is fine-tuned as the baseline's.
+        fussl: its two phases.
+        abrl: Algorithm 1 of ABRL, whose encoder is fine-tuned as the baseline's.
         upper: SGD of the head's warm-up and of BiSSL's upper level (Table 3).
         finetune: all arms' fine-tuning.
         finetune_bissl: SGD of fine-tuning after BiSSL (Table 4).
@@ -84,6 +89,9 @@ class TrainConfig(PretextConfig):
     head: HeadSettings = HeadSettings()
     bissl: BiSSLSettings = BiSSLSettings()
     bilevel: BilevelSettings = BilevelSettings()
+    gessl: GeSSLSettings = GeSSLSettings()
+    fussl: FUSSLSettings = FUSSLSettings()
+    abrl: ABRLSettings = ABRLSettings()
     upper: SGDSettings = field(default_factory=lambda: SGDSettings(0.015, 0.0075))
     finetune: FineTuneSettings = FineTuneSettings()
     finetune_bissl: SGDSettings = field(default_factory=lambda: SGDSettings(0.005, 0.00003))
@@ -95,10 +103,32 @@ class TrainConfig(PretextConfig):
         require(once, "methods", ",".join(self.methods) or "none", f"one or more of {', '.join(METHODS)}, each once")
         twice = len(self.protocols) != len(set(self.protocols))
         require(not twice, "protocols", ",".join(self.protocols), "names of protocols, each once")
-        require(self.budget is None or 0 < self.budget < math.inf, "budget", self.budget, "a positive number of epochs")
+        require(self.budget is None or self.budget > 0, "budget", self.budget, "a positive number of epochs")
         count, stored = self.bilevel.batches_at_once, self.bissl.stored_batches
         wanted = f"a divisor of --bissl.stored-batches, which is {stored}"
         require(stored % count == 0, "bilevel.batches-at-once", count, wanted)
+
+
+@dataclass(frozen=True)
+class ComparisonConfig(TrainConfig):
+    """Everything that `bissl-fast compare` does is determined by this, and with a study's name `bissl-fast ablate`.
+
+    Attributes:
+        seeds: how many whole runs each arm has, from pretext training on: of --seed and the numbers after it.
+        keep_schedules: arms run as configured, whatever they cost, and those over the budget are marked.
+    """
+
+    seeds: int = 3
+    keep_schedules: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.seeds >= 1, "seeds", self.seeds, "at least 1")
+
+    def of_run(self, folder: str, seed: int, **changes: Any) -> TrainConfig:
+        """The config of one of its runs, below its own folder."""
+        settings = {field.name: getattr(self, field.name) for field in fields(TrainConfig)}
+        return TrainConfig(**{**settings, "output": self.run_folder, "name": folder, "seed": seed, **changes})
 
 
 def save_config(config: PretextConfig) -> str:
@@ -134,11 +164,22 @@ def load_config(path: Path, kind: type[AnyRun]) -> AnyRun:
             f"{path} has config version {version}, this bissl-fast reads version {CONFIG_VERSION}; "
             "write its settings anew with `bissl-fast train --help` at hand (CHANGELOG.md says what has been renamed)."
         )
-    whole = TrainConfig if "methods" in values else PretextConfig
-    config = _build(whole, values, path, "")
+    config = _build(_kind_of(values, kind), values, path, "")
+    if isinstance(config, ComparisonConfig) and kind is not ComparisonConfig:
+        raise UserError(
+            f"{path} is of `bissl-fast compare` or `ablate`, which have many runs: give the config.yaml of one of "
+            "them, in a folder beside it."
+        )
     if not isinstance(config, kind):
         raise UserError(f"{path} is of `bissl-fast pretrain`, which trains no downstream task.")
     return config
+
+
+def _kind_of(values: Mapping[str, Any], wanted: type[RunSettings]) -> type[PretextConfig]:
+    """What a file's settings make; those of a run also a comparison of such runs, where that is wanted."""
+    if "methods" not in values:
+        return PretextConfig
+    return ComparisonConfig if "seeds" in values or wanted is ComparisonConfig else TrainConfig
 
 
 def _plain(value: Any) -> Any:

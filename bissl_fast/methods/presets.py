@@ -1,13 +1,17 @@
 """Named defaults: what the paper says, what its released code does, and what 2 CPU cores can do."""
 
+import math
 from dataclasses import replace
 
 from bissl_fast.data.views.parameters import ViewSettings
 from bissl_fast.data.views.presets import official_eval_view, official_finetune_view, official_views
 from bissl_fast.evaluation.features import StatisticsSettings
+from bissl_fast.methods.abrl import ABRLSettings
 from bissl_fast.methods.bissl import BiSSLSettings
 from bissl_fast.methods.checks import require
 from bissl_fast.methods.config import TrainConfig
+from bissl_fast.methods.fussl import FUSSLSettings
+from bissl_fast.methods.gessl import GeSSLSettings
 from bissl_fast.methods.settings import ImageSettings, Preset
 from bissl_fast.methods.stages.downstream import FineTuneSettings
 from bissl_fast.methods.stages.head import HeadSettings
@@ -141,7 +145,15 @@ def _with_task(config: TrainConfig, task: PretextTask, optimizer: OptimizerSetti
         images=images,
         pretrain=replace(config.pretrain, optimizer=optimizer, learning_rate=rate),
         bissl=replace(config.bissl, learning_rate=rate),
+        gessl=_with_batches_of(task, config.gessl),
     )
+
+
+def _with_batches_of(task: PretextTask, gessl: GeSSLSettings) -> GeSSLSettings:
+    """GeSSL's tasks with as many images as the pretext task asks for, and no more of these in an outer step."""
+    multiple = task.needs.batch_multiple
+    images = multiple * math.ceil(gessl.batch_size / multiple)
+    return replace(gessl, batch_size=images, tasks=max(1, gessl.images // images))
 
 
 def _paper(dataset: str) -> TrainConfig:
@@ -223,9 +235,12 @@ def _quick(dataset: str) -> TrainConfig:
             learning_rate=1.2,
             warmup_steps=6,
         ),
+        fussl=FUSSLSettings(first_epochs=1.5, second_epochs=0.75, recipe="pretext"),
+        abrl=ABRLSettings(epochs=5, batch_size=32, inner_rate=0.1, compare_every=12),
         upper=sgd,
         finetune=FineTuneSettings(epochs=12, batch_size=64, seeds=3),
         finetune_bissl=sgd,
         finetune_baseline=sgd,
+        gessl=GeSSLSettings(tasks=4, target_steps=5, steps=30, check_every=10),
         statistics=StatisticsSettings("average", batches=8),
     )

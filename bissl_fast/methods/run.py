@@ -25,6 +25,8 @@ from bissl_fast.training.precision import apply_precision, find_device
 from bissl_fast.training.stage import StageOutput, run_stage
 from bissl_fast.training.tracking import say
 
+Watch = Callable[[Mapping[str, Any]], str]
+
 
 class Run:
     """Folder, seed, device, precision and data of a run, its networks, and its stages.
@@ -95,9 +97,9 @@ class Run:
 
         return run_stage(self.folder / name, {**shared, **settings}, inputs, recorded, outputs, self.console)
 
-    def loop(self, task: Task, folder: Path) -> None:
-        """Take a task to its last step, in a stage's folder."""
-        run_loop(task, folder, self.device, self.seed(folder.name), self.settings.loop, self.console, alarm)
+    def loop(self, task: Task, folder: Path, watch: Watch = alarm) -> None:
+        """Take a task to its last step, in a stage's folder; ``watch`` has a sentence for logged values, or none."""
+        run_loop(task, folder, self.device, self.seed(folder.name), self.settings.loop, self.console, watch)
 
     def seed(self, purpose: str) -> int:
         """A seed for one purpose of the run."""
@@ -127,10 +129,13 @@ class Run:
             learner.load_state_dict(load_weights(start.folder / "weights.safetensors"))
         return learner
 
-    def downstream_network(self, backbone: StageOutput, head: nn.Module) -> Network:
-        """A backbone that a stage has left, with a head."""
+    def downstream_network(self, backbone: StageOutput | None, head: nn.Module) -> Network:
+        """A backbone that a stage has left, or with the first weights of the run, with a head."""
         network = Network(self.backbone(), head)
-        network.backbone.load_state_dict(load_weights(backbone.folder / "weights.safetensors", "backbone."))
+        if backbone is not None:
+            network.backbone.load_state_dict(load_weights(backbone.folder / "weights.safetensors", "backbone."))
+        elif self.weights is not None:
+            self.weights.load_into(network.backbone)
         return place(network, self.device)
 
     def _start(self) -> BackboneWeights | None:

@@ -8,11 +8,16 @@ from typing import Any, Protocol
 
 from rich.console import Console
 
+from bissl_fast.errors import UserError
 from bissl_fast.evaluation import protocols
+from bissl_fast.evaluation.plan import is_comparison
+from bissl_fast.methods.abrl import ABRL
 from bissl_fast.methods.baseline import Baseline
 from bissl_fast.methods.bissl import BiSSL
 from bissl_fast.methods.config import MethodName, PretextConfig, TrainConfig, save_config
 from bissl_fast.methods.cost import Cost
+from bissl_fast.methods.fussl import FUSSL
+from bissl_fast.methods.gessl import GeSSL
 from bissl_fast.methods.run import Run
 from bissl_fast.methods.stages.downstream import Downstream
 from bissl_fast.methods.stages.finetune import finetune
@@ -55,6 +60,9 @@ def methods_of(config: TrainConfig) -> dict[str, tuple[Method, SGDSettings]]:
     known: dict[MethodName, tuple[Method, SGDSettings]] = {
         "bissl": (bissl, config.finetune_bissl),
         "baseline": (baseline, config.finetune_baseline),
+        "gessl": (GeSSL(config.gessl, config.bilevel, pretext), config.finetune_baseline),
+        "fussl": (FUSSL(config.fussl, pretext), config.finetune_baseline),
+        "abrl": (ABRL(config.abrl, pretext, downstream), config.finetune_baseline),
     }
     return {name: known[name] for name in config.methods}
 
@@ -66,6 +74,10 @@ class Training:
         config: the run's settings.
         console: terminal.
 
+    Attributes:
+        arms: by name, each ready to run, with the SGD that its backbone is fine-tuned by.
+        configured: what each would cost as its settings are, without a budget.
+
     Raises:
         UserError: for settings, data or folders that cannot be used.
     """
@@ -75,16 +87,14 @@ class Training:
         self.arms = methods_of(config)
         self.context = Run(config, config.views, console)
         self.context.data.load_both()
-        if (images := self.budget(config.budget)) is not None:
+        self.configured = {name: method.cost(self.context) for name, (method, _) in self.arms.items()}
+        if config.budget is not None:
+            images = round(config.budget * len(self.context.data.unlabelled))
             self.arms = {name: (method.within(self.context, images), sgd) for name, (method, sgd) in self.arms.items()}
         self.arms = {name: (method.prepare(self.context), sgd) for name, (method, sgd) in self.arms.items()}
         self.stages: dict[str, list[str]] = {}
         for protocol in config.protocols:
             protocols.require(protocol, self.context.data.splits)
-
-    def budget(self, model_epochs: float | None) -> int | None:
-        """As many images as so many epochs of the unlabelled set have."""
-        return None if model_epochs is None else round(model_epochs * len(self.context.data.unlabelled))
 
     def run(self) -> Path:
         """All stages; returns the run's folder, which then holds ``results.json``."""
@@ -141,10 +151,17 @@ def describe(run: Run, config: PretextConfig) -> None:
     write_json(run.folder / "environment.json", run.environment)
 
 
+def require_no_comparison(folder: Path) -> None:
+    """Raises UserError: where a comparison has its folder."""
+    if is_comparison(folder):
+        raise UserError(f"{folder} holds a comparison of `bissl-fast compare`: choose another --name for the run.")
+
+
 def train(config: TrainConfig, console: Console) -> Path:
     """Run or resume everything that a config stands for; returns the run's folder."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorBoard's writer may pull in a talkative TensorFlow
     with memory_told():
+        require_no_comparison(config.run_folder)
         training = Training(config, console)
         make_folder(training.context.folder)
         with exclusive(training.context.folder):

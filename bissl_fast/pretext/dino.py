@@ -149,6 +149,11 @@ class DINO(PretextTask):
         found: torch.Tensor = output[1]
         return found
 
+    def log_prototypes(self, output: Output) -> torch.Tensor:
+        """Of the trained network: log softmax of the scores over τ_s, not centred (Eq. 1)."""
+        scores: torch.Tensor = output[0]
+        return (scores / self.temperature).log_softmax(1)
+
     def hold(self, head: nn.Module, step: int) -> None:
         assert isinstance(head, DINOHead)
         if step < self.freeze_last_layer:

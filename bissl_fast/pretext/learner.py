@@ -70,9 +70,22 @@ class Learner:
 
     def loss(self, views: Views) -> torch.Tensor:
         """L^P of one batch; batch-norm statistics are a view's own."""
+        return self.task.loss(*self._pass(views))
+
+    @torch.no_grad()
+    def observe(self, views: Views) -> None:
+        """A step's pass without its loss: buffers move; :meth:`advance` and :meth:`diagnostics` are of this batch."""
+        self._pass(views)
+
+    def _pass(self, views: Views) -> tuple[Sequence[Output], Constants]:
         seen, constants = self.see(views)
         with self.forward():
             outputs = forward_each(self.network, seen)
+        self._last = outputs, constants
+        return outputs, constants
+
+    def compare(self, outputs: Sequence[Output], constants: Constants) -> torch.Tensor:
+        """L^P of the outputs for what :meth:`see` gave, wherever they were made."""
         self._last = outputs, constants
         return self.task.loss(outputs, constants)
 

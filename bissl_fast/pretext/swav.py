@@ -117,6 +117,11 @@ class SwAV(PretextTask):
             logs = logs.log_softmax(0).log_softmax(1)  # as in the released code, the images have the last word
         return logs.exp()
 
+    def log_prototypes(self, output: Output) -> torch.Tensor:
+        """The prediction, log softmax of the scores over τ (Eq. 2)."""
+        scores: torch.Tensor = output[1]
+        return (scores / self.temperature).log_softmax(1)
+
     def begin_step(self, head: nn.Module) -> None:
         """Prototypes get norm 1."""
         assert isinstance(head, PrototypeHead)

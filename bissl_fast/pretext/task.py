@@ -70,15 +70,15 @@ class PretextTask:
         """What it gets from the learner."""
         return Needs()
 
-    def require_batch(self, images: int) -> None:
-        """Raises UserError: if batches of so many images cannot be trained on."""
+    def require_batch(self, images: int, setting: str = "pretrain.batch-size") -> None:
+        """Raises UserError: if batches of so many images, which a setting asks for, cannot be trained on."""
         needs = self.needs
         multiple, queue, keys = needs.batch_multiple, needs.queue[0], images * len(needs.target)
         if images % multiple:
             expected = f"a multiple of {multiple}, as --pretext {self.name} is set"
-            raise UserError(f"--pretrain.batch-size must be {expected}, found {images}.")
+            raise UserError(f"--{setting} must be {expected}, found {images}.")
         if 0 < queue < keys:
-            expected = f"hold the {keys} keys of a step of --pretrain.batch-size {images}"
+            expected = f"hold the {keys} keys of a step of --{setting} {images}"
             raise UserError(f"--pretext.queue must {expected}, found {queue}.")
 
     def views(self, size: int) -> tuple[ViewSettings, ...]:
@@ -115,6 +115,10 @@ class PretextTask:
         """What must not collapse, (B, D): of an output, that which is compared with other views."""
         found: torch.Tensor = output[0] if isinstance(output, tuple) else output
         return found
+
+    def log_prototypes(self, output: Output) -> torch.Tensor | None:
+        """Of an output, log π over the task's own prototypes (B, K); ``None``: it has none."""
+        return None
 
     def begin_step(self, head: nn.Module) -> None:
         """Before a step's forward pass, without gradient: puts weights where the paper wants them."""

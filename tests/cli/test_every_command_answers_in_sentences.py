@@ -8,17 +8,17 @@ import yaml
 
 from bissl_fast.cli import main
 from bissl_fast.cli.train import parse_config
-from bissl_fast.methods.config import save_config
+from bissl_fast.methods.config import METHODS, save_config
 from bissl_fast.methods.presets import preset_config
 from bissl_fast.version import __version__
+
+COMMANDS = ("train", "compare", "ablate", "pretrain", "embed", "evaluate", "data", "bench", "report", "doctor")
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     output = capsys.readouterr().out
-    assert all(
-        f"  {command} " in output for command in ("train", "embed", "evaluate", "data", "bench", "report", "doctor")
-    )
+    assert all(f"  {command} " in output for command in COMMANDS)
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.strip() == __version__
 
@@ -47,8 +47,16 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         (["pretrain", "--pretext", "wmse", "--pretrain.batch-size", "96"], "must be a multiple of 64, as --pretext wm"),
         (["train", "--pretext", "dino", "--images.local-size", "4"], "--images.local-size must be between 8 and 4096"),
         (["train", "--pretext", "swav", "--pretext.prototypes", "1"], "--pretext.prototypes must be at least 2"),
-        (["train", "--methods", "bissl,bissl"], "--methods must be one or more of bissl, baseline, each once"),
-        (["train", "--methods", "bissl", "bissl"], "--methods must be one or more of bissl, baseline, each once"),
+        (["compare", "--methods", "bissl"], "compare needs two or more --methods, found bissl alone"),
+        (["compare", "--seeds", "0"], "--seeds must be at least 1, found 0"),
+        (["compare", "--budget", "-1"], "--budget must be a positive number of epochs, found -1.0"),
+        (["compare", "--budget", "nan"], "--budget must be finite and a positive number of epochs, found nan"),
+        (["compare", "--dataset", "nothing"], "There is no data set 'nothing'"),
+        (["compare", "--config", "nowhere.yaml"], "nowhere.yaml cannot be read"),
+        (["ablate", "everything"], "there is no study 'everything'; `bissl-fast ablate --list` tells bissl-solver,"),
+        (["ablate", "bissl-solver", "--dataset", "nothing"], "There is no data set 'nothing'"),
+        (["train", "--methods", "bissl,bissl"], f"--methods must be one or more of {', '.join(METHODS)}, each once"),
+        (["train", "--methods", "bissl", "bissl"], f"--methods must be one or more of {', '.join(METHODS)}, each once"),
         (["pretrain", "--config", "nowhere.yaml"], "nowhere.yaml cannot be read"),
         (["pretrain", "--pretrain.epochs", "0"], "--pretrain.epochs 0 leaves a random backbone"),
         (["train", "--preset", "fast"], "--preset must be paper, official or quick, found 'fast'"),

@@ -1,10 +1,11 @@
 """Conventional pretext training: minimise L^P over backbone and head (BiSSL, section 4.2.1)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.nn.utils import clip_grad_norm_
 
 from bissl_fast.data.pipelines.loader import Loader
@@ -61,34 +62,49 @@ class PretrainTask:
         settings: schedule and optimiser.
         steps: how many steps the stage has.
         warmup: how many of them are warm-up.
+        rate: the learning rate of a step, where it is not the settings' schedule.
     """
 
-    def __init__(self, learner: Learner, loader: Loader, settings: PretrainSettings, steps: int, warmup: int) -> None:
+    def __init__(
+        self,
+        learner: Learner,
+        loader: Loader,
+        settings: PretrainSettings,
+        steps: int,
+        warmup: int,
+        rate: Callable[[int], float] | None = None,
+    ) -> None:
         self.learner, self.loader, self.settings = learner, loader, settings
         self.steps, self.images_per_step, self.log_every = steps, settings.batch_size, max(1, min(50, steps // 50))
-        self._warmup = warmup
+        self._peak = peak = settings.optimizer.peak(settings.learning_rate, settings.batch_size)
+        self._rate = rate or (lambda index: warmup_cosine(index, steps, peak, warmup, settings.final_share))
         self._optimizer = build_optimizer(
             settings.optimizer, learner.network.named_parameters(), learner.task.constant_rate()
         )
 
     def step(self, index: int) -> Values:
-        settings, learner = self.settings, self.learner
-        optimizer = settings.optimizer
-        peak = optimizer.peak(settings.learning_rate, settings.batch_size)
-        rate = warmup_cosine(index, self.steps, peak, self._warmup, settings.final_share)
-        set_rate(self._optimizer, rate, peak, optimizer.decay_at(index / self.steps))
-        learner.network.train()
-        self._optimizer.zero_grad(set_to_none=True)
-        learner.begin_step()
-        loss = learner.loss(self.loader.load(index).views)
+        self.begin(index)
+        loss = self.learner.loss(self.loader.load(index).views)
         loss.backward()  # type: ignore[no-untyped-call]
+        return self.end(index, loss)
+
+    def begin(self, index: int) -> None:
+        """What comes before a step's forward pass."""
+        set_rate(self._optimizer, self._rate(index), self._peak, self.settings.optimizer.decay_at(index / self.steps))
+        self.learner.network.train()
+        self._optimizer.zero_grad(set_to_none=True)
+        self.learner.begin_step()
+
+    def end(self, index: int, loss: torch.Tensor) -> Values:
+        """What comes after a step's backward pass."""
+        learner, clip = self.learner, self.settings.optimizer.clip
         learner.hold(index)
-        if optimizer.clip is not None:
-            clip_grad_norm_(learner.network.parameters(), optimizer.clip)
+        if clip is not None:
+            clip_grad_norm_(learner.network.parameters(), clip)
         self._optimizer.step()
         learner.advance(index / self.steps)
         logged = (index + 1) % self.log_every == 0 or index + 1 == self.steps
-        return {"loss": loss.detach(), "lr": rate, **(learner.diagnostics() if logged else {})}
+        return {"loss": loss.detach(), "lr": self._rate(index), **(learner.diagnostics() if logged else {})}
 
     def state(self) -> dict[str, Any]:
         return {"learner": self.learner.state_dict(), "optimizer": self._optimizer.state_dict()}

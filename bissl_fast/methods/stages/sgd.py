@@ -6,7 +6,7 @@ import torch
 
 from bissl_fast.methods.checks import require
 
-_SGD = "(upper, finetune-bissl or finetune-baseline)"
+_SGD = "(upper, gessl.outer, abrl.outer, finetune-bissl or finetune-baseline)"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,123 @@
+"""The report of a comparison: `report.html`, complete in itself, `compare.json`, `table.md` and a figure."""
+
+from __future__ import annotations
+
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+import numpy as np
+from matplotlib.ticker import MaxNLocator
+
+from bissl_fast.errors import UserError
+from bissl_fast.evaluation.comparison import Compared, comparison_table, read_comparison
+from bissl_fast.evaluation.drawing import INK, MUTED, RULE, blank, looks, png, style
+from bissl_fast.evaluation.page import Section, document, environment, figure, missing, settings
+from bissl_fast.evaluation.plan import Plan, read_plan
+from bissl_fast.evaluation.run_folder import RunFolder
+from bissl_fast.evaluation.verdict import verdict
+from bissl_fast.training.files import make_folder, write_atomic, write_json
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+CAPTION = (
+    "Test score of every arm. Large dots: one pretext seed each, the mean over its fine-tuning seeds, which are the "
+    "small dots beside it. Bars: mean and one standard deviation of the large dots, which the tests are about. Where "
+    "large dots scatter more than the small ones around each, one pre-training does not speak for its method."
+)
+
+
+def write_comparison(folder: Path) -> Path:
+    """Write `report.html`, `compare.json`, `table.md` and `figures/scores.png` from what a comparison has so far.
+
+    Args:
+        folder: of `bissl-fast compare` or `bissl-fast ablate`, finished or not.
+
+    Returns:
+        The path of `report.html`.
+
+    Raises:
+        UserError: if `folder` holds no comparison or cannot be written to.
+
+    Example:
+        >>> write_comparison(Path("runs/compare-textures-quick-0"))  # doctest: +SKIP
+        PosixPath('runs/compare-textures-quick-0/report.html')
+    """
+    plan = read_plan(folder)
+    try:
+        compared = read_comparison(folder)
+    except UserError as error:
+        content = missing(f"No result yet: {error}")
+    else:
+        image = png(scores(compared))
+        make_folder(folder / "figures")
+        write_atomic(folder / "figures" / "scores.png", image)
+        write_json(folder / "compare.json", compared.to_json())
+        sentence, table = verdict(compared.over_pretext_seeds), comparison_table(compared)
+        write_atomic(folder / "table.md", f"{table.to_markdown()}\n{sentence}\n".encode())
+        content = f'<p class="lead">{escape(sentence)}</p>\n{_progress(compared)}'
+        content += f'<div class="wide">{table.to_html()}</div>\n'
+        content += figure(Section("scores", "Scores of all seeds", CAPTION, image))
+    report = folder / "report.html"
+    write_atomic(report, document(_title(plan), content, _rest(folder, plan)).encode())
+    return report
+
+
+def scores(compared: Compared) -> Figure:
+    """The test scores of every arm on one axis: pretext seeds, fine-tuning seeds, mean and standard deviation."""
+    over = compared.over_pretext_seeds
+    metric = over.metrics[0]
+    drawn = looks({arm.name: arm.title for arm in over.arms})
+    canvas = blank(1.1 + 0.45 * len(over.arms))
+    axes = canvas.subplots()
+    style(axes, f"test {metric.words} (%)", "")
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8))
+    axes.grid(axis="x", color=RULE, linewidth=0.8)
+    axes.grid(visible=False, axis="y")
+    for place, arm in enumerate(over.arms):
+        colour, mean = drawn[arm.name].colour, arm.scores[metric.key]
+        seeds = len(mean.scores)
+        for at, result in zip(place + 0.5 * _spaced(seeds), compared.of(arm.name), strict=True):
+            fine = result.scores[metric.key]
+            if len(fine.scores) > 1:
+                axes.scatter(fine.scores, [at] * len(fine.scores), s=9, color=colour, alpha=0.35, linewidths=0)
+            axes.scatter([fine.mean], [at], s=42, color=colour, alpha=0.9, linewidths=0)
+        axes.errorbar(mean.mean, place, xerr=mean.std, color=INK, marker="|", markersize=16, capsize=4, linewidth=1.4)
+    axes.set_yticks(range(len(over.arms)), [drawn[arm.name].title for arm in over.arms])
+    axes.invert_yaxis()
+    axes.axvline(over.reference.scores[metric.key].mean, color=MUTED, linewidth=0.8, linestyle=":", zorder=0)
+    return canvas
+
+
+def _spaced(count: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """Places of so many dots around 0, within ±0.5."""
+    return (np.arange(count) - (count - 1) / 2) / max(count, 3)
+
+
+def _title(plan: Plan) -> str:
+    what = "Methods compared" if plan.subject == "methods" else plan.subject
+    return f"{what} on {plan.dataset}"
+
+
+def _progress(compared: Compared) -> str:
+    """A sentence where pretext seeds are still to come."""
+    done, planned = len(compared.by_seed), len(compared.plan.seeds)
+    return "" if done == planned else missing(f"Unfinished: {done} of {planned} pretext seeds have run.")
+
+
+def _rest(folder: Path, plan: Plan) -> str:
+    """What the arms may cost, settings, and where everything lies."""
+    runs = dict.fromkeys(run for row in plan.rows for run in row.runs.values())
+    reports = (f"{run}/report.html" for run in runs)
+    names = [name for name in ("compare.json", "plan.json", *reports) if (folder / name).is_file()]
+    links = " · ".join(f'<a href="{escape(quote(name))}">{escape(name)}</a>' for name in names)
+    first = next((run for run in runs if (folder / run / "environment.json").is_file()), None)
+    told = "" if first is None else environment(RunFolder(folder / first))
+    said = " ".join(plan.sentences())
+    return (
+        f'<section><h2>Budget</h2>\n<p>{escape(said)}</p><div class="wide">{plan.grid().to_html()}</div></section>\n'
+        f"<section><h2>Settings and files</h2>\n{settings(folder / 'config.yaml')}{told}"
+        f"<details><summary>Runs and raw files</summary><p>{links}</p></details></section>\n"
+    )

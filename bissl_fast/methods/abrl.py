@@ -1,0 +1,445 @@
+"""ABRL: an encoder trained by what its head, trained on its features, makes of other images (Eq. 1, Algorithm 1)."""
+
+from bisect import bisect_right
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from bissl_fast.bilevel import ParameterVector, frozen_buffers
+from bissl_fast.bilevel.head_hypergradient import BIAS, Estimator, HeadHypergradient, InnerProblem
+from bissl_fast.data.pipelines.loader import Batch, Loader
+from bissl_fast.errors import UserError
+from bissl_fast.evaluation.metrics import Evaluation
+from bissl_fast.methods.checks import require
+from bissl_fast.methods.cost import Cost, steps_cost
+from bissl_fast.methods.run import Run
+from bissl_fast.methods.stages.downstream import Downstream
+from bissl_fast.methods.stages.halves import Halves
+from bissl_fast.methods.stages.pretrain import Pretext
+from bissl_fast.methods.stages.sgd import SGDSettings
+from bissl_fast.models import Network
+from bissl_fast.ops.krylov import dot, norm
+from bissl_fast.pretext.collapse import diagnose
+from bissl_fast.training.covariance import (
+    Normalisation,
+    RunningCovariance,
+    covariance,
+    identity_distance,
+    least_distance,
+)
+from bissl_fast.training.files import save_weights
+from bissl_fast.training.loop import Values
+from bissl_fast.training.precision import Forward
+from bissl_fast.training.schedules import set_learning_rate, warmup_cosine
+from bissl_fast.training.stage import StageOutput
+from bissl_fast.training.supervised import DownstreamLoss, downstream_loss
+
+Variant = Literal["full", "no-penalty", "no-implicit", "single-level"]
+
+
+@dataclass(frozen=True)
+class ABRLSettings:
+    """Algorithm 1's inputs, with the paper's symbols in brackets; docs/abrl.md says which of them it leaves open.
+
+    Attributes:
+        variant: of its Table 2. `no-penalty`: λ = 0; `no-implicit`: the head's answer to the encoder is left out of the
+            gradient; `single-level`: encoder and head together on the mean loss of both batches, plus the penalty.
+        hypergradient: how the head's answer is differentiated. `ift`: damped implicit function theorem; `unrolled`:
+            exact for the K steps; `neumann`: K terms of a series; `proximal`: as if the head minimised its loss near
+            where it began; `converged`: the head is solved, with a ridge, and then differentiated exactly.
+        epochs: of the training images that the head is trained on, one batch of them per outer step [E].
+        steps: outer steps; left out: as the epochs have.
+        batch_size: images of a training batch, and of a validation batch.
+        inner_steps: per outer step [K].
+        inner_rate: of the head's plain gradient steps [α].
+        outer: SGD of the encoder [β]; of `single-level` also of the head.
+        penalty: weight of the distance of the features' covariance from the identity [λ].
+        normalisation: of that covariance, by N − 1 (`sample`) or by N (`population`) images.
+        running_covariance: share that it keeps of the batches before; 0: each batch has its own.
+        damping: of `ift`, added to the Hessian of the head's loss.
+        solver_iterations: conjugate gradients of `ift` and `proximal`, on features.
+        ridge: of `converged`, weight ρ of ½‖φ‖² [ρ].
+        validation_share: of the training split, class by class, that the encoder's loss is taken on.
+        start: of the encoder: `pretext`, the pretext warm-up, or `weights`, what that starts from.
+        keep: the encoder of the `best` epoch on the data set's own validation split, or of the `last`.
+        compare_every: so many outer steps the hypergradient is compared with the unrolled one; 0: never.
+    """
+
+    variant: Variant = "full"
+    hypergradient: Estimator = "ift"
+    epochs: float = 100
+    steps: int | None = None
+    batch_size: int = 128
+    inner_steps: int = 5
+    inner_rate: float = 1e-3
+    outer: SGDSettings = SGDSettings(0.01, 1e-4)
+    penalty: float = 1e-3
+    normalisation: Normalisation = "sample"
+    running_covariance: float = 0.0
+    damping: float = 1.0
+    solver_iterations: int = 10
+    ridge: float = 0.01
+    validation_share: float = 0.2
+    start: Literal["pretext", "weights"] = "pretext"
+    keep: Literal["best", "last"] = "best"
+    compare_every: int = 50
+
+    def __post_init__(self) -> None:
+        require(self.epochs > 0, "abrl.epochs", self.epochs, "positive")
+        require(self.steps is None or self.steps >= 1, "abrl.steps", self.steps, "at least 1")
+        require(self.batch_size >= 2, "abrl.batch-size", self.batch_size, "at least 2")
+        require(self.inner_steps >= 1, "abrl.inner-steps (K)", self.inner_steps, "at least 1")
+        require(self.inner_rate > 0, "abrl.inner-rate (α)", self.inner_rate, "positive")
+        require(self.penalty >= 0, "abrl.penalty (λ)", self.penalty, "0 or more")
+        require(0 <= self.running_covariance < 1, "abrl.running-covariance", self.running_covariance, "in [0, 1)")
+        require(self.solver_iterations >= 1, "abrl.solver-iterations", self.solver_iterations, "at least 1")
+        require(0 < self.validation_share < 1, "abrl.validation-share", self.validation_share, "between 0 and 1")
+        require(self.compare_every >= 0, "abrl.compare-every", self.compare_every, "0 or more")
+        regular = "positive: without it the Hessian of a softmax head is singular (a vector added to the weights of "
+        regular += "all classes changes nothing), and there is no implicit gradient"
+        require(self.damping > 0 or self.hypergradient != "ift", "abrl.damping", self.damping, regular)
+        require(self.damping >= 0, "abrl.damping", self.damping, "0 or more")
+        unique = "positive: without it a softmax head has no single minimum to converge to"
+        require(self.ridge > 0 or self.hypergradient != "converged", "abrl.ridge (ρ)", self.ridge, unique)
+        require(self.ridge >= 0, "abrl.ridge (ρ)", self.ridge, "0 or more")
+
+    @property
+    def weight(self) -> float:
+        """λ, as the variant has it."""
+        return 0.0 if self.variant == "no-penalty" else self.penalty
+
+    @property
+    def implicit(self) -> bool:
+        """Whether the hypergradient has an implicit term."""
+        return self.variant in ("full", "no-penalty")
+
+    @property
+    def head(self) -> HeadHypergradient:
+        """The inner loop and its derivative."""
+        return HeadHypergradient(
+            self.hypergradient, self.inner_steps, self.inner_rate, self.damping, self.solver_iterations
+        )
+
+    def comparisons(self, steps: int) -> int:
+        """How many of so many outer steps compare their hypergradient with the unrolled one."""
+        compared = self.implicit and self.hypergradient != "unrolled" and self.compare_every > 0
+        return -(-steps // self.compare_every) if compared else 0
+
+    def cost(self, steps: int) -> Cost:
+        """Of so many outer steps: a pass of the validation batch and, but for `no-implicit`, one of the training batch.
+
+        A comparison is one more pass of the training batch. Products see features alone, and no image.
+        """
+        passes = steps * (1 if self.variant == "no-implicit" else 2) + self.comparisons(steps)
+        return steps_cost(passes, self.batch_size)
+
+
+class ABRLTask:
+    """Algorithm 1. One step is one outer step: K steps of the head, then one of the encoder.
+
+    Batch norms are in train mode throughout. Their running statistics move once per outer step, in the pass of the
+    validation batch, whose loss the encoder's step is on; the training batch's pass leaves them alone.
+
+    Args:
+        network: encoder θ and head φ, trained in place.
+        training: batches that the head is trained on.
+        validation: batches of other images, for the outer loss.
+        choose: evaluates a network on images of neither, by which the epoch is chosen.
+        settings: of the algorithm.
+        steps: length.
+        epoch: steps between two evaluations.
+        forward: precision context of the encoder's passes; the head's are in the parameters' own precision.
+        loss: of scores and targets.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        training: Loader,
+        validation: Loader,
+        choose: Callable[[Network], Evaluation],
+        settings: ABRLSettings,
+        steps: int,
+        epoch: int,
+        forward: Forward,
+        loss: DownstreamLoss = downstream_loss,
+    ) -> None:
+        self.network, self.training, self.validation, self.choose = network, training, validation, choose
+        self.settings, self.forward, self.loss = settings, forward, loss
+        self.steps, self.log_every, self.images_per_step = steps, min(epoch, steps), 2 * settings.batch_size
+        self.best: dict[str, torch.Tensor] = {}
+        self.best_score = -1.0
+        self.theta = ParameterVector(network, "backbone.")  # θ
+        self.phi = ParameterVector(network.head)  # φ
+        weight = self.phi.tensors[0].detach()  # (classes, D)
+        nothing = weight.new_zeros(weight.shape[1], weight.shape[1])
+        self.covariance = RunningCovariance(settings.running_covariance, nothing)
+        trained = network if settings.variant == "single-level" else network.backbone
+        self.optimizer = settings.outer.build(list(trained.parameters()))
+
+    def step(self, index: int) -> Values:
+        """One pass of Algorithm 1's loop; then, at the end of an epoch, the third split."""
+        outer = self.settings.outer
+        set_learning_rate(
+            self.optimizer, warmup_cosine(index, self.steps, outer.learning_rate, floor=outer.final_share)
+        )
+        training, validation = self.training.load(index), self.validation.load(index)
+        self.network.train()
+        self.network.zero_grad(set_to_none=True)
+        if self.settings.variant == "single-level":
+            values = self._joint_gradient(index, training, validation)
+        else:
+            values = self._hypergradient(index, training, validation)
+        self.optimizer.step()
+        values["lr"] = self.optimizer.param_groups[0]["lr"]
+        return values | (self._end_epoch(index + 1) if self._ends_epoch(index) else {})
+
+    def _hypergradient(self, index: int, training: Batch, validation: Batch) -> dict[str, Any]:
+        """Leave dL_outer/dθ in ``.grad`` and φ_K in the head."""
+        settings = self.settings
+        with torch.set_grad_enabled(settings.implicit), frozen_buffers(self.network.backbone):
+            features = self._features(training)
+        ridge = settings.ridge if settings.hypergradient == "converged" else 0.0
+        problem = InnerProblem(self._head_loss(training), features, ridge)
+        path = settings.head.inner_loop(problem, self.phi.values())  # K times φ ← φ − α ∇L_inner
+        self.phi.assign(path[-1])
+        seen = self._features(validation)
+        outer, values = self._outer_loss(index, seen, validation)
+        outer.backward()  # type: ignore[no-untyped-call]  # ∂L_outer/∂θ and v = ∂L_outer/∂φ
+        v = self.phi.flatten([p.grad for p in self.phi.tensors])
+        values |= {"inner_loss": problem.value(path[-1]), "inner_gradient": norm(problem.gradient(path[-1]))}
+        if settings.implicit:
+            found = settings.head.pull_back(problem, path, v)
+            values |= {} if found.residual is None else {"solver_residual": found.residual}
+            term = self._through_encoder(features, found.cotangent)
+            if settings.comparisons(1) and index % settings.compare_every == 0:
+                values |= self._comparison(features, term, path[0], training, (seen.detach(), validation))
+            for parameter, gradient in zip(self.theta.tensors, self.theta.unflatten(term), strict=True):
+                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+        return values | {"head_products": float(problem.products)}
+
+    def _joint_gradient(self, index: int, training: Batch, validation: Batch) -> dict[str, Any]:
+        """Leave the gradient of the mean loss over both batches, plus the penalty, in ``.grad`` of θ and φ."""
+        with frozen_buffers(self.network.backbone):
+            features = self._features(training)
+        inner = self._head_loss(training)(self._phi(), features)
+        loss, values = self._outer_loss(index, self._features(validation), validation, beside=inner)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return values | {"inner_loss": inner.detach()}
+
+    def _outer_loss(
+        self, index: int, features: torch.Tensor, batch: Batch, beside: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, dict[str, Any]]:
+        """Eq. 2 as a mean over images, and what to log; ``beside`` is the mean loss of as many others."""
+        validation = self._head_loss(batch)(self._phi(), features)
+        supervised = validation if beside is None else (validation + beside) / 2
+        spread = self.covariance.update(covariance(features, self.settings.normalisation))
+        penalty = identity_distance(spread)
+        loss = supervised + self.settings.weight * penalty
+        values = {"outer_loss": loss, "outer_loss_downstream": validation, "covariance_distance": penalty}
+        told = {name: value.detach() for name, value in values.items()}
+        return loss, told | (diagnose(features) if self._ends_epoch(index) else {})
+
+    def _comparison(
+        self,
+        features: torch.Tensor,
+        term: torch.Tensor,
+        start: torch.Tensor,
+        training: Batch,
+        outer: tuple[torch.Tensor, Batch],
+    ) -> dict[str, torch.Tensor]:
+        """The implicit term in θ beside that of the K-step map from the same φ_0, which is exact for that map."""
+        head, (seen, validation) = self.settings.head, outer
+        problem = InnerProblem(self._head_loss(training), features)
+        path = head.descend(problem, start)
+        v = InnerProblem(self._head_loss(validation), seen).gradient(path[-1])
+        exact = self._through_encoder(features, head.unroll(problem, path, v))
+        direct = norm(self.theta.flatten([p.grad for p in self.theta.tensors]))
+        lengths = norm(term), norm(exact)
+        tiny = torch.finfo(direct.dtype).tiny
+        return {
+            "cosine_to_unrolled": dot(term, exact) / (lengths[0] * lengths[1]).clamp(min=tiny),
+            "ratio_to_unrolled": lengths[0] / lengths[1].clamp(min=tiny),
+            "implicit_share": lengths[0] / direct.clamp(min=tiny),
+        }
+
+    def _through_encoder(self, features: torch.Tensor, cotangent: torch.Tensor) -> torch.Tensor:
+        """(dZ/dθ)ᵀ of a cotangent ``(B, D)``, one reverse pass, as one vector; the graph stays."""
+        gradients = torch.autograd.grad(features, self.theta.tensors, cotangent, retain_graph=True, allow_unused=True)
+        return self.theta.flatten(gradients)
+
+    def _features(self, batch: Batch) -> torch.Tensor:
+        """f_θ(X) ``(B, D)``, in the head's precision."""
+        with self.forward():
+            features: torch.Tensor = self.network.backbone(batch.views[0])
+        return features.to(self.phi.tensors[0].dtype)
+
+    def _head_loss(self, batch: Batch) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+        """The downstream loss of a batch as a function of φ and of features."""
+
+        def loss(phi: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+            held = dict(zip(self.phi.names, self.phi.unflatten(phi), strict=True))
+            scores = torch.func.functional_call(self.network.head, held, (features,))
+            return self.loss(scores, batch.target)
+
+        return loss
+
+    def _phi(self) -> torch.Tensor:
+        """φ as one vector, with its graph."""
+        return self.phi.flatten(self.phi.tensors)
+
+    def _ends_epoch(self, index: int) -> bool:
+        return (index + 1) % self.log_every == 0 or index + 1 == self.steps
+
+    def _end_epoch(self, done: int) -> dict[str, float]:
+        result = self.choose(self.network)
+        if result.score > self.best_score or self.settings.keep == "last":
+            self.best_score = result.score
+            self.best = {name: value.clone() for name, value in self.network.state_dict().items()}
+        return {"epoch": done / self.log_every, f"val_{result.key}": result.score, "val_loss": result.loss}
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "covariance": self.covariance.state_dict(),
+            "best": self.best,
+            "best_score": self.best_score,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.covariance.load_state_dict(state["covariance"])
+        self.best, self.best_score = state["best"], state["best_score"]
+
+
+@dataclass(frozen=True)
+class ABRL:
+    """The method: pretext warm-up, unless it starts from the run's first weights, then Algorithm 1.
+
+    Attributes:
+        settings: of the algorithm.
+        pretext: the pretext task.
+        downstream: the downstream task.
+    """
+
+    settings: ABRLSettings
+    pretext: Pretext
+    downstream: Downstream
+
+    title = "ABRL"
+
+    def prepare(self, run: Run) -> "ABRL":
+        """Tells what the estimator is exact for, and where the penalty has a floor.
+
+        Raises:
+            UserError: if the training split cannot be halved, or the batches do not fit the sets.
+        """
+        settings = self.settings
+        self._halves(run).require(settings.batch_size)
+        self._warmup_cost(run)
+        if settings.implicit:
+            run.say(f"abrl: {settings.hypergradient} is {BIAS[settings.hypergradient]}", "dim")
+        floor = least_distance(settings.batch_size, run.features)
+        if settings.weight and floor and not settings.running_covariance:
+            run.say(
+                f"abrl: the covariance of {settings.batch_size} images has rank {settings.batch_size - 1} at most, so "
+                f"of {run.features} features its distance from the identity is {floor} or more, whatever the encoder; "
+                "--abrl.running-covariance 0.99 looks at more images"
+            )
+        return self
+
+    def cost(self, run: Run) -> Cost:
+        """Of all stages."""
+        return self._warmup_cost(run) + self.settings.cost(self._steps(run))
+
+    def within(self, run: Run, images: int) -> "ABRL":
+        """As many outer steps as so many images allow after the pretext warm-up, which stays as it is: others share it.
+
+        Raises:
+            UserError: if they do not allow one.
+        """
+        left = images - self._warmup_cost(run).images
+        most = max(0, left) // self.settings.batch_size
+        steps = bisect_right(range(1, most + 1), left, key=lambda count: self.settings.cost(count).images)
+        if not steps:
+            least = self._warmup_cost(run).images + self.settings.cost(1).images
+            raise UserError(
+                f"abrl: the pretext warm-up and one outer step take passes of {least:,} images, and the budget is "
+                f"{images:,}: raise it, or lower --pretrain.epochs or --abrl.batch-size."
+            )
+        return replace(self, settings=replace(self.settings, steps=steps))
+
+    def backbone(self, run: Run) -> StageOutput:
+        """All stages; the last holds encoder and head."""
+        start = None
+        if self.settings.start == "pretext":
+            start = self.pretext.train(run, "pretext-warmup", self._warmup_steps(run))
+        steps = self._steps(run)
+
+        def body(folder: Path) -> None:
+            save_weights(folder / "weights.safetensors", self._train(run, start, steps, folder))
+
+        settings = {
+            "abrl": {name: value for name, value in asdict(self.settings).items() if name != "epochs"},
+            "steps": steps,
+            "epoch": self._epoch(run),
+            "view": run.settings.images.finetune_view,
+            "evaluation": run.settings.images.evaluation_view,
+            **self.downstream.loss_key(run),
+            **self.downstream.score_key(run),
+        }
+        return run.stage("abrl", settings, self._inputs(run, start), body)
+
+    def _train(self, run: Run, start: StageOutput | None, steps: int, folder: Path) -> dict[str, torch.Tensor]:
+        """Algorithm 1; returns the weights that are kept."""
+        settings, halves, view = self.settings, self._halves(run), (run.settings.images.finetune_view,)
+        network = run.downstream_network(start, self.downstream.classifier(run, "head"))
+        train, validation = halves.cut()
+        with (
+            run.data.loader(train, view, settings.batch_size, "abrl-training") as inner,
+            run.data.loader(validation, view, settings.batch_size, "abrl-validation") as outer,
+        ):
+            task = ABRLTask(
+                network,
+                inner,
+                outer,
+                lambda network: self.downstream.evaluate(run, network, run.data.splits.val),
+                settings,
+                steps,
+                self._epoch(run),
+                run.forward,
+                self.downstream.loss,
+            )
+            run.loop(task, folder)
+        return task.best
+
+    def _inputs(self, run: Run, start: StageOutput | None) -> Mapping[str, str]:
+        splits = run.data.splits
+        inputs = {"images": splits.train.content_hash, "validation": splits.val.content_hash}
+        if start is not None:
+            inputs["backbone"] = start.hash
+        elif run.weights is not None:
+            inputs["weights"] = run.weights.digest
+        return inputs
+
+    def _halves(self, run: Run) -> Halves:
+        return Halves(run.data.splits.train, self.settings.validation_share, run.seed("abrl-halves"))
+
+    def _epoch(self, run: Run) -> int:
+        """Outer steps of an epoch."""
+        return len(self._halves(run).kept) // self.settings.batch_size
+
+    def _steps(self, run: Run) -> int:
+        return self.settings.steps or max(1, round(self.settings.epochs * self._epoch(run)))
+
+    def _warmup_steps(self, run: Run) -> int:
+        return self.pretext.steps(run, self.pretext.settings.epochs)
+
+    def _warmup_cost(self, run: Run) -> Cost:
+        steps = self._warmup_steps(run) if self.settings.start == "pretext" else 0
+        return steps_cost(steps, self.pretext.settings.batch_size)

@@ -1,0 +1,461 @@
+"""FUSSL (Mohamadi et al.): m blocks vote on fuzzy labels of their images, and one of them learns these (section 3)."""
+
+import json
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from bissl_fast.data.pipelines.loader import Loader
+from bissl_fast.data.views.parameters import ViewSettings
+from bissl_fast.errors import UserError
+from bissl_fast.methods.checks import require
+from bissl_fast.methods.cost import Cost, steps_cost
+from bissl_fast.methods.fuzzy_labels import Kind, Memberships, Ties, fuzzy_labels, soft_cross_entropy
+from bissl_fast.methods.labelling import Rule, collapse, label, summary
+from bissl_fast.methods.run import Run
+from bissl_fast.methods.stages.blocks import BlocksTask
+from bissl_fast.methods.stages.pretrain import Pretext, PretrainSettings, PretrainTask, tell_rising
+from bissl_fast.models import Network
+from bissl_fast.models.last_stage import before_last_stage
+from bissl_fast.models.stacked import Stack, stacks_exactly
+from bissl_fast.pretext import Learner, OptimizerSettings
+from bissl_fast.pretext.collapse import diagnose
+from bissl_fast.training.files import load_weights, save_weights, write_arrays, write_json
+from bissl_fast.training.loop import Values
+from bissl_fast.training.optimizers import build_optimizer, set_rate
+from bissl_fast.training.precision import Forward
+from bissl_fast.training.stage import StageOutput
+
+
+@dataclass(frozen=True)
+class FUSSLSettings:
+    """The two phases of FUSSL, and how votes become labels.
+
+    Attributes:
+        blocks: trained in phase 1 from the same weights, each alone by the pretext task [m].
+        first_epochs: of each block in phase 1.
+        second_epochs: of the chosen block in phase 2.
+        recipe: optimiser of phase 1. `paper`: Adam, at `first-rate` for `first-rate-epochs`, then at `learning-rate`;
+            `pretext`: optimiser, rate and schedule of --pretrain, as the baseline has.
+        first_rate: of phase 1 at first.
+        first_rate_epochs: how long.
+        learning_rate: of phase 1 after that, and of phase 2.
+        weight_decay: of both, but for the recipe `pretext`.
+        views: each block has its `own` views of an image, or all have the same ones (`shared`).
+        case: `fuzzy`: hard labels where one class has most votes, else soft ones; `hard` (Cases 1 and 4) or `soft`
+            (Cases 2 and 5) alone; `progressive` (Case 3): fuzzy labels, phases in turns, and nothing is frozen.
+        ties: where several classes share most votes: soft over these (`tied`), over all classes that have votes
+            (`all`), or the most confident of them unless each block votes for another class (`hard`).
+        memberships: of soft labels: by the blocks' `confidence`, or every vote weighs the same (`uniform`).
+        trained_whole: share of phase 2 in which all weights are trained; then only last stage and projector. 1: to the
+            end.
+        rounds: of both phases in `progressive`, which share their epochs.
+        stacked: put the blocks side by side in one pass; on a CPU slower than one by one.
+    """
+
+    blocks: int = 3
+    first_epochs: float = 800
+    second_epochs: float = 400
+    recipe: Literal["paper", "pretext"] = "paper"
+    first_rate: float = 0.2
+    first_rate_epochs: float = 10
+    learning_rate: float = 0.001
+    weight_decay: float = 1e-6
+    views: Literal["own", "shared"] = "own"
+    case: Literal["fuzzy", "hard", "soft", "progressive"] = "fuzzy"
+    ties: Ties = "tied"
+    memberships: Memberships = "confidence"
+    trained_whole: float = 0.25
+    rounds: int = 4
+    stacked: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("blocks", "rounds"):
+            require(getattr(self, name) >= 1, f"fussl.{name}", getattr(self, name), "at least 1")
+        for name in ("first_epochs", "second_epochs", "first_rate", "learning_rate"):
+            require(getattr(self, name) > 0, f"fussl.{name.replace('_', '-')}", getattr(self, name), "positive")
+        for name in ("first_rate_epochs", "weight_decay"):
+            require(getattr(self, name) >= 0, f"fussl.{name.replace('_', '-')}", getattr(self, name), "0 or more")
+        require(0 <= self.trained_whole <= 1, "fussl.trained-whole", self.trained_whole, "between 0 and 1")
+
+    @property
+    def optimizer(self) -> OptimizerSettings:
+        """Adam, as everywhere in the paper."""
+        return OptimizerSettings("adam", self.weight_decay, exclude_1d=False, scale_learning_rate=False)
+
+    @property
+    def kind(self) -> Kind:
+        """Of labels."""
+        return "fuzzy" if self.case == "progressive" else self.case
+
+    @property
+    def rule(self) -> Rule:
+        """How votes become labels."""
+        return partial(fuzzy_labels, kind=self.kind, ties=self.ties, memberships=self.memberships)
+
+    @property
+    def turns(self) -> int:
+        """How often both phases come."""
+        return self.rounds if self.case == "progressive" else 1
+
+    @property
+    def frozen_from(self) -> float:
+        """The share of phase 2 after which all but last stage and projector stands still."""
+        return 1.0 if self.case == "progressive" else self.trained_whole
+
+    @property
+    def controls(self) -> dict[str, float]:
+        """`pretrain.baseline-epochs` of what FUSSL is compared with: the paper's "1200 ep", and equal model-epochs."""
+        first, second = self.first_epochs, self.second_epochs
+        return {"same epochs": first + second, "equal model-epochs": self.blocks * first + second}
+
+
+class PseudoLabelTask:
+    """Phase 2 (section 3.3): the chosen block learns the labels of the images as they are, first whole, then its end.
+
+    What stands still has no gradient, which the optimiser passes over, momentum, decay and all; its modules are in eval
+    mode, so that no batch norm among them moves a buffer.
+
+    Args:
+        network: backbone and projector, trained in place.
+        loader: batches with one view.
+        votes: (N, m), of the whole set.
+        memberships: (N, m).
+        settings: optimiser, rate, and when weights begin to stand still.
+        steps: length.
+        forward: precision context of a forward pass.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        loader: Loader,
+        votes: torch.Tensor,
+        memberships: torch.Tensor,
+        settings: FUSSLSettings,
+        steps: int,
+        forward: Forward = nullcontext,
+    ) -> None:
+        self.network, self.loader, self.settings, self.forward = network, loader, settings, forward
+        self.votes, self.memberships = votes, memberships
+        self.steps, self.images_per_step, self.log_every = steps, loader.batch_size, max(1, min(50, steps // 50))
+        self.whole = round(settings.frozen_from * steps)
+        self._early: tuple[list[nn.Module], list[nn.Parameter]] = ([], [])
+        if self.whole < steps:
+            self._early = before_last_stage(network.backbone)
+        self._optimizer = build_optimizer(settings.optimizer, network.named_parameters())
+
+    def step(self, index: int) -> Values:
+        rate = self.settings.learning_rate
+        set_rate(self._optimizer, rate, rate, self.settings.weight_decay)
+        self._train(whole=index < self.whole)
+        self._optimizer.zero_grad(set_to_none=True)
+        batch = self.loader.load(index)
+        votes, memberships = self.votes[batch.samples], self.memberships[batch.samples]
+        scores, loss = self._loss(batch.views[0], votes, memberships)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step()
+        logged = (index + 1) % self.log_every == 0 or index + 1 == self.steps
+        met = share_met(scores, votes, memberships)
+        return {"label_loss": loss.detach(), "lr": rate, "labels_met": met, **(diagnose(scores) if logged else {})}
+
+    def _loss(
+        self, images: torch.Tensor, votes: torch.Tensor, memberships: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scores (B, D), and their mean soft cross-entropy."""
+        with self.forward():
+            scores: torch.Tensor = self.network(images)
+        return scores, soft_cross_entropy(scores, votes, memberships).mean()
+
+    def _train(self, whole: bool) -> None:
+        self.network.train()
+        modules, parameters = self._early
+        for module in modules:
+            module.training = whole
+        for parameter in parameters:
+            parameter.requires_grad_(whole)
+
+    def state(self) -> dict[str, Any]:
+        return {"network": self.network.state_dict(), "optimizer": self._optimizer.state_dict()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        self._optimizer.load_state_dict(state["optimizer"])
+
+
+@torch.no_grad()
+def share_met(scores: torch.Tensor, votes: torch.Tensor, memberships: torch.Tensor) -> torch.Tensor:
+    """Of the images whose highest score is that of a class of their label."""
+    members = (votes == scores.argmax(1, keepdim=True)) & (memberships > 0)
+    return members.any(1).double().mean()
+
+
+@dataclass(frozen=True)
+class Round:
+    """What a round of both phases has left.
+
+    Attributes:
+        blocks: of phase 1, with all that their learners keep.
+        labels: votes, memberships and the number of the chosen block.
+        chosen: that block after phase 2.
+    """
+
+    blocks: StageOutput
+    labels: StageOutput
+    chosen: StageOutput
+
+    @property
+    def number(self) -> int:
+        """Of the chosen block."""
+        return int(told(self.labels)["chosen"])
+
+
+@dataclass(frozen=True)
+class FUSSL:
+    """The method: phase 1, labels, phase 2 (Figure 1); in `progressive` several times.
+
+    Attributes:
+        settings: of both phases.
+        pretext: the pretext task, and its own training.
+    """
+
+    settings: FUSSLSettings
+    pretext: Pretext
+
+    title = "FUSSL"
+
+    def prepare(self, run: Run) -> "FUSSL":
+        """Tells what phase 1 is trained by, and what a baseline of equal length or cost would have.
+
+        Raises:
+            UserError: if a batch does not fit the set, the backbone has no last stage, or cannot be stacked.
+        """
+        settings = self.settings
+        first, second = self._steps(run)
+        total = settings.turns * first
+        if round(settings.frozen_from * second) < second:
+            before_last_stage(run.backbone())
+        size = run.settings.images.size
+        like = torch.empty(0, run.settings.images.channels, size, size)
+        if settings.stacked and not stacks_exactly(run.backbone().train(), like):
+            raise UserError(
+                f"backbone {run.settings.backbone!r} has layers that cannot be put side by side with others of their "
+                "kind: leave out --fussl.stacked, or choose another --backbone."
+            )
+        if settings.recipe == "pretext":
+            own = self.pretext.settings
+            run.say(
+                f"fussl: phase 1 by {own.optimizer.kind} at {own.learning_rate:g}, as the baseline; the paper's Adam "
+                f"at 0.2, then 0.001, is --fussl.recipe paper"
+            )
+            tell_rising(run, "fussl-blocks", self.pretext.rising_steps(run), total)
+        elif settings.first_rate_epochs and settings.first_rate > 0.02:
+            run.say(
+                f"fussl: phase 1 begins with Adam at {settings.first_rate:g}, as the paper says, which is a hundred "
+                "times what Adam usually takes; --fussl.recipe pretext has the baseline's optimiser"
+            )
+        epochs = " or ".join(f"{value:g} ({name})" for name, value in settings.controls.items())
+        run.say(f"fussl: a control is the baseline with --pretrain.baseline-epochs {epochs}", "dim")
+        return self
+
+    def cost(self, run: Run) -> Cost:
+        """Of both phases, each block counted; giving labels has no backward pass."""
+        first, second = self._steps(run)
+        return steps_cost(self.settings.turns * (self.settings.blocks * first + second), self.batch_size)
+
+    def within(self, run: Run, images: int) -> "FUSSL":
+        """The longest of these with both phases in proportion that costs no more than so many images.
+
+        Raises:
+            UserError: if there is not room for one step of each phase.
+        """
+        settings, (first, second) = self.settings, self._steps(run)
+        blocks, turns = settings.blocks, settings.turns
+        passes = images // self.batch_size // turns
+        if passes < blocks + 1:
+            least = turns * (blocks + 1) * self.batch_size
+            rounds = f" in each of {turns} rounds" if turns > 1 else ""
+            raise UserError(
+                f"fussl needs {least:,} images for one step of {blocks} blocks and one of phase 2{rounds}, and the "
+                f"budget is {images:,}: raise it, or lower --fussl.blocks or --pretrain.batch-size."
+            )
+        share = passes / (blocks * first + second)
+        shorter = min(max(1, int(share * first)), (passes - 1) // blocks)
+        epoch = len(run.data.unlabelled) // self.batch_size
+        return replace(
+            self,
+            settings=replace(
+                settings,
+                first_epochs=turns * shorter / epoch,
+                second_epochs=turns * (passes - blocks * shorter) / epoch,
+                first_rate_epochs=share * settings.first_rate_epochs,
+            ),
+        )
+
+    def backbone(self, run: Run) -> StageOutput:
+        """All stages; the last, ``fussl``, holds backbone and projector of the chosen block."""
+        done: Round | None = None
+        for number in range(self.settings.turns):
+            blocks = self._train_blocks(run, number, done)
+            labels = self._label(run, number, blocks)
+            done = Round(blocks, labels, self._train_chosen(run, number, blocks, labels))
+        assert done is not None
+        return done.chosen
+
+    @property
+    def batch_size(self) -> int:
+        """Images per step of a block."""
+        return self.pretext.settings.batch_size
+
+    def _steps(self, run: Run) -> tuple[int, int]:
+        """Of each block in phase 1 and of the chosen one in phase 2, in a round."""
+        settings = self.settings
+        lengths = (settings.first_epochs, settings.second_epochs)
+        first, second = (self.pretext.steps(run, epochs / settings.turns) for epochs in lengths)
+        return first, second
+
+    def _name(self, part: str, number: int) -> str:
+        """Of a stage: of several rounds each has its number, and the very last one is ``fussl``."""
+        turns = self.settings.turns
+        if not part and number + 1 == turns:
+            return "fussl"
+        return f"fussl-{part or 'chosen'}" + (f"-{number + 1}" if turns > 1 else "")
+
+    def _recipe(self, run: Run) -> tuple[PretrainSettings, int, Callable[[int], float] | None, dict[str, Any]]:
+        """Of phase 1: optimiser and schedule, the warm-up's steps, the rate of a step; and what a stage is keyed by."""
+        settings, first = self.settings, self._steps(run)[0]
+        own = self.pretext.settings
+        if settings.recipe == "pretext":
+            warmup = min(self.pretext.rising_steps(run), settings.turns * first)
+            return own, warmup, None, {"warmup": warmup}
+        own = replace(own, optimizer=settings.optimizer, learning_rate=settings.learning_rate)
+        epochs = settings.first_rate_epochs
+        high = self.pretext.steps(run, epochs) if epochs else 0
+
+        def rate(index: int) -> float:
+            return settings.first_rate if index < high else settings.learning_rate
+
+        return own, 0, rate, {"first_rate": settings.first_rate, "first_rate_steps": high}
+
+    def _train_blocks(self, run: Run, number: int, before: Round | None) -> StageOutput:
+        """The stage ``fussl-blocks``: phase 1."""
+        settings, first = self.settings, self._steps(run)[0]
+        own, warmup, rate, recipe = self._recipe(run)
+        total = settings.turns * first
+        views = run.views if settings.views == "shared" else run.views * settings.blocks
+
+        def body(folder: Path) -> None:
+            learners = self._learners(run, before)
+            stack = Stack(learners[0].network.backbone, len(learners)) if settings.stacked else None
+            with run.data.loader(run.data.unlabelled, views, self.batch_size, "pretext") as loader:
+                blocks = [PretrainTask(learner, loader, own, total, warmup, rate) for learner in learners]
+                run.loop(BlocksTask(blocks, loader, number * first, first, stack), folder)
+            kept = {f"block{k}.{name}": v for k, one in enumerate(learners) for name, v in one.state_dict().items()}
+            save_weights(folder / "weights.safetensors", kept)
+
+        key = {
+            **self.pretext.key,
+            "views": views,
+            **{name: getattr(settings, name) for name in ("blocks", "stacked")},
+            **{name: value for name, value in asdict(own).items() if not name.endswith("epochs")},
+            **recipe,
+            "steps": (number * first, first, total),
+        }
+        inputs = {"images": run.data.unlabelled.content_hash}
+        inputs |= {} if run.weights is None else {"weights": run.weights.digest}
+        if before is not None:
+            inputs |= {name: stage.hash for name, stage in vars(before).items()}
+        return run.stage(self._name("blocks", number), key, inputs, body)
+
+    def _learners(self, run: Run, before: Round | None) -> list[Learner]:
+        """The blocks at the start of a round: all from the same weights, later as the round before has left them.
+
+        The block that phase 2 has trained goes back to its slot, with predictor, prototypes and momentum copy as phase
+        1 had left them.
+        """
+        learners = [run.learner(self.pretext.task) for _ in range(self.settings.blocks)]
+        if before is not None:
+            for k, learner in enumerate(learners):
+                learner.load_state_dict(load_weights(before.blocks.folder / "weights.safetensors", f"block{k}."))
+            trained = load_weights(before.chosen.folder / "weights.safetensors")
+            scorer(learners[before.number].network).load_state_dict(trained)
+        return learners
+
+    def _label(self, run: Run, number: int, blocks: StageOutput) -> StageOutput:
+        """The stage ``fussl-labels``: votes on the original images, and the choice of a block."""
+        settings, images, view = self.settings, run.data.unlabelled, original_view(run)
+
+        def body(folder: Path) -> None:
+            networks = [self._block(run, blocks, k) for k in range(settings.blocks)]
+            batches = run.data.pipeline.in_order(images, view, min(256, self.batch_size))
+            found = label(networks, batches, settings.rule, run.forward)
+            votes, memberships = found.votes.numpy().astype(np.int32), found.memberships.numpy()
+            write_arrays(folder / "labels.npz", {"votes": votes, "memberships": memberships})
+            write_json(folder / "labels.json", found.report())
+
+        key = {
+            **self.pretext.key,
+            "view": view,
+            **{name: getattr(settings, name) for name in ("blocks", "kind", "ties", "memberships")},
+        }
+        inputs = {"images": images.content_hash, "blocks": blocks.hash}
+        name = self._name("labels", number)
+        stage = run.stage(name, key, inputs, body, ("labels.npz", "labels.json"))
+        run.say(f"{name}: {summary(told(stage))}", "")
+        if sentence := collapse(told(stage)):
+            run.say(f"{name}: {sentence}")
+        return stage
+
+    def _train_chosen(self, run: Run, number: int, blocks: StageOutput, labels: StageOutput) -> StageOutput:
+        """The stage ``fussl``: phase 2."""
+        settings, second, view = self.settings, self._steps(run)[1], original_view(run)
+
+        def body(folder: Path) -> None:
+            network = self._block(run, blocks, int(told(labels)["chosen"]))
+            arrays = np.load(labels.folder / "labels.npz")
+            votes = torch.from_numpy(arrays["votes"].astype(np.int64)).to(run.device)
+            memberships = torch.from_numpy(arrays["memberships"]).to(run.device)
+            with run.data.loader(run.data.unlabelled, (view,), self.batch_size, f"fussl-{number}") as loader:
+                run.loop(PseudoLabelTask(network, loader, votes, memberships, settings, second, run.forward), folder)
+            save_weights(folder / "weights.safetensors", network.state_dict())
+
+        key = {
+            **self.pretext.key,
+            "view": view,
+            **{name: getattr(settings, name) for name in ("learning_rate", "weight_decay", "frozen_from")},
+            "batch_size": self.batch_size,
+            "steps": second,
+            "round": number,
+        }
+        inputs = {"images": run.data.unlabelled.content_hash, "blocks": blocks.hash, "labels": labels.hash}
+        return run.stage(self._name("", number), key, inputs, body)
+
+    def _block(self, run: Run, blocks: StageOutput, number: int) -> Network:
+        """Backbone and projector of a block, as phase 1 has left it."""
+        learner = run.learner(self.pretext.task)
+        learner.load_state_dict(load_weights(blocks.folder / "weights.safetensors", f"block{number}."))
+        return scorer(learner.network)
+
+
+def scorer(network: Network) -> Network:
+    """The network without what a head has behind its projector: predictor, prototypes. It shares the weights."""
+    return Network(network.backbone, getattr(network.head, "projector", network.head))
+
+
+def original_view(run: Run) -> ViewSettings:
+    """Images as they are: the evaluation view, with the pixel values that the pretext task's views have."""
+    seen = run.views[0]
+    return replace(run.settings.images.evaluation_view, pixel_range=seen.pixel_range, mean=seen.mean, std=seen.std)
+
+
+def told(labels: StageOutput) -> Mapping[str, Any]:
+    """What a stage of labels has reported."""
+    report: Mapping[str, Any] = json.loads((labels.folder / "labels.json").read_text())
+    return report

@@ -1,0 +1,202 @@
+"""A comparison gives every arm the same budget, tells it before it starts, and makes no run twice."""
+
+import io
+import json
+import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from bissl_fast.errors import UserError
+from bissl_fast.methods import comparison as module
+from bissl_fast.methods.comparison import Arm, Question, compare, laid_over, of_methods
+from bissl_fast.methods.config import ComparisonConfig, TrainConfig
+from bissl_fast.methods.train import Training, methods_of, train
+from tests.methods.comparisons import Killed, Work, comparison
+
+IMAGES = 48  # of the unlabelled set
+
+
+def quiet(config: ComparisonConfig) -> Path:
+    return compare(config, of_methods(config), Console(quiet=True))
+
+
+def compared(folder: Path) -> dict[str, Any]:
+    """What a comparison has found, without the times."""
+    found: dict[str, Any] = json.loads((folder / "compare.json").read_text())
+    for arm in found["arms"].values():
+        assert arm["cost"].pop("seconds") > 0
+    return found
+
+
+@pytest.fixture(autouse=True)
+def without_reports_of_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which take longer than such runs."""
+    monkeypatch.setattr(module, "write_report", lambda folder: folder)
+
+
+@pytest.fixture(scope="module")
+def whole(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[ComparisonConfig, Work]:
+    """A comparison of two seeds, and the work that it took."""
+    config = comparison(small_data, tmp_path_factory.mktemp("whole"), "--seeds", "2")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "write_report", lambda folder: folder)
+        work = Work(patch)
+        quiet(config)
+    return config, work
+
+
+def test_the_passes_of_every_arm_are_those_of_its_budget(whole: tuple[ComparisonConfig, Work]) -> None:
+    config, work = whole
+    found = compared(config.run_folder)
+    budget = found["budget"]["images"]
+    assert budget == 2 * IMAGES + 4 * 2 * 16  # the baseline's warm-up and T · N_L steps
+    alternation = 2 * 16 + 2 * 8
+    for seed in (0, 1):
+        assert work.images[seed, "baseline"] == budget
+        assert budget - alternation < work.images[seed, "bissl"] <= budget
+        for arm in ("baseline", "bissl"):
+            assert work.images[seed, arm] == found["arms"][arm]["cost"]["images"]
+    (row,) = (row for row in found["rows"] if row["label"] == "bissl")
+    assert row["configured"]["images"] > budget >= row["planned"]["images"]
+
+
+def test_nothing_is_run_twice_and_a_further_seed_alone_is_run(
+    whole: tuple[ComparisonConfig, Work], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (given, made), config = whole, replace(whole[0], output=tmp_path)
+    shutil.copytree(given.run_folder, config.run_folder)
+    before = compared(config.run_folder)
+    work = Work(monkeypatch)
+    quiet(config)
+    assert (work.passes, work.tuned) == (0, 0)
+    assert compared(config.run_folder) == before
+    quiet(replace(config, seeds=3))
+    assert set(work.images) == {(2, "bissl"), (2, "baseline")}
+    assert work.tuned * 2 == made.tuned
+    assert (
+        compared(config.run_folder)["arms"]["bissl"]["scores"]["top1"]["means"][:2]
+        == (before["arms"]["bissl"]["scores"]["top1"]["means"])
+    )
+
+
+def test_killed_in_any_stage_the_same_command_ends_with_the_same_comparison(
+    whole: tuple[ComparisonConfig, Work], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, made = whole
+    broken = replace(config, output=tmp_path)
+    work = Work(monkeypatch)
+    kills = (3, 9, 20, made.passes // 2 + 12)  # in warm-up, BiSSL, baseline, and BiSSL of the second seed
+    for passes in kills:
+        work.last = passes
+        with pytest.raises(Killed):
+            quiet(broken)
+    work.last = -1
+    quiet(broken)
+    alternation = 2 + 2
+    assert work.passes - made.passes < len(kills) * alternation  # no more than a step of each kill is made again
+    assert compared(broken.run_folder) == compared(config.run_folder)
+
+
+def test_an_arm_over_the_budget_is_told_before_anything_starts(
+    small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: Any) -> None:
+        raise Killed
+
+    monkeypatch.setattr(module, "train", stop)
+    for more, done in (([], "is shortened to it"), (["--keep-schedules"], "runs as configured")):
+        config = comparison(small_data, tmp_path, *more)
+        console = Console(file=io.StringIO(), width=300, record=True)
+        with pytest.raises(Killed):
+            compare(config, of_methods(config), console)
+        told = console.export_text()
+        assert f"BiSSL as configured exceeds the budget by 29 % and {done}." in told
+        assert "Budget of a backbone: 4.67 model-epochs (224 images), the cost of Only FT" in told
+        assert not list(config.run_folder.glob("*/*/key.json"))
+
+
+def test_with_schedules_kept_every_arm_runs_as_configured(small_data: Path, tmp_path: Path) -> None:
+    config = comparison(small_data, tmp_path, "--keep-schedules", "--seeds", "1", "--budget", "4")
+    plan = module.Comparison(config, of_methods(config), Console(quiet=True)).plan
+    assert [row.planned == row.configured for row in plan.rows] == [True, True]
+    assert plan.title(plan.rows[0]).startswith("BiSSL (over budget by ")
+
+
+def test_what_cannot_work_is_refused_before_the_first_stage(small_data: Path, tmp_path: Path) -> None:
+    config = comparison(small_data, tmp_path, "--budget", "2.5")
+    with pytest.raises(UserError, match="bissl: the pretext warm-up and one alternation take passes of 144 images"):
+        quiet(config)
+    assert not list(tmp_path.rglob("key.json"))
+    settings = comparison(small_data, tmp_path, "--budget", "0.1", "--methods", "baseline")
+    with pytest.raises(UserError, match="one step of the pretext task takes a batch of 16 images"):
+        quiet(settings)
+
+
+@pytest.mark.parametrize("name", ["bissl", "baseline"])
+@pytest.mark.parametrize("images", [160, 191, 224, 1000, 5003])
+def test_within_is_the_longest_version_that_fits(small_data: Path, tmp_path: Path, name: str, images: int) -> None:
+    training = Training(comparison(small_data, tmp_path).of_run("a", 0), Console(quiet=True))
+    run, method = training.context, methods_of(training.config)[name][0]
+    fitted = method.within(run, images)
+    cost = fitted.cost(run).images
+    step = {"bissl": 2 * 16 + 2 * 8, "baseline": 16}[name]
+    assert cost <= images < cost + step
+    assert fitted.within(run, images).cost(run) == fitted.cost(run)
+    assert fitted.title == method.title
+
+
+def test_a_baseline_that_was_to_have_no_training_has_none_at_any_budget(small_data: Path, tmp_path: Path) -> None:
+    config = comparison(small_data, tmp_path, "--pretrain.baseline-epochs", "0").of_run("a", 0)
+    training = Training(config, Console(quiet=True))
+    method, _ = methods_of(config)["baseline"]
+    assert method.within(training.context, 1000).cost(training.context).images == 0
+
+
+def test_a_run_alone_keeps_to_its_budget_and_its_config_says_so(small_data: Path, tmp_path: Path) -> None:
+    config = comparison(small_data, tmp_path, "--budget", "3.5").of_run("a", 0, budget=3.5)
+    training = Training(config, Console(quiet=True))
+    costs = [method.cost(training.context).images for method, _ in training.arms.values()]
+    assert costs == [144, 160]  # of 168: an alternation has 48 images, a step 16
+    assert all(cost <= 3.5 * IMAGES for cost in costs)
+
+
+def test_arms_of_a_study_differ_by_their_settings_alone_and_share_what_these_leave_alike(
+    small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = comparison(small_data, tmp_path, "--seeds", "1")
+    arms = tuple(Arm(f"p-{n}", f"N_c = {n}", "bissl", {"bissl.solver_iterations": n}) for n in (1, 2))
+    work = Work(monkeypatch)
+    folder = compare(config, Question("products", arms, "p-1"), Console(quiet=True))
+    assert work.passes == 6 + 2 * 4 * (2 + 2)  # one warm-up, and twice four alternations
+    runs = [json.loads((folder / f"p-{n}-seed-0" / "bissl" / "key.json").read_text()) for n in (1, 2)]
+    assert [run["settings"]["bissl"].pop("solver_iterations") for run in runs] == [1, 2]
+    assert runs[0]["settings"] == runs[1]["settings"]
+    found = compared(folder)
+    assert found["budget"] is None
+    assert [row["settings"] for row in found["rows"]] == [{"bissl.solver_iterations": n} for n in (1, 2)]
+    assert {arm: found["arms"][arm]["cost"]["products"] for arm in found["arms"]} == {"p-1": 4, "p-2": 8}
+    assert not math.isnan(found["arms"]["p-2"]["scores"]["top1"]["means"][0])
+
+
+def test_a_comparison_and_a_run_do_not_share_a_folder(small_data: Path, tmp_path: Path) -> None:
+    config = comparison(small_data, tmp_path)
+    config.run_folder.mkdir()
+    (config.run_folder / "config.yaml").write_text("version: 5\n")
+    with pytest.raises(UserError, match="holds a run: choose another --name"):
+        quiet(config)
+    (config.run_folder / "plan.json").write_text("{}")
+    with pytest.raises(UserError, match="holds a comparison of `bissl-fast compare`: choose another --name"):
+        train(config.of_run("x", 0, output=config.output, name="run"), Console(quiet=True))
+
+
+def test_a_setting_that_is_not_there_is_a_sentence() -> None:
+    assert laid_over(TrainConfig(), {"bissl.damping": 3.0, "seed": 4}).bissl.damping == 3.0
+    with pytest.raises(UserError, match=r"There is no setting 'damp' in BiSSLSettings"):
+        laid_over(TrainConfig(), {"bissl.damp": 3.0})
+    with pytest.raises(UserError, match=r"bissl.damping \(λ_damp\) must be 0 or more"):
+        laid_over(TrainConfig(), {"bissl.damping": -3.0})
