@@ -153,6 +153,13 @@ def test_a_run_whose_backbone_is_not_there_yet_says_so(
     assert "which stage left the backbone of baseline, and no stage of it has ended" in capsys.readouterr().err
 
 
+def test_a_comparison_is_no_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.yaml").write_text((run / "config.yaml").read_text())
+    (tmp_path / "plan.json").write_text("{}")
+    assert main(["evaluate", str(tmp_path)]) == 2
+    assert "is a comparison of several runs: give one of its folders" in capsys.readouterr().err
+
+
 def test_protocols_that_a_runs_set_cannot_serve_are_refused_before_the_first_stage(
     small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
