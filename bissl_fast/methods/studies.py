@@ -116,7 +116,7 @@ STUDIES: dict[str, Study] = {
         lambda _: varied("bissl", "bissl.damping", (1.0, 10.0, 100.0, 1000.0), "λ_damp"),
         "damping-10.0",
     ),
-    "gessl-steps": Study("inner steps K and target steps λ (GeSSL, Table 6)", _gessl_steps, "k1-lambda10"),
+    "gessl-steps": Study("inner steps K and target steps λ (GeSSL, Table 6)", _gessl_steps, "k-1-lambda-10"),
     "gessl-losses": Study(
         "what task and target are compared by (GeSSL, Figure 3 and G.3)",
         lambda _: varied("gessl", "gessl.loss", ("kl", "ce", "mse", "wasserstein")),
