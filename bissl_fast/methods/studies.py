@@ -80,9 +80,9 @@ def _fussl_cases(config: ComparisonConfig) -> list[Arm]:
     return [
         Arm("base", "Base", "baseline", {"pretrain.baseline_epochs": fussl.first_epochs + fussl.second_epochs}),
         Arm("fussl", "FUSSL", "fussl", {"fussl.case": "fuzzy"}),
-        Arm("hard", "Cases 1 and 4: hard labels", "fussl", {"fussl.case": "hard"}),
-        Arm("soft", "Cases 2 and 5: soft labels", "fussl", {"fussl.case": "soft"}),
-        Arm("progressive", "Case 3: progressive", "fussl", {"fussl.case": "progressive"}),
+        Arm("hard", "Hard (Cases 1, 4)", "fussl", {"fussl.case": "hard"}),
+        Arm("soft", "Soft (Cases 2, 5)", "fussl", {"fussl.case": "soft"}),
+        Arm("progressive", "In turns (Case 3)", "fussl", {"fussl.case": "progressive"}),
         Arm("whole", "No fixed weights", "fussl", {"fussl.trained_whole": 1.0}),
     ]
 
