@@ -73,7 +73,9 @@ def test_the_python_of_a_page(page: str, tmp_path: Path, monkeypatch: pytest.Mon
         exec(compile(block, page, "exec"), given())
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *PAGES[1:], "docs/results/README.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", *PAGES[1:], "docs/methods.md", "docs/results/README.md"]
+)
 def test_every_link_of_a_page_to_a_file_leads_to_one(page: str) -> None:
     path = PACKAGE.parent / page
     links = re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text(encoding="utf-8"))

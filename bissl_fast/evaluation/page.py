@@ -12,10 +12,12 @@ from urllib.parse import quote
 
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.arms import BASELINE, listed, reference_of
+from bissl_fast.evaluation.cost import duration
 from bissl_fast.evaluation.results import Results
 from bissl_fast.evaluation.run_folder import RunFolder, read_text
 from bissl_fast.evaluation.table import results_table
 from bissl_fast.evaluation.verdict import verdict
+from bissl_fast.training.clock import active_seconds
 
 
 @dataclass(frozen=True)
@@ -152,13 +154,16 @@ def _files(run: RunFolder) -> str:
         state = "finished" if (run.path / stage / "DONE").exists() else "not finished"
         records = len(run.metrics(stage))
         link = _link(run, f"{stage}/metrics.jsonl")
-        rows.append(f'<tr><th scope="row">{escape(stage)}</th><td>{state}</td><td>{records}</td><td>{link}</td></tr>')
+        time = duration(active_seconds(run.path / stage))
+        cells = "".join(f"<td>{cell}</td>" for cell in (state, str(records), time, link))
+        rows.append(f'<tr><th scope="row">{escape(stage)}</th>{cells}</tr>')
     names = ("config.yaml", "environment.json", "results.json", "test/features.npz", "test/views.npz")
     others = " · ".join(link for name in names if (link := _link(run, name)))
     return (
         '<details><summary>Stages and raw files</summary><div class="wide"><table><thead><tr>'
         '<th scope="col">Stage</th><th scope="col">State</th><th scope="col">Records</th>'
-        f'<th scope="col">Raw</th></tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+        '<th scope="col">Time at work</th><th scope="col">Raw</th></tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
         f"<p>{others}</p></details>\n"
     )
 

@@ -59,7 +59,7 @@ def _tests(results: Results, comparisons: tuple[Comparison, ...]) -> str:
         arms = [
             arm.title for arm, score in zip(results.candidates, comparisons, strict=True) if score.untested == reason
         ]
-        parts.append(f"{listed(arms)}: {reason}")
+        parts.append(reason if len(arms) == len(comparisons) else f"{listed(arms)}: {reason}")
     return "; ".join(parts)
 
 

@@ -105,8 +105,7 @@ class Comparison:
     def plan(self) -> Plan:
         """What is to be done; whatever cannot work in any arm is refused here, before the first stage."""
         question, seed = self.question, self.config.seed
-        runs = self._runs(seed, self._fitted).items()
-        tried = {name: Training(config, Console(quiet=True)) for name, config in runs}
+        tried = {name: self._tried(name, config) for name, config in self._runs(seed, self._fitted).items()}
         rows = tuple(self._row(arm, tried[self._folder(arm, seed)]) for arm in question.arms)
         unlabelled = len(next(iter(tried.values())).context.data.unlabelled)
         epochs, dataset = self.epochs, self.config.dataset
@@ -114,6 +113,13 @@ class Comparison:
         whose = "as --budget says" if self.config.budget else f"the cost of {self._reference.title} as configured"
         kept = self.config.keep_schedules
         return Plan(question.subject, dataset, tuple(self.seeds), question.reference, rows, budget, whose, kept)
+
+    def _tried(self, name: str, config: TrainConfig) -> Training:
+        """A run before its first stage; a refusal says which it was, where there are several."""
+        try:
+            return Training(config, Console(quiet=True))
+        except UserError as error:
+            raise error if self.question.together else UserError(f"{name}: {error}") from None
 
     @cached_property
     def epochs(self) -> float | None:

@@ -80,9 +80,9 @@ def _fussl_cases(config: ComparisonConfig) -> list[Arm]:
     return [
         Arm("base", "Base", "baseline", {"pretrain.baseline_epochs": fussl.first_epochs + fussl.second_epochs}),
         Arm("fussl", "FUSSL", "fussl", {"fussl.case": "fuzzy"}),
-        Arm("hard", "Cases 1 and 4: hard labels", "fussl", {"fussl.case": "hard"}),
-        Arm("soft", "Cases 2 and 5: soft labels", "fussl", {"fussl.case": "soft"}),
-        Arm("progressive", "Case 3: progressive", "fussl", {"fussl.case": "progressive"}),
+        Arm("hard", "Hard (Cases 1, 4)", "fussl", {"fussl.case": "hard"}),
+        Arm("soft", "Soft (Cases 2, 5)", "fussl", {"fussl.case": "soft"}),
+        Arm("progressive", "In turns (Case 3)", "fussl", {"fussl.case": "progressive"}),
         Arm("whole", "No fixed weights", "fussl", {"fussl.trained_whole": 1.0}),
     ]
 
@@ -116,7 +116,7 @@ STUDIES: dict[str, Study] = {
         lambda _: varied("bissl", "bissl.damping", (1.0, 10.0, 100.0, 1000.0), "λ_damp"),
         "damping-10.0",
     ),
-    "gessl-steps": Study("inner steps K and target steps λ (GeSSL, Table 6)", _gessl_steps, "k1-lambda10"),
+    "gessl-steps": Study("inner steps K and target steps λ (GeSSL, Table 6)", _gessl_steps, "k-1-lambda-10"),
     "gessl-losses": Study(
         "what task and target are compared by (GeSSL, Figure 3 and G.3)",
         lambda _: varied("gessl", "gessl.loss", ("kl", "ce", "mse", "wasserstein")),
