@@ -34,8 +34,8 @@ PAGE = """# GeSSL's outer gradient
 
 bissl-fast {version}, torch {torch}, timm {timm}, Python {python}, {threads} thread(s) of {processor}; {date}.
 resnet18, 32 px, float32, SimCLR with τ = .5, {warmup} pretext steps on textures before, K = 1, λ = 10, tasks of 16
-images. Seconds of one task, the shortest of {rounds} rounds, in turns; passes and products as `cost` states them. Cosine
-with the exact gradient and ratio of the lengths, mean over {tasks} tasks.
+images. Seconds of one task, the shortest of {rounds} rounds, in turns; passes and products as `cost` states them.
+Cosine with the exact gradient and ratio of the lengths, mean over {tasks} tasks.
 
 {ways}
 
@@ -70,8 +70,8 @@ def main() -> None:
     warm_up(run, instances, arguments.warmup)
     with run.data.loader(run.data.unlabelled, run.views, 16 * max(arguments.counts), "gessl") as loader:
         tasks = instances.tasks(loader.load(0).views, max(arguments.counts), 0)
-    record["ways"] = {rate: ways(instances, tasks, rate, arguments.tasks, arguments.rounds) for rate in arguments.rates}
     record["together"] = [together(instances, tasks[:count], arguments.rounds) for count in arguments.counts]
+    record["ways"] = {rate: ways(instances, tasks, rate, arguments.tasks, arguments.rounds) for rate in arguments.rates}
     write_json(arguments.output.with_suffix(".json"), record)
     write_atomic(arguments.output.with_suffix(".md"), page(record).encode())
 
@@ -119,7 +119,7 @@ def call_of(task: GeSSLTask, given: InstanceTask) -> Callable[[], object]:
 
 def together(instances: Instances, tasks: list[InstanceTask], rounds: int) -> Row:
     """Seconds of the inner gradients of all tasks."""
-    plain = plain_twin(instances.learner.network).train()
+    plain = plain_twin("resnet18", 32, instances.learner.network).train()
     parameters, buffers = dict(plain.named_parameters()), dict(plain.named_buffers())
     detached = {name: p.detach() for name, p in parameters.items()}
     first, second = (torch.stack([task.views[k] for task in tasks]) for k in (0, 1))
