@@ -78,7 +78,10 @@ def test_what_was_scored_before_is_read_and_what_is_damaged_or_asked_otherwise_i
     output = capsys.readouterr().out
     assert "done before, read" in output
     assert "12.3" in output
-    file.write_text(file.read_text()[:-30])
+    file.write_text(json.dumps({**content, "asked": {**content["asked"], "backbone": "another"}}))
+    assert main(command) == 0
+    assert "12.3" not in capsys.readouterr().out
+    file.write_text(json.dumps(content)[:-30])
     assert main(command) == 0
     assert "12.3" not in capsys.readouterr().out
     assert main([*command, "--knn.k", "1"]) == 0
