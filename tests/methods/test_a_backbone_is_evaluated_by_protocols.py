@@ -10,10 +10,13 @@ from bissl_fast.cli import main
 from bissl_fast.data.pipelines.loader import sequential_batches
 from bissl_fast.data.sets.catalogue import load_downstream
 from bissl_fast.evaluation import protocols
+from bissl_fast.evaluation.drawing import Look
 from bissl_fast.evaluation.features import extract_features
 from bissl_fast.evaluation.metrics import METRICS
+from bissl_fast.evaluation.pretext_stages import pretext_stages
 from bissl_fast.evaluation.protocols.knn import NeighbourSettings, accuracy
 from bissl_fast.evaluation.protocols.subject import Labelled
+from bissl_fast.evaluation.run_folder import RunFolder
 from bissl_fast.methods.config import TrainConfig, load_config
 from bissl_fast.models import build_backbone
 from bissl_fast.training.files import load_weights
@@ -48,7 +51,8 @@ def test_a_run_adds_the_scores_of_its_backbones_to_its_results(run: Path) -> Non
     assert list(scores) == ["top1", "top5", "knn_top1"]
     assert scores["knn_top1"] == [pytest.approx(expected_knn(run, "pretext-baseline"))]
     assert "k-NN top-1" in (run / "table.md").read_text()
-    assert "Protocols" not in (run / "report.html").read_text()  # no curve is drawn of a stage without any
+    drawn = pretext_stages(RunFolder(run), {"baseline": Look("Only FT", "#000000")})
+    assert [stage.label for stage in drawn] == ["Only pretext (baseline)"]  # no curve of a stage that has none
 
 
 def test_evaluate_gives_a_runs_arm_the_score_that_the_run_gave_it(
