@@ -1,6 +1,7 @@
 """`bissl-fast evaluate` and `train --protocols`: which backbones are scored, and what is kept of their scores."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from safetensors.torch import save_file
 from bissl_fast.cli import main
 from bissl_fast.data.pipelines.loader import sequential_batches
 from bissl_fast.data.sets.catalogue import load_downstream
+from bissl_fast.errors import UserError
 from bissl_fast.evaluation import protocols
 from bissl_fast.evaluation.drawing import Look
 from bissl_fast.evaluation.features import extract_features
@@ -158,6 +160,18 @@ def test_a_run_whose_backbone_is_not_there_yet_says_so(
     (tmp_path / "config.yaml").write_text((run / "config.yaml").read_text())
     assert main(["evaluate", str(tmp_path)]) == 2
     assert "which stage left the backbone of baseline, and no stage of it has ended" in capsys.readouterr().err
+
+
+def test_a_run_that_has_not_ended_has_the_backbones_of_stages_that_have(run: Path, tmp_path: Path) -> None:
+    unfinished = tmp_path / "run"
+    shutil.copytree(run, unfinished)
+    assert RunFolder(unfinished).backbone_stage("baseline") == "pretext-baseline"  # as the results say
+    (unfinished / "results.json").unlink()
+    assert (unfinished / "finetune-baseline-0" / "DONE").exists()
+    assert RunFolder(unfinished).backbone_stage("baseline") == "pretext-baseline"
+    shutil.copytree(unfinished / "pretext-baseline", unfinished / "baseline-again")
+    with pytest.raises(UserError, match="and baseline-again, pretext-baseline hold weights: give one of them"):
+        RunFolder(unfinished).backbone_stage("baseline")
 
 
 def test_a_comparison_is_no_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
