@@ -1,6 +1,7 @@
 """`bissl-fast evaluate` and `train --protocols`: which backbones are scored, and what is kept of their scores."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,15 @@ from safetensors.torch import save_file
 from bissl_fast.cli import main
 from bissl_fast.data.pipelines.loader import sequential_batches
 from bissl_fast.data.sets.catalogue import load_downstream
+from bissl_fast.errors import UserError
 from bissl_fast.evaluation import protocols
+from bissl_fast.evaluation.drawing import Look
 from bissl_fast.evaluation.features import extract_features
 from bissl_fast.evaluation.metrics import METRICS
+from bissl_fast.evaluation.pretext_stages import pretext_stages
 from bissl_fast.evaluation.protocols.knn import NeighbourSettings, accuracy
 from bissl_fast.evaluation.protocols.subject import Labelled
+from bissl_fast.evaluation.run_folder import RunFolder
 from bissl_fast.methods.config import TrainConfig, load_config
 from bissl_fast.models import build_backbone
 from bissl_fast.training.files import load_weights
@@ -48,7 +53,8 @@ def test_a_run_adds_the_scores_of_its_backbones_to_its_results(run: Path) -> Non
     assert list(scores) == ["top1", "top5", "knn_top1"]
     assert scores["knn_top1"] == [pytest.approx(expected_knn(run, "pretext-baseline"))]
     assert "k-NN top-1" in (run / "table.md").read_text()
-    assert "Protocols" not in (run / "report.html").read_text()  # no curve is drawn of a stage without any
+    drawn = pretext_stages(RunFolder(run), {"baseline": Look("Only FT", "#000000")})
+    assert [stage.label for stage in drawn] == ["Only pretext (baseline)"]  # no curve of a stage that has none
 
 
 def test_evaluate_gives_a_runs_arm_the_score_that_the_run_gave_it(
@@ -78,7 +84,10 @@ def test_what_was_scored_before_is_read_and_what_is_damaged_or_asked_otherwise_i
     output = capsys.readouterr().out
     assert "done before, read" in output
     assert "12.3" in output
-    file.write_text(file.read_text()[:-30])
+    file.write_text(json.dumps({**content, "asked": {**content["asked"], "backbone": "another"}}))
+    assert main(command) == 0
+    assert "12.3" not in capsys.readouterr().out
+    file.write_text(json.dumps(content)[:-30])
     assert main(command) == 0
     assert "12.3" not in capsys.readouterr().out
     assert main([*command, "--knn.k", "1"]) == 0
@@ -151,6 +160,18 @@ def test_a_run_whose_backbone_is_not_there_yet_says_so(
     (tmp_path / "config.yaml").write_text((run / "config.yaml").read_text())
     assert main(["evaluate", str(tmp_path)]) == 2
     assert "which stage left the backbone of baseline, and no stage of it has ended" in capsys.readouterr().err
+
+
+def test_a_run_that_has_not_ended_has_the_backbones_of_stages_that_have(run: Path, tmp_path: Path) -> None:
+    unfinished = tmp_path / "run"
+    shutil.copytree(run, unfinished)
+    assert RunFolder(unfinished).backbone_stage("baseline") == "pretext-baseline"  # as the results say
+    (unfinished / "results.json").unlink()
+    assert (unfinished / "finetune-baseline-0" / "DONE").exists()
+    assert RunFolder(unfinished).backbone_stage("baseline") == "pretext-baseline"
+    shutil.copytree(unfinished / "pretext-baseline", unfinished / "baseline-again")
+    with pytest.raises(UserError, match="and baseline-again, pretext-baseline hold weights: give one of them"):
+        RunFolder(unfinished).backbone_stage("baseline")
 
 
 def test_a_comparison_is_no_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
