@@ -15,6 +15,8 @@ usage: bissl-fast COMMAND [OPTIONS]     (bissl-fast COMMAND --help tells more)
   ablate   a study's arms likewise: `bissl-fast ablate --list`
   pretrain train a pretext task alone and leave its backbone: `bissl-fast pretrain --pretext byol`
   embed    features of a folder of images by a run's or any other backbone: `bissl-fast embed runs/demo photos`
+  sigma    GeSSL's measure of generality, by unseen tasks: `bissl-fast sigma runs/demo/gessl --dataset textures`
+  one-step GeSSL's accuracy after one gradient step on a task: `bissl-fast one-step runs/demo/gessl`
   data     list, download, prepare and verify data sets
   bench    measure losses, products and data beside their peers on this machine: `bissl-fast bench data`
   report   write report.html of a run anew
@@ -70,6 +72,14 @@ def _run(command: str, rest: list[str]) -> int:
         from bissl_fast.cli.embed import embed_command
 
         embed_command(rest)
+    elif command == "sigma":
+        from bissl_fast.cli.sigma import sigma_command
+
+        sigma_command(rest)
+    elif command == "one-step":
+        from bissl_fast.cli.sigma import one_step_command
+
+        one_step_command(rest)
     elif command == "report":
         from bissl_fast.cli.report import report_command
 
