@@ -47,7 +47,7 @@ class FUSSLSettings:
         first_rate: of phase 1 at first.
         first_rate_epochs: how long.
         learning_rate: of phase 1 after that, and of phase 2.
-        weight_decay: of both, but for the recipe `pretext`.
+        weight_decay: of both; with the recipe `pretext` of phase 2 alone.
         views: each block has its `own` views of an image, or all have the same ones (`shared`).
         case: `fuzzy`: hard labels where one class has most votes, else soft ones; `hard` (Cases 1 and 4) or `soft`
             (Cases 2 and 5) alone; `progressive` (Case 3): fuzzy labels, phases in turns, and nothing is frozen.
@@ -239,7 +239,6 @@ class FUSSL:
         """
         settings = self.settings
         first, second = self._steps(run)
-        total = settings.turns * first
         if round(settings.frozen_from * second) < second:
             before_last_stage(run.backbone())
         size = run.settings.images.size
@@ -249,21 +248,32 @@ class FUSSL:
                 f"backbone {run.settings.backbone!r} has layers that cannot be put side by side with others of their "
                 "kind: leave out --fussl.stacked, or choose another --backbone."
             )
+        self._tell_recipe(run, settings.turns * first)
+        epochs = " or ".join(f"{value:g} ({name})" for name, value in settings.controls.items())
+        run.say(f"fussl: a control is the baseline with --pretrain.baseline-epochs {epochs}", "dim")
+        return self
+
+    def _tell_recipe(self, run: Run, steps: int) -> None:
+        """What phase 1, of so many steps, is trained by, where that is not what anyone would take for granted."""
+        settings, own = self.settings, self.pretext.settings
         if settings.recipe == "pretext":
-            own = self.pretext.settings
             run.say(
                 f"fussl: phase 1 by {own.optimizer.kind} at {own.learning_rate:g}, as the baseline; the paper's Adam "
                 f"at 0.2, then 0.001, is --fussl.recipe paper"
             )
-            tell_rising(run, "fussl-blocks", self.pretext.rising_steps(run), total)
-        elif settings.first_rate_epochs and settings.first_rate > 0.02:
+            tell_rising(run, "fussl-blocks", self.pretext.rising_steps(run), steps)
+            return
+        high = self._high_steps(run)
+        if high and settings.first_rate > 0.02:
             run.say(
-                f"fussl: phase 1 begins with Adam at {settings.first_rate:g}, as the paper says, which is a hundred "
-                "times what Adam usually takes; --fussl.recipe pretext has the baseline's optimiser"
+                f"fussl: phase 1 begins with Adam at {settings.first_rate:g} (0.2 in the paper), far above what Adam "
+                "usually takes; --fussl.recipe pretext has the baseline's optimiser"
             )
-        epochs = " or ".join(f"{value:g} ({name})" for name, value in settings.controls.items())
-        run.say(f"fussl: a control is the baseline with --pretrain.baseline-epochs {epochs}", "dim")
-        return self
+        if high >= steps:
+            run.say(
+                f"fussl-blocks: the rate is {settings.first_rate:g} in all {steps} steps and never falls; "
+                "--fussl.first-rate-epochs"
+            )
 
     def cost(self, run: Run) -> Cost:
         """Of both phases, each block counted; giving labels has no backward pass."""
@@ -336,13 +346,16 @@ class FUSSL:
             warmup = min(self.pretext.rising_steps(run), settings.turns * first)
             return own, warmup, None, {"warmup": warmup}
         own = replace(own, optimizer=settings.optimizer, learning_rate=settings.learning_rate)
-        epochs = settings.first_rate_epochs
-        high = self.pretext.steps(run, epochs) if epochs else 0
+        high = self._high_steps(run)
 
         def rate(index: int) -> float:
             return settings.first_rate if index < high else settings.learning_rate
 
         return own, 0, rate, {"first_rate": settings.first_rate, "first_rate_steps": high}
+
+    def _high_steps(self, run: Run) -> int:
+        """Of phase 1 at its first rate, by the paper's recipe."""
+        return self.pretext.steps(run, self.settings.first_rate_epochs)
 
     def _train_blocks(self, run: Run, number: int, before: Round | None) -> StageOutput:
         """The stage ``fussl-blocks``: phase 1."""

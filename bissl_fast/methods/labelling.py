@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from statistics import mean
 from typing import Any
 
 import torch
@@ -43,13 +44,17 @@ class Labels:
     def report(self) -> dict[str, Any]:
         """As `labels.json` has it; docs/fussl.md says what each number means."""
         votes, count = self.votes, self.votes.shape[1]
-        pairs = [(votes[:, a] == votes[:, b]).double().mean() for a in range(count) for b in range(a)]
+        pairs = [(a, b) for a in range(count) for b in range(a)]
+        agreeing = [float((votes[:, a] == votes[:, b]).double().mean()) for a, b in pairs]
+        shares = [torch.bincount(votes[:, k], minlength=self.classes).double() / len(votes) for k in range(count)]
+        by_chance = [float(shares[a] @ shares[b]) for a, b in pairs]
         in_use, effective = effective_classes(votes, self.memberships, self.classes)
         return {
             "images": len(votes),
             "blocks": count,
             "agreement": float((votes == votes[:, :1]).all(1).double().mean()),
-            "pairwise_agreement": float(torch.stack(pairs).mean()) if pairs else 1.0,
+            "pairwise_agreement": mean(agreeing) if pairs else 1.0,
+            "pairwise_agreement_by_chance": mean(by_chance) if pairs else 1.0,
             "hard_share": float((self.memberships == 1).any(1).double().mean()),
             "pseudo_classes": self.classes,
             "pseudo_classes_in_use": in_use,
@@ -96,7 +101,8 @@ def summary(report: Mapping[str, Any]) -> str:
     """The report of labels as a line."""
     errors = ", ".join(f"{error:.4f}" for error in report["errors"])
     return (
-        f"blocks agree on {report['agreement']:.1%} of {report['images']:,} images, "
+        f"blocks agree on {report['agreement']:.1%} of {report['images']:,} images "
+        f"(pairs on {report['pairwise_agreement']:.1%}, by chance {report['pairwise_agreement_by_chance']:.1%}), "
         f"{report['hard_share']:.1%} of the labels are hard; "
         f"{report['pseudo_classes_in_use']} of {report['pseudo_classes']} pseudo-classes are in use "
         f"(as many as {report['pseudo_classes_effective']:.1f} equal ones). "

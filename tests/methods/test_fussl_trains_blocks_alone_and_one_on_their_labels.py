@@ -160,6 +160,9 @@ def test_votes_errors_and_the_report_are_those_counted_by_hand() -> None:
     report = found.report()
     assert (report["agreement"], report["hard_share"]) == (0.6, 0.8)
     assert report["pairwise_agreement"] == pytest.approx((8 * 3 - 2 * 2) / 30)
+    counts = [torch.bincount(votes[:, k], minlength=7).tolist() for k in range(3)]
+    chance = [sum(a * b for a, b in zip(counts[j], counts[k], strict=True)) / 100 for j, k in ((0, 1), (0, 2), (1, 2))]
+    assert report["pairwise_agreement_by_chance"] == pytest.approx(sum(chance) / 3)
     assert (report["pseudo_classes"], report["pseudo_classes_in_use"]) == (7, 6)
     dense = torch.zeros(10, 7, dtype=torch.float64).scatter_add(1, votes, found.memberships)
     for k, table in enumerate(tables):
@@ -343,7 +346,12 @@ def test_the_papers_recipe_is_adam_at_a_high_rate_for_ten_epochs_and_then_at_a_t
 ) -> None:
     more = ("--fussl.recipe", "paper", "--fussl.first-rate", "0.2", "--fussl.first-rate-epochs", "1")
     run = training(small_data, tmp_path, *more, console=Console(width=500))
-    assert "phase 1 begins with Adam at 0.2, as the paper says" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "phase 1 begins with Adam at 0.2 (0.2 in the paper), far above" in said
+    assert "never falls" not in said
+    always = ("--fussl.recipe", "paper", "--fussl.first-rate-epochs", "2")
+    training(small_data, tmp_path, *always, console=Console(width=500))
+    assert "fussl-blocks: the rate is 0.2 in all 6 steps and never falls" in capsys.readouterr().out
     method = method_of(run)
     own, _, rate, _ = method._recipe(run.context)
     assert rate is not None
