@@ -10,7 +10,7 @@ class Cost:
     Attributes:
         images: that went through a forward and a backward pass; all views of one together count once.
         passes: forward-backward passes of a batch.
-        products: second-order products of a batch.
+        products: second-order products of a batch through the network; those of a head alone see features and no image.
     """
 
     images: int = 0
