@@ -33,8 +33,9 @@ LARGEST = 1_000_000_000  # parameters: larger families are named and not tried
 
 PAGE = """# Backbones
 
-`--backbone NAME` takes timm's networks. One small member of each family, as `python -m benchmarks.backbones` found it
-on {date} (timm {timm}, torch {torch}, {processor}, {size} px, float32): what a run tries before
+`--backbone NAME` takes timm's networks, and `conv4`, the four blocks of the few-shot literature
+([evaluation.md](evaluation.md)). One small member of each family of timm's, as `python -m benchmarks.backbones` found
+it on {date} (timm {timm}, torch {torch}, {processor}, {size} px, float32): what a run tries before
 its first stage, a product of the pretext loss of two pairs of images.
 
 - **products**: `linearized`, the default, or what the run takes in its place; *refused* ends with a sentence before

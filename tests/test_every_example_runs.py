@@ -16,7 +16,7 @@ from bissl_fast.ops import nt_xent_loss
 from bissl_fast.training.files import save_weights
 
 PACKAGE = Path(bissl_fast.__file__).parent
-PAGES = ("README.md", "docs/bissl.md", "docs/bilevel.md", "docs/data.md", "docs/pretext.md")
+PAGES = ("README.md", "docs/bissl.md", "docs/bilevel.md", "docs/data.md", "docs/evaluation.md", "docs/pretext.md")
 METHODS = tuple(f"docs/{page}.md" for page in ("methods", "gessl", "fussl", "abrl"))
 LINKED = ("README.md", "CONTRIBUTING.md", *PAGES[1:], *METHODS, "docs/results/README.md")
 

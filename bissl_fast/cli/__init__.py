@@ -17,6 +17,7 @@ usage: bissl-fast COMMAND [OPTIONS]     (bissl-fast COMMAND --help tells more)
   embed    features of a folder of images by a run's or any other backbone: `bissl-fast embed runs/demo photos`
   sigma    GeSSL's measure of generality, by unseen tasks: `bissl-fast sigma runs/demo/gessl --dataset textures`
   one-step GeSSL's accuracy after one gradient step on a task: `bissl-fast one-step runs/demo/gessl`
+  evaluate score a run's backbones or any other weights: `bissl-fast evaluate runs/demo --protocol linear,knn`
   data     list, download, prepare and verify data sets
   bench    measure losses, products and data beside their peers on this machine: `bissl-fast bench data`
   report   write report.html of a run anew
@@ -80,6 +81,10 @@ def _run(command: str, rest: list[str]) -> int:
         from bissl_fast.cli.sigma import one_step_command
 
         one_step_command(rest)
+    elif command == "evaluate":
+        from bissl_fast.cli.evaluate import evaluate_command
+
+        evaluate_command(rest)
     elif command == "report":
         from bissl_fast.cli.report import report_command
 

@@ -24,7 +24,7 @@ from bissl_fast.data.sets.catalogue import (
     notes_of,
     shortfall,
 )
-from bissl_fast.data.sets.dataset import ImageSet, count_by_class
+from bissl_fast.data.sets.dataset import ImageSet, count_by_class, disjoint
 from bissl_fast.data.sets.duplicates import Duplicates
 from bissl_fast.data.sets.entries import ENTRIES, SPLITS
 from bissl_fast.data.sets.readers.decode import printable
@@ -46,15 +46,15 @@ def list_command(*, data_root: Path | None = None) -> None:
     """
     for entry in ENTRIES:
         sizes = ", ".join(f"{size:,} {split}" for split, size in zip(SPLITS, entry.sizes, strict=True))
-        _print(f"{entry.name:14}{entry.title}: {entry.classes:,} classes; {sizes}; {entry.images}")
+        _print(f"{entry.name:17}{entry.title}: {entry.classes:,} classes; {sizes}; {entry.images}")
         if not entry.embedded:
             found = entry.find(data_root) if data_root is not None else None
             place = f"{data_root or 'DIR'}/{entry.folders[0]}"
             state = "" if data_root is None else f" (there: {found})" if found else " (not there)"
-            _print(f"{'':14}in {place}{state}, from {entry.page}{'' if entry.downloads else ' (download gone)'}")
+            _print(f"{'':17}in {place}{state}, from {entry.page}{'' if entry.downloads else ' (no download)'}")
             for sentence in shortfall(entry, found) if found else ():
-                _print(f"{'':14}{sentence}")
-    _print(f"{FOLDER_PREFIX + 'PATH':14}any image folder: a sub-folder per class, or loose images for pretext training")
+                _print(f"{'':17}{sentence}")
+    _print(f"{FOLDER_PREFIX + 'PATH':17}any image folder: a sub-folder per class, or loose images for pretext training")
     _print("\n`bissl-fast data prepare NAME --data-root DIR` downloads a set and decodes it into the cache.")
 
 
@@ -190,7 +190,9 @@ def _split_table(sources: list[Source], readable: list[npt.NDArray[np.bool_]]) -
         classes, spread = "unlabelled", ""
         if source.labels is not None:
             per_class = count_by_class(source.labels[good], len(source.classes))
-            classes, spread = str(len(source.classes)), f"{per_class.min()} to {per_class.max()}"
+            if disjoint(sources[0].labels, sources[2].labels):  # other classes in each split
+                per_class = per_class[np.unique(source.labels)]
+            classes, spread = str(len(per_class)), f"{per_class.min()} to {per_class.max()}"
         table.add_row(source.name, f"{source.count:,}", f"{good.sum():,}", classes, spread)
     return table
 

@@ -8,8 +8,10 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
+from bissl_fast.cli.arguments import spread
 from bissl_fast.cli.report import print_results
 from bissl_fast.errors import UserError
+from bissl_fast.evaluation.protocols import PROTOCOLS
 from bissl_fast.methods.checks import require
 from bissl_fast.methods.config import METHODS, TrainConfig, load_config
 from bissl_fast.methods.presets import preset_config
@@ -84,7 +86,7 @@ def given_config(arguments: list[str], kind: type[AnyRun], prog: str) -> tuple[A
 
 def laid_over(default: AnyRun, arguments: list[str], prog: str, description: str) -> AnyRun:
     """The config that arguments make of another."""
-    arguments = [part for argument in arguments for part in spread(argument)]
+    arguments = [part for argument in arguments for part in spread(argument, (*METHODS, *PROTOCOLS))]
     return tyro.cli(
         type(default),
         prog=prog,
@@ -93,9 +95,3 @@ def laid_over(default: AnyRun, arguments: list[str], prog: str, description: str
         args=arguments,
         config=(tyro.conf.AvoidSubcommands,),
     )
-
-
-def spread(argument: str) -> list[str]:
-    """A list with commas, as ``--methods bissl,baseline`` has, in the form that tyro reads."""
-    listed = argument.replace(" ", "").split(",")
-    return listed if len(listed) > 1 and set(listed) <= set(METHODS) else [argument]

@@ -40,8 +40,22 @@ METRICS = (
     Metric("top1", "Top-1", "top-1 accuracy", "accuracy"),
     Metric("top5", "Top-5", "top-5 accuracy", "accuracy"),
     Metric("map", "mAP", "11-point mAP", "precision"),
+    Metric("linear_top1", "Linear top-1", "top-1 accuracy of a linear classifier", "accuracy"),
+    Metric("linear_top5", "Linear top-5", "top-5 accuracy of a linear classifier", "accuracy"),
+    Metric("linear_map", "Linear mAP", "11-point mAP of a linear classifier", "precision"),
+    Metric("knn_top1", "k-NN top-1", "top-1 accuracy of nearest neighbours", "accuracy"),
+    Metric("semi_1_top1", "1 % of labels, top-1", "top-1 accuracy with 1 % of the labels", "accuracy"),
+    Metric("semi_1_top5", "1 % of labels, top-5", "top-5 accuracy with 1 % of the labels", "accuracy"),
+    Metric("semi_10_top1", "10 % of labels, top-1", "top-1 accuracy with 10 % of the labels", "accuracy"),
+    Metric("semi_10_top5", "10 % of labels, top-5", "top-5 accuracy with 10 % of the labels", "accuracy"),
+    Metric("fewshot_5w1s", "5-way 1-shot", "5-way 1-shot accuracy", "accuracy"),
+    Metric("fewshot_5w5s", "5-way 5-shot", "5-way 5-shot accuracy", "accuracy"),
+    Metric("fewshot_20w1s", "20-way 1-shot", "20-way 1-shot accuracy", "accuracy"),
+    Metric("crossdomain_5w5s", "5-way 5-shot, cross-domain", "5-way 5-shot cross-domain accuracy", "accuracy"),
+    Metric("crossdomain_5w20s", "5-way 20-shot, cross-domain", "5-way 20-shot cross-domain accuracy", "accuracy"),
 )
-"""All there are. Of those that a data set has, models are compared by the first."""
+"""All there are, fine-tuning's before those of protocols. Of those that a data set has, models are compared by the
+first."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from bissl_fast.evaluation.figures import PretextStage
 from bissl_fast.evaluation.run_folder import RunFolder
 
 WARMUP = "pretext-warmup"
-DOWNSTREAM = ("head-", "finetune-")
+DOWNSTREAM = ("head-", "finetune-", "protocols-")
 DASHES = (0, (4, 1.5))
 
 

@@ -70,6 +70,32 @@ class RunFolder:
             told = {arm.name: arm.title for arm in self.results().arms}
         return {name: told.get(name, title_of(name)) for name in self.arms()}
 
+    def backbone_stage(self, arm: str) -> str:
+        """The stage that has left an arm's backbone.
+
+        Raises:
+            UserError: if it is not there yet, or cannot be told.
+        """
+        with suppress(UserError):  # of a run that has not ended
+            made = {found.name: found.stages for found in Results.from_json(self.json("results.json")).arms}
+            if made.get(arm):
+                return made[arm][-1]
+        arms = self.arms()
+        stages = [stage for stage in self.stages() if owner_of(stage, arms) == arm and self._left_backbone(stage)]
+        if len(stages) != 1:
+            found = (
+                f"{', '.join(stages)} hold weights: give one of them"
+                if stages
+                else "no stage of it has ended: wait for the run, or name other arms with --arm"
+            )
+            raise UserError(f"{self.path} does not tell which stage left the backbone of {arm}, and {found}.")
+        return stages[0]
+
+    def _left_backbone(self, stage: str) -> bool:
+        return not stage.startswith("finetune-") and all(
+            (self.path / stage / name).is_file() for name in ("DONE", "weights.safetensors")
+        )
+
     def results(self) -> Results:
         """What `results.json` holds, with the time in which the stages of each arm were at work.
 

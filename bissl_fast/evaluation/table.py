@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
 
-from bissl_fast.evaluation.arms import listed
+from bissl_fast.evaluation.arms import listed, title_of
 from bissl_fast.evaluation.cost import uneven_budgets
-from bissl_fast.evaluation.metrics import Metric
+from bissl_fast.evaluation.metrics import METRICS, Metric
 from bissl_fast.evaluation.results import ALPHA, ArmResult, Results
 from bissl_fast.evaluation.statistics import Comparison, p_words
 
 if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
+
+    from bissl_fast.evaluation.protocols.subject import Scores
 
 COSTS = ("Images", "Passes", "Products", "Model-epochs", "Time")
 
@@ -130,6 +133,27 @@ def results_table(results: Results) -> ResultTable:
     return ResultTable((layout(results),) if costs is None else (layout(results), costs))
 
 
+def scores_grid(dataset: str, scores: Mapping[str, Scores]) -> Grid:
+    """Scores of protocols: a row for each, a column for each backbone.
+
+    Args:
+        dataset: that they are of.
+        scores: by what the backbone is called, then by key; all have the same keys.
+
+    Example:
+        >>> rich.print(scores_grid("dtd", {"baseline": {"knn_top1": Score(41.5)}}).to_rich())  # doctest: +SKIP
+    """
+    rows = {metric.key: metric.row for metric in METRICS}
+    keys = dict.fromkeys(key for found in scores.values() for key in found)
+    lines = tuple(
+        (Cell(rows.get(key, key.replace("_", " "))), *(Cell(str(found[key])) for found in scores.values()))
+        for key in keys
+    )
+    intervals = any(score.interval is not None for found in scores.values() for score in found.values())
+    spread = " Of few-shot tasks: mean ± 95 % interval over the episodes." if intervals else ""
+    return Grid(("Test score (%)", *map(title_of, scores)), lines, f"{dataset}.{spread}")
+
+
 def _one_arm(results: Results) -> Grid:
     arm = results.reference
     rows = tuple((Cell(metric.row), Cell(str(arm.scores[metric.key]))) for metric in results.metrics)
@@ -243,16 +267,16 @@ def _seeds(results: Results) -> tuple[str, ...]:
 
 
 def _untested(results: Results) -> list[str]:
-    """Why there is no p where there is none, once where all arms share the reason."""
-    sentences = []
+    """Why there is no p where there is none, once for all rows and arms that share the reason."""
+    rows: dict[str, list[str]] = {}
     for metric in results.metrics:
         comparisons = results.comparisons(metric)
         for reason in dict.fromkeys(comparison.untested for comparison in comparisons if comparison.untested):
             having = results.having(metric)
             arms = [arm.title for arm, c in zip(having, comparisons, strict=True) if c.untested == reason]
             where = metric.row if len(arms) == len(comparisons) else f"{metric.row} of {listed(arms)}"
-            sentences.append(f"{where}: {reason}.")
-    return sentences
+            rows.setdefault(reason, []).append(where)
+    return [f"{listed(where)}: {reason}." for reason, where in rows.items()]
 
 
 def _remarks(results: Results) -> list[str]:

@@ -11,6 +11,7 @@ import yaml
 
 from bissl_fast.data.views.parameters import ViewSettings
 from bissl_fast.errors import UserError
+from bissl_fast.evaluation.protocols import ProtocolName
 from bissl_fast.methods.abrl import ABRLSettings
 from bissl_fast.methods.bilevel import BilevelSettings
 from bissl_fast.methods.bissl import BiSSLSettings
@@ -66,6 +67,8 @@ class TrainConfig(PretextConfig):
 
     Attributes:
         methods: arms to be compared, in the order of the table.
+        protocols: `linear`, `knn`, `semi`, `fewshot`: further scores of each backbone as it is before fine-tuning, with
+            the settings of their papers (docs/evaluation.md).
         budget: what every arm's backbone may cost, in epochs of the unlabelled images through a forward and a backward
             pass of a model: each takes its longest schedule within; left out: the schedules of the other settings.
         head: warm-up of the downstream head.
@@ -81,6 +84,7 @@ class TrainConfig(PretextConfig):
     """
 
     methods: tuple[MethodName, ...] = DEFAULT_METHODS
+    protocols: tuple[ProtocolName, ...] = ()
     budget: float | None = None
     head: HeadSettings = HeadSettings()
     bissl: BiSSLSettings = BiSSLSettings()
@@ -97,6 +101,8 @@ class TrainConfig(PretextConfig):
         super().__post_init__()
         once = len(self.methods) == len(set(self.methods)) > 0
         require(once, "methods", ",".join(self.methods) or "none", f"one or more of {', '.join(METHODS)}, each once")
+        twice = len(self.protocols) != len(set(self.protocols))
+        require(not twice, "protocols", ",".join(self.protocols), "names of protocols, each once")
         require(self.budget is None or self.budget > 0, "budget", self.budget, "a positive number of epochs")
         count, stored = self.bilevel.batches_at_once, self.bissl.stored_batches
         wanted = f"a divisor of --bissl.stored-batches, which is {stored}"

@@ -17,7 +17,7 @@ from bissl_fast.data.sets.readers.folder import folder_names, loose_images
 from bissl_fast.data.sets.readers.source import Source, listed
 from bissl_fast.data.sets.readers.table import whole_table
 from bissl_fast.data.views.parameters import ViewSettings
-from bissl_fast.data.views.presets import eval_view
+from bissl_fast.data.views.presets import eval_view, finetune_view
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.metrics import evaluation_mode
 from bissl_fast.methods.config import load_config
@@ -32,10 +32,11 @@ WEIGHTS = "weights.safetensors"  # of a stage
 
 @dataclass(frozen=True, eq=False)
 class Embedder:
-    """A backbone with its weights, and how images are shown to it."""
+    """A backbone with its weights, and how images are shown to it, without augmentation and in training on them."""
 
     backbone: nn.Module
     view: ViewSettings
+    training_view: ViewSettings
     decoded_size: int
     whole: bool  # images are decoded whole, stretched to squares, and cropped as they were before
 
@@ -106,25 +107,26 @@ def embedder(
     if config is not None:
         settings = load_config(config, RunSettings)
         name, images = backbone or settings.backbone, settings.images
-        view = images.evaluation_view
+        view, training_view = images.evaluation_view, images.finetune_view
     else:
         name, images = backbone or "resnet18", ImageSettings()
         if backbone is None and spec.startswith(TIMM_PREFIX):
             name = spec.removeprefix(TIMM_PREFIX).split(".")[0]
-        view = eval_view(images.size)
+        view, training_view = eval_view(images.size), finetune_view(images.size)
         if (seen := timm_normalisation(spec)) is not None:
-            view = replace(view, mean=seen[0], std=seen[1])
+            view, training_view = (replace(shown, mean=seen[0], std=seen[1]) for shown in (view, training_view))
     decoded = images.downstream_cache_size or images.cache_size
     if size is not None and size != view.size:
         if not 8 <= size <= 4096:
             raise UserError(f"--size must be between 8 and 4096 pixels, found {size}.")
-        view, decoded = replace(view, size=size), max(size, decoded)
-    view = view.for_channels(channels or images.channels)
+        view, training_view = replace(view, size=size), replace(training_view, size=size)
+        decoded = max(size, decoded)
+    view, training_view = (shown.for_channels(channels or images.channels) for shown in (view, training_view))
     network = build_backbone(name, 0, view.size, len(view.mean))
     weights = backbone_weights(spec, network, name)
     weights.load_into(network)
     say(f"{name}: {weights}")
-    return Embedder(network, view, decoded, images.whole)
+    return Embedder(network, view, training_view, decoded, images.whole)
 
 
 def config_beside(path: Path) -> Path | None:

@@ -10,7 +10,7 @@ from rich.console import Console
 from bissl_fast.data.pipelines.choice import Pipeline
 from bissl_fast.data.pipelines.loader import Batch, Loader
 from bissl_fast.data.pipelines.order import BatchOrder
-from bissl_fast.data.sets.catalogue import entry_of, list_labelled, load_downstream, load_pretext
+from bissl_fast.data.sets.catalogue import FOLDER_PREFIX, entry_of, list_labelled, load_downstream, load_pretext
 from bissl_fast.data.sets.dataset import ImageSet, Splits, count_by_class, is_multilabel
 from bissl_fast.data.views.parameters import ViewSettings
 from bissl_fast.errors import UserError
@@ -20,7 +20,20 @@ from bissl_fast.training.tracking import say
 
 EVALUATION_BATCH = 256
 SKIPPED_NAMES = 5
-WITH_UNLABELLED_IMAGES = ("textures", "stl10")
+
+
+def require_taught(dataset: str, splits: Splits) -> None:
+    """Raise the sentence for a set whose test classes are none of those of training.
+
+    Raises:
+        UserError: if it is one.
+    """
+    if splits.disjoint:
+        raise UserError(
+            f"The test classes of {dataset} are none of those of its training split: it is for few-shot tasks. Train a "
+            f"backbone with `bissl-fast pretrain --dataset {dataset}`, and test it with "
+            f"`bissl-fast evaluate RUN --dataset {dataset} --protocol fewshot`."
+        )
 
 
 class RunData:
@@ -70,6 +83,7 @@ class RunData:
         self._tell(splits.notes, splits.train, splits.val, splits.test)
         for scored in (splits.val, splits.test):
             self._tell_absent_classes(scored)
+        require_taught(config.dataset, splits)
         return splits
 
     def load_both(self) -> None:
@@ -105,7 +119,7 @@ class RunData:
     def _load_unlabelled(self) -> ImageSet:
         config = self.config
         spec, root, channels = config.pretext_dataset, config.data_root, config.images.channels
-        if spec is None and config.dataset in WITH_UNLABELLED_IMAGES:
+        if spec is None and not config.dataset.startswith(FOLDER_PREFIX) and entry_of(config.dataset).unlabelled:
             spec = config.dataset
         if spec is None:
             # What is wrong with the data set is told before what lacks.

@@ -2,12 +2,14 @@
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from rich.console import Console
 
 from bissl_fast.errors import UserError
+from bissl_fast.evaluation import protocols
 from bissl_fast.evaluation.plan import is_comparison
 from bissl_fast.methods.abrl import ABRL
 from bissl_fast.methods.baseline import Baseline
@@ -20,6 +22,7 @@ from bissl_fast.methods.run import Run
 from bissl_fast.methods.stages.downstream import Downstream
 from bissl_fast.methods.stages.finetune import finetune
 from bissl_fast.methods.stages.pretrain import Pretext
+from bissl_fast.methods.stages.protocols import score
 from bissl_fast.methods.stages.sgd import SGDSettings
 from bissl_fast.methods.stages.test import test
 from bissl_fast.training.files import exclusive, make_folder, write_atomic, write_json
@@ -90,6 +93,8 @@ class Training:
             self.arms = {name: (method.within(self.context, images), sgd) for name, (method, sgd) in self.arms.items()}
         self.arms = {name: (method.prepare(self.context), sgd) for name, (method, sgd) in self.arms.items()}
         self.stages: dict[str, list[str]] = {}
+        for protocol in config.protocols:
+            protocols.require(protocol, self.context.data.splits)
 
     def run(self) -> Path:
         """All stages; returns the run's folder, which then holds ``results.json``."""
@@ -105,7 +110,8 @@ class Training:
             for name, (_, sgd) in self.arms.items()
         }
         tested = test(run, downstream, backbones, models)
-        write_json(run.folder / "results.json", self._results(tested))
+        further = {name: self._protocols(name, backbone) for name, backbone in backbones.items()}
+        write_json(run.folder / "results.json", self._results(tested, further))
         return run.folder
 
     def _backbone(self, name: str) -> StageOutput:
@@ -115,14 +121,21 @@ class Training:
         self.stages[name] = self.context.stages[before:]
         return backbone
 
-    def _results(self, tested: StageOutput) -> dict[str, Any]:
+    def _protocols(self, name: str, backbone: StageOutput) -> dict[str, list[float]]:
+        """Scores of an arm's backbone before fine-tuning, by the protocols asked for; one of each."""
+        if not self.config.protocols:
+            return {}
+        found = score(self.context, f"protocols-{name}", backbone, self.config.protocols)
+        return {key: [value] for key, value in found.items()}
+
+    def _results(self, tested: StageOutput, further: Mapping[str, Mapping[str, list[float]]]) -> dict[str, Any]:
         """Scores and costs of the arms."""
         run = self.context
         scores, splits = json.loads((tested.folder / "results.json").read_text()), run.data.splits
         arms = {
             name: {
                 "title": method.title,
-                "scores": scores[name],
+                "scores": scores[name] | further[name],
                 "cost": method.cost(run).told(len(run.data.unlabelled)),
                 "stages": self.stages[name],
             }

@@ -1,4 +1,4 @@
-"""Backbones by their timm name."""
+"""Backbones by their timm name, or that of the one network which is not timm's: ``conv4``."""
 
 from functools import cache
 from typing import Any, TypeVar
@@ -106,8 +106,10 @@ def place(network: AnyModule, device: torch.device | str) -> AnyModule:
 
 
 def require_known(name: str) -> None:
-    """Raise the sentence for a name that timm does not know."""
+    """Raise the sentence for a name that neither timm nor this house knows."""
     import timm
+
+    import bissl_fast.models.conv4  # noqa: F401  makes it known
 
     if not timm.is_model(name):
         import difflib

@@ -51,16 +51,21 @@ class BackboneWeights:
     @property
     def digest(self) -> str:
         """SHA-256 of names and values."""
-        total = hashlib.sha256()
-        for name in sorted(self.tensors):
-            tensor = self.tensors[name].detach().cpu().contiguous()
-            total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-            total.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-        return total.hexdigest()
+        return digest_of(self.tensors)
 
     def load_into(self, backbone: nn.Module) -> None:
         """Copy them into a backbone that they fit."""
         backbone.load_state_dict(backbone.state_dict() | self.tensors)
+
+
+def digest_of(tensors: Tensors) -> str:
+    """SHA-256 of names and values, in the order of the names."""
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
 
 
 def backbone_weights(spec: str, backbone: nn.Module, name: str) -> BackboneWeights:

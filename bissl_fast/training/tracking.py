@@ -3,15 +3,17 @@
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from bissl_fast.training.files import unwritable
+
+Item = TypeVar("Item")
 
 LINE_SECONDS = 15.0
 """Time between two progress lines where the output is not a terminal."""
@@ -66,6 +68,14 @@ class Metrics:
         self._board.close()
 
 
+def tracked(console: Console, items: Iterable[Item], total: int, title: str) -> Iterator[Item]:
+    """The items, under a progress bar that says how many of them are behind us."""
+    with ProgressBar(console, title, total, 0) as bar:
+        for number, item in enumerate(items, 1):
+            yield item
+            bar.update(number)
+
+
 class ProgressBar:
     """Step, images per second, time left and loss of one stage: a bar on a terminal, else a line now and then."""
 
@@ -94,9 +104,9 @@ class ProgressBar:
     ) -> None:
         self._bar.stop()
 
-    def update(self, done: int, images_per_second: float, note: str) -> None:
+    def update(self, done: int, images_per_second: float | None = None, note: str = "") -> None:
         """Tell that ``done`` steps are behind us."""
-        rate = f"{images_per_second:,.0f} images/s"
+        rate = "" if images_per_second is None else f"{images_per_second:,.0f} images/s"
         self._bar.update(self._task, completed=done, rate=rate, note=note)
         now = time.monotonic()
         if not self._console.is_terminal and (now >= self._line_due or done == self._total):

@@ -152,9 +152,9 @@ def test_list_says_what_a_set_lacks(tmp_path, capsys):
     output = capsys.readouterr().out
     assert "There are 4 of 1,880 train, 4 of 1,880 val, 4 of 1,880 test images." in output
     assert "DTD is here with 2 of its 47 classes" in output
-    assert "(not there), from https://ai.stanford.edu/~jkrause/cars/car_dataset.html (download gone)" in output
+    assert "(not there), from https://ai.stanford.edu/~jkrause/cars/car_dataset.html (no download)" in output
     assert (
-        "caltech101    Caltech-101, 30 training images per class: 101 classes; 2,424 train, 606 val, 5,647 test"
+        "caltech101       Caltech-101, 30 training images per class: 101 classes; 2,424 train, 606 val, 5,647 test"
         in output
     )
 

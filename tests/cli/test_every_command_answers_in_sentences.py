@@ -12,7 +12,7 @@ from bissl_fast.methods.config import METHODS, save_config
 from bissl_fast.methods.presets import preset_config
 from bissl_fast.version import __version__
 
-COMMANDS = ("train", "compare", "ablate", "pretrain", "embed", "data", "bench", "report", "doctor")
+COMMANDS = ("train", "compare", "ablate", "pretrain", "embed", "evaluate", "data", "bench", "report", "doctor")
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -196,4 +196,4 @@ def test_whatever_a_backbone_raises_ends_in_a_sentence(error: Exception) -> None
     images = ImageSet("photos", np.zeros((2, 16, 16, 3), np.uint8), None, (), "")
     reason = str(error) or "AssertionError without a word"
     with pytest.raises(UserError, match=rf"cannot take images of 16 px \({reason}\): set --size"):
-        Embedder(Failing(), eval_view(16), 16, False).features(images, torch.device("cpu"))
+        Embedder(Failing(), eval_view(16), eval_view(16), 16, False).features(images, torch.device("cpu"))

@@ -22,7 +22,7 @@ from bissl_fast.data.sets.readers.table import labelled_table
 from bissl_fast.errors import UserError
 
 FOLDER_PREFIX = "folder:"
-GONE = "its official download is gone, so put the files there by hand, laid out as docs/data.md shows"
+BY_HAND = "so put the files there by hand, laid out as docs/data.md shows"
 
 
 def load_downstream(
@@ -197,7 +197,8 @@ def locate(entry: Entry, root: Path | None) -> Path:
         return found
     where = "DIR" if root is None else root
     reason = "no --data-root was given" if root is None else f"{root} does not hold it"
-    way = f"download it with `bissl-fast data prepare {entry.name} --data-root {where}`" if entry.downloads else GONE
+    command = f"download it with `bissl-fast data prepare {entry.name} --data-root {where}`"
+    way = command if entry.downloads else f"{entry.undownloadable}, {BY_HAND}"
     raise UserError(
         f"{entry.title} was not found: {reason}. Expected is {where}/{entry.folders[0]}: {way}, or use the embedded "
         f"set with `--dataset textures`."
@@ -212,7 +213,7 @@ def download(entry: Entry, root: Path) -> None:
     """
     place = root / entry.folders[0]
     if not entry.downloads:
-        raise UserError(f"{entry.title} cannot be downloaded: {GONE}, to {place}.")
+        raise UserError(f"{entry.title} cannot be downloaded: {entry.undownloadable}, {BY_HAND}, to {place}.")
     try:
         root.mkdir(parents=True, exist_ok=True)
         for step in entry.downloads:

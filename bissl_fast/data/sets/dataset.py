@@ -132,6 +132,18 @@ class Splits:
     test: ImageSet
     notes: tuple[str, ...] = ()
 
+    @property
+    def disjoint(self) -> bool:
+        """Whether no class of the test is one of training, as in sets for few-shot tasks."""
+        return disjoint(self.train.labels, self.test.labels)
+
+
+def disjoint(train: Targets | None, test: Targets | None) -> bool:
+    """Whether two labelled splits share no class; never so of a multi-label set."""
+    if train is None or test is None or is_multilabel(train):
+        return False
+    return not np.intersect1d(train, test).size
+
 
 def without_empty_classes(splits: Sequence[ImageSet]) -> tuple[list[ImageSet], tuple[str, ...]]:
     """Labelled splits without the classes that lost their last image because none could be read.
@@ -148,7 +160,7 @@ def without_empty_classes(splits: Sequence[ImageSet]) -> tuple[list[ImageSet], t
         return list(splits), ()
     counts = np.stack([count_by_class(part.labels, len(classes)) for part in splits if part.labels is not None])
     kept = np.flatnonzero(counts.sum(axis=0))
-    untaught = classes[(counts[0] == 0) & (counts.sum(axis=0) > 0)]
+    untaught = classes[(counts[0] == 0) & (counts.sum(axis=0) > 0) & (not disjoint(train.labels, splits[-1].labels))]
     notes = [f"No training image of {', '.join(untaught)} can be read: it cannot be learned."] * bool(len(untaught))
     if len(kept) == len(classes):
         return list(splits), tuple(notes)

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from bissl_fast.data.sets.fetch import Archive, Torchvision
-from bissl_fast.data.sets.readers import arrays, class_folders, lists, matlab
+from bissl_fast.data.sets.readers import arrays, class_folders, few_shot, lists, matlab, omniglot
 from bissl_fast.data.sets.readers.source import Listing, Source
 from bissl_fast.data.sets.readers.voc import voc2007
 from bissl_fast.data.sets.textures import texture_source, textures
@@ -31,9 +32,11 @@ class Entry:
         labelled: Reader of the labelled splits, given the set's folder.
         unlabelled: Reader of the unlabelled images; the training split without its labels if `None`.
         folders: Folders below the data root in which the set may lie; the first is torchvision's layout.
-        marker: A file pattern that is met in the set's folder if it is there; of what is unpacked last, if possible.
+        marker: A file pattern that is met in the set's folder if it is there, of what is unpacked last, if possible; or
+            several between bars, of which one is met.
         page: Official page, which tells the licence.
-        downloads: What brings it, in this order; empty if nobody offers it any more.
+        downloads: What brings it, in this order; empty if nothing does.
+        undownloadable: Why nothing does, if so.
         alias: Another usual name, which is suggested this one.
     """
 
@@ -48,6 +51,7 @@ class Entry:
     marker: str = ""
     page: str = ""
     downloads: tuple[Torchvision | Archive, ...] = ()
+    undownloadable: str = "its official download is gone"
     alias: str = ""
 
     @property
@@ -58,10 +62,16 @@ class Entry:
     def find(self, root: Path) -> Path | None:
         """The set's folder below a data root, if it is there."""
         for name in self.folders:
-            if any((root / name).glob(self.marker)):
+            if any(any((root / name).glob(marker)) for marker in self.marker.split("|")):
                 return root / name
         return None
 
+
+CIFAR100 = ("cifar-100-python", ".")
+OMNIGLOT = ("omniglot-py", "omniglot", ".")
+OMNIGLOT_MARKER = "*images_*evaluation*"
+OMNIGLOT_PAGE = "https://github.com/brendenlake/omniglot"
+OMNIGLOT_DOWNLOADS = tuple(Torchvision("Omniglot", {"background": part}) for part in (True, False))
 
 ENTRIES = (
     Entry(
@@ -186,7 +196,32 @@ ENTRIES = (
         sizes=(40000, 10000, 10000),
         images="32 px",
         labelled=arrays.cifar100,
-        folders=("cifar-100-python", "."),
+        folders=CIFAR100,
+        marker="meta",
+        page="https://www.cs.toronto.edu/~kriz/cifar.html",
+        downloads=(Torchvision("CIFAR100"),),
+    ),
+    Entry(
+        name="cifar100-coarse",
+        title="CIFAR-100, its 20 superclasses",
+        classes=20,
+        sizes=(40000, 10000, 10000),
+        images="32 px; the splits of cifar100",
+        labelled=arrays.cifar100_coarse,
+        folders=CIFAR100,
+        marker="meta",
+        page="https://www.cs.toronto.edu/~kriz/cifar.html",
+        downloads=(Torchvision("CIFAR100"),),
+    ),
+    Entry(
+        name="cifar100-cross",
+        title="CIFAR-100, half of the classes of every superclass",
+        classes=50,
+        sizes=(20000, 5000, 5000),
+        images="and 25,000 unlabelled of the other 50 classes; 32 px",
+        labelled=arrays.cifar100_cross,
+        unlabelled=arrays.cifar100_cross_pretext,
+        folders=CIFAR100,
         marker="meta",
         page="https://www.cs.toronto.edu/~kriz/cifar.html",
         downloads=(Torchvision("CIFAR100"),),
@@ -288,13 +323,63 @@ ENTRIES = (
     Entry(
         name="omniglot",
         title="Omniglot, characters as classes",
-        classes=class_folders.OMNIGLOT_CHARACTERS,
+        classes=omniglot.CHARACTERS,
         sizes=(21099, 4869, 6492),
         images="105 px, black on white",
-        labelled=class_folders.omniglot,
-        folders=("omniglot-py", "omniglot", "."),
-        marker="*images_*evaluation*",
-        page="https://github.com/brendenlake/omniglot",
-        downloads=tuple(Torchvision("Omniglot", {"background": part}) for part in (True, False)),
+        labelled=omniglot.omniglot,
+        folders=OMNIGLOT,
+        marker=OMNIGLOT_MARKER,
+        page=OMNIGLOT_PAGE,
+        downloads=OMNIGLOT_DOWNLOADS,
+    ),
+    Entry(
+        name="omniglot-fewshot",
+        title="Omniglot, other characters to test than to train",
+        classes=omniglot.CHARACTERS,
+        sizes=(15424, 3856, 13180),
+        images="964 characters train, 659 test; 105 px, black on white",
+        labelled=omniglot.omniglot_few_shot,
+        unlabelled=omniglot.omniglot_background,
+        folders=OMNIGLOT,
+        marker=OMNIGLOT_MARKER,
+        page=OMNIGLOT_PAGE,
+        downloads=OMNIGLOT_DOWNLOADS,
+    ),
+    Entry(
+        name="omniglot-turned",
+        title="Omniglot, likewise, turned characters being more of them to train",
+        classes=omniglot.CHARACTERS + 3 * omniglot.BACKGROUND_CHARACTERS,
+        sizes=(61696, 15424, 13180),
+        images="3,856 characters train, 659 test; 105 px, black on white",
+        labelled=partial(omniglot.omniglot_few_shot, turned=True),
+        unlabelled=partial(omniglot.omniglot_background, turned=True),
+        folders=OMNIGLOT,
+        marker=OMNIGLOT_MARKER,
+        page=OMNIGLOT_PAGE,
+        downloads=OMNIGLOT_DOWNLOADS,
+    ),
+    Entry(
+        name="miniimagenet",
+        title="miniImageNet, other classes to test than to train",
+        classes=few_shot.CLASSES,
+        sizes=(38400, 9600, 12000),
+        images="64 classes train, 16 validate, 20 test; photographs",
+        labelled=few_shot.mini_imagenet,
+        folders=("miniimagenet", "mini-imagenet", "mini_imagenet", "miniImageNet", "."),
+        marker="test.csv|test/n[0-9]*",
+        page="https://github.com/twitter-research/meta-learning-lstm",
+        undownloadable="its images are ImageNet's, which are not handed out freely",
+    ),
+    Entry(
+        name="cifarfs",
+        title="CIFAR-FS, other classes to test than to train",
+        classes=few_shot.CLASSES,
+        sizes=(38400, 9600, 12000),
+        images="64 classes train, 16 validate, 20 test; 32 px",
+        labelled=few_shot.cifar_fs,
+        folders=("cifar-fs/cifar100", "cifar100", "cifar-fs", "."),
+        marker="splits/bertinetto/test.txt",
+        page="https://github.com/bertinetto/r2d2",
+        undownloadable="it is offered from a page alone",
     ),
 )

@@ -1,4 +1,4 @@
-"""Which images validate where a set has no validation split, and which train where it has no splits at all."""
+"""Which images or classes serve for what, where a set does not say so itself."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ VALIDATION_FRACTION = 0.2  # BiSSL, Appendix B.1
 VALIDATION_SEED = 20240217  # part of the meaning of every number that was ever reported: never change it
 TEST_SEED = 20240218  # for sets and folders that bring no test split either
 TRAIN_SEED = 20240219  # for sets of which a number per class trains
+CROSS_SEED = 20240220  # for the classes of a cross-class split
 
 Indices = npt.NDArray[np.int64]
 
@@ -75,6 +76,52 @@ def fixed_per_class(labels: Labels, count: int, seed: int = TRAIN_SEED) -> tuple
     """
     chosen = _drawn_by_class(labels, lambda members: min(count, max(members - 1, 1)), seed)
     return np.flatnonzero(chosen), np.flatnonzero(~chosen)
+
+
+def labelled_share(labels: Labels, share: float, seed: int) -> Indices:
+    """Choose a share of every class, as semi-supervised protocols do: at least one image of each.
+
+    Args:
+        labels: `(N,)` int64.
+        share: Of the images, in (0, 1].
+        seed: Key of the hash that chooses; with the same seed a smaller share is part of a larger one.
+
+    Returns:
+        Chosen positions, sorted, int64.
+
+    Example:
+        >>> np.bincount(np.repeat([0, 1], [500, 30])[labelled_share(np.repeat([0, 1], [500, 30]), 0.01, 0)]).tolist()
+        [5, 1]
+    """
+    return np.flatnonzero(_drawn_by_class(labels, lambda members: max(1, round(share * members)), seed))
+
+
+def cross_classes(superclass: Labels, seed: int = CROSS_SEED) -> npt.NDArray[np.bool_]:
+    """Halve the classes of every superclass (FUSSL, "Cross-class/cluster learning").
+
+    Args:
+        superclass: `(classes,)` int64, of every class.
+        seed: Key of the hash that chooses.
+
+    Returns:
+        `(classes,)` bool, the half that is pre-trained on. Of an odd number of classes a random half of the
+        superclasses gives the larger part: of 20 superclasses of 5 classes ten give 3 and ten 2, 50 in all.
+
+    Example:
+        >>> chosen = cross_classes(np.repeat(np.arange(20), 5))
+        >>> np.bincount(chosen.reshape(20, 5).sum(axis=1)).tolist()
+        [0, 0, 10, 10]
+    """
+    groups = int(superclass.max()) + 1
+    order = np.argsort(splitmix64(seed + 1, np.arange(groups, dtype=np.uint64)))
+    generous = set(order[: groups // 2].tolist())
+    ranks = splitmix64(seed, np.arange(len(superclass), dtype=np.uint64))
+    chosen = np.zeros(len(superclass), dtype=bool)
+    for group in range(groups):
+        members = np.flatnonzero(superclass == group)
+        half = (len(members) + (group in generous)) // 2
+        chosen[members[np.argsort(ranks[members], kind="stable")[:half]]] = True
+    return chosen
 
 
 def _drawn_by_class(labels: Labels, count: Callable[[int], int], seed: int) -> npt.NDArray[np.bool_]:

@@ -54,7 +54,7 @@ def test_a_missing_set_names_folder_command_and_alternative(entry, tmp_path):
         f"Expected is {tmp_path}/{entry.folders[0]}",
         f"`bissl-fast data prepare {entry.name} --data-root {tmp_path}`"
         if entry.downloads
-        else "its official download is gone",
+        else f"{entry.undownloadable}, so put the files there by hand",
         "`--dataset textures`",
     ):
         assert part in str(error.value)

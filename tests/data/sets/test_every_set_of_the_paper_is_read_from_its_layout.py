@@ -7,7 +7,7 @@ from torchvision import datasets
 from bissl_fast.data.sets import cache
 from bissl_fast.data.sets.catalogue import load_downstream, load_pretext
 from bissl_fast.data.sets.dataset import count_by_class
-from bissl_fast.data.sets.readers import class_folders, lists, matlab
+from bissl_fast.data.sets.readers import class_folders, lists, matlab, omniglot
 from bissl_fast.data.sets.readers.voc import CLASSES, voc2007
 from tests.data import published, trees
 from tests.data.sets.test_readers_read_the_real_formats import extract, sizes
@@ -128,7 +128,7 @@ def test_tiny_imagenet_is_never_enlarged(tmp_path):
 
 def test_omniglot_is_the_same_from_drawings_and_from_bits(tmp_path):
     tree, bits = (read(tmp_path) for read in (published.omniglot, published.omniglot_bits))
-    pictures, arrays = class_folders.omniglot(tree), class_folders.omniglot(bits)
+    pictures, arrays = omniglot.omniglot(tree), omniglot.omniglot(bits)
     assert sizes(pictures) == sizes(arrays) == (12, 4, 4)
     assert (
         pictures.train.classes
@@ -173,7 +173,7 @@ def test_multi_label_targets_go_through_the_cache(tmp_path):
 
 
 def test_real_omniglot_has_1623_characters_of_twenty_drawings(real_data):
-    listing = class_folders.omniglot(real_data)
+    listing = omniglot.omniglot(real_data)
     assert sizes(listing) == (21099, 4869, 6492)
     assert listing.notes == ()
     assert listing.train.classes[0] == "Alphabet_of_the_Magi/character01"

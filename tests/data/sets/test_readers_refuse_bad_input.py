@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from bissl_fast.data.sets.readers import arrays, class_folders, lists, matlab
+from bissl_fast.data.sets.readers import arrays, class_folders, lists, matlab, omniglot
 from bissl_fast.data.sets.readers.folder import image_folder, loose_images
 from bissl_fast.data.sets.readers.lists import dtd
 from bissl_fast.data.sets.readers.voc import CLASSES, voc2007
@@ -298,12 +298,12 @@ def test_omniglot_arrays_that_are_damaged(changes, sentence, tmp_path):
     else:
         np.savez(path, **(dict(np.load(path)) | changes))
     with pytest.raises(UserError, match=sentence):
-        class_folders.omniglot(folder)
+        omniglot.omniglot(folder)
 
 
 def test_omniglot_with_neither_drawings_nor_bits(tmp_path):
     with pytest.raises(UserError, match=r"Omniglot is incomplete: .*images_background is missing"):
-        class_folders.omniglot(tmp_path)
+        omniglot.omniglot(tmp_path)
 
 
 def test_stl10_class_names_that_are_no_text(tmp_path):

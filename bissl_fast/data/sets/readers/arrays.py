@@ -1,4 +1,4 @@
-"""Sets whose images lie in arrays: STL10, FashionMNIST, CIFAR10 and CIFAR100."""
+"""Sets whose images lie in arrays: STL10, FashionMNIST, CIFAR10 and CIFAR100 with three kinds of labels."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import numpy.typing as npt
 from bissl_fast.data.sets.dataset import Labels
 from bissl_fast.data.sets.readers.source import Listing, Source, from_array, with_validation
 from bissl_fast.data.sets.readers.text import read_text, require
+from bissl_fast.data.sets.splits import cross_classes
 from bissl_fast.errors import UserError
 
 FASHION_CLASSES = (
@@ -119,15 +120,78 @@ def _fashion_images(path: Path, expected: int) -> npt.NDArray[np.uint8]:
 def cifar10(folder: Path) -> Listing:
     """Read the batches of `cifar-10-batches-py`."""
     batches = [folder / f"data_batch_{i}" for i in range(1, 6)]
-    return _cifar("cifar10", folder / "batches.meta", batches, folder / "test_batch", "labels", "label_names")
+    files = batches, folder / "test_batch"
+    return with_validation(*_cifar("cifar10", folder / "batches.meta", *files, "labels", "label_names"))
 
 
 def cifar100(folder: Path) -> Listing:
     """Read `cifar-100-python` with its 100 fine labels."""
-    return _cifar("cifar100", folder / "meta", [folder / "train"], folder / "test", "fine_labels", "fine_label_names")
+    return with_validation(*_cifar100(folder))
 
 
-def _cifar(name: str, meta: Path, train: list[Path], test: Path, labels_key: str, names_key: str) -> Listing:
+def cifar100_coarse(folder: Path) -> Listing:
+    """Read `cifar-100-python` with its 20 superclasses; train, validation and test images are those of `cifar100`."""
+    listing, (superclass, names) = cifar100(folder), _superclasses(folder)
+
+    def coarse(source: Source) -> Source:
+        return source.relabelled(superclass[source.labels], names, source.name.replace("cifar100", "cifar100-coarse"))
+
+    return Listing(coarse(listing.train), coarse(listing.val), coarse(listing.test), listing.notes)
+
+
+def cifar100_cross(folder: Path) -> Listing:
+    """Read the half of CIFAR-100's classes that :func:`cross_classes` leaves for evaluation, labelled 0 to 49.
+
+    Every superclass has two or three of its five classes here, the others in :func:`cifar100_cross_pretext`. Source:
+    FUSSL, "Cross-class/cluster learning"; which classes they are is not published, so the choice is ours.
+    """
+    listing, (superclass, _) = cifar100(folder), _superclasses(folder)
+    chosen = np.flatnonzero(~cross_classes(superclass))
+
+    def half(source: Source) -> Source:
+        assert source.labels is not None
+        name = source.name.replace("cifar100", "cifar100-cross")
+        rows = np.flatnonzero(np.isin(source.labels, chosen))
+        classes = tuple(source.classes[label] for label in chosen)
+        return source.take(rows, name).relabelled(np.searchsorted(chosen, source.labels[rows]), classes, name)
+
+    return Listing(half(listing.train), half(listing.val), half(listing.test), listing.notes)
+
+
+def cifar100_cross_pretext(folder: Path) -> Source:
+    """All training images of the other half of the classes, without their labels: 25,000."""
+    (train, _), (superclass, _) = _cifar100(folder), _superclasses(folder)
+    rows = np.flatnonzero(cross_classes(superclass)[train.labels])
+    return train.take(rows, "cifar100-cross/unlabelled").unlabelled()
+
+
+def _cifar100(folder: Path) -> tuple[Source, Source]:
+    """Training and test images with fine labels."""
+    files = [folder / "train"], folder / "test"
+    return _cifar("cifar100", folder / "meta", *files, "fine_labels", "fine_label_names")
+
+
+def _superclasses(folder: Path) -> tuple[Labels, tuple[str, ...]]:
+    """The superclass of every class, (classes,), by the training images' two labels; and the superclasses' names."""
+    path, meta = folder / "train", folder / "meta"
+    content, description = load_plain_pickle(require(path, "cifar100")), load_plain_pickle(require(meta, "cifar100"))
+    names = tuple(_field(meta, description, "coarse_label_names"))
+    fine, coarse = (np.asarray(_field(path, content, f"{kind}_labels"), dtype=np.int64) for kind in ("fine", "coarse"))
+    superclass = np.full(len(_field(meta, description, "fine_label_names")), -1, dtype=np.int64)
+    superclass[fine] = coarse
+    if fine.shape != coarse.shape or not np.array_equal(superclass[fine], coarse):
+        raise UserError(f"{path} gives images of one class several superclasses: download the set again.")
+    if not (superclass.min() >= 0 and superclass.max() < len(names)):
+        raise UserError(
+            f"{path} does not give each of {len(superclass)} classes one of {len(names)} superclasses: download the "
+            "set again."
+        )
+    return superclass, names
+
+
+def _cifar(
+    name: str, meta: Path, train: list[Path], test: Path, labels_key: str, names_key: str
+) -> tuple[Source, Source]:
     classes = tuple(_field(meta, load_plain_pickle(require(meta, name)), names_key))
 
     def source(split: str, files: list[Path]) -> Source:
@@ -139,7 +203,7 @@ def _cifar(name: str, meta: Path, train: list[Path], test: Path, labels_key: str
             raise UserError(f"{files[0].parent} holds images that do not match their labels: download {name} again.")
         return from_array(f"{name}/{split}", partial(_cifar_images, pixels), CIFAR_SIDE, files, labels, classes)
 
-    return with_validation(source("train", train), source("test", [test]))
+    return source("train", train), source("test", [test])
 
 
 def _cifar_images(pixels: list[npt.NDArray[np.uint8]]) -> npt.NDArray[np.uint8]:

@@ -78,6 +78,18 @@ class Source:
             remarks=lambda index: self.remarks(int(indices[index])),
         )
 
+    def relabelled(self, labels: Targets, classes: tuple[str, ...], name: str) -> Source:
+        """The same images under other labels."""
+        whole = self.whole
+        return replace(
+            self,
+            name=name,
+            labels=labels,
+            classes=classes,
+            identity=digest(self.identity, labels, "\n".join(classes)),
+            whole=None if whole is None else lambda: whole().relabelled(labels, classes, name),
+        )
+
     def unlabelled(self) -> Source:
         """The same images without their labels."""
         whole = self.whole

@@ -1,0 +1,30 @@
+"""`bissl-fast evaluate`."""
+
+import tyro
+from rich.console import Console
+
+from bissl_fast.cli.arguments import spread
+from bissl_fast.evaluation.protocols import PROTOCOLS
+from bissl_fast.evaluation.table import scores_grid
+from bissl_fast.methods.config import METHODS
+from bissl_fast.methods.evaluate import EvaluateConfig, evaluate
+from bissl_fast.training.interruption import interruptible
+from bissl_fast.training.memory import memory_told
+from bissl_fast.training.tracking import say
+
+DESCRIPTION = """Score the backbones of a run, or any other weights, on a labelled set.
+
+Each protocol's scores are kept in a file of their own and read from it when they are asked for again.
+docs/evaluation.md says what each does.
+"""
+
+
+def evaluate_command(arguments: list[str]) -> None:
+    """Parse the settings, run the protocols, print the table."""
+    words = [part for argument in arguments for part in spread(argument, (*PROTOCOLS, "all", *METHODS))]
+    config = tyro.cli(EvaluateConfig, prog="bissl-fast evaluate", description=DESCRIPTION, args=words)
+    console = Console()
+    with interruptible(), memory_told():
+        found = evaluate(config, console)
+    console.print(scores_grid(found.dataset, found.scores).to_rich())
+    say(console, f"Scores: {found.folder}")

@@ -1,0 +1,140 @@
+"""Semi-supervised evaluation: fine-tuning with the labels of a small share of the training images (GeSSL, section 6.3).
+
+The protocol is Zbontar et al.'s ("Barlow Twins", ICML 2021): two learning rates, one of the classifier and one of the
+backbone, both falling to 0 by a half cosine.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+
+from bissl_fast.data.pipelines.loader import ViewLoader, sequential_batches
+from bissl_fast.data.pipelines.order import BatchOrder
+from bissl_fast.data.sets.dataset import ImageSet, Splits
+from bissl_fast.data.sets.splits import labelled_share
+from bissl_fast.errors import UserError
+from bissl_fast.evaluation.metrics import evaluate, evaluation_mode
+from bissl_fast.evaluation.protocols.subject import (
+    BATCH,
+    Score,
+    Scores,
+    Subject,
+    require_one_label,
+    require_same_classes,
+)
+from bissl_fast.models import Network, build_classifier
+from bissl_fast.training.schedules import warmup_cosine
+from bissl_fast.training.supervised import downstream_loss
+
+
+@dataclass(frozen=True)
+class SemiSettings:
+    """Fine-tuning with few labels; the defaults are GeSSL's (section 6.3).
+
+    Attributes:
+        shares: of the training images whose labels are used, the same share of each class, but at least one image.
+        head_rates: first learning rate of the classifier for each share.
+        backbone_rates: likewise of the backbone.
+        epochs: length, over the images of the share.
+        batch_size: images per step, or all of the share where there are fewer.
+        momentum: of SGD.
+        weight_decay: added to the gradient.
+    """
+
+    shares: tuple[float, ...] = (0.01, 0.1)
+    head_rates: tuple[float, ...] = (0.05, 1.0)
+    backbone_rates: tuple[float, ...] = (1e-4, 0.01)
+    epochs: int = 50
+    batch_size: int = 256
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not len(self.shares) == len(self.head_rates) == len(self.backbone_rates) > 0:
+            raise UserError("--semi.shares, --semi.head-rates and --semi.backbone-rates must be equally many.")
+        if not all(0 < share <= 1 for share in self.shares):
+            raise UserError(f"--semi.shares must lie in (0, 1], found {self.shares}.")
+        if self.epochs < 1 or self.batch_size < 2:
+            raise UserError("--semi.epochs must be at least 1 and --semi.batch-size at least 2.")
+
+
+def require(splits: Splits) -> None:
+    """Raise the sentence for a set that it makes no sense on."""
+    require_one_label(splits, "semi")
+    require_same_classes(splits, "semi")
+
+
+def semi(subject: Subject, settings: SemiSettings) -> Scores:
+    """`semi_1_top1`, `semi_1_top5`, `semi_10_top1` and so on, of all test images after the last epoch.
+
+    Raises:
+        UserError: if images have several classes, the set has other classes to test than to train, or fine-tuning
+            diverges.
+    """
+    require(subject.splits)
+    scores: Scores = {}
+    for share, head_rate, backbone_rate in zip(
+        settings.shares, settings.head_rates, settings.backbone_rates, strict=True
+    ):
+        images = labelled_part(subject.splits.train, share, subject.seed)
+        network = finetuned(subject, images, head_rate, backbone_rate, settings)
+        batches = sequential_batches(subject.splits.test, subject.view, BATCH, subject.device)
+        found = evaluate(network, batches, subject.device)
+        scores |= {f"semi_{100 * share:g}_{key}": Score(value) for key, value in found.metrics.items()}
+    return scores
+
+
+def labelled_part(train: ImageSet, share: float, seed: int) -> ImageSet:
+    """The same share of every class, at least one image of each; drawn by the seed."""
+    assert train.labels is not None
+    rows = labelled_share(train.labels.astype("int64", copy=False), share, seed)
+    return train.subset(rows, f"{train.name}, {100 * share:g} %")
+
+
+def finetuned(
+    subject: Subject, images: ImageSet, head_rate: float, backbone_rate: float, settings: SemiSettings
+) -> Network:
+    """A copy of the backbone with a new classifier, both trained on all of the images.
+
+    Args:
+        subject: the backbone, and how images are drawn.
+        images: labelled.
+        head_rate: first learning rate of the classifier.
+        backbone_rate: of the backbone.
+        settings: the others.
+    """
+    batch_size = min(settings.batch_size, len(images))
+    order = BatchOrder(len(images), batch_size, subject.seed, keep_last=True)
+    network = _network(subject, len(images.classes))
+    groups = [(network.head, head_rate), (network.backbone, backbone_rate)]
+    optimizer = torch.optim.SGD(
+        [{"params": list(part.parameters()), "lr": rate} for part, rate in groups],
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+    )
+    per_epoch = len(images) // batch_size + (len(images) % batch_size > 1)
+    steps = settings.epochs * per_epoch
+    network.train()
+    loader = ViewLoader(images, (subject.training_view,), order, subject.seed, subject.device)
+    with loader, torch.random.fork_rng():
+        torch.manual_seed(subject.seed)  # of layers such as dropout
+        for step in subject.track(range(steps), steps, f"{len(images):,} labelled images, steps"):
+            for group, (_, rate) in zip(optimizer.param_groups, groups, strict=True):
+                group["lr"] = warmup_cosine(step, steps, rate)
+            batch = loader.load(step)
+            optimizer.zero_grad(set_to_none=True)
+            downstream_loss(network(batch.views[0]), batch.target).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+    return network
+
+
+def _network(subject: Subject, classes: int) -> Network:
+    view = subject.view
+    with evaluation_mode(subject.backbone), torch.no_grad():
+        nothing = torch.zeros(1, len(view.mean), view.size, view.size, device=subject.device)
+        features = subject.backbone(nothing).shape[1]
+    head = build_classifier(features, classes, subject.seed).to(subject.device)
+    return Network(copy.deepcopy(subject.backbone), head)

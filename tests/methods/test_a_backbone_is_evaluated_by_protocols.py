@@ -1,0 +1,186 @@
+"""`bissl-fast evaluate` and `train --protocols`: which backbones are scored, and what is kept of their scores."""
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors.torch import save_file
+
+from bissl_fast.cli import main
+from bissl_fast.data.pipelines.loader import sequential_batches
+from bissl_fast.data.sets.catalogue import load_downstream
+from bissl_fast.evaluation import protocols
+from bissl_fast.evaluation.features import extract_features
+from bissl_fast.evaluation.metrics import METRICS
+from bissl_fast.evaluation.protocols.knn import NeighbourSettings, accuracy
+from bissl_fast.evaluation.protocols.subject import Labelled
+from bissl_fast.methods.config import TrainConfig, load_config
+from bissl_fast.models import build_backbone
+from bissl_fast.training.files import load_weights
+from tests.methods.conftest import train_arguments
+
+
+@pytest.fixture(scope="module")
+def run(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the baseline, with scores by nearest neighbours."""
+    output = tmp_path_factory.mktemp("runs")
+    options = "--methods baseline --finetune.epochs 1 --pretrain.epochs 1 --protocols knn".split()  # noqa: SIM905
+    assert main(["train", *train_arguments(small_data, output, *options)]) == 0
+    return output / "run"
+
+
+def expected_knn(run: Path, stage: str) -> float:
+    """Nearest neighbours of features that are extracted by hand."""
+    config = load_config(run / "config.yaml", TrainConfig)
+    backbone = build_backbone("test_resnet", 0)
+    backbone.load_state_dict(load_weights(run / stage / "weights.safetensors", "backbone."))
+    splits = load_downstream(config.dataset, None, config.images.cache_size, config.cache_dir, progress=False)
+    view = config.images.evaluation_view
+    train, test = (
+        Labelled(*extract_features(backbone, sequential_batches(part, view, 64, "cpu")))
+        for part in (splits.train, splits.test)
+    )
+    return accuracy(train, test, NeighbourSettings())
+
+
+def test_a_run_adds_the_scores_of_its_backbones_to_its_results(run: Path) -> None:
+    scores = json.loads((run / "results.json").read_text())["arms"]["baseline"]["scores"]
+    assert list(scores) == ["top1", "top5", "knn_top1"]
+    assert scores["knn_top1"] == [pytest.approx(expected_knn(run, "pretext-baseline"))]
+    assert "k-NN top-1" in (run / "table.md").read_text()
+    assert "Protocols" not in (run / "report.html").read_text()  # no curve is drawn of a stage without any
+
+
+def test_evaluate_gives_a_runs_arm_the_score_that_the_run_gave_it(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", str(run), "--protocol", "knn"]) == 0
+    (file,) = (run / "evaluation").glob("baseline-*-knn-*.json")
+    content = json.loads(file.read_text())
+    assert content["scores"]["knn_top1"]["value"] == pytest.approx(expected_knn(run, "pretext-baseline"))
+    assert {"arm", "dataset", "protocol", "environment"} <= content.keys()
+    output = capsys.readouterr().out
+    assert "Only FT" in output
+    assert f"{content['scores']['knn_top1']['value']:.1f}" in output
+
+
+def test_what_was_scored_before_is_read_and_what_is_damaged_or_asked_otherwise_is_made(
+    run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    command = ["evaluate", str(run), "--protocol", "knn", "--output", str(tmp_path)]
+    assert main(command) == 0
+    (file,) = tmp_path.glob("*.json")
+    content = json.loads(file.read_text())
+    content["scores"]["knn_top1"]["value"] = 12.3  # read, not made: the table will show it
+    file.write_text(json.dumps(content))
+    capsys.readouterr()
+    assert main(command) == 0
+    output = capsys.readouterr().out
+    assert "done before, read" in output
+    assert "12.3" in output
+    file.write_text(json.dumps({**content, "asked": {**content["asked"], "backbone": "another"}}))
+    assert main(command) == 0
+    assert "12.3" not in capsys.readouterr().out
+    file.write_text(json.dumps(content)[:-30])
+    assert main(command) == 0
+    assert "12.3" not in capsys.readouterr().out
+    assert main([*command, "--knn.k", "1"]) == 0
+    assert len(list(tmp_path.glob("*.json"))) == 2  # both are kept
+
+
+def test_other_weights_are_scored_under_their_own_name(
+    small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_file(build_backbone("test_resnet", 5).state_dict(), tmp_path / "mine.safetensors")
+    data = ["--dataset", f"folder:{small_data / 'labelled'}", "--cache-dir", str(small_data / "cache")]
+    options = ["--backbone", "test_resnet", "--size", "16", "--linear.epochs", "2", "--semi.epochs", "1"]
+    options += ["--semi.shares", "0.5", "--semi.head-rates", "0.1", "--semi.backbone-rates", "0.01"]
+    options += ["--fewshot.tasks", "3", "1", "--fewshot.queries", "2", "--fewshot.episodes", "3"]
+    assert main(["evaluate", "mine.safetensors", *data, *options, "--protocol", "all"]) == 0
+    names = sorted(path.name.rsplit("-", 1)[0] for path in (tmp_path / "evaluation").glob("*.json"))
+    assert names == [f"mine-labelled-{protocol}" for protocol in ("fewshot", "knn", "linear", "semi")]
+
+
+def test_a_pretext_run_and_one_of_its_stages_are_one_backbone(small_data: Path, tmp_path: Path) -> None:
+    loose = f"folder:{small_data / 'loose'}"
+    options = "--backbone test_resnet --images.size 16 --images.cache-size 20 --threads 1".split()  # noqa: SIM905
+    options += "--pretrain.batch-size 16 --pretrain.epochs 1".split()  # noqa: SIM905
+    command = ["pretrain", "--dataset", loose, "--output", str(tmp_path), "--name", "p"]
+    assert main([*command, "--cache-dir", str(small_data / "cache"), *options]) == 0
+    data = ["--dataset", f"folder:{small_data / 'labelled'}", "--protocol", "knn"]
+    for model in ("p", "p/pretext", "p/pretext/weights.safetensors"):
+        assert main(["evaluate", str(tmp_path / model), *data]) == 0
+    files = list((tmp_path / "p" / "evaluation").glob("*.json"))
+    assert [file.name.split("-")[0] for file in files] == ["pretext"]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--arm", "bissl"], "has no arm bissl, only baseline"),
+        (["--protocol", "fewshot", "--fewshot.tasks", "9", "1"], "9-way 1-shot needs 9 classes, and labelled/test has"),
+        (["--protocol", "knn", "--knn.k", "4000"], "--knn.k must be at most"),
+        (["--knn.k", "0"], "--knn.k must be at least 1"),
+        (["--linear.epochs", "0"], "--linear.epochs and --linear.batch-size must be at least 1"),
+        (["--dataset", "nothing"], "There is no data set 'nothing'"),
+        (["--size", "4"], "--size must be between 8 and 4096"),
+        (["--protocol"], "--protocol must be one or more of linear, knn"),
+        (["--device", "tpu9"], "device 'tpu9' cannot be used"),
+        (["--output", "/dev/null/x"], "/dev/null/x could not be written"),
+    ],
+)
+def test_what_cannot_be_meant_ends_in_a_sentence(
+    options: list[str], sentence: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", str(run), *options]) == 2
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert "Traceback" not in error
+
+
+def test_weights_without_a_run_need_a_set_and_have_no_arms(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_file(build_backbone("test_resnet", 5).state_dict(), tmp_path / "mine.safetensors")
+    model = str(tmp_path / "mine.safetensors")
+    assert main(["evaluate", model]) == 2
+    assert "is no run, which would name a set: say --dataset NAME" in capsys.readouterr().err
+    assert main(["evaluate", model, "--arm", "bissl", "--dataset", "textures"]) == 2
+    assert "names an arm of a run, and" in capsys.readouterr().err
+
+
+def test_a_run_whose_backbone_is_not_there_yet_says_so(
+    small_data: Path, tmp_path: Path, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.yaml").write_text((run / "config.yaml").read_text())
+    assert main(["evaluate", str(tmp_path)]) == 2
+    assert "which stage left the backbone of baseline, and no stage of it has ended" in capsys.readouterr().err
+
+
+def test_a_comparison_is_no_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.yaml").write_text((run / "config.yaml").read_text())
+    (tmp_path / "plan.json").write_text("{}")
+    assert main(["evaluate", str(tmp_path)]) == 2
+    assert "is a comparison of several runs: give one of its folders" in capsys.readouterr().err
+
+
+def test_protocols_that_a_runs_set_cannot_serve_are_refused_before_the_first_stage(
+    small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", *train_arguments(small_data, tmp_path, "--protocols", "knn,fewshot")]) == 2
+    assert "--protocol fewshot: 5-way 1-shot needs 5 classes" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "pretext-warmup").exists()
+
+
+def test_protocol_scores_of_a_run_are_a_stage_of_their_own(run: Path) -> None:
+    done = json.loads((run / "protocols-baseline" / "key.json").read_text())
+    assert set(done["settings"]["protocols"]) == {"knn"}
+    assert set(done["inputs"]) == {"backbone", "train", "test"}
+
+
+def test_every_score_of_the_papers_settings_has_a_row_of_its_own() -> None:
+    known = {metric.key for metric in METRICS}
+    keys = {"linear_top1", "linear_top5", "linear_map", "knn_top1"}
+    keys |= {f"semi_{100 * s:g}_{top}" for s in protocols.PAPERS.semi.shares for top in ("top1", "top5")}
+    for name in ("fewshot", "crossdomain"):
+        keys |= {f"{name}_{n}w{k}s" for n, k in protocols.PAPERS.of(name).tasks}  # type: ignore[arg-type]
+    assert keys <= known
