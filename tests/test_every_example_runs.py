@@ -17,6 +17,8 @@ from bissl_fast.training.files import save_weights
 
 PACKAGE = Path(bissl_fast.__file__).parent
 PAGES = ("README.md", "docs/bissl.md", "docs/bilevel.md", "docs/data.md", "docs/evaluation.md", "docs/pretext.md")
+METHODS = tuple(f"docs/{page}.md" for page in ("methods", "gessl", "fussl", "abrl"))
+LINKED = ("README.md", "CONTRIBUTING.md", *PAGES[1:], *METHODS, "docs/results/README.md")
 
 
 def modules_with_examples() -> list[str]:
@@ -73,9 +75,7 @@ def test_the_python_of_a_page(page: str, tmp_path: Path, monkeypatch: pytest.Mon
         exec(compile(block, page, "exec"), given())
 
 
-@pytest.mark.parametrize(
-    "page", ["README.md", "CONTRIBUTING.md", *PAGES[1:], "docs/methods.md", "docs/results/README.md"]
-)
+@pytest.mark.parametrize("page", LINKED)
 def test_every_link_of_a_page_to_a_file_leads_to_one(page: str) -> None:
     path = PACKAGE.parent / page
     links = re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text(encoding="utf-8"))

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from bissl_fast.cli import main
 from bissl_fast.errors import UserError
+from bissl_fast.methods import bissl, gessl
 from bissl_fast.methods.comparison import Comparison
 from bissl_fast.methods.studies import STUDIES
 from tests.methods.comparisons import comparison
@@ -15,6 +16,14 @@ SMALL = """
 --gessl.steps 2 --gessl.tasks 2 --gessl.batch-size 4 --fussl.first-epochs 2 --fussl.second-epochs 1
 --abrl.batch-size 4 --abrl.epochs 1 --bissl.stored-batches 1
 """.split()  # noqa: SIM905
+
+
+@pytest.fixture(autouse=True)
+def without_trials_of_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which every method has tests of."""
+    for method in (bissl, gessl):
+        monkeypatch.setattr(method, "kept_or_tried", lambda run, bilevel, task: bilevel)
+    monkeypatch.setattr(gessl, "failure_of", lambda *_: "")
 
 
 @pytest.mark.parametrize("name", STUDIES)

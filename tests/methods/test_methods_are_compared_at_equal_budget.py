@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from bissl_fast.errors import UserError
+from bissl_fast.evaluation.comparison import read_comparison
 from bissl_fast.methods import comparison as module
 from bissl_fast.methods.comparison import Arm, Question, compare, laid_over, of_methods
 from bissl_fast.methods.config import ComparisonConfig, TrainConfig
@@ -84,6 +85,23 @@ def test_nothing_is_run_twice_and_a_further_seed_alone_is_run(
     )
 
 
+def test_results_of_other_settings_are_not_counted_with_new_ones(
+    whole: tuple[ComparisonConfig, Work], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, config = whole[0], replace(whole[0], output=tmp_path)
+    shutil.copytree(given.run_folder, config.run_folder)
+
+    def one(run: TrainConfig, console: Console) -> Path:
+        if run.seed == 1:
+            raise Killed
+        return train(run, console)
+
+    monkeypatch.setattr(module, "train", one)
+    with pytest.raises(Killed):
+        quiet(replace(config, finetune=replace(config.finetune, epochs=2)))
+    assert list(read_comparison(config.run_folder).by_seed) == [0]
+
+
 def test_killed_in_any_stage_the_same_command_ends_with_the_same_comparison(
     whole: tuple[ComparisonConfig, Work], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,9 +150,14 @@ def test_what_cannot_work_is_refused_before_the_first_stage(small_data: Path, tm
     with pytest.raises(UserError, match="bissl: the pretext warm-up and one alternation take passes of 144 images"):
         quiet(config)
     assert not list(tmp_path.rglob("key.json"))
-    settings = comparison(small_data, tmp_path, "--budget", "0.1", "--methods", "baseline")
+    config = comparison(small_data, tmp_path, "--budget", "0.1", "--methods", "baseline")
     with pytest.raises(UserError, match="one step of the pretext task takes a batch of 16 images"):
-        quiet(settings)
+        quiet(config)
+    config = comparison(small_data, tmp_path, "--methods", "baseline,gessl", "--gessl.probabilities", "native")
+    config = replace(config, gessl=replace(config.gessl, tasks=1, batch_size=4), budget=20)
+    with pytest.raises(UserError, match=r"native is for tasks with prototypes \(swav, dino\), and --pretext simclr"):
+        quiet(config)
+    assert not list(tmp_path.rglob("key.json"))
 
 
 @pytest.mark.parametrize("name", ["bissl", "baseline"])
