@@ -58,6 +58,8 @@ def test_a_step_moves_buffers_copy_queue_and_centre_once_by_all_its_images(name:
     assert task.learner.momentum is not None
     for old, new, now in zip(learner.momentum.parameters(), task.learner.momentum.parameters(), online, strict=True):
         torch.testing.assert_close(new, kept * old + (1 - kept) * now)
+    for buffer, now in zip(learner.momentum.buffers(), task.learner.momentum.buffers(), strict=True):
+        assert torch.equal(buffer, now)
     learner.store.move(constants["targets"])
     for key, buffer in learner.store.named_buffers():
         assert torch.equal(buffer, dict(task.learner.store.named_buffers())[key]), key
