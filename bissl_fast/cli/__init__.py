@@ -1,7 +1,8 @@
 """The command `bissl-fast`: parse, call, print."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from importlib import import_module
 
 from bissl_fast.errors import UserError
 from bissl_fast.version import __version__
@@ -23,6 +24,22 @@ usage: bissl-fast COMMAND [OPTIONS]     (bissl-fast COMMAND --help tells more)
   report   write report.html of a run anew
   doctor   versions, device, active backends, and what would make it faster
 """
+
+COMMANDS = {
+    "train": "train",
+    "compare": "compare",
+    "ablate": "compare",
+    "pretrain": "pretrain",
+    "embed": "embed",
+    "evaluate": "evaluate",
+    "sigma": "sigma",
+    "one-step": "sigma",
+    "data": "data",
+    "bench": "bench",
+    "report": "report",
+    "doctor": "doctor",
+}
+"""The file of each, which holds a function of its name."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,57 +63,9 @@ def _run(command: str, rest: list[str]) -> int:
         print(USAGE, end="")
     elif command in ("--version", "-V"):
         print(__version__)
-    elif command == "train":
-        from bissl_fast.cli.train import train_command
-
-        train_command(rest)
-    elif command in ("compare", "ablate"):
-        from bissl_fast.cli.compare import ablate_command, compare_command
-
-        (compare_command if command == "compare" else ablate_command)(rest)
-    elif command == "pretrain":
-        from bissl_fast.cli.pretrain import pretrain_command
-
-        pretrain_command(rest)
-    elif command == "data":
-        import tyro
-
-        from bissl_fast.cli.data import list_command, prepare_command, verify_command
-
-        commands: dict[str, Callable[..., None]] = {
-            "list": list_command,
-            "prepare": prepare_command,
-            "verify": verify_command,
-        }
-        tyro.extras.subcommand_cli_from_dict(commands, prog="bissl-fast data", args=rest)
-    elif command == "embed":
-        from bissl_fast.cli.embed import embed_command
-
-        embed_command(rest)
-    elif command == "evaluate":
-        from bissl_fast.cli.evaluate import evaluate_command
-
-        evaluate_command(rest)
-    elif command == "sigma":
-        from bissl_fast.cli.sigma import sigma_command
-
-        sigma_command(rest)
-    elif command == "one-step":
-        from bissl_fast.cli.sigma import one_step_command
-
-        one_step_command(rest)
-    elif command == "report":
-        from bissl_fast.cli.report import report_command
-
-        report_command(rest)
-    elif command == "bench":
-        from bissl_fast.cli.bench import bench_command
-
-        bench_command(rest)
-    elif command == "doctor":
-        from bissl_fast.cli.doctor import doctor_command
-
-        doctor_command(rest)
+    elif command in COMMANDS:
+        module = import_module(f"bissl_fast.cli.{COMMANDS[command]}")
+        getattr(module, f"{command.replace('-', '_')}_command")(rest)
     else:
         raise UserError(f"there is no command {command!r}; `bissl-fast --help` lists them.")
     return 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +36,16 @@ from bissl_fast.methods.checks import require
 _CLASSES_SHOWN = 60  # with more classes their table is left out
 _VERIFY_SIZE = 32  # of files: small, since only readability matters
 _NATIVE = 4096  # of arrays, which are never enlarged: their pixels are compared
+
+
+def data_command(arguments: list[str]) -> None:
+    """One of the three."""
+    commands: dict[str, Callable[..., None]] = {
+        "list": list_command,
+        "prepare": prepare_command,
+        "verify": verify_command,
+    }
+    tyro.extras.subcommand_cli_from_dict(commands, prog="bissl-fast data", args=arguments)
 
 
 def list_command(*, data_root: Path | None = None) -> None:
