@@ -23,20 +23,23 @@ SHARE = 0.05
 PROBES = 6
 STEPS = {torch.float64: (3e-7, 1e-7, 3e-4, 1e-4), torch.float32: (3e-2, 1e-2, 3e-3, 1e-3)}
 """Relative steps, in pairs: what two steps disagree about tells nothing."""
-MEND = "mode='finite_difference' estimates it; or write what it does with PyTorch's own operations"
-WRONG = (
-    "the loss contains {name} of {module}, an autograd.Function whose backward, differentiated again, is not the "
-    f"derivative of that backward, so it has no exact product; {MEND}"
+CONFIRMED = {torch.float64: 1e-3, torch.float32: 0.02}
+"""How far a product may be from differences of the gradient that are to confirm it."""
+REFUSED = (
+    "the loss contains {{name}} of {{module}}, an autograd.Function {what}, and differences of the gradient do not "
+    "confirm the product through it, so it has no exact product; mode='finite_difference' estimates it; or write what "
+    "it does with PyTorch's own operations"
 )
-UNCONFIRMED = (
-    "the loss contains {name} of {module}, an autograd.Function whose backward is not the derivative of its forward as "
-    "a function of the tensors that it is given, and differences of the gradient do not confirm the product through "
-    f"it, so it has no exact product; {MEND}"
-)
+REFUSALS = {
+    "wrong": REFUSED.format(what="whose backward, differentiated again, is not the derivative of that backward"),
+    "unsure": REFUSED.format(
+        what="whose backward is not the derivative of its forward as a function of the tensors that it is given"
+    ),
+}
 
 
 def is_foreign(function: type) -> bool:
-    """Whether a Function is neither PyTorch's nor ours; what ``torch.library.register_autograd`` makes is its user's."""
+    """Whether a Function is neither PyTorch's nor ours; what ``register_autograd`` of an operator makes is its user's."""
     name = function.__name__
     if name.startswith("GeneratedBackwardFor_"):
         return not name.startswith(("GeneratedBackwardFor_torch_nn_", "GeneratedBackwardFor_bissl_fast_"))
@@ -97,7 +100,7 @@ def kind(argument: Any) -> Any:
 
 
 def judged(function: Any, args: Arguments) -> Literal["right", "wrong", "unsure"]:
-    """What can be told of a Function around arguments that it had: in float64 where it takes it, to see small errors."""
+    """What can be told of a Function around arguments that it had; in float64 where it takes that, to see more."""
     own = next(a.dtype for a in args if differentiable(a))
     dtypes = [torch.float64, own] if own in STEPS and own != torch.float64 else [torch.float64]
     expected: Tensors | None = None
@@ -119,7 +122,8 @@ def judged(function: Any, args: Arguments) -> Literal["right", "wrong", "unsure"
 
 def near(found: torch.Tensor, expected: torch.Tensor) -> bool:
     """Whether outputs in two dtypes are the same, so that a kernel made for one of them has not misread the other."""
-    return bool(torch.allclose(found.to(expected.dtype), expected, rtol=0.01, atol=0.01 * float(expected.detach().abs().max())))
+    apart = (found.detach().to(expected.dtype) - expected.detach()).norm()
+    return bool(apart <= 0.01 * expected.detach().norm())
 
 
 class Beside:
@@ -194,26 +198,25 @@ class Beside:
 
     def second(self) -> bool:
         """Whether derivatives of the backward are seen not to be its differences, along inputs or along cotangents."""
-        moving = self.cotangents[1]
-        g = tuple(t.clone().requires_grad_() for t in self.cotangents[0])
+        g, dg = tuple(t.clone().requires_grad_() for t in self.cotangents[0]), self.cotangents[1]
         base = self.pull(g, graph=True)
-        probes = [around_all(self._like(filled(base, self.inputs)), base) for _ in range(PROBES)]
+        probes = [weighed(self._like(filled(base, self.inputs)), base) for _ in range(PROBES)]
         along_inputs, along_cotangents = [], []
         for probe in probes:
             value = dot(base, probe)
-            found: Any = [None] * (len(g) + len(self.inputs))
+            found: Any = [None] * (len(self.inputs) + len(g))
             if value.requires_grad:
                 with forked(self.inputs):
                     found = torch.autograd.grad(value, [*self.inputs, *g], retain_graph=True, allow_unused=True)
             along_inputs.append(dot(found[: len(self.inputs)], self.directions))
-            along_cotangents.append(dot(found[len(self.inputs) :], moving))
+            along_cotangents.append(dot(found[len(self.inputs) :], dg))
 
         def of_inputs(step: float) -> torch.Tensor:
             ends = [self.pull(self.cotangents[0], self.applied(sign * step, self.directions)) for sign in (1, -1)]
             return torch.stack([(dot(ends[0], p) - dot(ends[1], p)) / (2 * step) for p in probes])
 
         def of_cotangents(step: float) -> torch.Tensor:
-            ends = [self.pull(tuple(a.detach() + s * step * b for a, b in zip(g, moving, strict=True))) for s in (1, -1)]
+            ends = [self.pull(moved(self.cotangents[0], dg, sign * step)) for sign in (1, -1)]
             return torch.stack([(dot(ends[0], p) - dot(ends[1], p)) / (2 * step) for p in probes])
 
         size = torch.stack([dot(self.pulled, p, absolute=True) for p in probes])
@@ -247,10 +250,15 @@ def around(x: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     return moved if bool(moved.any()) else noise
 
 
-def around_all(noise: Tensors, like: Sequence[torch.Tensor | None]) -> Tensors:
+def weighed(noise: Tensors, like: Sequence[torch.Tensor | None]) -> Tensors:
     """Noise that weighs tensors of all sizes alike."""
     sizes = [None if t is None else t.detach().abs().pow(2).mean().sqrt() for t in like]
     return tuple(n if s is None or s == 0 else n / s for n, s in zip(noise, sizes, strict=True))
+
+
+def moved(tensors: Tensors, directions: Tensors, step: float) -> Tensors:
+    """Tensors a step further."""
+    return tuple(t + step * d for t, d in zip(tensors, directions, strict=True))
 
 
 def filled(tensors: Sequence[torch.Tensor | None], like: Sequence[torch.Tensor]) -> list[torch.Tensor]:

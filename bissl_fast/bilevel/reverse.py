@@ -284,20 +284,18 @@ def refuse_wrong_functions(
     The loss is called once more, to see what they are applied to. In a process group nothing is looked at: a Function
     may communicate, and processes that look at different things would wait for each other.
     """
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        if torch.distributed.get_world_size() > 1:
-            return
+    spread = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if spread and torch.distributed.get_world_size() > 1:
+        return
     with torch.enable_grad(), foreign.recorded(functions) as found:
         value_of(loss, parameters, batch, seed)
     with frozen_buffers(*(m for m in modules_of(loss, parameters) if isinstance(m, nn.Module))):
         verdicts = [(function, foreign.judged(function, args)) for function, args in found.values()]
     verdicts += [(function, "unsure") for function in functions if all(function is not seen for seen, _ in verdicts)]
-    for function, verdict in verdicts:
-        if verdict == "wrong":
-            raise ValueError(foreign.WRONG.format(name=function.__qualname__, module=function.__module__))
-    for function, verdict in verdicts:
-        if verdict == "unsure" and not is_confirmed(loss, parameters, batch, seed):
-            raise ValueError(foreign.UNCONFIRMED.format(name=function.__qualname__, module=function.__module__))
+    doubted = [(function, verdict) for function, verdict in verdicts if verdict != "right"]
+    if doubted and not is_confirmed(loss, parameters, batch, seed):
+        function, verdict = min(doubted, key=lambda pair: pair[1] != "wrong")
+        raise ValueError(foreign.REFUSALS[verdict].format(name=function.__qualname__, module=function.__module__))
 
 
 def is_confirmed(loss: Loss, parameters: ParameterVector, batch: Any, seed: int) -> bool:
@@ -321,13 +319,14 @@ def agrees(loss: Loss, parameters: ParameterVector, batch: Any, seed: int) -> bo
         gradient = torch.autograd.grad(value, theta, create_graph=True, allow_unused=True)
         flat = parameters.flatten(gradient)
         parts = torch.autograd.grad(flat @ v, theta, allow_unused=True) if flat.requires_grad else [None] * len(theta)
-    found = parameters.flatten(parts)
-    for step in (1e-8, 1e-6, 1e-4) if dtype == torch.float64 else (1e-2, 3e-3, 1e-3):
+    found = parameters.flatten(parts).detach()  # a backward may have gradients switched on
+    steps = (1e-4, 1e-6, 1e-8) if dtype == torch.float64 else (1e-2, 3e-3, 1e-3)
+    width = steps[0] * (1 + norm(parameters.values())) / norm(v)
+    noise = 10 * torch.finfo(dtype).eps * norm(flat.detach()) / width
+    for step in steps:  # kinks want a small one, rounding a large one
         difference = DifferenceProducts(loss, parameters, step).product((batch, seed), parameters.unflatten(v), True)
-        seen = parameters.flatten(difference)
-        width = step * (1 + norm(parameters.values())) / norm(v)
-        noise = 10 * torch.finfo(dtype).eps * norm(flat.detach()) / width
-        if norm(found - seen) <= foreign.SHARE * torch.maximum(norm(found), norm(seen)) + noise:
+        seen = parameters.flatten(difference).detach()
+        if norm(found - seen) <= foreign.CONFIRMED[dtype] * torch.maximum(norm(found), norm(seen)) + noise:
             return True
     return False
 
