@@ -39,7 +39,7 @@ REFUSALS = {
 
 
 def is_foreign(function: type) -> bool:
-    """Whether a Function is neither PyTorch's nor ours; what ``register_autograd`` of an operator makes is its user's."""
+    """Whether a Function is neither PyTorch's nor ours; what ``register_autograd`` makes is its user's."""
     name = function.__name__
     if name.startswith("GeneratedBackwardFor_"):
         return not name.startswith(("GeneratedBackwardFor_torch_nn_", "GeneratedBackwardFor_bissl_fast_"))
@@ -111,7 +111,7 @@ def judged(function: Any, args: Arguments) -> Literal["right", "wrong", "unsure"
     for dtype in dtypes:
         try:
             beside = Beside(function, args, dtype)
-            if all(map(near, beside.outputs, expected)):
+            if all(map(alike, beside.outputs, expected)):
                 return "wrong" if beside.second() else "unsure" if beside.first() else "right"
         except torch.OutOfMemoryError:
             raise
@@ -120,10 +120,10 @@ def judged(function: Any, args: Arguments) -> Literal["right", "wrong", "unsure"
     return "unsure"
 
 
-def near(found: torch.Tensor, expected: torch.Tensor) -> bool:
+def alike(found: torch.Tensor, expected: torch.Tensor) -> bool:
     """Whether outputs in two dtypes are the same, so that a kernel made for one of them has not misread the other."""
-    apart = (found.detach().to(expected.dtype) - expected.detach()).norm()
-    return bool(apart <= 0.01 * expected.detach().norm())
+    difference = found.detach().to(expected.dtype) - expected.detach()
+    return bool(difference.norm() <= 0.01 * expected.detach().norm())
 
 
 class Beside:
@@ -229,7 +229,10 @@ def apart(found: torch.Tensor, difference: Any, size: torch.Tensor, dtype: torch
     for long, short in zip(STEPS[dtype][::2], STEPS[dtype][1::2], strict=True):
         far, near = difference(long), difference(short)
         doubt = 3 * (far - near).norm() + 100 * torch.finfo(dtype).eps * size.norm() / short
-        if (found - near).norm() > SHARE * torch.maximum(found.norm(), near.norm()) + doubt:
+        distance, allowed = (found - near).norm(), SHARE * torch.maximum(found.norm(), near.norm())
+        if distance <= allowed:
+            return False
+        if distance > allowed + doubt:
             return True
     return False
 
