@@ -46,7 +46,7 @@ CHANGED = (
 )
 ON_META = (
     "{what} is on the meta device, which has shapes and no values, and PyTorch computes with whatever lies in memory "
-    "instead: fill it, as by module.to_empty(device=...) and load_state_dict, or take the module from before it was moved"
+    "instead: fill it, as by module.to_empty(device=...) and load_state_dict, or take the module from before the move"
 )
 STALE = "the module has other parameters than when its ParameterVector was made: make a new one, and a new operator"
 NO_MEAN = (
@@ -95,9 +95,9 @@ class HessianOperator:
 
     Raises:
         ValueError: without a batch, for a mode or dtype that does not exist, a tensor on the meta device, a loss that
-            cannot be traced or differentiated twice (in ``reverse`` also one through an ``autograd.Function`` of others
-            whose second derivative is seen to be wrong), a negative ``retain``, weights that make no mean, or a budget below what one product
-            needs.
+            cannot be traced or differentiated twice, a negative ``retain``, weights that make no mean, or a budget
+            below what one product needs; in ``reverse`` also for an ``autograd.Function`` of others whose second
+            derivative is wrong, in :meth:`update` or, of a batch that keeps no linearisation, in a product.
         RuntimeError: in a product, if parameters (also frozen ones), batches or modes (``train``, ``eval``) have
             changed since the operator was built or updated, or an attribute of a module has (a number, a string, a
             tuple of them, a tensor), but by its own forward passes; at any time, if the module holds other parameters.

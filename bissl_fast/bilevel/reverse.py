@@ -12,6 +12,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._pytree import tree_leaves, tree_map
 
 from bissl_fast.bilevel import foreign
+from bissl_fast.bilevel.attributes import put_back
 from bissl_fast.bilevel.graphs import NOT_TWICE, ONCE, found_in, untouched_grads
 from bissl_fast.bilevel.parameters import ParameterVector, frozen_buffers, places, replaced, spread_refused
 from bissl_fast.bilevel.precision import autocast
@@ -97,7 +98,8 @@ class ReverseProducts:
             raise ValueError(refusal)
         functions = foreign.foreign_in(value)
         if functions and seed not in self._verified:  # each batch of an update has another
-            refuse_wrong_functions(functions, self._loss, self._parameters, batch, seed)
+            with put_back(*modules_of(self._loss, self._parameters)):
+                refuse_wrong_functions(functions, self._loss, self._parameters, batch, seed)
             self._verified.append(seed)
         refuse_hidden(gradient, self._unused, self._loss, self._parameters, batch, seed, self._dtype)
         own = {tensor.untyped_storage()._cdata for tensor in theta}

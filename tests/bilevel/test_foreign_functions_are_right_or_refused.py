@@ -333,7 +333,7 @@ def test_each_update_looks_again_and_no_product_does() -> None:
     operator.matvec(v)
     looked = len(seen)
     operator.matvec(v)
-    assert looked - 1 > len(seen) - looked == 1
+    assert 20 > looked > len(seen) - looked == 1
     with torch.no_grad():
         theta.module.body[3].bias += 6
     operator.update(stored)
@@ -353,6 +353,8 @@ def test_a_look_leaves_all_as_it_was() -> None:
             HessianOperator(loss_of(part), theta, stored).matvec(v)
         except ValueError:
             assert part == Doubled.apply
+        assert theta.module.calls == 1  # of the linearisation itself
+        theta.module.calls = 0
         drawn = torch.randint(2**62, (1,), generator=torch.Generator().manual_seed(3))
         torch.set_rng_state(before)
         assert torch.equal(torch.randint(2**62, (1,)), drawn)
