@@ -96,12 +96,14 @@ class ReverseProducts:
         refusal = found_in([value, *(g for g in gradient if g is not None)], ONCE)
         if refusal is not None:
             raise ValueError(refusal)
+        refuse_hidden(gradient, self._unused, self._loss, self._parameters, batch, seed, self._dtype)
         functions = foreign.foreign_in(value)
         if functions and seed not in self._verified:  # each batch of an update has another
-            with put_back(*modules_of(self._loss, self._parameters)):
+            modules = modules_of(self._loss, self._parameters)
+            leaves = [p for m in modules if isinstance(m, nn.Module) for p in m.parameters()]
+            with put_back(*modules), untouched_grads(value, leaves):
                 refuse_wrong_functions(functions, self._loss, self._parameters, batch, seed)
             self._verified.append(seed)
-        refuse_hidden(gradient, self._unused, self._loss, self._parameters, batch, seed, self._dtype)
         own = {tensor.untyped_storage()._cdata for tensor in theta}
         self.graph_bytes = sum(size for storage, size in held.items() if storage not in own)
         return gradient

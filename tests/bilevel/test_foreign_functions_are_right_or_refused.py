@@ -305,6 +305,28 @@ def test_a_wrapper_that_computes_its_layers_again_is_confirmed_by_the_gradient(d
     torch.testing.assert_close(HessianOperator(wrapped, theta, stored).matvec(v), expected)
 
 
+def test_comparisons_leave_no_gradient_where_a_backward_calls_backward() -> None:
+    theta, stored, _ = setting(torch.float64)
+    head = nn.Linear(3, 3).double()
+    theta.module.head = head
+
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        x = ctx.saved_tensors[0].detach().requires_grad_()
+        with torch.enable_grad():
+            head(x).backward(g)
+        return x.grad
+
+    def loss(module: Net, x: Tensor) -> Tensor:
+        return reentrant.apply(module(x).sin()).pow(3).sum()
+
+    reentrant = made(saving(head), backward)
+    torch.autograd.grad(loss(theta.module, stored[0]), theta.tensors)
+    by_one_gradient, head.bias.grad = head.bias.grad, None
+    with pytest.raises(ValueError, match="so it has no exact product"):
+        HessianOperator(loss, ParameterVector(theta.module, "body."), stored)
+    torch.testing.assert_close(head.bias.grad, by_one_gradient)  # none of the comparison's own
+
+
 def test_a_function_that_draws_is_compared_at_equal_draws() -> None:
     theta, stored, v = setting(torch.float64)
     assert HessianOperator(loss_of(Dropping.apply), theta, stored).matvec(v).norm() > 0
