@@ -66,6 +66,20 @@ class Attributes:
         self._moving |= {key for key in before.keys() | after.keys() if before.get(key, Same) != after.get(key, Same)}
 
 
+@contextmanager
+def put_back(*modules: Any) -> Iterator[None]:
+    """Let forward passes inside the block leave no attribute of modules behind; what is no module is passed over."""
+    parts = [part for module in modules if isinstance(module, nn.Module) for part in module.modules()]
+    before = [{name: value for name, value in part.__dict__.items() if name not in OWN} for part in parts]
+    try:
+        yield
+    finally:
+        for part, values in zip(parts, before, strict=True):
+            for name in part.__dict__.keys() - values.keys() - OWN:
+                del part.__dict__[name]
+            part.__dict__.update(values)
+
+
 def is_plain(value: Any) -> bool:
     """Whether a value is a number, a string, or a tuple of such."""
     return type(value) in PLAIN or (type(value) is tuple and all(type(part) in PLAIN for part in value))

@@ -95,9 +95,9 @@ def is_marked(function: Any) -> bool:
 
 
 @contextmanager
-def untouched_grads(value: torch.Tensor) -> Iterator[None]:
-    """Let ``value.backward()`` inside the block leave nothing in the ``grad`` of the graph's leaves."""
-    leaves = [node.variable for node in nodes([value]) if hasattr(node, "variable")]
+def untouched_grads(value: torch.Tensor, others: Iterable[torch.Tensor] = ()) -> Iterator[None]:
+    """Let ``backward`` inside the block leave nothing in the ``grad`` of the value's leaves, or of others."""
+    leaves = [*{*others, *(node.variable for node in nodes([value]) if hasattr(node, "variable"))}]
     before = [leaf.grad for leaf in leaves]
     for leaf in leaves:
         leaf.grad = None  # what is there would be added to in place

@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, Literal, Protocol, get_args
 
 import torch
+from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from bissl_fast.bilevel.attributes import Attributes
@@ -42,6 +43,10 @@ CHANGED = (
     "the parameters have changed since this HessianOperator was built, or a batch, a train or eval mode, a number, "
     "string or tensor that is an attribute of a module, or a tensor that the loss takes from elsewhere: build a new "
     "one or call update()"
+)
+ON_META = (
+    "{what} is on the meta device, which has shapes and no values, and PyTorch computes with whatever lies in memory "
+    "instead: fill it, as by module.to_empty(device=...) and load_state_dict, or take the module from before the move"
 )
 STALE = "the module has other parameters than when its ParameterVector was made: make a new one, and a new operator"
 NO_MEAN = (
@@ -89,9 +94,10 @@ class HessianOperator:
             loss is a mean over rows, their numbers of rows make it the Hessian of the mean over all rows.
 
     Raises:
-        ValueError: without a batch, for a mode or dtype that does not exist, a loss that cannot be traced or
-            differentiated twice, a negative ``retain``, weights that make no mean, or a budget below what one product
-            needs.
+        ValueError: without a batch, for a mode or dtype that does not exist, a tensor on the meta device, a loss that
+            cannot be traced or differentiated twice, a negative ``retain``, weights that make no mean, or a budget
+            below what one product needs; in ``reverse`` also for an ``autograd.Function`` of others whose second
+            derivative is wrong, in :meth:`update` or, of a batch that keeps no linearisation, in a product.
         RuntimeError: in a product, if parameters (also frozen ones), batches or modes (``train``, ``eval``) have
             changed since the operator was built or updated, or an attribute of a module has (a number, a string, a
             tuple of them, a tensor), but by its own forward passes; at any time, if the module holds other parameters.
@@ -136,7 +142,8 @@ class HessianOperator:
         self._buffers: list[Place] = []
         self._from_elsewhere: list[torch.Tensor] = []
         self._watch = Watch()
-        self._attributes = Attributes(*modules_of(loss, parameters))
+        self._modules = modules_of(loss, parameters)
+        self._attributes = Attributes(*self._modules)
         self._updates = 0
         self._device = parameters.tensors[0].device
         cast = torch.bfloat16 if dtype == "bfloat16" else torch.float32
@@ -163,7 +170,8 @@ class HessianOperator:
             weights: how much each counts in the mean; ``None``: all alike.
 
         Raises:
-            ValueError: without a batch, for weights that make no mean, or where one product does not fit the budget.
+            ValueError: without a batch, for weights that make no mean, a tensor on the meta device, or where one
+                product does not fit the budget.
         """
         given: Any = batches
         if isinstance(given, torch.Tensor):
@@ -174,6 +182,7 @@ class HessianOperator:
         weights = checked_weights(weights, len(batches))
         if not set(self._parameters.tensors) <= set(self._parameters.module.parameters()):
             raise RuntimeError(STALE)
+        refuse_meta(self._modules, batches)
         self.release()
         self._buffers = buffer_copies(self._parameters.module)
         with self._surroundings(), self._attributes.passing():
@@ -337,6 +346,17 @@ def checked_weights(weights: Sequence[float] | None, count: int) -> list[float]:
     if len(found) != count or not all(0 <= w < float("inf") for w in found) or max(found) == 0:
         raise ValueError(NO_MEAN.format(count=count, found=found))
     return [weight / max(found) for weight in found]
+
+
+def refuse_meta(modules: Sequence[Any], batches: Sequence[Any]) -> None:
+    """Raise if a parameter, a buffer or a tensor of a batch has no values."""
+    for module in modules:
+        if isinstance(module, nn.Module):
+            for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+                if tensor.is_meta:
+                    raise ValueError(ON_META.format(what=f"{name} of {type(module).__name__}"))
+    if any(isinstance(leaf, torch.Tensor) and leaf.is_meta for leaf in tree_leaves(batches)):
+        raise ValueError(ON_META.format(what="a tensor of a batch"))
 
 
 def usable(leaf: Any) -> Any:

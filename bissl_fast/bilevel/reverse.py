@@ -1,5 +1,7 @@
 """Products without a trace: reverse over reverse, and finite differences of the gradient."""
 
+import copy
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
@@ -7,8 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
+from bissl_fast.bilevel import foreign
+from bissl_fast.bilevel.attributes import put_back
 from bissl_fast.bilevel.graphs import NOT_TWICE, ONCE, found_in, untouched_grads
 from bissl_fast.bilevel.parameters import ParameterVector, frozen_buffers, places, replaced, spread_refused
 from bissl_fast.bilevel.precision import autocast
@@ -62,6 +66,7 @@ class ReverseProducts:
     def __init__(self, loss: Loss, parameters: ParameterVector, dtype: torch.dtype = torch.float32) -> None:
         self._loss, self._parameters, self._dtype = loss, parameters, dtype
         self._unused: set[Names] = set()
+        self._verified: deque[int] = deque(maxlen=1024)
         self.graph_bytes = 0
         """Bytes that the graph of the last linearisation holds beside parameters."""
 
@@ -92,6 +97,13 @@ class ReverseProducts:
         if refusal is not None:
             raise ValueError(refusal)
         refuse_hidden(gradient, self._unused, self._loss, self._parameters, batch, seed, self._dtype)
+        functions = foreign.foreign_in(value)
+        if functions and seed not in self._verified:  # each batch of an update has another
+            modules = modules_of(self._loss, self._parameters)
+            leaves = [p for m in modules if isinstance(m, nn.Module) for p in m.parameters()]
+            with put_back(*modules), untouched_grads(value, leaves):
+                refuse_wrong_functions(functions, self._loss, self._parameters, batch, seed)
+            self._verified.append(seed)
         own = {tensor.untyped_storage()._cdata for tensor in theta}
         self.graph_bytes = sum(size for storage, size in held.items() if storage not in own)
         return gradient
@@ -266,3 +278,74 @@ def refuse_hidden(
     if hidden:
         raise ValueError(HIDDEN.format(names=", ".join(hidden[:3]) + (", …" if len(hidden) > 3 else "")))
     unused.add(names)
+
+
+def refuse_wrong_functions(
+    functions: Sequence[Any], loss: Loss, parameters: ParameterVector, batch: Any, seed: int
+) -> None:
+    """Raise if products through one of these foreign Functions are seen to be wrong, or cannot be seen to be right.
+
+    The loss is called once more, to see what they are applied to. In a process group nothing is looked at: a Function
+    may communicate, and processes that look at different things would wait for each other.
+    """
+    spread = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if spread and torch.distributed.get_world_size() > 1:
+        return
+    with torch.enable_grad(), foreign.recorded(functions) as found:
+        value_of(loss, parameters, batch, seed)
+    with frozen_buffers(*(m for m in modules_of(loss, parameters) if isinstance(m, nn.Module))):
+        verdicts = [(function, foreign.judged(function, args)) for function, args in found.values()]
+    verdicts += [(function, "unsure") for function in functions if all(function is not seen for seen, _ in verdicts)]
+    doubted = [(function, verdict) for function, verdict in verdicts if verdict != "right"]
+    if doubted and not is_confirmed(loss, parameters, batch, seed):
+        function, verdict = min(doubted, key=lambda pair: pair[1] != "wrong")
+        raise ValueError(foreign.REFUSALS[verdict].format(name=function.__qualname__, module=function.__module__))
+
+
+def is_confirmed(loss: Loss, parameters: ParameterVector, batch: Any, seed: int) -> bool:
+    """Whether differences of the gradient agree with a product along one direction: in float64 if the loss takes it."""
+    with in_double(parameters, batch) as (theta, given):
+        try:
+            return agrees(loss, theta, given, seed)
+        except (RuntimeError, ValueError, TypeError):
+            if theta.tensors[0].dtype == parameters.tensors[0].dtype:
+                raise
+    return agrees(loss, parameters, batch, seed)
+
+
+def agrees(loss: Loss, parameters: ParameterVector, batch: Any, seed: int) -> bool:
+    """Whether a product and the difference by some step are one, as far as rounding lets them."""
+    theta, dtype = parameters.tensors, parameters.tensors[0].dtype
+    generator = torch.Generator().manual_seed(0)
+    v = torch.randn(len(parameters), generator=generator, dtype=torch.float64).to(theta[0])
+    with torch.enable_grad():
+        value = value_of(loss, parameters, batch, seed)
+        gradient = torch.autograd.grad(value, theta, create_graph=True, allow_unused=True)
+        flat = parameters.flatten(gradient)
+        parts = torch.autograd.grad(flat @ v, theta, allow_unused=True) if flat.requires_grad else [None] * len(theta)
+    found = parameters.flatten(parts).detach()  # a backward may have gradients switched on
+    steps = (1e-4, 1e-6, 1e-8) if dtype == torch.float64 else (1e-2, 3e-3, 1e-3)
+    width = steps[0] * (1 + norm(parameters.values())) / norm(v)
+    noise = 10 * torch.finfo(dtype).eps * norm(flat.detach()) / width
+    for step in steps:  # kinks want a small one, rounding a large one
+        difference = DifferenceProducts(loss, parameters, step).product((batch, seed), parameters.unflatten(v), True)
+        seen = parameters.flatten(difference).detach()
+        if norm(found - seen) <= foreign.CONFIRMED[dtype] * torch.maximum(norm(found), norm(seen)) + noise:
+            return True
+    return False
+
+
+@contextmanager
+def in_double(parameters: ParameterVector, batch: Any) -> Iterator[tuple[ParameterVector, Any]]:
+    """Let copies in float64 stand in the module for its parameters and buffers: what they are there, and a batch."""
+
+    def double(tensor: Any) -> Any:
+        whole = isinstance(tensor, torch.Tensor) and tensor.is_floating_point()
+        return tensor.detach().double().requires_grad_(tensor.requires_grad) if whole else tensor
+
+    module = parameters.module
+    stand_ins = {tensor: double(tensor) for tensor in (*module.parameters(), *module.buffers())}
+    theta = copy.copy(parameters)
+    theta.tensors = [stand_ins[tensor] for tensor in parameters.tensors]
+    with replaced(places(module, stand_ins)):
+        yield theta, tree_map(double, batch)

@@ -45,7 +45,9 @@ def test_splits_are_known_by_their_usual_names(tmp_path, train, test):
     assert listing.train.classes == ("a", "b")
 
 
-@pytest.mark.parametrize("name", ["training_shoes", "test_pattern", "valley", "settle", "data"])
+@pytest.mark.parametrize(
+    "name", ["training_shoes", "test_pattern", "valley", "settle", "data", "train_station", "test_tube"]
+)
 def test_classes_that_only_begin_like_a_split_stay_classes(tmp_path, name):
     listing = image_folder(trees.class_folders(tmp_path, {"a": 5, name: 5}))
     assert listing.train.classes == tuple(sorted(("a", name)))
