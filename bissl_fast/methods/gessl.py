@@ -293,6 +293,8 @@ class GeSSL:
                 "--gessl.probabilities native is for tasks with prototypes (swav, dino), and --pretext "
                 f"{task.name} has none: take similarity, merged or head."
             )
+        if settings.probabilities in ("head", "native") and settings.temperature is not None:
+            run.say(f"gessl: --gessl.temperature is not used by --gessl.probabilities {settings.probabilities}")
         self._steps(run)
         run.say(f"gessl: outer gradient by {settings.differentiation}: {TOLD[settings.differentiation]}", "dim")
         if settings.further == 0:

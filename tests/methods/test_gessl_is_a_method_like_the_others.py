@@ -170,6 +170,10 @@ def test_what_cannot_be_meant_ends_in_a_sentence(
         ("--gessl.differentiation cg", "gessl: outer gradient by cg: (I + αK∇²ℓ)⁻¹ g by conjugate gradients"),
         ("--gessl.differentiation first-order", "gessl: outer gradient by first-order: g itself"),
         ("--gessl.target algorithm-box --gessl.target-steps 1", "with λ = 1 is the task's own model: nothing trains"),
+        (
+            "--gessl.probabilities head --gessl.temperature 0.3",
+            "gessl: --gessl.temperature is not used by --gessl.probabilities head",
+        ),
         ("--backbone test_vit --images.size 160", "gessl: outer gradient by fd"),
     ],
 )
