@@ -11,7 +11,7 @@ USAGE = f"""bissl-fast {__version__}: bilevel self-supervised learning, exact an
 
 usage: bissl-fast COMMAND [OPTIONS]     (bissl-fast COMMAND --help tells more)
 
-  train    run BiSSL and its baseline from pretext training to test, e.g. `bissl-fast train --dataset textures`
+  train    run methods from pretext training to test, BiSSL and its baseline unless --methods names others
   compare  methods over pretext seeds at equal budget: `bissl-fast compare --methods baseline,bissl --seeds 3`
   ablate   a study's arms likewise: `bissl-fast ablate --list`
   pretrain train a pretext task alone and leave its backbone: `bissl-fast pretrain --pretext byol`

@@ -20,9 +20,9 @@ from bissl_fast.pretext import TASKS
 from bissl_fast.training.interruption import Interrupted, interruptible
 from bissl_fast.training.tracking import say
 
-DESCRIPTION = f"""Run BiSSL beside its baseline, from pretext training to test.
+DESCRIPTION = f"""Run methods beside each other, from pretext training to test.
 
-Stages: pretext-warmup, head-warmup, bissl, pretext-baseline, finetune-bissl-*, finetune-baseline-*, test. Each is kept
+--methods names one or more of {", ".join(METHODS)}; docs/methods.md says which stages each has. Each stage is kept
 in the run's folder: a finished one is skipped, a broken one goes on. Defaults below are those of --preset for
 --dataset; --config FILE takes them from an earlier run's config.yaml instead. --pretext NAME takes another pretext
 task, with the views of its paper, and but for --preset quick its optimiser and rate:

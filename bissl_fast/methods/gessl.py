@@ -196,7 +196,7 @@ class GeSSLTask:
             pulled = self._differentiate(task, path, target, g)
             log = {"loss": path.losses[0], "gradient_norm": path.gradient_norm, "outer_loss": loss, **accuracy}
             if checked:
-                exact = replace(self.bilevel, mode="reverse", products_dtype="float32")
+                exact = replace(self.bilevel, mode="reverse", products_dtype="float32", capture=False)
                 through = pull_back(theta, path.points, g, lambda v: self._hessian(task, exact).matvec(v), alpha)
                 log["cos_through"] = _cosine(pulled, through)
         for operator in self.operators.values():
@@ -293,6 +293,8 @@ class GeSSL:
                 "--gessl.probabilities native is for tasks with prototypes (swav, dino), and --pretext "
                 f"{task.name} has none: take similarity, merged or head."
             )
+        if settings.probabilities in ("head", "native") and settings.temperature is not None:
+            run.say(f"gessl: --gessl.temperature is not used by --gessl.probabilities {settings.probabilities}")
         self._steps(run)
         run.say(f"gessl: outer gradient by {settings.differentiation}: {TOLD[settings.differentiation]}", "dim")
         if settings.further == 0:
@@ -312,7 +314,8 @@ class GeSSL:
                 )
             return replace(self, bilevel=kept_or_tried(run, self.bilevel, task))
         if settings.checked:
-            reason = failure_of(replace(self.bilevel, mode="reverse", batches_at_once=1), run.learner(task), run.views)
+            exact = replace(self.bilevel, mode="reverse", batches_at_once=1, capture=False)
+            reason = failure_of(exact, run.learner(task), run.views)
             if reason:
                 run.say(f"gessl: the cosine with `through` is not logged, as no product can be taken: {reason}")
                 return replace(self, settings=replace(settings, check_every=0))
@@ -373,8 +376,8 @@ class GeSSL:
         settings, images = self.settings, len(run.data.unlabelled)
         if settings.images > images:
             raise UserError(
-                f"the {settings.tasks} tasks of {settings.batch_size} images of an outer step exceed the {images} "
-                "images of the set; pass fewer --gessl.tasks, or a smaller --gessl.batch-size."
+                f"--gessl.tasks {settings.tasks} of --gessl.batch-size {settings.batch_size} are {settings.images} "
+                f"images per outer step, and the set has {images}: lower one of these."
             )
         return settings.steps or max(1, round(settings.epochs * (images // settings.images)))
 

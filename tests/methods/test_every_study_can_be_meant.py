@@ -46,7 +46,7 @@ def test_its_arms_can_start_and_differ(name: str, small_data: Path, tmp_path: Pa
 def test_a_refusal_names_the_arm(small_data: Path, tmp_path: Path) -> None:
     config = comparison(small_data, tmp_path, *SMALL)
     question = STUDIES["gessl-tasks"].question("gessl-tasks", config)
-    with pytest.raises(UserError, match=r"^n-16-seed-0: the 16 tasks of 4 images of an outer step exceed"):
+    with pytest.raises(UserError, match=r"^n-16-seed-0: --gessl.tasks 16 of --gessl.batch-size 4 are 64 images"):
         Comparison(config, question, Console(quiet=True)).run()
     assert not list(tmp_path.rglob("key.json"))
 

@@ -141,7 +141,11 @@ def test_epochs_are_of_images_in_tasks(small_data: Path, tmp_path: Path) -> None
         ("simclr", "--gessl.temperature nan", r"--gessl.temperature \(τ\) must be finite and positive"),
         ("simclr", "--gessl.steps 0", "--gessl.steps must be at least 1, found 0"),
         ("simclr", "--gessl.outer.learning-rate 0", r"\(upper, gessl.outer, .*\).learning-rate must be positive"),
-        ("simclr", "--gessl.tasks 7", "the 7 tasks of 8 images of an outer step exceed the 48 images of the set; pass"),
+        (
+            "simclr",
+            "--gessl.tasks 7",
+            "--gessl.tasks 7 of --gessl.batch-size 8 are 56 images per outer step",
+        ),
         ("byol", "--gessl.probabilities native", "native is for tasks with prototypes .*, and --pretext byol has none"),
         ("wmse", "--gessl.batch-size 12", "--gessl.batch-size must be a multiple of 8, as --pretext wmse is set"),
         ("moco", "--gessl.batch-size 42 --gessl.tasks 1", "--pretext.queue must hold the 42 keys of a step of --gessl"),
@@ -166,6 +170,10 @@ def test_what_cannot_be_meant_ends_in_a_sentence(
         ("--gessl.differentiation cg", "gessl: outer gradient by cg: (I + αK∇²ℓ)⁻¹ g by conjugate gradients"),
         ("--gessl.differentiation first-order", "gessl: outer gradient by first-order: g itself"),
         ("--gessl.target algorithm-box --gessl.target-steps 1", "with λ = 1 is the task's own model: nothing trains"),
+        (
+            "--gessl.probabilities head --gessl.temperature 0.3",
+            "gessl: --gessl.temperature is not used by --gessl.probabilities head",
+        ),
         ("--backbone test_vit --images.size 160", "gessl: outer gradient by fd"),
     ],
 )
@@ -174,6 +182,13 @@ def test_what_a_user_should_know_is_told_before_the_first_step(
 ) -> None:
     training("simclr", small_data, tmp_path, *arguments.split(), console=Console(width=300))
     assert sentence in capsys.readouterr().out
+
+
+def test_a_capture_for_bissl_leaves_its_checks_alone(small_data: Path, tmp_path: Path) -> None:
+    more = ("--bilevel.mode", "linearized", "--bilevel.capture", "--gessl.steps", "1")
+    made = training("simclr", small_data, tmp_path, *more)
+    records = (backbone(made) / "metrics.jsonl").read_text().splitlines()
+    assert any("cos_through" in json.loads(record) for record in records)
 
 
 def test_its_presets_survive_their_file(tmp_path: Path) -> None:
