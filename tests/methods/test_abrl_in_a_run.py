@@ -29,7 +29,10 @@ from bissl_fast.pretext import Learner
 from tests.data import published
 from tests.methods.conftest import SMALL, train_arguments, write_images
 
-ABRL_SMALL = ("--methods", "abrl", "--abrl.batch-size", "6", "--abrl.epochs", "2", "--pretrain.epochs", "1")
+ABRL_SMALL = (
+    *("--methods", "abrl", "--abrl.batch-size", "6", "--abrl.epochs", "2", "--pretrain.epochs", "1"),
+    *("--loop.checkpoint-seconds", "3600"),
+)
 
 
 def training(data: Path, output: Path, *more: str) -> Training:
@@ -269,7 +272,7 @@ def test_broken_off_within_a_step_it_ends_with_the_same_bits(
 
     monkeypatch.setattr(ABRLTask, "_outer_loss", breaking)
     with pytest.raises(KeyboardInterrupt):
-        abrl_stage(small_data, tmp_path / "broken", *more)
+        abrl_stage(small_data, tmp_path / "broken", *more, "--loop.checkpoint-seconds", "0")
     monkeypatch.undo()
     assert (tmp_path / "broken" / "run" / "abrl" / "checkpoint.pt").exists()
     again = abrl_stage(small_data, tmp_path / "broken", *more)

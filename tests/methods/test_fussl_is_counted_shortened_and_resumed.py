@@ -17,9 +17,9 @@ from bissl_fast.methods import fussl
 from bissl_fast.methods.fussl import FUSSLSettings, PseudoLabelTask
 from bissl_fast.methods.presets import preset_config
 from bissl_fast.methods.run import Run
-from bissl_fast.pretext import Learner
+from bissl_fast.pretext import Learner, SimCLR
 from bissl_fast.training.stage import StageOutput
-from tests.methods.fussl_runs import backbone, method_of, training
+from tests.methods.fussl_runs import EVERY_STEP, backbone, method_of, training
 from tests.methods.test_every_pretext_task_resumes_with_the_same_bits import assert_same_weights, broken_at
 
 PROGRESSIVE = ("--fussl.case", "progressive", "--fussl.rounds", "2")
@@ -40,7 +40,7 @@ def test_its_cost_is_that_of_the_passes_that_it_makes(
 
         monkeypatch.setattr(kind, name, wrapper)
 
-    counted(Learner, "compare", lambda outputs, _: len(outputs[0]))
+    counted(SimCLR, "loss", lambda outputs, _: len(outputs[0]))
     counted(PseudoLabelTask, "_loss", lambda images, *_: len(images))
     run = training(small_data, tmp_path, *more)
     backbone(run)
@@ -122,7 +122,7 @@ def test_broken_off_in_any_stage_it_ends_with_the_same_bits(
     whole = unbroken(task, *more)
     broken_at(call, owner, name, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
-        backbone(training(small_data, tmp_path / "broken", *more, task=task))
+        backbone(training(small_data, tmp_path / "broken", *EVERY_STEP, *more, task=task))
     monkeypatch.undo()
     again = backbone(training(small_data, tmp_path / "broken", *more, task=task))
     stages = sorted(path.name for path in whole.glob("fussl*"))

@@ -25,6 +25,7 @@ from tests.methods.tasks import SMALL_TASKS, small_arguments, small_config
 SHORT = (
     *("--methods", "gessl", "--gessl.tasks", "2", "--gessl.batch-size", "8", "--gessl.target-steps", "2"),
     *("--gessl.steps", "3", "--gessl.inner-rate", "0.001", "--gessl.outer.learning-rate", "0.001"),
+    *("--loop.checkpoint-seconds", "3600"),
 )
 
 
@@ -59,7 +60,7 @@ def test_every_pretext_task_trains_and_resumes_with_the_same_bits(
 
     monkeypatch.setattr(Learner, "advance", breaking)
     with pytest.raises(KeyboardInterrupt):
-        backbone(training(name, small_data, tmp_path / "broken", *more))
+        backbone(training(name, small_data, tmp_path / "broken", *more, "--loop.checkpoint-seconds", "0"))
     monkeypatch.undo()
     assert (tmp_path / "broken" / "run" / "gessl" / "checkpoint.pt").exists()
     broken = backbone(training(name, small_data, tmp_path / "broken", *more))
@@ -144,7 +145,11 @@ def test_epochs_are_of_images_in_tasks(small_data: Path, tmp_path: Path) -> None
         ("simclr", "--gessl.tasks 7", "the 7 tasks of 8 images of an outer step exceed the 48 images of the set; pass"),
         ("byol", "--gessl.probabilities native", "native is for tasks with prototypes .*, and --pretext byol has none"),
         ("wmse", "--gessl.batch-size 12", "--gessl.batch-size must be a multiple of 8, as --pretext wmse is set"),
-        ("moco", "--gessl.batch-size 42 --gessl.tasks 1", "--pretext.queue must hold the 42 keys of a step of --gessl"),
+        (  # all tasks' keys enter it at once
+            "moco",
+            "--gessl.batch-size 8 --gessl.tasks 6",
+            "--pretext.queue must hold the 48 keys of a step of --gessl.tasks × --gessl.batch-size 48, found 40",
+        ),
         (
             "simclr",
             "--gessl.differentiation through --bilevel.mode gauss_newton",
