@@ -20,7 +20,7 @@ from bissl_fast.methods.presets import preset_config
 from bissl_fast.methods.train import Training, describe
 from bissl_fast.pretext import Learner
 from bissl_fast.pretext.instances import Instances
-from tests.methods.tasks import SMALL_TASKS, small_arguments, small_config
+from tests.methods.tasks import SMALL_TASKS, mostly_slow, small_arguments, small_config
 
 SHORT = (
     *("--methods", "gessl", "--gessl.tasks", "2", "--gessl.batch-size", "8", "--gessl.target-steps", "2"),
@@ -42,7 +42,7 @@ def backbone(made: Training) -> Path:
     return made.arms["gessl"][0].backbone(made.context).folder
 
 
-@pytest.mark.parametrize("name", SMALL_TASKS)
+@pytest.mark.parametrize("name", mostly_slow(SMALL_TASKS, "moco", "dino"))  # queue and head; centre and prototypes
 def test_every_pretext_task_trains_and_resumes_with_the_same_bits(
     small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -71,7 +71,7 @@ def test_every_pretext_task_trains_and_resumes_with_the_same_bits(
     assert ("classifier.weight" in one) == (kind == "head")
 
 
-@pytest.mark.parametrize("differentiation", TOLD)
+@pytest.mark.parametrize("differentiation", mostly_slow(TOLD, *(set(TOLD) - {"neumann"})))  # whose count is that of cg
 def test_images_passes_and_products_are_those_that_are_made(
     small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, differentiation: str
 ) -> None:
