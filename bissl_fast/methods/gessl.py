@@ -288,6 +288,7 @@ class GeSSL:
         """
         settings, task = self.settings, self.pretext.task
         task.require_batch(settings.batch_size, "gessl.batch-size")
+        task.require_batch(settings.images, "gessl.tasks × --gessl.batch-size")  # whose keys enter a queue together
         if settings.probabilities == "native" and not has_prototypes(task):
             raise UserError(
                 "--gessl.probabilities native is for tasks with prototypes (swav, dino), and --pretext "

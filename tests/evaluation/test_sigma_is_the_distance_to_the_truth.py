@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from bissl_fast.errors import UserError
+from bissl_fast.evaluation import sigma as module
 from bissl_fast.evaluation.sigma import SigmaSettings, distance_to_truth, sigma
 
 LABELS = np.arange(120) % 6
@@ -61,3 +62,12 @@ def test_what_it_cannot_be_taken_of_ends_in_a_sentence() -> None:
         SigmaSettings(ways=1)
     with pytest.raises(UserError, match="--penalty must be finite and positive"):
         SigmaSettings(penalty=math.inf)
+
+
+def test_its_interval_is_that_of_a_mean_over_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1.96 · s / √n with n − 1 in s, here of three tasks."""
+    of_tasks = iter([(1.0, 0.5), (2.0, 0.5), (4.0, 0.5)])
+    monkeypatch.setattr(module, "_of_task", lambda *_: next(of_tasks))
+    found = sigma(np.ones((60, 3), np.float32), np.arange(60) % 3, SigmaSettings(3, 2, 5, 3))
+    assert found.value == pytest.approx(7 / 3)
+    assert found.interval == pytest.approx(1.96 * np.std([1, 2, 4], ddof=1) / 3**0.5)

@@ -16,7 +16,7 @@ from tests.methods.conftest import train_arguments
 
 SMALLER = """
 --pretrain.epochs 2 --pretrain.warmup-epochs 0.5 --head.epochs 1 --finetune.epochs 1 --bissl.alternations 4
---bissl.upper-steps 1 --bissl.solver-iterations 1 --statistics.batches 1
+--bissl.upper-steps 1 --bissl.solver-iterations 1 --statistics.batches 1 --loop.checkpoint-seconds 3600
 """.split()  # noqa: SIM905
 
 

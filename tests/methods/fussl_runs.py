@@ -14,7 +14,10 @@ from tests.methods.tasks import small_config
 SHORT = (
     *("--methods", "fussl", "--fussl.recipe", "pretext"),
     *("--fussl.blocks", "2", "--fussl.first-epochs", "2", "--fussl.second-epochs", "2"),
+    *("--loop.checkpoint-seconds", "3600"),
 )
+EVERY_STEP = ("--loop.checkpoint-seconds", "0")
+"""For runs that are broken off: checkpoints take longer than such steps."""
 
 
 def training(data: Path, output: Path, *more: str, task: str = "simclr", console: Console | None = None) -> Training:

@@ -1,6 +1,10 @@
 """Every pretext task so small that its stages take seconds, as options of the command line."""
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from bissl_fast.cli.train import parse_config
 from bissl_fast.methods.config import TrainConfig
@@ -19,6 +23,11 @@ SMALL_TASKS = {
     "wmse": "--pretext.projector 32 4 --pretext.slice-size 8",
 }
 """Options of each; batches are of 16 images, and no multiple of the queue's rows."""
+
+
+def mostly_slow(names: Iterable[str], *quick: str) -> list[Any]:
+    """Parameters of a test, all but the quick ones of the slow suite."""
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 def small_arguments(task: str, data: Path, output: Path, *more: str) -> list[str]:

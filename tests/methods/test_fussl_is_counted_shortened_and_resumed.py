@@ -17,10 +17,16 @@ from bissl_fast.methods import fussl
 from bissl_fast.methods.fussl import FUSSLSettings, PseudoLabelTask
 from bissl_fast.methods.presets import preset_config
 from bissl_fast.methods.run import Run
-from bissl_fast.pretext import Learner
+from bissl_fast.pretext import Learner, SimCLR
 from bissl_fast.training.stage import StageOutput
-from tests.methods.fussl_runs import backbone, method_of, training
+from tests.methods.fussl_runs import EVERY_STEP, backbone, method_of, training
 from tests.methods.test_every_pretext_task_resumes_with_the_same_bits import assert_same_weights, broken_at
+
+
+def slow(*parameters: Any) -> Any:
+    """Of the slow suite: its like is in the quick one."""
+    return pytest.param(*parameters, marks=pytest.mark.slow)
+
 
 PROGRESSIVE = ("--fussl.case", "progressive", "--fussl.rounds", "2")
 
@@ -40,7 +46,7 @@ def test_its_cost_is_that_of_the_passes_that_it_makes(
 
         monkeypatch.setattr(kind, name, wrapper)
 
-    counted(Learner, "compare", lambda outputs, _: len(outputs[0]))
+    counted(SimCLR, "loss", lambda outputs, _: len(outputs[0]))
     counted(PseudoLabelTask, "_loss", lambda images, *_: len(images))
     run = training(small_data, tmp_path, *more)
     backbone(run)
@@ -100,12 +106,12 @@ def unbroken(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Call
 @pytest.mark.parametrize(
     ("task", "owner", "name", "call", "more"),
     [
-        ("byol", Learner, "advance", 5, ()),  # between two blocks of a step
-        ("moco", Learner, "advance", 7, ("--fussl.stacked",)),
-        ("simclr", fussl, "label", 0, ()),
-        ("simclr", PseudoLabelTask, "_loss", 1, ()),
-        ("simclr", PseudoLabelTask, "_loss", 4, ()),  # when stem and first stages stand still
-        ("byol", Learner, "advance", 9, PROGRESSIVE),  # in the second round
+        ("moco", Learner, "advance", 5, ()),  # in a step, between its blocks' ends
+        slow("moco", Learner, "advance", 7, ("--fussl.stacked",)),
+        ("moco", fussl, "label", 0, ()),
+        slow("moco", PseudoLabelTask, "_loss", 1, ()),
+        ("moco", PseudoLabelTask, "_loss", 4, ()),  # when stem and first stages stand still
+        ("moco", Learner, "advance", 9, PROGRESSIVE),  # in the second round
     ],
 )
 def test_broken_off_in_any_stage_it_ends_with_the_same_bits(
@@ -122,7 +128,7 @@ def test_broken_off_in_any_stage_it_ends_with_the_same_bits(
     whole = unbroken(task, *more)
     broken_at(call, owner, name, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
-        backbone(training(small_data, tmp_path / "broken", *more, task=task))
+        backbone(training(small_data, tmp_path / "broken", *EVERY_STEP, *more, task=task))
     monkeypatch.undo()
     again = backbone(training(small_data, tmp_path / "broken", *more, task=task))
     stages = sorted(path.name for path in whole.glob("fussl*"))
@@ -190,7 +196,7 @@ def settings_of_stages(
 def test_a_setting_is_of_the_stages_that_it_changes_and_of_no_other(
     small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unbroken: Callable[..., Path]
 ) -> None:
-    done = unbroken("simclr")
+    done = unbroken("moco")
     base = settings_of_stages(small_data, tmp_path, done, monkeypatch)
     assert base.keys() == {BLOCKS, LABELS, CHOSEN}
     for option, stages in OF_STAGES:

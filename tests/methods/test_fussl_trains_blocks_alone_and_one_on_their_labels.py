@@ -23,7 +23,7 @@ from bissl_fast.models.stacked import Stack
 from bissl_fast.pretext import BYOL, Learner, MoCo, OptimizerSettings, PretextTask, SimCLR, SwAV
 from tests.methods.conftest import pretext_stage
 from tests.methods.fussl_runs import backbone, differing, method_of, training, weights
-from tests.methods.tasks import SMALL_TASKS
+from tests.methods.tasks import SMALL_TASKS, mostly_slow
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 TASKS: dict[str, PretextTask] = {
@@ -67,7 +67,7 @@ def blocks_task(task: PretextTask, count: int = 3, stacked: bool = False, shared
     return BlocksTask(blocks, views, 0, 3, stack)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", mostly_slow(TASKS, "moco", "swav"))
 def test_stacked_blocks_are_blocks_one_by_one(name: str) -> None:
     together, alone = blocks_task(TASKS[name], stacked=True), blocks_task(TASKS[name])
     for index in range(3):
@@ -101,7 +101,7 @@ def test_each_block_is_trained_as_if_it_were_alone_on_views_of_its_own() -> None
     assert differing(task.blocks[0].learner.state_dict(), task.blocks[1].learner.state_dict())
 
 
-@pytest.mark.parametrize("name", ["simclr", "moco"])
+@pytest.mark.parametrize("name", mostly_slow(["simclr", "moco"], "moco"))
 def test_the_same_views_for_all_blocks_leave_them_equal_to_the_bit_and_of_one_mind(
     small_data: Path, tmp_path: Path, name: str
 ) -> None:
@@ -300,12 +300,14 @@ def test_phase_2_sees_images_as_the_labels_were_given_for_without_augmentation(
             assert torch.equal(batch.views[0], whole[batch.samples])
 
 
-@pytest.mark.parametrize("name", SMALL_TASKS)
+@pytest.mark.parametrize("name", mostly_slow(SMALL_TASKS, "byol", "swav", "wmse"))
 def test_every_pretext_task_has_a_first_phase_and_leaves_backbone_and_projector(
     small_data: Path, tmp_path: Path, name: str
 ) -> None:
     """Predictor, prototypes, momentum copy and queue stay behind in phase 1's stage."""
-    folder = backbone(training(small_data, tmp_path, "--fussl.second-epochs", "1", task=name))
+    folder = backbone(
+        training(small_data, tmp_path, "--fussl.first-epochs", "0.34", "--fussl.second-epochs", "0.34", task=name)
+    )
     final, block = weights(folder / "fussl"), weights(folder / "fussl-blocks", "block1.")
     projector = {key.replace("head.projector.", "head.") for key in block if key.startswith("head.")}
     projector = {key for key in projector if "predictor" not in key and "prototypes" not in key}
@@ -353,8 +355,9 @@ def test_progressive_puts_the_chosen_block_back_into_its_slot_and_labels_anew(sm
 
 
 def test_progressive_of_one_round_is_fuzzy_labels_with_nothing_frozen(small_data: Path, tmp_path: Path) -> None:
-    one = backbone(training(small_data, tmp_path / "a", "--fussl.case", "progressive", "--fussl.rounds", "1"))
-    other = backbone(training(small_data, tmp_path / "b", "--fussl.trained-whole", "1"))
+    progressive = ("--fussl.case", "progressive", "--fussl.rounds", "1")
+    one = backbone(training(small_data, tmp_path, *progressive))
+    other = backbone(training(small_data, tmp_path, "--fussl.trained-whole", "1", "--name", "other"))
     assert not differing(weights(one / "fussl"), weights(other / "fussl"))
 
 

@@ -85,7 +85,12 @@ def by_autograd(task: GeSSLTask, given: InstanceTask, tracked: bool = False) -> 
 
 
 @pytest.mark.parametrize(
-    ("name", "mode"), [*((name, "reverse") for name in TASKS), ("simclr", "linearized"), ("byol", "linearized")]
+    ("name", "mode"),
+    [
+        *((name, "reverse") for name in TASKS),
+        ("simclr", "linearized"),
+        pytest.param("byol", "linearized", marks=pytest.mark.slow),
+    ],
 )
 def test_through_is_the_derivative_of_the_whole_map(name: str, mode: Any) -> None:
     task = gessl(TASKS[name], bilevel=BilevelSettings(mode=mode), inner_steps=2, differentiation="through")

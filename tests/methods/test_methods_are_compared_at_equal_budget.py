@@ -106,7 +106,7 @@ def test_killed_in_any_stage_the_same_command_ends_with_the_same_comparison(
     whole: tuple[ComparisonConfig, Work], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, made = whole
-    broken = replace(config, output=tmp_path)
+    broken = replace(config, output=tmp_path, loop=replace(config.loop, checkpoint_seconds=0))
     work = Work(monkeypatch)
     kills = (3, 9, 20, made.passes // 2 + 12)  # in warm-up, BiSSL, baseline, and BiSSL of the second seed
     for passes in kills:

@@ -37,7 +37,12 @@ def assert_same_buffers(ours: list[nn.Module], theirs: list[nn.Module]) -> None:
 
 @pytest.mark.parametrize(
     ("name", "training"),
-    [("test_resnet", True), ("test_resnet", False), ("resnet18", True), ("mobilenetv3_small_100", True)],
+    [
+        ("test_resnet", True),
+        ("test_resnet", False),
+        pytest.param("resnet18", True, marks=pytest.mark.slow),
+        ("mobilenetv3_small_100", True),
+    ],
 )
 def test_outputs_gradients_and_buffers_are_equal(name: str, training: bool) -> None:
     together = [network.train(training) for network in networks(name)]
@@ -103,13 +108,32 @@ def test_heads_of_linear_layers_and_tuples_of_outputs_are_stacked() -> None:
     assert_same_buffers(heads, alone)
 
 
+class Dense(nn.Module):
+    """Two convolutions, each of all channels before it, as in a DenseNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(7, 4, 3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.second(torch.cat([images, self.first(images)], 1)).mean((2, 3))
+
+
 @pytest.mark.parametrize(
-    ("name", "stacked"), [("test_resnet", True), ("test_vit", False), ("densenet121", False), ("dropout", False)]
+    ("name", "stacked"),
+    [
+        ("test_resnet", True),
+        ("test_vit", False),
+        ("dense", False),
+        pytest.param("densenet121", False, marks=pytest.mark.slow),
+        ("dropout", False),
+    ],
 )
 def test_a_network_is_asked_whether_it_can_be_stacked(name: str, stacked: bool) -> None:
     """Densely connected layers put channels of the networks among each other; dropout draws for all at once."""
     dropout = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout(0.5), nn.Flatten())
-    network = (dropout if name == "dropout" else build_backbone(name, 0, 32)).train()
+    small = {"dropout": dropout, "dense": Dense()}
+    network = (small[name] if name in small else build_backbone(name, 0, 32)).train()
     before = copy.deepcopy(network.state_dict()), torch.get_rng_state()
     assert stacks_exactly(network, torch.zeros(2, 3, 32, 32)) == stacked
     assert all(torch.equal(value, before[0][key]) for key, value in network.state_dict().items())
