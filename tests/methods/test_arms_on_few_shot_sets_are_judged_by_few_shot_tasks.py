@@ -82,14 +82,6 @@ def content(folder: Path, name: str) -> Any:
     return json.loads((folder / name).read_text())
 
 
-def without_times(folder: Path) -> Any:
-    """What a comparison has found."""
-    found = content(folder, "compare.json")
-    for arm in found["arms"].values():
-        assert arm["cost"].pop("seconds") > 0
-    return found
-
-
 @pytest.fixture(scope="module")
 def whole(omniglot: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[ComparisonConfig, Work, str]:
     """A finished comparison of three methods over two pretext seeds, the passes that it made, and what it said."""
@@ -164,21 +156,20 @@ def test_nothing_that_is_written_tells_of_fine_tuning(whole: tuple[ComparisonCon
     assert not any("Left out" in text for text in pages)
 
 
-def test_killed_anywhere_the_same_command_ends_with_the_same_comparison(
+def test_killed_anywhere_the_same_command_ends_with_the_same_scores_and_then_does_nothing(
     whole: tuple[ComparisonConfig, Work, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, made, _ = whole
     monkeypatch.setattr(comparison, "write_report", lambda _: None)  # figures take most of the time
-    broken, work = replace(config, output=tmp_path), Work(monkeypatch)
-    for passes in (3, made.passes // 2 + 5):
+    broken, work = replace(config, output=tmp_path, seeds=1), Work(monkeypatch)
+    for passes in (3, made.passes // 4 + 5):
         work.last = passes
         with pytest.raises(Killed):
             told_of(broken)
     work.last = -1
     told_of(broken)
-    first, again = (without_times(folder) for folder in (config.run_folder, broken.run_folder))
+    first, again = (content(folder / "seed-0", "results.json") for folder in (config.run_folder, broken.run_folder))
     assert first == again
-    assert work.passes - made.passes < 20  # steps that the kills have undone, of some hundred
     monkeypatch.setattr(protocols, "run", lambda *_: pytest.fail("scored again"))
     done = work.passes
     told_of(broken)
