@@ -27,6 +27,8 @@ in the run's folder: a finished one is skipped, a broken one goes on. Defaults b
 --dataset; --config FILE takes them from an earlier run's config.yaml instead. --pretext NAME takes another pretext
 task, with the views of its paper, and but for --preset quick its optimiser and rate:
 {", ".join(task.name for task in TASKS)}.
+On a set with other classes to test than to train (omniglot-fewshot) nothing is fine-tuned: few-shot tasks judge the
+backbones, in stages protocols-*; --methods baseline,gessl,fussl are those that need no label.
 """
 
 

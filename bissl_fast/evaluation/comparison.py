@@ -25,7 +25,8 @@ class Compared:
 
     Attributes:
         plan: what it is to do.
-        by_seed: for each pretext seed whose runs are all finished, the results of the arms on fine-tuning seeds.
+        by_seed: for each pretext seed whose runs are all finished, the results of the arms, on fine-tuning seeds where
+            there are any.
     """
 
     plan: Plan
@@ -33,7 +34,7 @@ class Compared:
 
     @property
     def over_pretext_seeds(self) -> Results:
-        """One number per pretext seed and arm: the mean over its fine-tuning seeds."""
+        """One number per pretext seed and arm: the mean over its fine-tuning seeds, if it has any."""
         every = list(self.by_seed.values())
         arms = tuple(_over_seeds([results.arms[index] for results in every]) for index in range(len(every[0].arms)))
         return replace(every[0], metrics=metrics_of(arms), arms=arms, seeds="pretext")
@@ -48,6 +49,7 @@ class Compared:
         return {
             **self.plan.told(),
             "classes": over.classes,
+            "judged_by": over.judged_by,
             "finished": list(self.by_seed),
             "verdict": verdict(over),
             "arms": {arm.name: self._arm_told(arm) for arm in over.arms},
@@ -56,15 +58,16 @@ class Compared:
         }
 
     def _arm_told(self, over: ArmResult) -> dict[str, Any]:
-        scores = {
-            metric: {
-                "means": list(arm.scores),
-                "fine_tuned": [list(found.scores[metric].scores) for found in self.of(over.name)],
-                "between": arm.std,
-                "within": within(self, over.name, metric),
-            }
-            for metric, arm in over.scores.items()
-        }
+        scores = {}
+        for metric, arm in over.scores.items():
+            told: dict[str, Any] = {"means": list(arm.scores), "between": arm.std}
+            found = self.of(over.name)
+            if self.over_pretext_seeds.fine_tuned:
+                told["fine_tuned"] = [list(result.scores[metric].scores) for result in found]
+                told["within"] = within(self, over.name, metric)
+            if all(metric in result.intervals for result in found):
+                told["intervals"] = [result.intervals[metric] for result in found]
+            scores[metric] = told
         return {"title": over.title, "scores": scores, "cost": over.cost.told()}
 
 
@@ -93,9 +96,10 @@ def within(compared: Compared, arm: str, metric: str) -> float | None:
 
 
 def comparison_table(compared: Compared) -> ResultTable:
-    """The scores over pretext seeds, what they cost, and how seeds of either kind scatter."""
-    grids = results_table(compared.over_pretext_seeds).grids
-    return ResultTable((*grids, spread_grid(compared)))
+    """The scores over pretext seeds, what they cost, and where there are two kinds of seeds, how either scatters."""
+    over = compared.over_pretext_seeds
+    grids = results_table(over).grids
+    return ResultTable((*grids, spread_grid(compared)) if over.fine_tuned else grids)
 
 
 def spread_grid(compared: Compared) -> Grid:
@@ -155,7 +159,7 @@ def _over_seeds(arms: Sequence[ArmResult]) -> ArmResult:
     scores = {key: Arm(tuple(arm.scores[key].mean for arm in arms)) for key in keys}
     times = [arm.cost.seconds for arm in arms if arm.cost.seconds is not None]
     seconds = math.fsum(times) / len(times) if len(times) == len(arms) else None
-    return replace(arms[0], scores=scores, cost=replace(arms[0].cost, seconds=seconds))
+    return replace(arms[0], scores=scores, intervals={}, cost=replace(arms[0].cost, seconds=seconds))
 
 
 def _tested(results: Results, metric: Metric) -> dict[str, Comparison]:

@@ -28,6 +28,11 @@ CAPTION = (
     "large dots scatter more than the small ones around each, one pre-training does not speak for its method."
 )
 
+FEW_SHOT_CAPTION = (
+    "Test score of every arm. Dots: one pretext seed each, with the 95 % interval over its episodes as a thin line. "
+    "Bars: mean and one standard deviation of the dots, which the tests are about. Nothing is fine-tuned."
+)
+
 
 def write_comparison(folder: Path) -> Path:
     """Write `report.html`, `compare.json`, `table.md` and `figures/scores.png` from what a comparison has so far.
@@ -59,14 +64,15 @@ def write_comparison(folder: Path) -> Path:
         write_atomic(folder / "table.md", f"{table.to_markdown()}\n{sentence}\n".encode())
         content = f'<p class="lead">{escape(sentence)}</p>\n{_progress(compared)}'
         content += f'<div class="wide">{table.to_html()}</div>\n'
-        content += figure(Section("scores", "Scores of all seeds", CAPTION, image))
+        caption = CAPTION if compared.over_pretext_seeds.fine_tuned else FEW_SHOT_CAPTION
+        content += figure(Section("scores", "Scores of all seeds", caption, image))
     report = folder / "report.html"
     write_atomic(report, document(_title(plan), content, _rest(folder, plan)).encode())
     return report
 
 
 def scores(compared: Compared) -> Figure:
-    """The test scores of every arm on one axis: pretext seeds, fine-tuning seeds, mean and standard deviation."""
+    """The test scores of every arm on one axis: its seeds or episodes' intervals, mean and standard deviation."""
     over = compared.over_pretext_seeds
     metric = over.metrics[0]
     drawn = looks({arm.name: arm.title for arm in over.arms})
@@ -84,6 +90,8 @@ def scores(compared: Compared) -> Figure:
             if len(fine.scores) > 1:
                 axes.scatter(fine.scores, [at] * len(fine.scores), s=9, color=colour, alpha=0.35, linewidths=0)
             axes.scatter([fine.mean], [at], s=42, color=colour, alpha=0.9, linewidths=0)
+            if interval := result.intervals.get(metric.key):
+                axes.plot([fine.mean - interval, fine.mean + interval], [at, at], color=colour, alpha=0.5, linewidth=1)
         axes.errorbar(mean.mean, place, xerr=mean.std, color=INK, marker="|", markersize=16, capsize=4, linewidth=1.4)
     axes.set_yticks(range(len(over.arms)), [drawn[arm.name].title for arm in over.arms])
     axes.invert_yaxis()

@@ -92,10 +92,13 @@ def _arms(run: RunFolder) -> str:
 
 def _outcome(results: Results) -> str:
     names = {arm.name: arm.title for arm in results.arms}
-    baseline = f"“{names[BASELINE]}” is plain fine-tuning after pretext training alone. " if BASELINE in names else ""
-    seeds = "Seeds vary the fine-tuning"
+    plain, seeds = "plain fine-tuning after pretext training alone", "Seeds vary the fine-tuning"
+    if not results.fine_tuned:
+        plain, seeds = "the pretext task alone", "Nothing is fine-tuned"
+    baseline = f"“{names[BASELINE]}” is {plain}. " if BASELINE in names else ""
     if results.candidates:
-        seeds += "; each arm is pre-trained once, so the test does not speak about luck in pre-training"
+        what = "test does not" if results.fine_tuned else "scores do not"
+        seeds += f"; each arm is pre-trained once, so the {what} speak about luck in pre-training"
     return (
         f'<p class="lead">{escape(verdict(results))}</p>\n'
         f'<div class="wide">{results_table(results).to_html()}</div>\n'

@@ -36,6 +36,7 @@ class Plate:
     Attributes:
         arm: the arm that it is about, without which the report has no place for it; empty: all.
         pretext: whether it is about pretext training, all that a run of `bissl-fast pretrain` has.
+        tested: whether it shows fine-tuning or what its test has left, which a run judged by few-shot tasks lacks.
         optional: whether the report has no place for it either where nothing has been logged, as by earlier versions.
     """
 
@@ -45,11 +46,14 @@ class Plate:
     draw: Callable[[RunFolder], Figure]
     arm: str = ""
     pretext: bool = False
+    tested: bool = False
     optional: bool = False
 
     def belongs_to(self, run: RunFolder) -> bool:
         """Whether the report of a run has a place for it."""
-        return self.pretext if run.pretext_only else not self.arm or self.arm in run.arms()
+        if run.pretext_only:
+            return self.pretext
+        return (not self.arm or self.arm in run.arms()) and (not self.tested or run.fine_tuned)
 
 
 def write_report(run: Path) -> Path:
@@ -143,6 +147,7 @@ PLATES = (
         "it after training. The table above is about the test split, at the best validation epoch of each seed. "
         "The paper shows no such curve; Table 1 is where it ends.",
         _finetuning_curves,
+        tested=True,
     ),
     Plate(
         "features",
@@ -153,6 +158,7 @@ PLATES = (
         "the size of a cluster and the distance between two have no meaning. Batch-norm statistics were "
         "re-estimated on the downstream training images first. Figure 3 and Appendix C.1 of the paper.",
         _feature_maps,
+        tested=True,
     ),
     Plate(
         "pretext",
@@ -203,6 +209,7 @@ PLATES = (
         "Pretext images and the augmented views of them that the pretext task compares. The views should "
         "still show what the image shows. Augmentation as in Section 4.2.1 of the paper.",
         _sample_views,
+        tested=True,
     ),
 )
 

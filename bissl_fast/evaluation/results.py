@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from bissl_fast.errors import UserError
@@ -13,6 +13,8 @@ from bissl_fast.evaluation.metrics import METRICS, Metric
 from bissl_fast.evaluation.statistics import Arm, Comparison, compare_all
 
 ALPHA = 0.05
+FINE_TUNING, FEW_SHOT = "fine-tuning", "few-shot tasks"
+"""What arms may be judged by."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class ArmResult:
         scores: test metrics in percent, by key, one score per fine-tuning seed.
         cost: of its backbone.
         stages: that made it; none where the run has not said so.
+        intervals: of single scores over episodes, half the width of the 95 % interval by key.
     """
 
     name: str
@@ -32,6 +35,7 @@ class ArmResult:
     scores: Mapping[str, Arm]
     cost: Cost
     stages: tuple[str, ...] = ()
+    intervals: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, name: str, content: Mapping[str, Any]) -> ArmResult:
@@ -40,7 +44,15 @@ class ArmResult:
         known = {m.key: Arm(tuple(map(float, scores[m.key]))) for m in METRICS if m.key in scores}
         title = " ".join(str(content.get("title") or title_of(name)).split())
         stages = tuple(map(str, content.get("stages") or ()))
-        return cls(name, title, known, Cost.from_json(content.get("cost")), stages)
+        intervals = {str(key): float(half) for key, half in (content.get("intervals") or {}).items()}
+        return cls(name, title, known, Cost.from_json(content.get("cost")), stages, intervals)
+
+    def words(self, metric: Metric) -> str:
+        """Its score as text, with the deviation over the seeds or the interval over the episodes; a dash for none."""
+        if metric.key not in self.scores:
+            return "—"
+        score, interval = self.scores[metric.key], self.intervals.get(metric.key)
+        return str(score) if interval is None else f"{score} ± {interval:.1f}"
 
 
 @dataclass(frozen=True)
@@ -49,12 +61,13 @@ class Results:
 
     Attributes:
         dataset: its name.
-        classes: how many it has.
+        classes: how many the test has.
         metrics: those that any arm has, first what all have; the arms are judged by the first.
         arms: one or more, in the order of `--methods`.
         difficult_present: whether mAP counts difficult objects as present.
         against: the arm that the others are measured against; left out: the baseline, or the last where there is none.
         seeds: what the scores of an arm differ by: `fine-tuning` or `pretext` seeds.
+        judged_by: `fine-tuning`, or `few-shot tasks` of backbones that nothing was fine-tuned from.
     """
 
     dataset: str
@@ -64,6 +77,7 @@ class Results:
     difficult_present: bool = False
     against: str | None = None
     seeds: str = "fine-tuning"
+    judged_by: str = FINE_TUNING
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Results:
@@ -75,13 +89,20 @@ class Results:
         try:
             arms = tuple(ArmResult.from_json(str(name), arm) for name, arm in _arms(content).items())
             metrics = metrics_of(arms)
-            present = content.get("difficult") == "present"
-            return cls(str(content["dataset"]), int(content["classes"]), metrics, arms, present)
+            present, judge = content.get("difficult") == "present", str(content.get("judged_by", FINE_TUNING))
+            seeds = FINE_TUNING if judge == FINE_TUNING else "pretext"
+            about = (str(content["dataset"]), int(content["classes"]))
+            return cls(*about, metrics, arms, present, seeds=seeds, judged_by=judge)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(
                 f"results.json is not as the test stage writes it ({error!r}): "
                 "delete the run's test folder and run the same command again."
             ) from None
+
+    @property
+    def fine_tuned(self) -> bool:
+        """Whether models were fine-tuned from the backbones, and these are judged by them."""
+        return self.judged_by == FINE_TUNING
 
     @property
     def reference(self) -> ArmResult:

@@ -106,6 +106,14 @@ class RunFolder:
         timed = (replace(arm, cost=replace(arm.cost, seconds=self._seconds(arm.stages))) for arm in results.arms)
         return replace(results, arms=tuple(timed))
 
+    @property
+    def fine_tuned(self) -> bool:
+        """Whether models are fine-tuned from its backbones: so unless its results say otherwise."""
+        try:
+            return self.results().fine_tuned
+        except UserError:  # not there yet, or damaged, which the page tells
+            return True
+
     def _seconds(self, stages: tuple[str, ...]) -> float | None:
         """Of all of them together; None where one has not told."""
         told = [seconds for stage in stages if (seconds := active_seconds(self.path / stage)) is not None]

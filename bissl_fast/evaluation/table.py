@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from bissl_fast.evaluation.protocols.subject import Scores
 
+EPISODES = "Of few-shot tasks: mean ± 95 % interval over the episodes."
 COSTS = ("Images", "Passes", "Products", "Model-epochs", "Time")
 
 
@@ -150,13 +151,13 @@ def scores_grid(dataset: str, scores: Mapping[str, Scores]) -> Grid:
         for key in keys
     )
     intervals = any(score.interval is not None for found in scores.values() for score in found.values())
-    spread = " Of few-shot tasks: mean ± 95 % interval over the episodes." if intervals else ""
+    spread = f" {EPISODES}" if intervals else ""
     return Grid(("Test score (%)", *map(title_of, scores)), lines, f"{dataset}.{spread}")
 
 
 def _one_arm(results: Results) -> Grid:
     arm = results.reference
-    rows = tuple((Cell(metric.row), Cell(str(arm.scores[metric.key]))) for metric in results.metrics)
+    rows = tuple((Cell(metric.row), Cell(arm.words(metric))) for metric in results.metrics)
     return Grid((_quantity(results), arm.title), rows, " ".join((*_seeds(results), *_remarks(results))))
 
 
@@ -165,12 +166,12 @@ def _two_arms(results: Results) -> Grid:
     rows = []
     for metric in results.metrics:
         if not (comparisons := results.comparisons(metric)):
-            scores = (_score(arm, metric) for arm in (results.candidates[0], results.reference))
+            scores = (arm.words(metric) for arm in (results.candidates[0], results.reference))
             rows.append((Cell(metric.row), *map(Cell, scores), Cell("—"), Cell("—")))
             continue
         comparison = comparisons[0]
-        ours = Cell(str(comparison.candidate), comparison.apart and comparison.difference > 0)
-        theirs = Cell(str(comparison.baseline), comparison.apart and comparison.difference < 0)
+        ours = Cell(results.candidates[0].words(metric), comparison.apart and comparison.difference > 0)
+        theirs = Cell(results.reference.words(metric), comparison.apart and comparison.difference < 0)
         rows.append((Cell(metric.row), ours, theirs, *_difference(comparison)))
     sentences = (
         *_seeds(results),
@@ -210,19 +211,14 @@ def _candidate(results: Results, metric: Metric, arm: ArmResult) -> tuple[Cell, 
     names = [other.name for other in results.having(metric)]
     comparison = dict(zip(names, results.comparisons(metric), strict=True)).get(arm.name)
     if comparison is None:
-        return Cell(_score(arm, metric)), Cell("—"), Cell("—")
+        return Cell(arm.words(metric)), Cell("—"), Cell("—")
     best = comparison.apart and comparison.difference > 0
-    return (Cell(str(comparison.candidate), best), *_difference(comparison))
+    return (Cell(arm.words(metric), best), *_difference(comparison))
 
 
 def _reference(arm: ArmResult, metric: Metric, comparisons: tuple[Comparison, ...]) -> tuple[Cell, ...]:
     best = bool(comparisons) and all(found.apart and found.difference < 0 for found in comparisons)
-    return (Cell(_score(arm, metric), best), Cell(""), Cell(""))
-
-
-def _score(arm: ArmResult, metric: Metric) -> str:
-    """A dash where the arm lacks the metric."""
-    return str(arm.scores[metric.key]) if metric.key in arm.scores else "—"
+    return (Cell(arm.words(metric), best), Cell(""), Cell(""))
 
 
 def _difference(comparison: Comparison) -> tuple[Cell, Cell]:
@@ -241,7 +237,9 @@ def _costs(results: Results) -> Grid | None:
     )
     sentences = (
         uneven_budgets({arm.title: arm.cost for arm in results.arms}),
-        "What a backbone cost before fine-tuning, which is the same for every arm.",
+        "What a backbone cost before fine-tuning, which is the same for every arm."
+        if results.fine_tuned
+        else "What a backbone cost.",
         "Passes: one batch forward and backward. Images: through such passes, each once whatever its views.",
         "Products: of second order, counted apart.",
         "Model-epochs: images over the size of the unlabelled set.",
@@ -259,9 +257,12 @@ def _seeds(results: Results) -> tuple[str, ...]:
     few, many = min(counts.values()), max(counts.values())
     seeds = f"{few}" if few == many else listed([f"{count} ({title})" for title, count in counts.items()])
     spread = "Mean ± sample standard deviation over the seeds."
+    over, classes = results.seeds == "pretext", f"{results.classes} classes"
+    if not results.fine_tuned:
+        classes += " to test, none of them trained on"
     return (
-        f"{results.dataset}, {results.classes} classes, {results.seeds} seeds per arm: {seeds}.",
-        *(["Each score is the mean over a backbone's fine-tuning seeds."] if results.seeds == "pretext" else []),
+        f"{results.dataset}, {classes}, {results.seeds} seeds per arm: {seeds}.",
+        *(["Each score is the mean over a backbone's fine-tuning seeds."] if over and results.fine_tuned else []),
         spread if few > 1 else "A single seed has no standard deviation.",
     )
 
@@ -281,6 +282,10 @@ def _untested(results: Results) -> list[str]:
 
 def _remarks(results: Results) -> list[str]:
     keys, sentences = {metric.key for metric in results.metrics}, []
+    if not results.fine_tuned:
+        sentences.append("Frozen backbones, a new classifier in each episode; nothing is fine-tuned.")
+    if any(arm.intervals for arm in results.arms):
+        sentences.append(EPISODES)
     if "map" in keys:
         counted = " Difficult objects count as present, which VOC2007 leaves out." if results.difficult_present else ""
         sentences.append(f"mAP: mean over the classes of VOC2007's 11-point average precision.{counted}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bissl_fast.evaluation.arms import BASELINE, listed
 from bissl_fast.evaluation.metrics import Metric
-from bissl_fast.evaluation.results import ALPHA, ArmResult, Results
+from bissl_fast.evaluation.results import ALPHA, Results
 from bissl_fast.evaluation.statistics import Comparison, p_words
 
 PERCENT = "\u00a0%"
@@ -34,13 +34,13 @@ def _of_two(results: Results, metric: Metric, score: Comparison) -> str:
     relation, preposition = _relation(score)
     tested = "" if score.p is None else f" ({_test(results)}, p {p_words(score.p)})"
     closing = tested or f", but {score.untested}"
-    opening = f"{results.candidates[0].title} is {relation} {preposition}{_called(results.reference)}"
+    opening = f"{results.candidates[0].title} is {relation} {preposition}{_called(results)}"
     scores = f"{score.candidate}{PERCENT} against {score.baseline}{PERCENT} {metric.words}"
     return f"{opening} on {results.dataset}: {scores}{closing}."
 
 
 def _of_many(results: Results, metric: Metric, comparisons: tuple[Comparison, ...]) -> str:
-    reference = f"{_called(results.reference)} ({results.reference.scores[metric.key]}{PERCENT} {metric.words})"
+    reference = f"{_called(results)} ({results.reference.scores[metric.key]}{PERCENT} {metric.words})"
     found = [
         f"{arm.title} is {_relation(score)[0]} ({score.candidate}{PERCENT})"
         for arm, score in zip(results.candidates, comparisons, strict=True)
@@ -74,8 +74,11 @@ def _relation(score: Comparison) -> tuple[str, str]:
     return "not significantly different", "from "
 
 
-def _called(arm: ArmResult) -> str:
-    return "fine-tuning only" if arm.name == BASELINE else arm.title
+def _called(results: Results) -> str:
+    """The reference, in words."""
+    if results.reference.name != BASELINE:
+        return results.reference.title
+    return "fine-tuning only" if results.fine_tuned else "pretext training only"
 
 
 def _test(results: Results) -> str:

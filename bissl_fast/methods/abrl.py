@@ -332,6 +332,7 @@ class ABRL:
     downstream: Downstream
 
     title = "ABRL"
+    supervised = True
 
     def prepare(self, run: Run) -> "ABRL":
         """Tells what the estimator is exact for, and where the penalty has a floor.

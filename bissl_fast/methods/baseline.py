@@ -24,6 +24,7 @@ class Baseline:
     further_steps: int
 
     title = "Only FT"
+    supervised = False
 
     def prepare(self, run: Run) -> "Baseline":
         """Tells where the arms' numbers of pretext steps differ.

@@ -321,6 +321,7 @@ class BiSSL:
     upper: SGDSettings
 
     title = "BiSSL"
+    supervised = True
 
     def prepare(self, run: Run) -> "BiSSL":
         """What a run needs to know before its first stage: that second-order products can be taken.

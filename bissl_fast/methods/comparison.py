@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from rich.console import Console
 
 from bissl_fast.errors import UserError
-from bissl_fast.evaluation.arms import reference_of, title_of
+from bissl_fast.evaluation.arms import reference_of
 from bissl_fast.evaluation.comparison_report import write_comparison
 from bissl_fast.evaluation.cost import Cost
 from bissl_fast.evaluation.plan import Plan, Row, is_comparison, read_plan
@@ -33,7 +33,7 @@ class Arm:
 
     Attributes:
         label: its name, unlike that of all others.
-        title: what people call it.
+        title: what people call it; empty: as its run calls the method.
         method: by which it is made.
         settings: laid over the comparison's, by their names in a config, e.g. ``{"bissl.damping": 1.0}``.
     """
@@ -109,8 +109,9 @@ class Comparison:
         rows = tuple(self._row(arm, tried[self._folder(arm, seed)]) for arm in question.arms)
         unlabelled = len(next(iter(tried.values())).context.data.unlabelled)
         epochs, dataset = self.epochs, self.config.dataset
+        reference = next(row.title for row in rows if row.label == question.reference)
         budget = None if epochs is None else Cost(images=round(epochs * unlabelled), model_epochs=epochs)
-        whose = "as --budget says" if self.config.budget else f"the cost of {self._reference.title} as configured"
+        whose = "as --budget says" if self.config.budget else f"the cost of {reference} as configured"
         kept = self.config.keep_schedules
         return Plan(question.subject, dataset, tuple(self.seeds), question.reference, rows, budget, whose, kept)
 
@@ -147,7 +148,8 @@ class Comparison:
         costs = (training.configured[arm.method], training.arms[arm.method][0].cost(training.context))
         configured, planned = (Cost.from_json(cost.told(unlabelled)) for cost in costs)
         runs = {seed: self._folder(arm, seed) for seed in self.seeds}
-        return Row(arm.label, arm.title, arm.method, runs, configured, planned, arm.settings)
+        title = arm.title or training.titles[arm.method]
+        return Row(arm.label, title, arm.method, runs, configured, planned, arm.settings)
 
     def _begin(self) -> None:
         """Leave settings and plan; results of other ones are no results of these."""
@@ -184,7 +186,7 @@ def compare(config: ComparisonConfig, question: Question, console: Console) -> P
 
 def of_methods(config: ComparisonConfig) -> Question:
     """The methods of a config, each as it is, at equal budget."""
-    arms = tuple(Arm(name, title_of(name), name) for name in config.methods)
+    arms = tuple(Arm(name, "", name) for name in config.methods)
     return Question("methods", arms, reference_of(config.methods), together=True, equal=True)
 
 

@@ -68,7 +68,8 @@ class TrainConfig(PretextConfig):
     Attributes:
         methods: arms to be compared, in the order of the table.
         protocols: `linear`, `knn`, `semi`, `fewshot`: further scores of each backbone as it is before fine-tuning, with
-            the settings of their papers (docs/evaluation.md).
+            the settings of their papers (docs/evaluation.md). On sets with other classes to test than to train
+            nothing is fine-tuned, and `fewshot` judges, named or not.
         budget: what every arm's backbone may cost, in epochs of the unlabelled images through a forward and a backward
             pass of a model: each takes its longest schedule within; left out: the schedules of the other settings.
         head: warm-up of the downstream head.

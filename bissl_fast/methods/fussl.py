@@ -230,6 +230,7 @@ class FUSSL:
     pretext: Pretext
 
     title = "FUSSL"
+    supervised = False
 
     def prepare(self, run: Run) -> "FUSSL":
         """Tells what phase 1 is trained by, and what a baseline of equal length or cost would have.

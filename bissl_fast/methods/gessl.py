@@ -278,6 +278,7 @@ class GeSSL:
     pretext: Pretext
 
     title = "GeSSL"
+    supervised = False
 
     def prepare(self, run: Run) -> "GeSSL":
         """Tells how the outer gradient is biased, and what is not as it seems.

@@ -11,7 +11,7 @@ from bissl_fast.data.pipelines.choice import Pipeline
 from bissl_fast.data.pipelines.loader import Batch, Loader
 from bissl_fast.data.pipelines.order import BatchOrder
 from bissl_fast.data.sets.catalogue import FOLDER_PREFIX, entry_of, list_labelled, load_downstream, load_pretext
-from bissl_fast.data.sets.dataset import ImageSet, Splits, count_by_class, is_multilabel
+from bissl_fast.data.sets.dataset import ImageSet, Splits, count_by_class, disjoint, is_multilabel
 from bissl_fast.data.views.parameters import ViewSettings
 from bissl_fast.errors import UserError
 from bissl_fast.methods.seeds import derive_seed
@@ -20,20 +20,6 @@ from bissl_fast.training.tracking import say
 
 EVALUATION_BATCH = 256
 SKIPPED_NAMES = 5
-
-
-def require_taught(dataset: str, splits: Splits) -> None:
-    """Raise the sentence for a set whose test classes are none of those of training.
-
-    Raises:
-        UserError: if it is one.
-    """
-    if splits.disjoint:
-        raise UserError(
-            f"The test classes of {dataset} are none of those of its training split: it is for few-shot tasks. Train a "
-            f"backbone with `bissl-fast pretrain --dataset {dataset}`, and test it with "
-            f"`bissl-fast evaluate RUN --dataset {dataset} --protocol fewshot`."
-        )
 
 
 class RunData:
@@ -83,7 +69,6 @@ class RunData:
         self._tell(splits.notes, splits.train, splits.val, splits.test)
         for scored in (splits.val, splits.test):
             self._tell_absent_classes(scored)
-        require_taught(config.dataset, splits)
         return splits
 
     def load_both(self) -> None:
@@ -123,8 +108,9 @@ class RunData:
             spec = config.dataset
         if spec is None:
             # What is wrong with the data set is told before what lacks.
-            list_labelled(config.dataset, root, config.labels, channels)
-            spec = self._published_pretext(root, channels)
+            listed = list_labelled(config.dataset, root, config.labels, channels)
+            own = not config.dataset.startswith(FOLDER_PREFIX) and disjoint(listed.train.labels, listed.test.labels)
+            spec = config.dataset if own else self._published_pretext(root, channels)
         return load_pretext(
             spec,
             root,

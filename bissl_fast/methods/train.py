@@ -1,15 +1,12 @@
-"""The main job: the arms of a run, each a method's backbone, fine-tuned and tested alike (BiSSL, Figure 1)."""
+"""The main job: the arms of a run, each a method's backbone, all judged alike (BiSSL, Figure 1)."""
 
-import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from rich.console import Console
 
 from bissl_fast.errors import UserError
-from bissl_fast.evaluation import protocols
 from bissl_fast.evaluation.plan import is_comparison
 from bissl_fast.methods.abrl import ABRL
 from bissl_fast.methods.baseline import Baseline
@@ -18,22 +15,26 @@ from bissl_fast.methods.config import MethodName, PretextConfig, TrainConfig, sa
 from bissl_fast.methods.cost import Cost
 from bissl_fast.methods.fussl import FUSSL
 from bissl_fast.methods.gessl import GeSSL
+from bissl_fast.methods.judging import Found, judge_of
 from bissl_fast.methods.run import Run
 from bissl_fast.methods.stages.downstream import Downstream
-from bissl_fast.methods.stages.finetune import finetune
 from bissl_fast.methods.stages.pretrain import Pretext
-from bissl_fast.methods.stages.protocols import score
 from bissl_fast.methods.stages.sgd import SGDSettings
-from bissl_fast.methods.stages.test import test
 from bissl_fast.training.files import exclusive, make_folder, write_atomic, write_json
 from bissl_fast.training.memory import memory_told
 from bissl_fast.training.stage import StageOutput
 
 
 class Method(Protocol):
-    """What an arm of a run is made by."""
+    """What an arm of a run is made by.
+
+    Attributes:
+        title: what people call it.
+        supervised: whether it uses labels of the downstream set.
+    """
 
     title: str
+    supervised: bool
 
     def prepare(self, run: Run) -> "Method":
         """The method as the run will have it; whatever cannot work is refused here, before the first stage."""
@@ -76,6 +77,8 @@ class Training:
 
     Attributes:
         arms: by name, each ready to run, with the SGD that its backbone is fine-tuned by.
+        titles: what people call them.
+        judge: of their backbones: fine-tuning, or few-shot tasks where the test has other classes than training.
         configured: what each would cost as its settings are, without a budget.
 
     Raises:
@@ -87,31 +90,23 @@ class Training:
         self.arms = methods_of(config)
         self.context = Run(config, config.views, console)
         self.context.data.load_both()
+        self.judge = judge_of(self.context, Downstream(config.finetune), config.protocols)
+        self.judge.require(self.context, [name for name, (method, _) in self.arms.items() if method.supervised])
+        self.titles = {name: self.judge.title(name, method.title) for name, (method, _) in self.arms.items()}
         self.configured = {name: method.cost(self.context) for name, (method, _) in self.arms.items()}
         if config.budget is not None:
             images = round(config.budget * len(self.context.data.unlabelled))
             self.arms = {name: (method.within(self.context, images), sgd) for name, (method, sgd) in self.arms.items()}
         self.arms = {name: (method.prepare(self.context), sgd) for name, (method, sgd) in self.arms.items()}
         self.stages: dict[str, list[str]] = {}
-        for protocol in config.protocols:
-            protocols.require(protocol, self.context.data.splits)
 
     def run(self) -> Path:
         """All stages; returns the run's folder, which then holds ``results.json``."""
-        run, config = self.context, self.config
-        describe(run, config)
-        downstream = Downstream(config.finetune)
+        run = self.context
+        describe(run, self.config)
         backbones = {name: self._backbone(name) for name in self.arms}
-        models = {
-            name: [
-                finetune(run, f"finetune-{name}-{k}", downstream, backbones[name], sgd, k)
-                for k in range(config.finetune.seeds)
-            ]
-            for name, (_, sgd) in self.arms.items()
-        }
-        tested = test(run, downstream, backbones, models)
-        further = {name: self._protocols(name, backbone) for name, backbone in backbones.items()}
-        write_json(run.folder / "results.json", self._results(tested, further))
+        found = self.judge.scores(run, backbones, {name: sgd for name, (_, sgd) in self.arms.items()})
+        write_json(run.folder / "results.json", self._results(found))
         return run.folder
 
     def _backbone(self, name: str) -> StageOutput:
@@ -121,28 +116,19 @@ class Training:
         self.stages[name] = self.context.stages[before:]
         return backbone
 
-    def _protocols(self, name: str, backbone: StageOutput) -> dict[str, list[float]]:
-        """Scores of an arm's backbone before fine-tuning, by the protocols asked for; one of each."""
-        if not self.config.protocols:
-            return {}
-        found = score(self.context, f"protocols-{name}", backbone, self.config.protocols)
-        return {key: [value] for key, value in found.items()}
-
-    def _results(self, tested: StageOutput, further: Mapping[str, Mapping[str, list[float]]]) -> dict[str, Any]:
+    def _results(self, found: Found) -> dict[str, Any]:
         """Scores and costs of the arms."""
         run = self.context
-        scores, splits = json.loads((tested.folder / "results.json").read_text()), run.data.splits
         arms = {
             name: {
-                "title": method.title,
-                "scores": scores[name] | further[name],
+                "title": self.titles[name],
+                **found[name],
                 "cost": method.cost(run).told(len(run.data.unlabelled)),
                 "stages": self.stages[name],
             }
             for name, (method, _) in self.arms.items()
         }
-        about = {"dataset": self.config.dataset, "classes": len(splits.train.classes)}
-        return {**about, **Downstream(self.config.finetune).score_key(run), "arms": arms}
+        return {"dataset": self.config.dataset, **self.judge.about(run), "arms": arms}
 
 
 def describe(run: Run, config: PretextConfig) -> None:

@@ -2,17 +2,21 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 from torch import nn
 
 from bissl_fast.evaluation import protocols
-from bissl_fast.evaluation.protocols import PAPERS, ProtocolName, ProtocolSettings, Subject
+from bissl_fast.evaluation.protocols import PAPERS, ProtocolName, ProtocolSettings, Score, Scores, Subject
 from bissl_fast.methods.run import Run
 from bissl_fast.training.files import write_json
 from bissl_fast.training.stage import StageOutput
 from bissl_fast.training.tracking import tracked
+
+FORMAT = 2
+"""Raised when the stage's results are laid out otherwise: 2 has intervals."""
 
 
 def score(
@@ -21,7 +25,7 @@ def score(
     backbone: StageOutput,
     chosen: Sequence[ProtocolName],
     settings: ProtocolSettings = PAPERS,
-) -> dict[str, float]:
+) -> Scores:
     """The stage ``name``: scores of a backbone on the run's test split, in percent, by key.
 
     Args:
@@ -37,16 +41,18 @@ def score(
     splits, images = run.data.splits, run.settings.images
 
     def body(folder: Path) -> None:
-        write_json(folder / "results.json", protocols.scores(subject_of(run, backbone), chosen, settings))
+        subject = subject_of(run, backbone)
+        found = {key: made for name in chosen for key, made in protocols.run(name, subject, settings).items()}
+        write_json(folder / "results.json", {key: asdict(made) for key, made in found.items()})
 
     key = {
+        "format": FORMAT,
         "protocols": {protocol: settings.of(protocol) for protocol in chosen},
         "views": (images.evaluation_view, images.finetune_view),
     }
     inputs = {"backbone": backbone.hash, "train": splits.train.content_hash, "test": splits.test.content_hash}
     stage = run.stage(name, key, inputs, body, ("results.json",))
-    found: dict[str, float] = json.loads((stage.folder / "results.json").read_text())
-    return found
+    return {key: Score(**made) for key, made in json.loads((stage.folder / "results.json").read_text()).items()}
 
 
 def subject_of(run: Run, backbone: StageOutput) -> Subject:
