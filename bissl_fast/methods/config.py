@@ -168,8 +168,8 @@ def load_config(path: Path, kind: type[AnyRun]) -> AnyRun:
     config = _build(_kind_of(values, kind), values, path, "")
     if isinstance(config, ComparisonConfig) and kind is not ComparisonConfig:
         raise UserError(
-            f"{path} is of `bissl-fast compare` or `ablate`, which have many runs: give the config.yaml of one of "
-            "them, in a folder beside it."
+            f"{path} is of `bissl-fast compare` or `ablate`, which have many runs: give one of them, a folder beside "
+            "it."
         )
     if not isinstance(config, kind):
         raise UserError(f"{path} is of `bissl-fast pretrain`, which trains no downstream task.")

@@ -35,6 +35,10 @@ class Conv4(nn.Module):
             convolution = nn.Conv2d(WIDTH if block else in_chans, WIDTH, 3, padding=1)
             layers += [convolution, nn.BatchNorm2d(WIDTH), nn.ReLU(), nn.MaxPool2d(2)]
         self.blocks = nn.Sequential(*layers)
+        ends = range(len(layers) // BLOCKS - 1, len(layers), len(layers) // BLOCKS)
+        self.feature_info = [
+            {"module": f"blocks.{end}", "num_chs": WIDTH, "reduction": 2 ** (k + 1)} for k, end in enumerate(ends)
+        ]
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         features: torch.Tensor = self.blocks(images)

@@ -98,13 +98,18 @@ def weights_file(path: Path) -> Path:
     found = next((path / inside for inside in IN_A_RUN if (path / inside).is_file()), path)
     if not found.is_file():
         inside = f"holds neither {' nor '.join(IN_A_RUN)}" if path.is_dir() else "is not there"
-        stages = sorted((file.parent.name for file in path.glob(f"*/{IN_A_RUN[0]}")), reverse=True)  # pretext first
+        stages = sorted((file.parent.name for file in path.glob(f"*/{IN_A_RUN[0]}")), key=_lateness)
         others = f" Of its stages {', '.join(stages)} hold weights: give {path / stages[0]}." if stages else ""
         raise UserError(
             f"{path} {inside}: give a file of weights (.safetensors, .pt, .pth), a finished run or one of its stages, "
             f"or {TIMM_PREFIX}NAME.{others}"
         )
     return found
+
+
+def _lateness(stage: str) -> tuple[bool, bool, str]:
+    """An order of stages: those that make a backbone, then warm-ups, then what is made of a backbone."""
+    return stage.startswith(("finetune", "head")), "warmup" in stage, stage
 
 
 def read_tensors(path: Path) -> Tensors:

@@ -14,6 +14,7 @@ LAST = {
     "regnety_002": {"s4"},
     "convnext_atto": {"stages.3", "head"},
     "mobilenetv3_small_100": {"blocks.4", "blocks.5", "conv_head"},
+    "conv4": {"blocks.12", "blocks.13"},
     "densenet121": {"features.transition3", "features.denseblock4", "features.norm5"},
 }
 """Beginnings of the names of all parameters of the last stage."""
