@@ -13,6 +13,7 @@ import copy
 import statistics
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from bissl_fast.pretext.learner import Views
 from bissl_fast.training.environment import describe_environment
 from bissl_fast.training.files import write_json
 
+MEASURE = "recycled within the phase"
 Turn = Callable[[torch.Tensor], torch.Tensor]
 Found = tuple[list[float], Any]
 """Relative residuals of a phase's right-hand sides, in order, and what a policy keeps for the next phase."""
@@ -145,7 +147,7 @@ class Watched(BiSSLTask):
 def policies(spent: int) -> dict[str, Callable[[System, Any], Found]]:
     return {
         "each alone": alone,
-        "recycled within the phase": recycled,
+        MEASURE: recycled,
         "recycled, all right-hand sides at once": block,
         "recycled, last phase's solution first": last_solution,
         "recycled, last phase's pairs as preconditioner": lambda s, kept: stale(s, kept, None),
@@ -281,15 +283,17 @@ def markdown(record: dict[str, Any]) -> str:
         f"{record['run']}; between two of them θ_P moves by {', '.join(moved) or first} % of its norm."
         + (" **One and the same stored batch in all phases.**" if settings["same_batch"] else "")
         + "\n",
-        "Median over phases 2 … of ‖v − A x‖ / ‖v‖, products of the phase's own weights, by right-hand side:\n",
-        "| | " + " | ".join(str(k + 1) for k in range(settings["steps"])) + " | all |",
-        "|---" * (settings["steps"] + 2) + "|",
+        "Medians over phases 2 … of ‖v − A x‖ / ‖v‖, products of the phase's own weights, by right-hand side; last, "
+        f"the geometric mean of all residuals over those of “{MEASURE}”:\n",
+        "| | " + " | ".join(str(k + 1) for k in range(settings["steps"])) + f" | over {MEASURE} |",
+        "|---" + "|---:" * (settings["steps"] + 1) + "|",
     ]
-    for name, phases in record["relative_residuals"].items():
-        later = phases[1:] or phases
+    rows = {name: phases[1:] or phases for name, phases in record["relative_residuals"].items()}
+    for name, later in rows.items():
         medians = [statistics.median(column) for column in zip(*later, strict=True)]
-        every = statistics.median(value for phase in later for value in phase)
-        lines.append(f"| {name} | " + " | ".join(f"{value:.3f}" for value in [*medians, every]) + " |")
+        pairs = zip(chain(*later), chain(*rows[MEASURE]), strict=True)
+        ratio = statistics.geometric_mean(mine / theirs for mine, theirs in pairs)
+        lines.append(f"| {name} | " + " | ".join(f"{value:.3f}" for value in medians) + f" | {ratio:.2f} |")
     where = f"{about['processor']}, bissl-fast {about['bissl-fast']}, torch {torch.__version__}, {about['date']}"
     return "\n".join([*lines, "", f"{where}.", ""])
 
