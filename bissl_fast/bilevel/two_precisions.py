@@ -1,6 +1,6 @@
 """One Hessian by two operators: cheap products to solve with, and those that tell how well it was solved."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -92,7 +92,7 @@ class TwoPrecisions:
 
 
 @contextmanager
-def same_draws() -> Iterator[Any]:
+def same_draws() -> Iterator[Callable[[], None]]:
     """Yields what puts PyTorch's generator back to where the block began."""
     state = torch.get_rng_state()
-    yield lambda: torch.set_rng_state(state)
+    yield lambda: torch.set_rng_state(state)  # type: ignore[no-untyped-call]

@@ -107,6 +107,7 @@ def test_a_correction_that_is_not_finite_is_left_out() -> None:
     assert torch.isfinite(found.x).all()
     assert torch.equal(found.residual_norms, found.residual_norms[:1].expand(4))
     assert any("true residual asked for" in sentence for sentence in found.troubles())
+    assert not any("not finite" in sentence for sentence in found.troubles()), "the solution is"
 
 
 def test_zero_costs_nothing_poison_is_named_and_nonsense_is_refused() -> None:

@@ -9,6 +9,9 @@ from bissl_fast.bilevel.solvers.recycling import Recycler
 from bissl_fast.bilevel.solvers.solution import Event, Solution, flags, scale_free
 from bissl_fast.ops.krylov import dot, norm
 
+WITHIN = int(Event.DIVERGENCE | Event.NON_FINITE)
+"""Events that are true of a rough solve and not of the refined one, which tells what came of them."""
+
 
 @scale_free
 def refined(
@@ -65,7 +68,7 @@ def refined(
         correction = solve(r)
         image = space.matvec(correction.x)
         is_lower = norm(r - image) <= norms[-1]
-        befell |= correction.events & ~int(Event.DIVERGENCE) | ~is_lower * int(Event.SHORTENED)
+        befell |= correction.events & ~WITHIN | ~is_lower * int(Event.SHORTENED)
         rough += correction.products
         direction, image = space.newest
         share = dot(image, r)
