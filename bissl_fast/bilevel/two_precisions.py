@@ -95,4 +95,4 @@ class TwoPrecisions:
 def same_draws() -> Iterator[Callable[[], None]]:
     """Yields what puts PyTorch's generator back to where the block began."""
     state = torch.get_rng_state()
-    yield lambda: torch.set_rng_state(state)  # type: ignore[no-untyped-call]
+    yield lambda: torch.set_rng_state(state)
