@@ -16,7 +16,9 @@ from bissl_fast.bilevel.solvers import (
     identity,
     minimal_residual,
     neumann,
+    refined,
 )
+from bissl_fast.bilevel.two_precisions import TwoPrecisions
 
 __all__ = [
     "CapturedSolver",
@@ -30,6 +32,7 @@ __all__ = [
     "ShiftedOperator",
     "Solution",
     "Spectrum",
+    "TwoPrecisions",
     "conjugate_gradient",
     "estimate_diagonal",
     "frozen_buffers",
@@ -38,4 +41,5 @@ __all__ = [
     "lanczos",
     "minimal_residual",
     "neumann",
+    "refined",
 ]

@@ -170,7 +170,8 @@ def solver_residuals(bissl: Records, most: int = 8) -> Figure:
     for count, shade in zip(chosen, shades, strict=True):
         curve(axes, (steps, residuals[:, count]), shade, f"{count}")
     axes.axhline(1.0, color=MUTED, linewidth=0.8, linestyle=":")
-    axes.legend(title="products", frameon=False, loc="upper left", bbox_to_anchor=(1.005, 1.02), alignment="left")
+    counted = "corrections" if any("products_rough" in record for record in rows) else "products"
+    axes.legend(title=counted, frameon=False, loc="upper left", bbox_to_anchor=(1.005, 1.02), alignment="left")
     return figure
 
 

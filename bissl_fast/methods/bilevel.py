@@ -1,7 +1,9 @@
 """How a bilevel method takes its second-order products and solves its systems; shared by all that do."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -16,10 +18,12 @@ from bissl_fast.bilevel import (
     Recycler,
     ShiftedOperator,
     Solution,
+    TwoPrecisions,
     conjugate_gradient,
     identity,
     minimal_residual,
     neumann,
+    refined,
 )
 from bissl_fast.bilevel.hessian import Mode, ProductsDtype
 from bissl_fast.bilevel.solvers.solution import SENTENCES
@@ -30,6 +34,9 @@ from bissl_fast.training.environment import available_memory
 
 PhaseSolver = Callable[[torch.Tensor], Solution]
 """``v ↦ v_IG`` for the right-hand sides of one upper phase, in their order."""
+
+Hessian = HessianOperator | TwoPrecisions
+"""What :meth:`BilevelSettings.build` builds."""
 
 SolverName = Literal["layerwise-cg", "cg", "minimal-residual", "neumann", "nystrom", "identity"]
 
@@ -52,7 +59,11 @@ class BilevelSettings:
         products_dtype: of the products' forward and backward passes; vectors and solver stay float32.
         memory_budget: gigabytes that products may hold beside the model; left out: 85 % of what is free on a GPU, half
             of it on a CPU. Stored batches that do not fit are linearised again for each product: slower, the same
-            numbers.
+            numbers. A refinement by products of another dtype shares it out between two operators.
+        refine_to: relative residual of float32 products that each solve is refined to: what the solver's products leave
+            is solved again by as many more, until that is reached. With any products_dtype v_IG is then float32's.
+            Left out: the solver's own answer.
+        corrections: that a refinement may take for it, at most, with one float32 product each.
         capture: on CUDA, one captured graph for all right-hand sides of an upper phase after the first: the same
             numbers with one launch each, which is faster where kernels are short.
     """
@@ -64,6 +75,8 @@ class BilevelSettings:
     batches_at_once: int = 1
     products_dtype: ProductsDtype = "float32"
     memory_budget: float | None = None
+    refine_to: float | None = None
+    corrections: int = 8
     capture: bool = False
 
     def __post_init__(self) -> None:
@@ -80,10 +93,26 @@ class BilevelSettings:
             f"it with {'--bilevel.recycle' if self.recycle else self.solver}",
             "left out where right-hand sides are not all solved by the same work",
         )
+        if self.refine_to is not None:
+            self._check_refinement(self.refine_to)
+
+    def _check_refinement(self, residual: float) -> None:
+        require(0 < residual < 1, "bilevel.refine-to", residual, "between 0 and 1, a relative residual")
+        require(self.corrections >= 1, "bilevel.corrections", self.corrections, "at least 1")
+        require(self.solver != "identity", "bilevel.solver", self.solver, "one that solves for --bilevel.refine-to")
+        exact = self.mode != "finite_difference"
+        require(exact, "bilevel.mode", self.mode, "an exact one for --bilevel.refine-to, whose residual is a true one")
+        wanted = "left out with --bilevel.refine-to, which takes as many corrections as it needs"
+        require(not self.capture, "bilevel.capture", "it", wanted)
 
     def deciding(self) -> dict[str, Any]:
         """The settings that decide numbers, for the key of a stage: memory and launches do not."""
-        return {name: v for name, v in asdict(self).items() if name != "capture"} | {"memory_budget": None}
+        idle = {"capture"} | ({"refine_to", "corrections"} if self.refine_to is None else set())
+        return {name: v for name, v in asdict(self).items() if name not in idle} | {"memory_budget": None}
+
+    def most_products(self, iterations: int) -> int:
+        """Products per right-hand side and stored batch, at most: with a refinement they depend on the system."""
+        return iterations if self.refine_to is None else self.corrections * (iterations + 1)
 
     def require_device(self, device: torch.device) -> None:
         """Raises UserError: for a setting that needs another device."""
@@ -104,36 +133,66 @@ class BilevelSettings:
             )
         return [tuple(stored[k : k + count]) for k in range(0, len(stored), count)]
 
-    def build(self, loss: Loss, parameters: ParameterVector, batches: Sequence[Any]) -> HessianOperator:
-        """The Hessian at the parameters' present values.
+    def build(self, loss: Loss, parameters: ParameterVector, batches: Sequence[Any]) -> Hessian:
+        """The Hessian at the parameters' present values, in two precisions where a refinement needs them.
 
         Raises:
             UserError: if the loss cannot be traced or the budget is too small.
         """
-        device = parameters.tensors[0].device
-        budget = default_budget(device) if self.memory_budget is None else int(self.memory_budget * 1e9)
-        try:
+        if self.refine_to is None or self.products_dtype == "float32":
+            return self.operator(loss, parameters, batches)
+        with self._told():
+            return TwoPrecisions(
+                loss, parameters, batches, self.mode, self.products_dtype, self._budget(parameters.tensors[0].device)
+            )
+
+    def operator(self, loss: Loss, parameters: ParameterVector, batches: Sequence[Any]) -> HessianOperator:
+        """The Hessian in one precision.
+
+        Raises:
+            UserError: as :meth:`build`.
+        """
+        budget = self._budget(parameters.tensors[0].device)
+        with self._told():
             return HessianOperator(
                 loss, parameters, batches, self.mode, memory_budget=budget, dtype=self.products_dtype
             )
+
+    def _budget(self, device: torch.device) -> int:
+        return default_budget(device) if self.memory_budget is None else int(self.memory_budget * 1e9)
+
+    @staticmethod
+    @contextmanager
+    def _told() -> Iterator[None]:
+        """What cannot be set up, with the settings that decide about it."""
+        try:
+            yield
         except ValueError as error:
             hint = "--bilevel.memory-budget, --bilevel.mode and --pretrain.batch-size decide about it"
             raise UserError(f"the second-order products cannot be set up: {error}. {hint}.") from error
 
-    def solver_of(self, hessian: HessianOperator, weight: float, damping: float, iterations: int) -> PhaseSolver:
+    def solver_of(self, hessian: Hessian, weight: float, damping: float, iterations: int) -> PhaseSolver:
         """The solver of ``[I + H / (λ + λ_damp)] x = v`` while H stays as it is.
 
         Args:
             hessian: H.
             weight: λ.
             damping: λ_damp.
-            iterations: products per right-hand side.
+            iterations: products per right-hand side, or per correction of a refinement.
         """
+        scale = 1.0 / (weight + damping)
+        solve = self._solver_with(hessian.rough if isinstance(hessian, TwoPrecisions) else hessian, scale, iterations)
+        if self.refine_to is None:
+            return solve
+        true = self._remembering(ShiftedOperator(hessian, scale))
+        return partial(refined, true, solve=solve, tolerance=self.refine_to, corrections=self.corrections)
 
-        shifted = ShiftedOperator(hessian, 1.0 / (weight + damping))
+    def _solver_with(self, hessian: HessianOperator, scale: float, iterations: int) -> PhaseSolver:
+        """That of ``[I + scale · H] x = v``, unrefined."""
+        shifted = ShiftedOperator(hessian, scale)
         if self.capture:
             return CapturedSolver(lambda v: self._iterate(shifted, v, iterations), hessian.point)
-        system: Operator = Recycler(shifted, self.recycled_vectors) if self.recycle else shifted
+        system = self._remembering(shifted)
         sketch: list[Nystrom] = []
 
         def solve(v: torch.Tensor) -> Solution:
@@ -141,7 +200,7 @@ class BilevelSettings:
                 return identity(system, v)
             if self.solver == "nystrom":
                 if not sketch:  # once per phase
-                    sketch.append(Nystrom(hessian, iterations, 1.0 / (weight + damping), v))
+                    sketch.append(Nystrom(hessian, iterations, scale, v))
                 return sketch[0](system, v)
             if self.solver == "minimal-residual" or not isinstance(system, Recycler):
                 return self._iterate(system, v, iterations)
@@ -150,6 +209,10 @@ class BilevelSettings:
             return rest.after(x, v)
 
         return solve
+
+    def _remembering(self, system: Operator) -> Operator:
+        """The system, or with ``recycle`` one that remembers its products."""
+        return Recycler(system, self.recycled_vectors) if self.recycle else system
 
     def _iterate(self, system: Operator, v: torch.Tensor, iterations: int) -> Solution:
         if self.solver == "minimal-residual":

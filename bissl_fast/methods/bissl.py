@@ -9,11 +9,11 @@ from typing import Any, Literal
 import torch
 from torch.nn.utils import clip_grad_norm_
 
-from bissl_fast.bilevel import HessianOperator, ParameterVector, frozen_buffers
+from bissl_fast.bilevel import ParameterVector, frozen_buffers
 from bissl_fast.data.pipelines.loader import Batch, Loader
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.run_folder import read_metrics
-from bissl_fast.methods.bilevel import BilevelSettings, PhaseSolver, event_shares, troubles
+from bissl_fast.methods.bilevel import BilevelSettings, Hessian, PhaseSolver, event_shares, troubles
 from bissl_fast.methods.checks import require
 from bissl_fast.methods.cost import Cost, steps_cost
 from bissl_fast.methods.run import Run
@@ -137,7 +137,7 @@ class BiSSLTask:
         self.theta_p = ParameterVector(self.pretext, "backbone.")  # θ_P
         self.theta_d = ParameterVector(downstream, "backbone.")  # θ_D
         self.phi_d = list(downstream.head.parameters())  # φ_D
-        self.hessian: HessianOperator | None = None  # built at the first upper phase, moved at every other
+        self.hessian: Hessian | None = None  # built at the first upper phase, moved at every other
         constant = learner.task.constant_rate()
         self.lower_optimizer = build_optimizer(optimizer, self.pretext.named_parameters(), constant)
         self.upper_optimizer = sgd.build(list(downstream.parameters()))
@@ -210,7 +210,7 @@ class BiSSLTask:
         settings = self.settings
         solver = self._solver(stored)
         total = settings.alternations * settings.upper_steps
-        losses, plain_losses, residuals, events = [], [], [], []
+        losses, plain_losses, residuals, events, products = [], [], [], [], []
         for index in range(alternation * settings.upper_steps, (alternation + 1) * settings.upper_steps):
             rate = warmup_cosine(index, total, self.sgd.learning_rate, floor=self.sgd.final_share)
             set_learning_rate(self.upper_optimizer, rate)
@@ -218,7 +218,7 @@ class BiSSLTask:
             loss, v, head_gradients = self._gradient_at_theta_p(batch)  # lines 11 and 12, L^D(θ_P, φ_D)
             solution = solver(v)  # line 13
             if settings.leak_statistics:
-                self._leak_statistics(stored, solution.products)
+                self._leak_statistics(stored, solution.products + solution.rough_products)
             plain = self._gradient_at_theta_d(batch)  # lines 11 and 14, γ L^D(θ_D, φ_D)
             self._add(self.theta_d.tensors, self.theta_d.unflatten(solution.x))
             self._add(self.phi_d, head_gradients)
@@ -228,14 +228,19 @@ class BiSSLTask:
             plain_losses.append(plain)
             residuals.append(solution.relative_residuals)
             events.append(solution.events)
+            products.append((solution.products, solution.rough_products))
         values: dict[str, torch.Tensor | float] = {
             "upper_loss": _mean(losses),
             "upper_loss_downstream": _mean(plain_losses),
             "lr_upper": rate,
             **event_shares(events),
         }
-        if self.bilevel.solver not in ("identity", "nystrom"):  # which measure no residual
+        refining = self.bilevel.refine_to is not None
+        if refining or self.bilevel.solver not in ("identity", "nystrom"):  # which measure no residual
             values["cg_residuals"] = torch.stack(residuals).mean(0)
+        if refining:
+            true, rough = (sum(counts) / len(products) for counts in zip(*products, strict=True))
+            values |= {"products": true, "products_rough": rough}
         assert self.hessian is not None
         self.hessian.release()
         return values
@@ -346,7 +351,7 @@ class BiSSL:
         pretext = steps_cost(self._warmup_steps(run) + lower, self.pretext.settings.batch_size)
         downstream = steps_cost(2 * upper, self.downstream.settings.batch_size)  # at θ_P and at θ_D
         solves = {"identity": 0, "nystrom": settings.alternations}.get(self.bilevel.solver, upper)
-        products = solves * settings.solver_iterations * settings.stored_batches
+        products = solves * self.bilevel.most_products(settings.solver_iterations) * settings.stored_batches
         return pretext + downstream + Cost(products=products)
 
     def within(self, run: Run, images: int) -> "BiSSL":

@@ -239,7 +239,7 @@ class GeSSLTask:
         known = self.operators.get(bilevel.mode)
         with drawing(task, self.theta.tensors[0].device):
             if known is None:
-                known = self.operators[bilevel.mode] = bilevel.build(self.instances.loss, self.theta, [task.given])
+                known = self.operators[bilevel.mode] = bilevel.operator(self.instances.loss, self.theta, [task.given])
             else:
                 known.update([task.given])
         return known

@@ -65,6 +65,13 @@ def test_residual_lines_are_named_by_their_number_of_products() -> None:
     np.testing.assert_allclose(line(axes, "2"), [[1, 0.25], [2, 0.5]])
 
 
+def test_residual_lines_of_refined_solves_are_named_by_their_number_of_corrections() -> None:
+    records: list[dict[str, Any]] = [{"step": 1, "cg_residuals": [1.0, 0.5]}]
+    for record, expected in ((records[0], "products"), (records[0] | {"products_rough": 5.0}, "corrections")):
+        (axes,) = figures.solver_residuals([record]).axes
+        assert axes.get_legend().get_title().get_text() == expected
+
+
 def test_many_products_are_thinned_and_keep_the_last() -> None:
     records = [{"step": 1, "cg_residuals": np.geomspace(1, 1e-3, 31).tolist()}]
     (axes,) = figures.solver_residuals(records, most=8).axes

@@ -276,3 +276,19 @@ def test_what_befell_the_solver_is_logged_by_name_and_told_in_sentences(damping:
     told = troubles([{name: torch.as_tensor(value).tolist() for name, value in values.items()}, {"step": 2}])
     assert [sentence.split(":")[0] for sentence in told][:1] == (["negative curvature"] if share else [])
     assert all("(50 % of the systems)" in sentence for sentence in told[:1])
+
+
+@pytest.mark.parametrize("solver", ["layerwise-cg", "minimal-residual", "nystrom"])
+def test_a_refined_alternation_solves_its_systems_and_logs_the_products_of_both_kinds(solver: Any) -> None:
+    settings = replace(SETTINGS, damping=20.0)
+    values = task(settings, BilevelSettings(solver=solver, refine_to=1e-6, corrections=40)).step(0)
+    residuals = values["cg_residuals"]
+    assert isinstance(residuals, torch.Tensor)
+    assert residuals.shape == (41,)
+    assert float(residuals[-1]) <= 1e-6
+    assert 0 < float(values["products"]) < 40
+    assert float(values["products_rough"]) == (0 if solver == "nystrom" else 3 * float(values["products"]))
+    assert float(values["solver_unrefined"]) == 0
+    unrefined = BilevelSettings(solver=solver)
+    assert "products" not in task(SETTINGS, unrefined).step(0)
+    assert "refine_to" not in unrefined.deciding(), "stages of before keep their keys"

@@ -22,6 +22,8 @@ class Event(enum.IntFlag):
     BREAKDOWN = 4
     DIVERGENCE = 8
     NON_FINITE = 16
+    SHORTENED = 32
+    UNREFINED = 64
 
 
 SENTENCES = {
@@ -32,6 +34,9 @@ SENTENCES = {
     Event.BREAKDOWN: "breakdown: a direction with d·Ad = 0 was met before the system was solved",
     Event.DIVERGENCE: "divergence: the residual is larger than that of x = 0",
     Event.NON_FINITE: "the residual or the solution is not finite",
+    Event.SHORTENED: "a rough solve's answer would have raised the true residual: only as much was taken as lowers it",
+    Event.UNREFINED: "the true residual asked for was not reached with all corrections spent; raise their number, that "
+    "of the products of each, or the damping",
 }
 
 
@@ -46,6 +51,7 @@ class Solution:
         b_norm: scalar, ‖b‖.
         products: how many times A was applied.
         events: int64 scalar on the device of ``b``: flags of :class:`Event`.
+        rough_products: how many times a rougher operator was applied in A's place (:func:`refined`).
     """
 
     x: torch.Tensor
@@ -53,6 +59,7 @@ class Solution:
     b_norm: torch.Tensor
     products: int
     events: torch.Tensor
+    rough_products: int = 0
 
     @property
     def relative_residuals(self) -> torch.Tensor:
