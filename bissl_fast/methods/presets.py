@@ -241,6 +241,6 @@ def _quick(dataset: str) -> TrainConfig:
         finetune=FineTuneSettings(epochs=12, batch_size=64, seeds=3),
         finetune_bissl=sgd,
         finetune_baseline=sgd,
-        gessl=GeSSLSettings(tasks=4, target_steps=5, steps=30, check_every=10),
+        gessl=GeSSLSettings(tasks=4, target_steps=5, epochs=0.3, check_every=10),
         statistics=StatisticsSettings("average", batches=8),
     )

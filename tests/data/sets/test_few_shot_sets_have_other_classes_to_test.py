@@ -227,15 +227,6 @@ def test_the_cross_class_sets_images_of_the_pretext_task_are_its_own(tmp_path):
     assert not splits.disjoint  # of training and test images of the labelled half
 
 
-def test_training_on_a_few_shot_set_ends_in_a_sentence_that_says_what_it_is_for(tmp_path, capsys):
-    mini_by_folders(tmp_path)
-    arguments = ["--dataset", "miniimagenet", "--pretext-dataset", "miniimagenet", "--data-root", str(tmp_path)]
-    assert main(["train", *arguments, "--cache-dir", str(tmp_path / "c"), "--output", str(tmp_path / "runs")]) == 2
-    error = capsys.readouterr().err
-    assert "The test classes of miniimagenet are none of those of its training split: it is for few-shot tasks" in error
-    assert "`bissl-fast evaluate RUN --dataset miniimagenet --protocol fewshot`" in error
-
-
 def test_verify_counts_the_classes_of_each_split(tmp_path, capsys):
     mini_by_folders(tmp_path)
     assert main(["data", "verify", "miniimagenet", "--data-root", str(tmp_path)]) == 0
