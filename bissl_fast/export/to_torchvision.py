@@ -17,8 +17,6 @@ from bissl_fast.training.files import save_weights
 FILE = "model.safetensors"
 OTHER_NAMES = {
     "mobilenetv2_100": "mobilenet_v2",
-    "mobilenetv3_large_100": "mobilenet_v3_large",
-    "mobilenetv3_small_100": "mobilenet_v3_small",
     "vit_base_patch16_224": "vit_b_16",
     "vit_base_patch32_224": "vit_b_32",
     "vit_large_patch16_224": "vit_l_16",

@@ -12,7 +12,8 @@ from bissl_fast.methods.config import METHODS, save_config
 from bissl_fast.methods.presets import preset_config
 from bissl_fast.version import __version__
 
-COMMANDS = ("train", "compare", "ablate", "pretrain", "embed", "evaluate", "data", "bench", "report", "doctor")
+COMMANDS = ("train", "compare", "ablate", "pretrain", "embed", "evaluate", "predict", "export", "data", "bench")
+COMMANDS += ("report", "doctor")
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -65,6 +66,8 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         (["embed", "run", ".", "--output", "/dev"], "/dev could not be written, a folder stands where a file"),
         (["bench", "nt-xent", "--output", "/dev"], "/dev could not be written, a folder stands where a file"),
         (["report", "nowhere"], "is not a run folder"),
+        (["export", "nowhere", "--format", "hf"], "nowhere is not a run folder"),
+        (["predict", "nowhere", "."], "nowhere is not a run folder"),
         (["bench", "everything"], "there is no benchmark 'everything'"),
         (["bench", "nt-xent", "--sizes", "big"], "expected pairs x width"),
         (["bench", "nt-xent", "--rounds", "0"], "--rounds must be at least 1"),
