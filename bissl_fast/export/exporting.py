@@ -1,9 +1,10 @@
 """`bissl-fast export`: a network of a run in another library's format, with its model card."""
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import ModuleType
 from typing import Literal
 
 from bissl_fast.errors import UserError
@@ -14,12 +15,14 @@ from bissl_fast.export.usage import Usage
 from bissl_fast.training.files import make_folder, unwritable, write_atomic
 
 Format = Literal["timm", "torchvision", "onnx", "hf"]
-WRITERS: Mapping[Format, Callable[[TrainedModel, Path], Usage]] = {
-    "timm": to_timm.write,
-    "torchvision": to_torchvision.write,
-    "onnx": to_onnx.write,
-    "hf": to_hf.write,
+WRITERS: Mapping[Format, ModuleType] = {
+    "timm": to_timm,
+    "torchvision": to_torchvision,
+    "onnx": to_onnx,
+    "hf": to_hf,
 }
+"""Each with `require(architecture, channels)` and `write(model, folder)`."""
+
 CARD = "README.md"
 FILES = {CARD, "model.safetensors", "model.onnx", "config.json"}
 """All that any format writes."""
@@ -51,7 +54,7 @@ def export(model: TrainedModel, kind: Format, folder: Path | None = None) -> Pat
         with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
             whole = Path(scratch) / "whole"
             whole.mkdir()
-            usage = WRITERS[kind](model, whole)
+            usage: Usage = WRITERS[kind].write(model, whole)
             write_atomic(whole / CARD, card(model, usage).encode())
             if folder.exists():
                 shutil.rmtree(folder)

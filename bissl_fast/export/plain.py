@@ -42,8 +42,7 @@ def timm_network(model: TrainedModel) -> nn.Module:
     """
     import timm
 
-    if model.architecture == "conv4":
-        raise UserError("conv4 is no network of timm's: export it with --format onnx, or use bissl_fast.load.")
+    require_timm(model.architecture)
     head = head_of(model)
     network: nn.Module = timm.create_model(model.architecture, num_classes=len(model.classes), **timm_options(model))
     tensors = backbone_tensors(model)
@@ -59,6 +58,12 @@ def timm_network(model: TrainedModel) -> nn.Module:
     network.load_state_dict(tensors)
     require_same(network.eval(), model, "timm")
     return network
+
+
+def require_timm(architecture: str) -> None:
+    """Raises UserError: if timm has no such network."""
+    if architecture == "conv4":
+        raise UserError("conv4 is no network of timm's: export it as onnx, or use bissl_fast.load.")
 
 
 def classifier_of(network: nn.Module) -> str:

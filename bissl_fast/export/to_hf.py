@@ -4,11 +4,16 @@ from pathlib import Path
 from typing import Any
 
 from bissl_fast.export.loading import TrainedModel
-from bissl_fast.export.plain import timm_network, timm_options
+from bissl_fast.export.plain import require_timm, timm_network, timm_options
 from bissl_fast.export.usage import Usage, preprocessing
 from bissl_fast.training.files import save_weights, write_json
 
 OF_THE_NETWORK = ("first_conv", "classifier", "fixed_input_size")  # what timm needs to change channels or classes
+
+
+def require(architecture: str, channels: int) -> None:
+    """Raises UserError: if timm has no such network."""
+    require_timm(architecture)
 
 
 def write(model: TrainedModel, folder: Path) -> Usage:

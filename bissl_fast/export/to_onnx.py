@@ -14,6 +14,18 @@ from bissl_fast.export.usage import Usage, preprocessing
 FILE = "model.onnx"
 
 
+def require(architecture: str, channels: int) -> None:
+    """Raises UserError: if what writes ONNX files is not installed."""
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401  PyTorch's exporter is built on it
+    except ImportError as error:
+        raise UserError(
+            f"ONNX files are written by onnx and onnxscript ({error.name} is not here): install them with "
+            "`pip install 'bissl-fast[onnx]'`."
+        ) from None
+
+
 def write(model: TrainedModel, folder: Path) -> Usage:
     """Write `model.onnx`: input ``images`` (N, C, S, S) float32, output ``features`` (N, F) or ``scores`` (N, K).
 
@@ -22,14 +34,9 @@ def write(model: TrainedModel, folder: Path) -> Usage:
     Raises:
         UserError: if the extra `onnx` is not installed, or the network cannot be translated.
     """
-    try:
-        import onnx
-        import onnxscript  # noqa: F401  PyTorch's exporter is built on it
-    except ImportError as error:
-        raise UserError(
-            f"ONNX files are written by onnx and onnxscript ({error.name} is not here): install them with "
-            "`pip install 'bissl-fast[onnx]'`."
-        ) from None
+    require(model.architecture, len(model.view.mean))
+    import onnx
+
     network, output = plain_network(model), "scores" if model.classes else "features"
     require_same(network, model, "plain PyTorch")
     try:

@@ -3,11 +3,16 @@
 from pathlib import Path
 
 from bissl_fast.export.loading import TrainedModel
-from bissl_fast.export.plain import timm_network, timm_options
+from bissl_fast.export.plain import require_timm, timm_network, timm_options
 from bissl_fast.export.usage import Usage
 from bissl_fast.training.files import save_weights
 
 FILE = "model.safetensors"
+
+
+def require(architecture: str, channels: int) -> None:
+    """Raises UserError: if timm has no such network."""
+    require_timm(architecture)
 
 
 def write(model: TrainedModel, folder: Path) -> Usage:

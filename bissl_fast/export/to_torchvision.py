@@ -24,15 +24,25 @@ OTHER_NAMES = {
 """torchvision's by timm's; others are called the same in both."""
 
 
+def require(architecture: str, channels: int) -> None:
+    """Raises UserError: if torchvision has no network of this name, or it has other channels."""
+    from torchvision import models
+
+    name = OTHER_NAMES.get(architecture, architecture)
+    if name not in models.list_models(models):
+        raise UserError(f"torchvision has no {name}: timm, hf and onnx take other networks.")
+    if channels != 3:
+        raise UserError(f"torchvision's networks take RGB, and this one has {channels} channels: export it otherwise.")
+
+
 def write(model: TrainedModel, folder: Path) -> Usage:
     """Write `model.safetensors`.
 
     Raises:
         UserError: if torchvision has no such network, or one with other tensors or outputs.
     """
+    require(model.architecture, len(model.view.mean))
     name, classes = OTHER_NAMES.get(model.architecture, model.architecture), len(model.classes)
-    if len(model.view.mean) != 3:
-        raise UserError(f"torchvision's networks take RGB, and this one has {len(model.view.mean)} channels.")
     options = {"image_size": model.view.size} if name.startswith("vit_") else {}
     network, last = torchvision_network(name, classes, options)
     tensors = renamed(timm_network(model).state_dict(), network.state_dict(), name)
@@ -54,15 +64,9 @@ def write(model: TrainedModel, folder: Path) -> Usage:
 
 
 def torchvision_network(name: str, classes: int, options: dict[str, int]) -> tuple[nn.Module, str]:
-    """torchvision's network, and its classifier's name; for no classes it gives features.
-
-    Raises:
-        UserError: if there is none of this name.
-    """
+    """torchvision's network, and its classifier's name; for no classes it gives features."""
     from torchvision import models
 
-    if name not in models.list_models(models):
-        raise UserError(f"torchvision has no {name}: --format timm, hf and onnx take other networks.")
     network: nn.Module = models.get_model(name, weights=None, num_classes=classes or 1, **options)
     last = [key for key, layer in network.named_modules() if isinstance(layer, nn.Linear)][-1]
     if not classes:

@@ -60,6 +60,12 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "--methods", "bissl", "bissl"], f"--methods must be one or more of {', '.join(METHODS)}, each once"),
         (["pretrain", "--config", "nowhere.yaml"], "nowhere.yaml cannot be read"),
         (["pretrain", "--pretrain.epochs", "0"], "--pretrain.epochs 0 leaves a random backbone"),
+        (
+            ["train", "--export", "tflite"],
+            "--export must be one or more of timm, torchvision, onnx, hf, found 'tflite'",
+        ),
+        (["train", "--export", "hf,timm", "--backbone", "conv4"], "conv4 is no network of timm's"),
+        (["train", "--export", "torchvision", "--backbone", "vit_tiny_patch16_224"], "torchvision has no vit_tiny"),
         (["train", "--preset", "fast"], "--preset must be paper, official or quick, found 'fast'"),
         (["embed", "run", "nowhere"], "nowhere: give the path of a folder of images.\n"),
         (["embed", "run", ".", "--output", "/dev/null/f.npz"], "/dev/null could not be written"),

@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -116,21 +118,26 @@ def test_every_tensor_has_a_place_in_torchvisions_network(name: str) -> None:
 
 
 def test_a_network_that_gives_other_outputs_or_has_other_tensors_is_not_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = write_run(tmp_path / "run", "resnet18d", 32)
-    monkeypatch.setattr("bissl_fast.export.to_torchvision.OTHER_NAMES", {"resnet18d": "resnet18"})
-    assert main(["export", str(run), "--format", "torchvision"]) == 2
-    assert (
-        "torchvision's resnet18 is built otherwise than timm's; left over are conv1.0.weight" in capsys.readouterr().err
-    )
-    tiny = write_run(tmp_path / "tiny")
-    monkeypatch.setattr(
-        "bissl_fast.export.plain.backbone_tensors", lambda model: build_backbone("test_resnet", 8).state_dict()
-    )
+    monkeypatch.setattr("bissl_fast.export.to_torchvision.OTHER_NAMES", {"test_resnet": "resnet18"})
+    assert main(["export", str(tiny), "--format", "torchvision"]) == 2
+    assert "torchvision's resnet18 is built otherwise than timm's; left over are conv1.0." in capsys.readouterr().err
+    other = build_backbone("test_resnet", 8).state_dict()
+    monkeypatch.setattr("bissl_fast.export.plain.backbone_tensors", lambda model: other)
     assert main(["export", str(tiny), "--format", "timm"]) == 2
     assert "test_resnet gives other outputs in timm (by " in capsys.readouterr().err
-    assert list((tiny / "export").iterdir()) == []
+    assert not (tiny / "export" / "bissl-timm").exists()
+    assert not list((tiny / "export").glob(".*"))
+
+
+def test_without_the_extra_onnx_says_what_lacks(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    monkeypatch.setitem(sys.modules, "onnx", types.ModuleType("onnx"))
+    assert main(["export", str(tiny), "--format", "onnx"]) == 2
+    assert "(onnxscript is not here): install them with `pip install 'bissl-fast[onnx]'`" in capsys.readouterr().err
 
 
 def test_the_card_tells_data_licence_results_and_recipe_and_no_place_on_the_machine(tmp_path: Path) -> None:
