@@ -1,5 +1,6 @@
 """A run's network made of plain layers, as other libraries know it, and the proof that it is the same."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -82,9 +83,11 @@ def classifier_of(network: nn.Module) -> str:
     return name
 
 
-def require_same(network: nn.Module, model: TrainedModel, library: str) -> None:
-    """Raises UserError: if a network does not give a model's outputs for two random images."""
-    images = random_images(model)
+def require_same(
+    network: Callable[[torch.Tensor], torch.Tensor], model: TrainedModel, library: str, count: int = 2
+) -> None:
+    """Raises UserError: if a network, in eval mode, does not give a model's outputs for some random images."""
+    images = random_images(model, count)
     with torch.no_grad():
         found, expected = network(images), model(images.to(next(model.parameters()).device)).cpu()
     apart = (found - expected).abs().max() if found.shape == expected.shape else torch.tensor(torch.inf)
@@ -96,10 +99,10 @@ def require_same(network: nn.Module, model: TrainedModel, library: str) -> None:
         )
 
 
-def random_images(model: TrainedModel) -> torch.Tensor:
-    """Two images of noise, (2, C, S, S) float32, always the same."""
+def random_images(model: TrainedModel, count: int = 2) -> torch.Tensor:
+    """Images of noise, (count, C, S, S) float32, always the same."""
     size, draw = model.view.size, torch.Generator().manual_seed(0)
-    return torch.randn(2, len(model.view.mean), size, size, generator=draw)
+    return torch.randn(count, len(model.view.mean), size, size, generator=draw)
 
 
 def backbone_tensors(model: TrainedModel) -> Tensors:

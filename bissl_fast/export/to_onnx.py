@@ -15,14 +15,15 @@ FILE = "model.onnx"
 
 
 def require(architecture: str, channels: int) -> None:
-    """Raises UserError: if what writes ONNX files is not installed."""
+    """Raises UserError: if what writes and runs ONNX files is not installed."""
     try:
         import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401  PyTorch's exporter is built on it
     except ImportError as error:
         raise UserError(
-            f"ONNX files are written by onnx and onnxscript ({error.name} is not here): install them with "
-            "`pip install 'bissl-fast[onnx]'`."
+            f"ONNX files are written by onnx and onnxscript and tried by onnxruntime ({error.name} is not here): "
+            "install them with `pip install 'bissl-fast[onnx]'`."
         ) from None
 
 
@@ -36,9 +37,9 @@ def write(model: TrainedModel, folder: Path) -> Usage:
     """
     require(model.architecture, len(model.view.mean))
     import onnx
+    import onnxruntime
 
     network, output = plain_network(model), "scores" if model.classes else "features"
-    require_same(network, model, "plain PyTorch")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of its own making
@@ -61,6 +62,8 @@ def write(model: TrainedModel, folder: Path) -> Usage:
     told = {"preprocessing": json.dumps(preprocessing(model)), "classes": json.dumps(model.classes)}
     onnx.helper.set_model_props(graph, told)
     onnx.save(graph, folder / FILE)
+    session = onnxruntime.InferenceSession(folder / FILE, providers=["CPUExecutionProvider"])
+    require_same(lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0]), model, "ONNX", 3)
     return Usage(
         "onnxruntime",
         "import onnxruntime\n\n"
