@@ -34,8 +34,8 @@ inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 template <class T>
 int64_t channels_per_block(const BatchNormShape& shape) {
   if (shape.run > 1) return std::min(shape.channels, divide_up(kMaxChannels, shape.run));
-  constexpr int64_t line = 64 / sizeof(T), widest = kTileBytes / kMaxTileRows / sizeof(T);
-  static_assert(widest <= kMaxChannels);
+  constexpr int64_t line = 64 / sizeof(T);
+  constexpr int64_t widest = std::min<int64_t>(kMaxChannels, kTileBytes / kMaxTileRows / sizeof(T));
   const int64_t share = divide_up(shape.groups * shape.channels, torch::stable::get_num_threads());
   return std::min(shape.channels, std::clamp(divide_up(share, line) * line, line, widest));
 }
@@ -92,7 +92,7 @@ class BlockFactors {
  public:
   // `mean` and `of_channel(c) -> ChannelFactors` are those of the block's channels.
   template <class OfChannel>
-  BlockFactors(const Block& block, const T* mean, const OfChannel& of_channel) {
+  BlockFactors(const Block& block, const Wide<T>* mean, const OfChannel& of_channel) {
     ChannelFactors factors[kMaxChannels];
     for (int64_t c = 0; c < block.channels; ++c) factors[c] = of_channel(c);
     const int64_t run = std::min(block.run, kMaxCols);
@@ -109,7 +109,7 @@ class BlockFactors {
   }
 
  private:
-  Columns<T> mean_, of_x_, of_x_t_, of_g_, of_g_t_, constant_;
+  Columns<Wide<T>> mean_, of_x_, of_x_t_, of_g_, of_g_t_, constant_;
 };
 
 }  // namespace bissl_fast::cpu

@@ -19,9 +19,9 @@ INLINE void known(bool condition, const Work& work) {
 
 // A NaN in the mask passes, so that it stays visible.
 template <bool kMasked, class T>
-INLINE T at(const T* values, const T* mask, int64_t k) {
-  if constexpr (kMasked) return mask[k] <= 0 ? T{0} : values[k];
-  return values[k];
+INLINE Wide<T> at(const T* values, const T* mask, int64_t k) {
+  if constexpr (kMasked) return load(mask[k]) <= 0 ? Wide<T>{0} : load(values[k]);
+  return load(values[k]);
 }
 
 // columns += value(k, j) over the rows, for element k of column j: of four rows in T, of all in double.
@@ -60,27 +60,27 @@ INLINE void fold(const Tile& tile, const double* columns, double* sums) {
 template <class T>
 INLINE void add_values_body(const Tile& tile, const T* x, double* sums) {
   alignas(64) double columns[kMaxCols] = {};
-  add_columns(tile, columns, [&](int64_t k, int64_t) INLINE_LAMBDA { return x[k]; });
+  add_columns(tile, columns, [&](int64_t k, int64_t) INLINE_LAMBDA { return load(x[k]); });
   fold(tile, columns, sums);
 }
 
 template <class T>
-INLINE void add_squares_body(const Tile& tile, const T* x, const T* centre, double* sums) {
+INLINE void add_squares_body(const Tile& tile, const T* x, const Wide<T>* centre, double* sums) {
   alignas(64) double columns[kMaxCols] = {};
   add_columns(tile, columns, [&](int64_t k, int64_t j) INLINE_LAMBDA {
-    const T distance = x[k] - centre[j];
+    const Wide<T> distance = load(x[k]) - centre[j];
     return distance * distance;
   });
   fold(tile, columns, sums);
 }
 
 template <bool kMasked, class T>
-INLINE void add_moments_body(const Tile& tile, Masked<T> g, const T* x, const T* mean, double* sums,
+INLINE void add_moments_body(const Tile& tile, Masked<T> g, const T* x, const Wide<T>* mean, double* sums,
                              double* products) {
   alignas(64) double columns[kMaxCols] = {}, weighted[kMaxCols] = {};
   add_columns(tile, columns, [&](int64_t k, int64_t) INLINE_LAMBDA { return at<kMasked>(g.values, g.mask, k); });
   add_columns(tile, weighted, [&](int64_t k, int64_t j) INLINE_LAMBDA {
-    return at<kMasked>(g.values, g.mask, k) * (x[k] - mean[j]);
+    return at<kMasked>(g.values, g.mask, k) * (load(x[k]) - mean[j]);
   });
   fold(tile, columns, sums);
   fold(tile, weighted, products);
@@ -90,7 +90,7 @@ template <bool kMasked, class T>
 INLINE void add_products_body(const Tile& tile, Masked<T> g, const T* t, double* products) {
   alignas(64) double columns[kMaxCols] = {};
   add_columns(tile, columns,
-              [&](int64_t k, int64_t) INLINE_LAMBDA { return at<kMasked>(g.values, g.mask, k) * t[k]; });
+              [&](int64_t k, int64_t) INLINE_LAMBDA { return at<kMasked>(g.values, g.mask, k) * load(t[k]); });
   fold(tile, columns, products);
 }
 
@@ -100,10 +100,10 @@ INLINE void write_normalised_body(const Tile& tile, const Factors<T>& by, const 
     const int64_t row = i * tile.stride;
 #pragma omp simd
     for (int64_t j = 0; j < tile.cols(); ++j) {
-      T z = by.of_x[j] * (x[row + j] - by.mean[j]) + by.constant[j];
-      if constexpr (kResidual) z += residual[row + j];
-      if constexpr (kRelu) z = z <= 0 ? T{0} : z;  // a NaN stays
-      out[row + j] = z;
+      Wide<T> z = by.of_x[j] * (load(x[row + j]) - by.mean[j]) + by.constant[j];
+      if constexpr (kResidual) z += load(residual[row + j]);
+      if constexpr (kRelu) z = z <= 0 ? Wide<T>{0} : z;  // a NaN stays
+      store(z, out + row + j);
     }
   }
 }
@@ -115,11 +115,11 @@ INLINE void write_tangent_body(const Tile& tile, const Factors<T>& by, const T* 
     const int64_t row = i * tile.stride;
 #pragma omp simd
     for (int64_t j = 0; j < tile.cols(); ++j) {
-      T z_t = by.of_x[j] * (x[row + j] - by.mean[j]) + by.constant[j];
-      if constexpr (kMoving) z_t += by.of_x_t[j] * x_t[row + j];
-      if constexpr (kResidual) z_t += residual_t[row + j];
-      if constexpr (kMasked) z_t = mask[row + j] <= 0 ? T{0} : z_t;
-      out_t[row + j] = z_t;
+      Wide<T> z_t = by.of_x[j] * (load(x[row + j]) - by.mean[j]) + by.constant[j];
+      if constexpr (kMoving) z_t += by.of_x_t[j] * load(x_t[row + j]);
+      if constexpr (kResidual) z_t += load(residual_t[row + j]);
+      if constexpr (kMasked) z_t = load(mask[row + j]) <= 0 ? Wide<T>{0} : z_t;
+      store(z_t, out_t + row + j);
     }
   }
 }
@@ -131,11 +131,11 @@ INLINE void write_gradient_body(const Tile& tile, const Factors<T>& by, const T*
     const int64_t row = i * tile.stride;
 #pragma omp simd
     for (int64_t j = 0; j < tile.cols(); ++j) {
-      T value = by.of_x[j] * (x[row + j] - by.mean[j]) + by.constant[j];
+      Wide<T> value = by.of_x[j] * (load(x[row + j]) - by.mean[j]) + by.constant[j];
       value += by.of_g[j] * at<kMasked>(g.values, g.mask, row + j);
-      if constexpr (kMoving) value += by.of_x_t[j] * x_t[row + j];
+      if constexpr (kMoving) value += by.of_x_t[j] * load(x_t[row + j]);
       if constexpr (kCotangent) value += by.of_g_t[j] * at<kMasked>(g_t, g.mask, row + j);
-      dx[row + j] = value;
+      store(value, dx + row + j);
     }
   }
 }
@@ -145,25 +145,25 @@ INLINE void write_masked_body(const Tile& tile, Masked<T> g, T* out) {
   for (int64_t i = 0; i < tile.rows; ++i) {
     const int64_t row = i * tile.stride;
 #pragma omp simd
-    for (int64_t j = 0; j < tile.cols(); ++j) out[row + j] = at<kMasked>(g.values, g.mask, row + j);
+    for (int64_t j = 0; j < tile.cols(); ++j) store(at<kMasked>(g.values, g.mask, row + j), out + row + j);
   }
 }
 
 }  // namespace
 
-// target_clones takes plain functions only, so each template is spelled out for float and double.
+// target_clones takes plain functions only, so each template is spelled out for every way to store a number.
 #define DEFINE_BATCH_NORM_MATH(T)                                                                                   \
   template <>                                                                                                       \
   PER_INSTRUCTION_SET void add_values(const Tile& tile, const T* x, double* sums) {                                 \
     add_values_body(tile, x, sums);                                                                                 \
   }                                                                                                                 \
   template <>                                                                                                       \
-  PER_INSTRUCTION_SET void add_squares(const Tile& tile, const T* x, const T* centre, double* sums) {               \
+  PER_INSTRUCTION_SET void add_squares(const Tile& tile, const T* x, const Wide<T>* centre, double* sums) {         \
     add_squares_body(tile, x, centre, sums);                                                                        \
   }                                                                                                                 \
   template <>                                                                                                       \
-  PER_INSTRUCTION_SET void add_moments(const Tile& tile, Masked<T> g, const T* x, const T* mean, double* sums,      \
-                                       double* products) {                                                          \
+  PER_INSTRUCTION_SET void add_moments(const Tile& tile, Masked<T> g, const T* x, const Wide<T>* mean,              \
+                                       double* sums, double* products) {                                            \
     known(g.mask, [&](auto masked) INLINE_LAMBDA { add_moments_body<masked>(tile, g, x, mean, sums, products); });  \
   }                                                                                                                 \
   template <>                                                                                                       \
@@ -204,6 +204,8 @@ INLINE void write_masked_body(const Tile& tile, Masked<T> g, T* out) {
     known(g.mask, [&](auto masked) INLINE_LAMBDA { write_masked_body<masked>(tile, g, out); });                     \
   }
 
+DEFINE_BATCH_NORM_MATH(BFloat16)
+DEFINE_BATCH_NORM_MATH(Half)
 DEFINE_BATCH_NORM_MATH(float)
 DEFINE_BATCH_NORM_MATH(double)
 
