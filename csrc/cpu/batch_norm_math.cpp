@@ -17,11 +17,17 @@ INLINE void known(bool condition, const Work& work) {
   }
 }
 
-// A NaN in the mask passes, so that it stays visible.
+// Both are read first: a read on condition costs more. A NaN in the mask passes, so that it stays visible.
+template <bool kMasked, class T>
+INLINE T stored_at(const T* values, const T* mask, int64_t k) {
+  const T value = values[k];
+  if constexpr (kMasked) return load(mask[k]) <= 0 ? T{0} : value;
+  return value;
+}
+
 template <bool kMasked, class T>
 INLINE Wide<T> at(const T* values, const T* mask, int64_t k) {
-  if constexpr (kMasked) return load(mask[k]) <= 0 ? Wide<T>{0} : load(values[k]);
-  return load(values[k]);
+  return load(stored_at<kMasked>(values, mask, k));
 }
 
 // columns += value(k, j) over the rows, for element k of column j: of four rows in T, of all in double.
@@ -145,7 +151,7 @@ INLINE void write_masked_body(const Tile& tile, Masked<T> g, T* out) {
   for (int64_t i = 0; i < tile.rows; ++i) {
     const int64_t row = i * tile.stride;
 #pragma omp simd
-    for (int64_t j = 0; j < tile.cols(); ++j) store(at<kMasked>(g.values, g.mask, row + j), out + row + j);
+    for (int64_t j = 0; j < tile.cols(); ++j) out[row + j] = stored_at<kMasked>(g.values, g.mask, row + j);
   }
 }
 
