@@ -11,7 +11,7 @@ from bissl_fast.ops import backend, batch_norm_act
 pytestmark = needs_native
 
 HALVES = [torch.bfloat16, torch.float16]
-ROUNDING = {torch.float32: 2.0**-23, torch.bfloat16: 2.0**-9, torch.float16: 2.0**-12}  # half a unit in the last place
+ROUNDING = {torch.float32: 2.0**-23, torch.bfloat16: 2.0**-9, torch.float16: 2.0**-12}  # of many values, about
 CONTIGUOUS, LAST, LAST_3D = torch.contiguous_format, torch.channels_last, torch.channels_last_3d
 PLACES = [  # runs and channels that fill no register, spill over one, and are cut into tiles
     ((6, 17, 5, 3), CONTIGUOUS),
