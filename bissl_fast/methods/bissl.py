@@ -380,7 +380,8 @@ class BiSSL:
         """The stage ``bissl``: Algorithm 1."""
 
         def body(folder: Path) -> None:
-            learner = self.pretext.learner(run, "bissl", warmup)
+            learner = self.pretext.learner(run, warmup)
+            self.pretext.tell_chunks(run, "bissl", learner)
             downstream = Network(copy.deepcopy(learner.network.backbone), self.downstream.classifier(run, "head"))
             load_head(downstream.to(run.device), head)
             self._run_loop(run, learner, downstream, folder)

@@ -385,7 +385,8 @@ class FUSSL:
         name = self._name("blocks", number)
 
         def body(folder: Path) -> None:
-            learners = self._learners(run, name, before)
+            learners = self._learners(run, before)
+            self.pretext.tell_chunks(run, name, learners[0])
             stack = Stack(learners[0].network.backbone, len(learners)) if settings.stacked else None
             with run.data.loader(run.data.unlabelled, views, self.batch_size, "pretext") as loader:
                 blocks = [PretrainTask(learner, loader, own, total, warmup, rate) for learner in learners]
@@ -407,14 +408,13 @@ class FUSSL:
             inputs |= {name: stage.hash for name, stage in vars(before).items()}
         return run.stage(name, key, inputs, body)
 
-    def _learners(self, run: Run, stage: str, before: Round | None) -> list[Learner]:
+    def _learners(self, run: Run, before: Round | None) -> list[Learner]:
         """The blocks at the start of a round: all from the same weights, later as the round before has left them.
 
         The block that phase 2 has trained goes back to its slot, with predictor, prototypes and momentum copy as phase
         1 had left them.
         """
-        first = self.pretext.learner(run, stage)  # which tells of chunks
-        learners = [first, *(run.learner(self.pretext.task, chunk=first.chunk) for _ in range(1, self.settings.blocks))]
+        learners = [self.pretext.learner(run) for _ in range(self.settings.blocks)]
         if before is not None:
             for k, learner in enumerate(learners):
                 learner.load_state_dict(load_weights(before.blocks.folder / "weights.safetensors", f"block{k}."))
@@ -435,7 +435,7 @@ class FUSSL:
             write_json(folder / "labels.json", found.report())
 
         key = {
-            **self.pretext.key,
+            "pretext": self.pretext.task,
             "view": view,
             **{name: getattr(settings, name) for name in ("blocks", "kind", "ties", "memberships")},
         }

@@ -174,20 +174,26 @@ class Pretext:
         """Batches of all views of the task."""
         return run.data.loader(run.data.unlabelled, run.views, self.settings.batch_size, purpose, phase_length)
 
-    def learner(self, run: Run, stage: str, start: StageOutput | None = None) -> Learner:
-        """The task with a network of its own, as a stage trains it; what chunks do to its batch norms is told."""
+    def learner(self, run: Run, start: StageOutput | None = None) -> Learner:
+        """The task with a network of its own, as its stages train it."""
+        return run.learner(self.task, start, self.settings.chunk)
+
+    def tell_chunks(self, run: Run, stage: str, learner: Learner) -> None:
+        """What a stage's first line says of chunks: what they do to batch norms, if there are any."""
         chunk, batch = self.settings.chunk, self.settings.batch_size
-        learner = run.learner(self.task, start, chunk)
         if chunk is not None and any(isinstance(layer, _BatchNorm) for layer in learner.network.modules()):
-            run.say(f"{stage}: the {batch} images of a batch pass in chunks, and batch norms see {chunk} at a time")
-        return learner
+            run.say(
+                f"{stage}: the {batch} images of a batch pass in chunks, and batch norms take their statistics over "
+                f"the {chunk} of a chunk"
+            )
 
     def train(self, run: Run, name: str, steps: int) -> StageOutput:
         """The stage ``name``: minimise the pretext loss alone."""
         warmup = min(self.rising_steps(run), steps)
 
         def body(folder: Path) -> None:
-            learner = self.learner(run, name)
+            learner = self.learner(run)
+            self.tell_chunks(run, name, learner)
             with self._batches(run) as loader:
                 run.loop(PretrainTask(learner, loader, self.settings, steps, warmup), folder)
             save_weights(folder / "weights.safetensors", learner.state_dict())
