@@ -338,7 +338,9 @@ class BiSSL:
         tell_rising(run, "pretext-warmup", usual, self._warmup_steps(run))
         tell_rising(run, "bissl", rising, self.settings.alternations * self.settings.lower_steps)
         self.downstream.epoch_steps(run)
-        bilevel = kept_or_tried(run, self.bilevel, self.pretext.task)
+        pretext = self.pretext.settings
+        large = None if pretext.chunk is None or self.bilevel.solver == "identity" else pretext.batch_size
+        bilevel = kept_or_tried(run, self.bilevel, self.pretext.task, large)
         return replace(self, bilevel=bilevel, settings=replace(self.settings, warmup_steps=rising))
 
     def cost(self, run: Run) -> Cost:
