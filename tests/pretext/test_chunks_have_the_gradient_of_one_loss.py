@@ -142,3 +142,34 @@ def test_products_are_of_the_same_loss(name: str, mode: Any, chunk: int) -> None
     assert (product - expected).norm() <= 1e-10 * expected.norm()
     assert expected.norm() > 1e-3
     assert all(torch.equal(value, before[key]) for key, value in learner.state_dict().items())
+
+
+class Kept:
+    """A tensor that a graph has saved, counted as long as it is there."""
+
+    now = most = 0
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+        Kept.now += tensor.nbytes
+        Kept.most = max(Kept.most, Kept.now)
+
+    def __del__(self) -> None:
+        Kept.now -= self.tensor.nbytes
+
+
+def most_saved(images: int, chunk: int | None) -> int:
+    """Bytes that graphs have held at once in a gradient of so many images."""
+    learner = Learner(SMALL["byol"], targets.small_network(SMALL["byol"]), chunk=chunk)
+    Kept.now = Kept.most = 0
+    with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor):
+        learner.backward(targets.views_of(learner.task, 0, images))
+    assert Kept.now == 0
+    return Kept.most
+
+
+def test_graphs_are_of_one_chunk_however_many_there_are() -> None:
+    whole, chunk = most_saved(8, None), most_saved(8, 8)
+    assert chunk <= whole  # which has the loss's graph, too
+    assert most_saved(32, 8) == most_saved(64, 8) == chunk
+    assert most_saved(64, None) > 6 * chunk
