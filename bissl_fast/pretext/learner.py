@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from bissl_fast.bilevel import CompositeLoss, frozen_buffers
+from bissl_fast.errors import UserError
 from bissl_fast.models import Network, forward_each
 from bissl_fast.models.together import in_chunks, joined
 from bissl_fast.pretext.collapse import diagnose
@@ -40,6 +41,9 @@ class Learner:
         seed: of the state's first values.
         chunk: images, in all their views, that :meth:`backward` passes at once; the last chunk of a batch may be
             smaller. Left out: all.
+
+    Raises:
+        UserError: for a chunk without an image.
     """
 
     def __init__(
@@ -50,6 +54,8 @@ class Learner:
         seed: int = 0,
         chunk: int | None = None,
     ) -> None:
+        if chunk is not None and chunk < 1:
+            raise UserError(f"A chunk has 1 image or more, found {chunk}; left out, a whole batch passes at once.")
         self.task, self.network, self.forward, self.chunk = task, network, forward, chunk
         like = next(network.parameters())
         self.store = Store(task.needs, seed).to(like)

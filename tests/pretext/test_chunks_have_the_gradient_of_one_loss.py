@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 from bissl_fast.bilevel import HessianOperator, ParameterVector
+from bissl_fast.errors import UserError
 from bissl_fast.models import Network
 from bissl_fast.pretext import TASKS, Learner, PretextTask, SimCLR
 from bissl_fast.pretext.learner import Views
@@ -70,6 +71,11 @@ def assert_same(found: tuple[dict[str, Any], ...], expected: tuple[dict[str, Any
         torch.testing.assert_close(found[0][name], grad, msg=name, rtol=1e-12, atol=1e-12 * scale)
     for name, value in expected[1].items():
         torch.testing.assert_close(found[1][name], value, msg=name, rtol=1e-10, atol=1e-12)
+
+
+def test_a_chunk_without_an_image_is_refused() -> None:
+    with pytest.raises(UserError, match="A chunk has 1 image or more, found 0"):
+        learner_of("simclr", 0)
 
 
 def test_all_tasks_are_here() -> None:
