@@ -22,7 +22,8 @@ from bissl_fast.methods.trial import failure_of, kept_or_tried
 from bissl_fast.ops.krylov import dot, norm
 from bissl_fast.pretext.collapse import alarm
 from bissl_fast.pretext.divergences import DIVERGENCES, DivergenceName
-from bissl_fast.pretext.instances import Instances, InstanceTask, Probabilities, drawing, has_prototypes
+from bissl_fast.pretext.drawing import drawing
+from bissl_fast.pretext.instances import Instances, InstanceTask, Probabilities, has_prototypes
 from bissl_fast.training.files import save_weights
 from bissl_fast.training.loop import Values
 from bissl_fast.training.schedules import set_learning_rate, warmup_cosine
@@ -237,7 +238,7 @@ class GeSSLTask:
     def _hessian(self, task: InstanceTask, bilevel: BilevelSettings) -> HessianOperator:
         """∇²ℓ of a task at the parameters' present values."""
         known = self.operators.get(bilevel.mode)
-        with drawing(task, self.theta.tensors[0].device):
+        with drawing(task.seed, self.theta.tensors[0].device):  # what the passes of the task draw
             if known is None:
                 known = self.operators[bilevel.mode] = bilevel.operator(self.instances.loss, self.theta, [task.given])
             else:
@@ -363,7 +364,7 @@ class GeSSL:
         key = {
             "gessl": replace(settings, steps=steps),
             "bilevel": self.bilevel.deciding() if settings.differentiation in WITH_PRODUCTS else None,
-            **self.pretext.key,
+            "pretext": self.pretext.task,
             "views": run.views,
         }
         start = {} if run.weights is None else {"weights": run.weights.digest}

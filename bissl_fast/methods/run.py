@@ -114,17 +114,18 @@ class Run:
         images = self.settings.images
         return build_backbone(self.settings.backbone, self.seed("backbone"), images.size, images.channels)
 
-    def learner(self, task: PretextTask, start: StageOutput | None = None) -> Learner:
+    def learner(self, task: PretextTask, start: StageOutput | None = None, chunk: int | None = None) -> Learner:
         """The pretext task with a network of its own.
 
         Args:
             task: the pretext task.
             start: the pretext stage that it goes on from; ``None``: the first weights of the run.
+            chunk: images that pass at once; ``None``: all of a batch.
         """
         network = Network(self.backbone(), task.head(self.features, self.seed("projector")))
         if self.weights is not None:
             self.weights.load_into(network.backbone)
-        learner = Learner(task, place(network, self.device), self.forward, self.seed("store"))
+        learner = Learner(task, place(network, self.device), self.forward, self.seed("store"), chunk)
         if start is not None:
             learner.load_state_dict(load_weights(start.folder / "weights.safetensors"))
         return learner
