@@ -185,8 +185,12 @@ def embed(features: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
             "the backbone has collapsed, or the images repeat."
         )
     from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
 
     perplexity = min(30.0, (len(features) - 1) / 3)
     tsne = TSNE(n_components=2, init="pca", perplexity=perplexity, random_state=seed)
-    points: NDArray[np.float32] = tsne.fit_transform(centred).astype(np.float32)
+    with threadpool_limits(
+        1
+    ):  # its steps are so short that threads wait for each other, ten times as long on busy cores
+        points: NDArray[np.float32] = tsne.fit_transform(centred).astype(np.float32)
     return points

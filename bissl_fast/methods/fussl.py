@@ -15,7 +15,7 @@ from torch import nn
 from bissl_fast.data.pipelines.loader import Loader
 from bissl_fast.data.views.parameters import ViewSettings
 from bissl_fast.errors import UserError
-from bissl_fast.methods.checks import require
+from bissl_fast.methods.checks import require, without_effect
 from bissl_fast.methods.cost import Cost, steps_cost
 from bissl_fast.methods.fuzzy_labels import Kind, Memberships, Ties, fuzzy_labels, soft_cross_entropy
 from bissl_fast.methods.labelling import Rule, collapse, label, summary
@@ -110,6 +110,21 @@ class FUSSLSettings:
     def frozen_from(self) -> float:
         """The share of phase 2 after which all but last stage and projector stands still."""
         return 1.0 if self.case == "progressive" else self.trained_whole
+
+    @property
+    def idle(self) -> dict[str, str]:
+        """Settings that do nothing here, and where that is so."""
+        found = {} if self.case == "progressive" else {"rounds": "but with --fussl.case progressive"}
+        if self.case == "progressive":
+            found["trained_whole"] = "with --fussl.case progressive, which freezes nothing"
+        if self.case in ("hard", "soft"):
+            found["ties"] = f"with --fussl.case {self.case}, whose labels are all {self.case}"
+        if self.case == "hard":
+            found["memberships"] = "with --fussl.case hard, which has no soft labels"
+        if self.recipe == "pretext":
+            given = "with --fussl.recipe pretext, whose phase 1 has the rates of --pretrain"
+            found |= dict.fromkeys(("first_rate", "first_rate_epochs"), given)
+        return found
 
     @property
     def controls(self) -> dict[str, float]:
@@ -267,6 +282,8 @@ class FUSSL:
                 f"backbone {run.settings.backbone!r} has layers that cannot be put side by side with others of their "
                 "kind: leave out --fussl.stacked, or choose another --backbone."
             )
+        for sentence in without_effect("fussl", settings, settings.idle):
+            run.say(f"fussl: {sentence}")
         self._tell_recipe(run, settings.turns * first)
         epochs = " or ".join(f"{value:g} ({name})" for name, value in settings.controls.items())
         run.say(f"fussl: a control is the baseline with --pretrain.baseline-epochs {epochs}", "dim")

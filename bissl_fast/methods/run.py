@@ -22,6 +22,7 @@ from bissl_fast.training.environment import describe_environment
 from bissl_fast.training.files import load_weights, write_json
 from bissl_fast.training.loop import Task, run_loop
 from bissl_fast.training.precision import apply_precision, find_device
+from bissl_fast.training.serving import doubts, path
 from bissl_fast.training.stage import StageOutput, run_stage
 from bissl_fast.training.tracking import say
 
@@ -61,6 +62,9 @@ class Run:
             torch.set_num_threads(settings.threads)
         self.device = find_device(settings.device)
         self.forward = apply_precision(settings.precision, self.device)
+        self.say(path(settings.precision, self.device), "dim")
+        for sentence in doubts("--precision", settings.precision, self.device):
+            self.say(sentence)
         images = settings.images
         self.features = probe_features(settings.backbone, images.size, images.channels)
         for small in {view.size for view in views} - {images.size}:

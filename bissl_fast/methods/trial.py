@@ -19,6 +19,7 @@ from bissl_fast.models.separate import random_state
 from bissl_fast.pretext import Learner, PretextTask
 from bissl_fast.pretext.drawing import drawing
 from bissl_fast.training.files import make_folder, write_json
+from bissl_fast.training.serving import doubts
 
 RANDOM = "the network draws random numbers in its pass (dropout, drop path), which a trace would repeat for ever"
 OTHERWISE = {
@@ -61,7 +62,7 @@ def usable(bilevel: BilevelSettings, learner: Learner, views: Sequence[ViewSetti
 def kept_or_tried(run: Run, bilevel: BilevelSettings, task: PretextTask, images: int | None = None) -> BilevelSettings:
     """The answer of :func:`usable`, kept in a run: a run that goes on must not wait for a trace of minutes again.
 
-    A sentence, if there is one, is told.
+    Sentences about it and about the number format of products are told, if there are any.
 
     Args:
         run: its ``trial.json`` keeps the answer; one that was kept for anything else is not taken.
@@ -72,6 +73,8 @@ def kept_or_tried(run: Run, bilevel: BilevelSettings, task: PretextTask, images:
     Raises:
         UserError: as :func:`usable`, or if a product of so many images needs more memory than its budget.
     """
+    for sentence in doubts("--bilevel.products-dtype", bilevel.products_dtype, run.device):
+        run.say(sentence)
     record = run.folder / "trial.json"
     about = {name: run.environment[name] for name in ("bissl-fast", "packages", "device")}
     about |= {"backbone": run.settings.backbone, "pretext": [task.name, asdict(task)]}

@@ -130,6 +130,7 @@ def test_doctor_tells_versions_and_backends(capsys: pytest.CaptureFixture[str]) 
     assert main(["doctor"]) == 0
     output = capsys.readouterr().out
     assert all(word in output for word in ("torch", "timm", "threads", "backend reference", "backend cpp"))
+    assert all(word in output for word in ("batch norm", "NT-Xent", "convolutions", "bfloat16", "float16"))
 
 
 def test_help_of_train_shows_the_values_of_the_chosen_preset(capsys: pytest.CaptureFixture[str]) -> None:

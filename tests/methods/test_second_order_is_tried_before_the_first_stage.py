@@ -151,6 +151,7 @@ def test_a_run_keeps_the_answer_and_asks_again_where_anything_else_is_asked(tmp_
         environment = {"bissl-fast": version, "packages": {}, "device": "cpu"}
         run = SimpleNamespace(
             folder=tmp_path / "run",
+            device=torch.device("cpu"),
             environment=environment,
             settings=SimpleNamespace(backbone="own"),
             views=VIEWS,

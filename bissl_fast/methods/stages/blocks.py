@@ -44,7 +44,7 @@ class BlocksTask:
         else:
             done = self._together(index, own)
         losses = torch.stack([torch.as_tensor(values["loss"]) for values in done])
-        worst = {name: min(values[name] for values in done) for name in done[0] if name not in ("loss", "lr")}
+        worst = {name: min(values[name] for values in done) for name in done[0] if name not in ("loss", "lr")}  # type: ignore[type-var]
         return {"loss": losses.mean(), "lr": done[0]["lr"], "block_losses": losses, **worst}
 
     @staticmethod
