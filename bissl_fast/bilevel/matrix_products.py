@@ -140,21 +140,25 @@ def merge_weight_gradients(graph: fx.Graph, total: fx.Node) -> None:
 
 def weight_gradient(graph: fx.Graph, weight: fx.Node, pairs: Any) -> fx.Node:
     """Of pairs of a convolution and the gradient behind it: the sum of their weight gradients, a matrix product."""
-    patches = [call(graph, columns, c.image, *kernel_of(c), c.stride, c.padding) for c, _ in pairs]
-    gradients = [call(graph, as_rows, gradient) for _, gradient in pairs]
-    if len(pairs) > 1:
-        patches, gradients = [call(graph, torch.cat, patches)], [call(graph, torch.cat, gradients)]
-    product = call(graph, torch.mm, call(graph, torch.t, gradients[0]), patches[0])
-    return call(graph, as_filters, product, tuple(weight.meta["val"].shape))
+    like = pairs[0][0]
+    image, gradient = both(graph, [found.image for found, _ in pairs]), both(graph, [behind for _, behind in pairs])
+    patches = call(graph, columns, image, *kernel_of(like), like.stride, like.padding)
+    product = call(graph, torch.mm, call(graph, as_rows_transposed, gradient), patches)
+    return call(graph, as_images, product, tuple(weight.meta["val"].shape))
+
+
+def both(graph: fx.Graph, batches: list[fx.Node]) -> fx.Node:
+    """One batch of all."""
+    return call(graph, torch.cat, batches) if len(batches) > 1 else batches[0]
 
 
 def gradient_of_both(graph: fx.Graph, passes: list[fx.Node]) -> fx.Node:
     """The weight gradient of two backward passes, over one batch of both."""
     gradients, images = zip(*(node.args[:2] for node in passes), strict=True)
-    joined = [call(graph, torch.cat, list(tensors)) for tensors in (gradients, images)]
-    both = graph.call_function(aten.convolution_backward.default, (*joined, *passes[0].args[2:]))
-    both.meta["val"] = passes[0].meta["val"]
-    return call(graph, operator.getitem, both, 1)
+    joined = [both(graph, list(batches)) for batches in (gradients, images)]
+    merged = graph.call_function(aten.convolution_backward.default, (*joined, *passes[0].args[2:]))
+    merged.meta["val"] = passes[0].meta["val"]
+    return call(graph, operator.getitem, merged, 1)
 
 
 def is_reversible(found: Convolution) -> bool:
@@ -183,20 +187,15 @@ def columns(x: torch.Tensor, height: int, width: int, stride: Any, padding: Any)
     return patches.reshape(n * down * right, height * width * c)
 
 
-def as_rows(x: torch.Tensor) -> torch.Tensor:
-    """Channels-last ``(N, C, H, W)`` as ``(N H W, C)``; copies nothing."""
-    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+def as_rows_transposed(x: torch.Tensor) -> torch.Tensor:
+    """Channels-last ``(N, C, H, W)`` as ``(C, N H W)``; copies nothing."""
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]).t()
 
 
 def as_images(rows: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    """``(N H W, C)`` as channels-last images of a shape; copies nothing."""
+    """``(N H W, C)`` as channels-last images ``(N, C, H, W)``, or filters; copies nothing."""
     n, c, h, w = shape
     return rows.view(n, h, w, c).permute(0, 3, 1, 2)
-
-
-def as_filters(rows: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    """``(K, k k C)`` as channels-last filters of a shape; copies nothing."""
-    return as_images(rows, shape)
 
 
 def filters_in_columns(weight: torch.Tensor) -> torch.Tensor:
@@ -206,4 +205,5 @@ def filters_in_columns(weight: torch.Tensor) -> torch.Tensor:
 
 def filters_reversed(weight: torch.Tensor) -> torch.Tensor:
     """Filters ``(K, C, k, k)`` turned around, ``(k k K, C)``: what carries a gradient back to the image."""
-    return weight.flip(2, 3).permute(2, 3, 0, 1).reshape(-1, weight.shape[1])
+    height, width = weight.shape[2:]
+    return torch.cat([weight[:, :, i, j] for i in reversed(range(height)) for j in reversed(range(width))])

@@ -40,6 +40,7 @@ def simplify(graph: fx.Graph) -> None:
         if (same := stands_for(node)) is not None:
             node.replace_all_uses_with(same)
     merge_casts(graph)
+    lay_out_casts(graph)
     skip_absent(graph)
     graph.eliminate_dead_code()
     narrow_backward(graph)
@@ -80,6 +81,19 @@ def merge_casts(graph: fx.Graph) -> None:
             first = seen.setdefault((node.args, tuple(node.kwargs.items())), node)
             if first is not node:
                 node.replace_all_uses_with(first)
+
+
+def lay_out_casts(graph: fx.Graph) -> None:
+    """Bring a tangent that is cast to the layout which the trace has seen, once for all of its readers.
+
+    It is a piece of a vector, plain, while the trace has seen one laid out like its parameter.
+    """
+    for node in list(graph.nodes):
+        if node.target is aten._to_copy.default and node.args[0].op == "placeholder" and is_channels_last(node):
+            with graph.inserting_after(node):
+                laid = graph.call_function(torch.Tensor.contiguous, (node,), {"memory_format": torch.channels_last})
+            laid.meta["val"] = node.meta["val"]
+            node.replace_all_uses_with(laid, delete_user_cb=lambda user, laid=laid: user is not laid)
 
 
 def skip_absent(graph: fx.Graph) -> None:
