@@ -73,7 +73,7 @@ def is_channels_last(value: torch.Tensor) -> bool:
 
 def in_bfloat16(node: fx.Node) -> bool:
     """Whether a node is in bfloat16 and this CPU has fast matrix products in it."""
-    return node.meta["val"].dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return bool(node.meta["val"].dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def call(graph: fx.Graph, function: Any, *args: Any) -> fx.Node:
