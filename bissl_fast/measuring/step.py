@@ -30,6 +30,7 @@ from bissl_fast.models import Network, build_backbone, probe_features
 from bissl_fast.ops.lars.reference import LarsSettings, lars_step
 from bissl_fast.ops.nt_xent.reference import nt_xent_loss
 from bissl_fast.pretext import SimCLR
+from bissl_fast.training.allocator import keep_freed_memory
 from bissl_fast.training.precision import Precision, apply_precision
 
 OURS, FLOOR = "ours", "floor"
@@ -90,6 +91,7 @@ def steps_of(case: Case, precisions: Sequence[Precision], compiled: bool = True)
         precisions: of forward and backward passes.
         compiled: with the compiled peer, too.
     """
+    keep_freed_memory()  # as the loop of every stage does; peers gain by it, too
     loss = lightly_loss()
     peer = "plain NT-Xent" if loss is None else "lightly"
     steps: Steps = {}

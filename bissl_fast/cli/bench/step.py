@@ -91,9 +91,9 @@ def run(arguments: Sequence[str]) -> None:
 
 TITLES = {"steps": "Steps on views that are there", "loops": "Steps with the making of their views"}
 NOTE = (
-    "Peers: timm's network, view after view, LARS tensor after tensor; in the second table torchvision's views of Pillow "
-    "images from a DataLoader. Floor: the step's convolutions and matrix products at the rate of a large convolution in "
-    "this run. Waiting: until a batch was handed over."
+    "Peers: timm's network, view after view, LARS tensor after tensor; in the second table torchvision's views of "
+    "Pillow images from a DataLoader. Floor: the step's convolutions and matrix products at the rate of a large "
+    "convolution in this run. Waiting: until a batch was handed over."
 )
 
 
