@@ -43,8 +43,8 @@ HOST_DEVICE_INLINE void store(float value, float* out) { *out = value; }
 // To the nearest bfloat16, ties to even. A NaN stays one: rounded up, one whose bits are all set would be a zero.
 HOST_DEVICE_INLINE void store(float value, BFloat16* out) {
   const auto bits = std::bit_cast<uint32_t>(value);
-  const uint32_t rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
-  *out = static_cast<BFloat16>((bits & 0x7FFFFFFF) > 0x7F800000 ? 0x7FC0 : rounded);
+  const uint32_t rounded = bits + 0x7FFF + ((bits >> 16) & 1);
+  *out = static_cast<BFloat16>(((bits & 0x7FFFFFFF) > 0x7F800000 ? 0x7FC00000 : rounded) >> 16);
 }
 
 // To the nearest float16, ties to even. A NaN stays one; what is too large becomes infinite.

@@ -17,28 +17,38 @@ INLINE void known(bool condition, const Work& work) {
   }
 }
 
-// A NaN in the mask passes, so that it stays visible.
+// Both are read first: a read on condition costs more. A NaN in the mask passes, so that it stays visible.
 template <bool kMasked, class T>
-INLINE Wide<T> at(const T* values, const T* mask, int64_t k) {
-  if constexpr (kMasked) return load(mask[k]) <= 0 ? Wide<T>{0} : load(values[k]);
-  return load(values[k]);
+INLINE T stored_at(const T* values, const T* mask, int64_t k) {
+  const T value = values[k];
+  if constexpr (kMasked) return load(mask[k]) <= 0 ? T{0} : value;
+  return value;
 }
 
-// columns += value(k, j) over the rows, for element k of column j: of four rows in T, of all in double.
-template <class Value>
-INLINE void add_columns(const Tile& tile, double* columns, const Value& value) {
+template <bool kMasked, class T>
+INLINE Wide<T> at(const T* values, const T* mask, int64_t k) {
+  return load(stored_at<kMasked>(values, mask, k));
+}
+
+// Calls add(j, over_rows) for column j of four rows at a time: over_rows(value) sums value(k) over the elements k of the
+// column in these rows, in its own type. What add sums up over the calls is to be double.
+template <class Add>
+INLINE void add_columns(const Tile& tile, const Add& add) {
   const int64_t cols = tile.cols(), stride = tile.stride, whole = tile.rows & ~int64_t{3};
   for (int64_t i = 0; i < whole; i += 4) {
-    const int64_t k = i * stride;
+    const int64_t row = i * stride;
 #pragma omp simd
     for (int64_t j = 0; j < cols; ++j) {
-      columns[j] += (value(k + j, j) + value(k + stride + j, j)) +
-                    (value(k + 2 * stride + j, j) + value(k + 3 * stride + j, j));
+      const int64_t k = row + j;
+      add(j, [=](const auto& value) INLINE_LAMBDA {
+        return (value(k) + value(k + stride)) + (value(k + 2 * stride) + value(k + 3 * stride));
+      });
     }
   }
   for (int64_t i = whole; i < tile.rows; ++i) {
+    const int64_t row = i * stride;
 #pragma omp simd
-    for (int64_t j = 0; j < cols; ++j) columns[j] += value(i * stride + j, j);
+    for (int64_t j = 0; j < cols; ++j) add(j, [=](const auto& value) INLINE_LAMBDA { return value(row + j); });
   }
 }
 
@@ -57,41 +67,58 @@ INLINE void fold(const Tile& tile, const double* columns, double* sums) {
   }
 }
 
+// A sum for each column of a tile.
+struct ColumnSums {
+  alignas(64) double values[kMaxCols];
+
+  INLINE explicit ColumnSums(const Tile& tile) {
+    for (int64_t j = 0; j < tile.cols(); ++j) values[j] = 0;
+  }
+  INLINE double& operator[](int64_t j) { return values[j]; }
+};
+
 template <class T>
 INLINE void add_values_body(const Tile& tile, const T* x, double* sums) {
-  alignas(64) double columns[kMaxCols] = {};
-  add_columns(tile, columns, [&](int64_t k, int64_t) INLINE_LAMBDA { return load(x[k]); });
-  fold(tile, columns, sums);
+  ColumnSums columns(tile);
+  add_columns(tile, [&](int64_t j, const auto& over_rows) INLINE_LAMBDA {
+    columns[j] += over_rows([&](int64_t k) INLINE_LAMBDA { return load(x[k]); });
+  });
+  fold(tile, columns.values, sums);
 }
 
 template <class T>
 INLINE void add_squares_body(const Tile& tile, const T* x, const Wide<T>* centre, double* sums) {
-  alignas(64) double columns[kMaxCols] = {};
-  add_columns(tile, columns, [&](int64_t k, int64_t j) INLINE_LAMBDA {
-    const Wide<T> distance = load(x[k]) - centre[j];
-    return distance * distance;
+  ColumnSums columns(tile);
+  add_columns(tile, [&](int64_t j, const auto& over_rows) INLINE_LAMBDA {
+    columns[j] += over_rows([&](int64_t k) INLINE_LAMBDA {
+      const Wide<T> distance = load(x[k]) - centre[j];
+      return distance * distance;
+    });
   });
-  fold(tile, columns, sums);
+  fold(tile, columns.values, sums);
 }
 
 template <bool kMasked, class T>
 INLINE void add_moments_body(const Tile& tile, Masked<T> g, const T* x, const Wide<T>* mean, double* sums,
                              double* products) {
-  alignas(64) double columns[kMaxCols] = {}, weighted[kMaxCols] = {};
-  add_columns(tile, columns, [&](int64_t k, int64_t) INLINE_LAMBDA { return at<kMasked>(g.values, g.mask, k); });
-  add_columns(tile, weighted, [&](int64_t k, int64_t j) INLINE_LAMBDA {
-    return at<kMasked>(g.values, g.mask, k) * (load(x[k]) - mean[j]);
+  ColumnSums columns(tile), weighted(tile);
+  add_columns(tile, [&](int64_t j, const auto& over_rows) INLINE_LAMBDA {
+    columns[j] += over_rows([&](int64_t k) INLINE_LAMBDA { return at<kMasked>(g.values, g.mask, k); });
+    weighted[j] += over_rows([&](int64_t k) INLINE_LAMBDA {
+      return at<kMasked>(g.values, g.mask, k) * (load(x[k]) - mean[j]);
+    });
   });
-  fold(tile, columns, sums);
-  fold(tile, weighted, products);
+  fold(tile, columns.values, sums);
+  fold(tile, weighted.values, products);
 }
 
 template <bool kMasked, class T>
 INLINE void add_products_body(const Tile& tile, Masked<T> g, const T* t, double* products) {
-  alignas(64) double columns[kMaxCols] = {};
-  add_columns(tile, columns,
-              [&](int64_t k, int64_t) INLINE_LAMBDA { return at<kMasked>(g.values, g.mask, k) * load(t[k]); });
-  fold(tile, columns, products);
+  ColumnSums columns(tile);
+  add_columns(tile, [&](int64_t j, const auto& over_rows) INLINE_LAMBDA {
+    columns[j] += over_rows([&](int64_t k) INLINE_LAMBDA { return at<kMasked>(g.values, g.mask, k) * load(t[k]); });
+  });
+  fold(tile, columns.values, products);
 }
 
 template <bool kResidual, bool kRelu, class T>
@@ -145,7 +172,7 @@ INLINE void write_masked_body(const Tile& tile, Masked<T> g, T* out) {
   for (int64_t i = 0; i < tile.rows; ++i) {
     const int64_t row = i * tile.stride;
 #pragma omp simd
-    for (int64_t j = 0; j < tile.cols(); ++j) store(at<kMasked>(g.values, g.mask, row + j), out + row + j);
+    for (int64_t j = 0; j < tile.cols(); ++j) out[row + j] = stored_at<kMasked>(g.values, g.mask, row + j);
   }
 }
 
