@@ -8,6 +8,7 @@ from torch import nn
 
 from bissl_fast.errors import UserError
 from bissl_fast.models.fused import fuse_batch_norm
+from bissl_fast.models.small_maps import quick_on_small_maps
 from bissl_fast.models.twice import differentiable_twice
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
@@ -124,7 +125,7 @@ def made(name: str, options: dict[str, Any]) -> nn.Module:
     import timm
 
     backbone: nn.Module = timm.create_model(name, pretrained=False, num_classes=0, **options)
-    return fuse_batch_norm(differentiable_twice(backbone))
+    return quick_on_small_maps(fuse_batch_norm(differentiable_twice(backbone)))
 
 
 def shape_of_features(name: str, options: dict[str, Any], size: int, channels: int = 3) -> torch.Size:
