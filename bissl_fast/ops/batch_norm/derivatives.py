@@ -81,13 +81,12 @@ class BatchNorm(TwiceDifferentiable):
         return dx, dweight, dbias, dresidual if ctx.with_residual else None, None, None, None, None
 
     @staticmethod
-    def jvp(
-        ctx: Any, x_t: Tensor | None, weight_t: Tensor | None, bias_t: Tensor | None, residual_t: Tensor | None, *_: None
-    ) -> tuple[Tensor, None, None]:
+    def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor, None, None]:
         refuse_forward_over_forward(FORWARD_TWICE)
-        x = ctx.saved_tensors[0]
-        tangents = (in_dtype_of(x, x_t), weight_t, bias_t, in_dtype_of(x, residual_t))
-        out_t = BatchNormTangent.apply(*tangents, *ctx.saved_tensors, *ctx.settings)
+        x_t, weight_t, bias_t, residual_t = tangents[:4]
+        x, *_ = ctx.saved_tensors
+        along = (in_dtype_of(x, x_t), weight_t, bias_t, in_dtype_of(x, residual_t))
+        out_t = BatchNormTangent.apply(*along, *ctx.saved_tensors, *ctx.settings)
         return out_t, None, None
 
 
@@ -196,7 +195,7 @@ class BatchNormGradient(TwiceDifferentiable):
         ctx: Any, grad_out_t: Tensor | None, x_t: Tensor | None, weight_t: Tensor | None, *_: None
     ) -> tuple[Tensor | None, ...]:
         refuse_forward_over_forward(FORWARD_TWICE)
-        grad_out = ctx.saved_tensors[0]
+        grad_out, *_ = ctx.saved_tensors
         along = (in_dtype_of(grad_out, grad_out_t), in_dtype_of(grad_out, x_t), weight_t)
         tangents = BatchNormProduct.apply(*along, *ctx.saved_tensors, *ctx.settings, ctx.with_residual)
         dx_t, dresidual_t, dweight_t, dbias_t = tangents

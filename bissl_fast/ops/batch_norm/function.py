@@ -2,7 +2,6 @@
 
 import math
 
-import torch
 from torch import Tensor
 
 from bissl_fast.ops.backend import DTYPES, REBUILD, choose_among
