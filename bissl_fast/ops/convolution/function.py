@@ -29,13 +29,14 @@ def serves(x: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> bool:
         stride: of both axes.
         padding: with zeros, of both axes.
     """
+    if torch.compiler.is_compiling():
+        return False
     if x.device.type != "cpu" or x.dtype != torch.bfloat16 or not x.is_contiguous(memory_format=torch.channels_last):
         return False
     height, width = result_size(x, weight, stride, padding)
     if height * width > MOST_PIXELS:
         return False
-    transformed = torch._C._functorch.peek_interpreter_stack() is not None
-    return not (transformed or tangents_count() or torch.compiler.is_compiling())
+    return torch._C._functorch.peek_interpreter_stack() is None and not tangents_count()
 
 
 def small_map_convolution(x: Tensor, weight: Tensor, stride: Pair = (1, 1), padding: Pair = (0, 0)) -> Tensor:
