@@ -139,12 +139,13 @@ def measure_loops(case: Case, images: ImageSet, steps: Steps, seconds: float, wo
         workers: processes of the peer's loader.
     """
     for way, step in steps.items():
-        with views_of_ours(case, images) if way[0] == OURS else views_of_torchvision(case, images, workers) as made:
-            yield looped(way, step, made, case, seconds)
+        ours = way[0] == OURS
+        with views_of_ours(case, images) if ours else views_of_torchvision(case, images, workers) as made:
+            yield looped(way, step, made, case, seconds, 1 if ours else MADE_AHEAD * workers)
 
 
-def looped(way: Way, step: Step, made: Iterator[Views], case: Case, seconds: float) -> Cost:
-    """So many seconds of steps on views as they come; those that lay ready when the loop began are not timed."""
+def looped(way: Way, step: Step, made: Iterator[Views], case: Case, seconds: float, ready: int) -> Cost:
+    """So many seconds of steps on views as they come, without the batches that are ready before the first step."""
 
     def call() -> float:
         start = time.perf_counter()
@@ -153,7 +154,7 @@ def looped(way: Way, step: Step, made: Iterator[Views], case: Case, seconds: flo
         step(views)
         return waited
 
-    block(call, MADE_AHEAD, case.device)
+    block(call, ready, case.device)
     first, _ = block(call, 1, case.device)
     took, waiting = block(call, max(2, round(seconds / first)), case.device)
     return Cost(*way, took, case.pairs / took, None, waiting / took)
