@@ -21,18 +21,26 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageFilter
-from torch.utils.data import DataLoader, Dataset, RandomSampler
-from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms import v2
 
-Images = npt.NDArray[np.uint8]  # (M, H, W, 3)
-Views = tuple[torch.Tensor, torch.Tensor]
+from bissl_fast.measuring.torchvision_views import (
+    BLUR,
+    JITTER,
+    MEAN,
+    SCALE,
+    SIGMA,
+    SOLARIZE,
+    STD,
+    Images,
+    Pairs,
+    Views,
+    from_workers,
+    pillow_pairs,
+    torchvision_recipe,
+)
+
 Peer = Callable[[Images, int, int, torch.device], Iterator[Views]]  # images, size, batch size, device
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-SCALE, SIGMA = (0.08, 1.0), (0.1, 2.0)
-JITTER = (0.4, 0.4, 0.2, 0.1)  # brightness, contrast, saturation, hue
-BLUR, SOLARIZE = (1.0, 0.1), (0.0, 0.2)  # probabilities in the first and the second view
 CORES = 2
 MOST_WORKERS = 16  # each holds two batches of 226 MB, at 1024 images, in /dev/shm
 
@@ -60,63 +68,13 @@ def sampled(count: int, batch_size: int) -> Iterator[npt.NDArray[np.int64]]:
         yield generator.integers(count, size=batch_size)
 
 
-class PillowBlur(torch.nn.Module):
-    """The blur of VICReg's released code: Pillow's, with a random radius."""
-
-    def forward(self, image: Image.Image) -> Image.Image:
-        return image.filter(ImageFilter.GaussianBlur(radius=float(np.random.uniform(*SIGMA))))
-
-
-def torchvision_recipe(size: int, view: int, blur: torch.nn.Module, to_tensor: list[torch.nn.Module]) -> v2.Compose:
-    """The recipe in torchvision v2, for one image."""
-    return v2.Compose(
-        [
-            v2.RandomResizedCrop(size, scale=SCALE, interpolation=InterpolationMode.BICUBIC, antialias=True),
-            v2.RandomHorizontalFlip(0.5),
-            v2.RandomApply([v2.ColorJitter(*JITTER)], p=0.8),
-            v2.RandomGrayscale(0.2),
-            v2.RandomApply([blur], p=BLUR[view]),
-            v2.RandomSolarize(threshold=128, p=SOLARIZE[view]),
-            *to_tensor,
-            v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(MEAN, STD),
-        ]
-    )
-
-
-class Pairs(Dataset[Views]):
-    """Two views per image of a map-style data set.
-
-    Args:
-        images: (M, H, W, 3) uint8.
-        opened: what the recipe gets of one (H, W, 3) image.
-        recipes: one per view.
-    """
-
-    def __init__(self, images: Images, opened: Callable[[Images], Any], recipes: tuple[v2.Compose, v2.Compose]) -> None:
-        self.images, self.opened, self.recipes = images, opened, recipes
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Views:
-        image = self.opened(self.images[index])
-        return self.recipes[0](image), self.recipes[1](image)
-
-
-def from_workers(pairs: Pairs, batch_size: int, device: torch.device) -> Iterator[Views]:
-    """Batches from worker processes, which torch gives a thread each. An epoch never ends, so none is started twice."""
-    sampler = RandomSampler(pairs, replacement=True, num_samples=1 << 40)
-    yield from DataLoader(pairs, batch_size, sampler=sampler, num_workers=threads_for(device))
-
-
 def torchvision_tensors(images: Images, size: int, batch_size: int, device: torch.device) -> Iterator[Views]:
     """Image by image on uint8 tensors, each with its own parameters: in workers, or one after the other on the GPU."""
     blur = v2.GaussianBlur(kernel_of(size), SIGMA)
     recipes = torchvision_recipe(size, 0, blur, []), torchvision_recipe(size, 1, blur, [])
     if device.type == "cpu":
         pairs = Pairs(images, lambda image: torch.from_numpy(image).permute(2, 0, 1), recipes)
-        yield from from_workers(pairs, batch_size, device)
+        yield from from_workers(pairs, batch_size, threads_for(device))
     tensors = torch.from_numpy(images).permute(0, 3, 1, 2).to(device)
     for samples in sampled(len(images), batch_size):
         chosen = [tensors[i] for i in samples.tolist()]
@@ -126,11 +84,7 @@ def torchvision_tensors(images: Images, size: int, batch_size: int, device: torc
 
 def torchvision_pillow(images: Images, size: int, batch_size: int, device: torch.device) -> Iterator[Views]:
     """Image by image on Pillow images, as VICReg's released code, in workers."""
-    recipes = (
-        torchvision_recipe(size, 0, PillowBlur(), [v2.ToImage()]),
-        torchvision_recipe(size, 1, PillowBlur(), [v2.ToImage()]),
-    )
-    for first, second in from_workers(Pairs(images, Image.fromarray, recipes), batch_size, device):
+    for first, second in from_workers(pillow_pairs(images, size), batch_size, threads_for(device)):
         yield first.to(device), second.to(device)
 
 

@@ -1,7 +1,5 @@
-"""A pretext step of SimCLR and LARS, as training runs it, beside the same step in plain PyTorch, in turns.
+"""The steps of `bissl-fast bench step`, ours and plain PyTorch's in turns, and on a GPU without the host.
 
-Ours: fused batch norms, both views in one pass, the fused NT-Xent, LARS in one call. The peers: timm's own network,
-view after view, NT-Xent in plain PyTorch and LARS tensor after tensor; eagerly, and with network and loss compiled.
 On CUDA also what the device works in one step of either (`busy_ms`) and in how many launches (`kernels`): where a step
 takes longer, the host is what costs. And ours as one CUDA graph, `ours_replayed_ms`, or why it cannot be captured.
 All are channels-last and in the same number format, on views of noise that wait on the device. With ``--fed`` also
@@ -22,16 +20,10 @@ import torch
 from benchmarks.gpu_augment import pictures, wait_share
 from benchmarks.gpu_report import Report, add_budget, place
 from benchmarks.gpu_timing import device_work, replay_ms
-from benchmarks.reference_alternation import lars_step
-from bissl_fast.measuring.feeding import Views, pretext_step
-from bissl_fast.measuring.products import plain_twin
+from bissl_fast.measuring.feeding import pretext_step
+from bissl_fast.measuring.step import Case, Step, noise, plain_step
 from bissl_fast.measuring.timing import best_of
-from bissl_fast.models import Network, build_backbone, probe_features
-from bissl_fast.ops.nt_xent.reference import nt_xent_loss
-from bissl_fast.pretext import OptimizerSettings, SimCLR
-from bissl_fast.training.precision import Precision, apply_precision
-
-Step = Callable[[Views], object]
+from bissl_fast.training.precision import Precision
 
 
 def main() -> None:
@@ -71,15 +63,10 @@ def measure(arguments: argparse.Namespace) -> None:
 
 def beside(arguments: argparse.Namespace, device: torch.device, precision: Precision, compiled: bool) -> dict[str, Any]:
     """Times of a step of ours and of a peer's."""
-    generator = torch.Generator().manual_seed(0)
-    shape = (arguments.pairs, 3, arguments.size, arguments.size)
-    views = tuple(
-        torch.randn(shape, generator=generator).to(device, memory_format=torch.channels_last) for _ in range(2)
-    )
-    steps = {
-        "ours": pretext_step(arguments.backbone, arguments.size, device, precision),
-        "peer": plain_step(arguments.backbone, arguments.size, device, precision, compiled),
-    }
+    case = Case(arguments.backbone, arguments.size, arguments.pairs, device)
+    views = noise(case)
+    given = (case.backbone, case.size, device, precision)
+    steps = {"ours": pretext_step(*given), "peer": plain_step(*given, compiled)}
 
     def several(step: Step) -> None:
         for _ in range(arguments.steps):
@@ -106,30 +93,6 @@ def on_the_device(steps: dict[str, Callable[[], object]], device: torch.device) 
         except RuntimeError as error:
             found |= {"ours_replayed_ms": None, "ours_not_captured": str(error).strip().partition("\n")[0]}
     return found
-
-
-def plain_step(backbone: str, size: int, device: torch.device, precision: Precision, compiled: bool) -> Step:
-    """The step of :func:`bissl_fast.measuring.feeding.pretext_step` from the same weights, in plain PyTorch."""
-    task = SimCLR()
-    ours = Network(build_backbone(backbone, 0, size), task.head(probe_features(backbone, size), 0)).to(device)
-    network = plain_twin(backbone, size, ours)
-    parameters = list(network.parameters())
-    momenta = [torch.zeros_like(p) for p in parameters]
-    forward = apply_precision(precision, device)
-
-    def loss(views: Views) -> torch.Tensor:
-        with forward():
-            first, second = (network(view) for view in views)
-        return nt_xent_loss(first.float(), second.float(), task.temperature)
-
-    loss_of = torch.compile(loss, dynamic=False) if compiled else loss
-
-    def step(views: Views) -> None:
-        gradients = torch.autograd.grad(loss_of(views), parameters)
-        for p, m, g in zip(parameters, momenta, gradients, strict=True):
-            lars_step(OptimizerSettings(), p, m, g, 0.1)
-
-    return step
 
 
 if __name__ == "__main__":

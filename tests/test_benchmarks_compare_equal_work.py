@@ -13,6 +13,7 @@ from torch.autograd.profiler_util import Interval
 
 from benchmarks import gpu_nt_xent, gpu_timing, step
 from bissl_fast.measuring import feeding
+from bissl_fast.measuring import step as measured
 
 
 @pytest.fixture(autouse=True)
@@ -33,9 +34,9 @@ def test_a_step_of_ours_and_of_plain_pytorch_end_at_the_same_weights(monkeypatch
         return made
 
     monkeypatch.setattr(feeding, "Network", kept("ours", feeding.Network))
-    monkeypatch.setattr(step, "plain_twin", kept("plain", step.plain_twin))
+    monkeypatch.setattr(measured, "plain_twin", kept("plain", measured.plain_twin))
     device = torch.device("cpu")
-    steps = [feeding.pretext_step("resnet18", 32, device), step.plain_step("resnet18", 32, device, "fp32", False)]
+    steps = [feeding.pretext_step("resnet18", 32, device), measured.plain_step("resnet18", 32, device, "fp32", False)]
     before = {name: p.detach().clone() for name, p in networks["ours"].named_parameters()}
     generator = torch.Generator().manual_seed(0)
     views = tuple(torch.randn(8, 3, 32, 32, generator=generator) for _ in range(2))

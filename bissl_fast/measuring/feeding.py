@@ -112,16 +112,16 @@ def _alternate(step: Callable[[Views], object], loader: Loader, seconds: float, 
         step(ready)
         return 0.0
 
-    first, _ = _block(fed, 1, device)
+    first, _ = block(fed, 1, device)
     steps = max(1, int(seconds / (2 * TURNS * first)) - 1)
-    pairs = [(_block(alone, steps, device), _block(fed, steps, device)) for _ in range(TURNS)]
+    pairs = [(block(alone, steps, device), block(fed, steps, device)) for _ in range(TURNS)]
     without, _ = statistics.median_low(first for first, _ in pairs)
     whole, waiting = statistics.median_low(second for _, second in pairs)
     return Feeding(without, whole, waiting, steps * TURNS)
 
 
-def _block(call: Callable[[], float], steps: int, device: torch.device) -> tuple[float, float]:
-    """Mean seconds of a step, and of waiting in it."""
+def block(call: Callable[[], float], steps: int, device: torch.device) -> tuple[float, float]:
+    """Mean seconds of a step, and of what its call says that it waited; one step before them is not timed."""
     call()
     wait_for(device)
     start = time.perf_counter()

@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 
 from bissl_fast.errors import UserError
+from bissl_fast.training.allocator import keep_freed_memory
 from bissl_fast.training.clock import Clock
 from bissl_fast.training.files import load_checkpoint, save_checkpoint
 from bissl_fast.training.interruption import Interrupted, Interruption
@@ -82,6 +83,7 @@ def run_loop(
         NonFiniteError: names the term; the last good checkpoint stays.
         UserError: if the checkpoint belongs to another model or the disk is full.
     """
+    keep_freed_memory()
     _Loop(task, folder, device, seed, settings, console, watch).run()
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from bissl_fast.models import build_backbone, trim_convolutions
-from bissl_fast.models.trimmed import TrimmedConv2d, met_taps
+from bissl_fast.models import build_backbone, quick_on_small_maps
+from bissl_fast.models.small_maps import SmallMapConv2d, met_taps
 
 
 def derivatives(layer: nn.Conv2d, x: torch.Tensor) -> list[torch.Tensor]:
@@ -31,8 +31,8 @@ def test_values_and_two_derivatives_are_those_of_the_whole_filter(kernel: int, g
             continue  # PyTorch refuses
         cut += any(met_taps(n, k, stride, padding) != slice(0, k) for n, k in zip(x.shape[2:], taps, strict=True))
         expected = derivatives(whole, x)
-        trimmed = trim_convolutions(whole)
-        assert type(trimmed) is TrimmedConv2d
+        trimmed = quick_on_small_maps(whole)
+        assert type(trimmed) is SmallMapConv2d
         torch.testing.assert_close(derivatives(trimmed, x), expected, rtol=1e-11, atol=1e-11)
     assert cut > 2
 
@@ -57,7 +57,7 @@ def test_only_plain_convolutions_padded_by_zeros_are_trimmed() -> None:
         pass
 
     layers = [Own(2, 2, 3), nn.Conv2d(2, 2, 3, padding=1, padding_mode="reflect"), nn.Conv2d(2, 2, 3, padding="same")]
-    names = [type(layer).__name__ for layer in trim_convolutions(nn.Sequential(*layers))]
-    assert names == ["Own", "Conv2d", "TrimmedConv2d"]
+    names = [type(layer).__name__ for layer in quick_on_small_maps(nn.Sequential(*layers))]
+    assert names == ["Own", "Conv2d", "SmallMapConv2d"]
     x = torch.randn(1, 2, 1, 1)
     torch.testing.assert_close(layers[2](x), nn.Conv2d.forward(layers[2], x))

@@ -8,6 +8,7 @@ SUBJECTS = {
     "data": "views per second of every pipeline, the wait of a training step for its data, the building of a cache",
     "nt-xent": "the contrastive loss beside PyTorch, torch.compile and lightly",
     "products": "Hessian-vector products beside a gradient, and what they hold in memory",
+    "step": "a training step, and the loop from images to steps, beside timm's, lightly's and torchvision's",
 }
 
 
@@ -30,5 +31,9 @@ def bench_command(arguments: Sequence[str]) -> None:
         from bissl_fast.cli.bench import products
 
         products.run(rest)
+    elif subject == "step":
+        from bissl_fast.cli.bench import step
+
+        step.run(rest)
     else:
         raise UserError(f"there is no benchmark {subject!r}; expected one of {', '.join(SUBJECTS)}.")

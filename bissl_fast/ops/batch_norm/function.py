@@ -46,6 +46,7 @@ def batch_norm_act(
         NotImplementedError: A third derivative was asked for.
 
     Example:
+        >>> import torch
         >>> x = torch.randn(8, 3, 4, 4, requires_grad=True)
         >>> out, mean, var = batch_norm_act(x, torch.ones(3), torch.zeros(3), relu=True, groups=2)
     """

@@ -1,30 +1,43 @@
-"""Convolutions of small images without the taps that only ever meet padding."""
+"""Convolutions of a network on small maps: no taps that only ever meet padding, and products in low precision."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bissl_fast.models.plain_layers import is_plain
+from bissl_fast.ops.convolution import serves, small_map_convolution
 
 
-class TrimmedConv2d(nn.Conv2d):
+class SmallMapConv2d(nn.Conv2d):
     """``nn.Conv2d``; of filters that reach beyond a small image, only the taps that some pixel meets are computed.
 
     The last stage of a ResNet sees 32-pixel images as single pixels, where eight of nine taps of a filter are
-    multiplied by padding.
+    multiplied by padding. Where :func:`bissl_fast.ops.convolution.serves` says so, the rest is one matrix product.
     """
 
     def forward(self, input: Tensor) -> Tensor:
         """As ``nn.Conv2d``; the taps left out have a gradient of zero."""
         if input.dim() != 4 or isinstance(self.padding, str) or self.dilation != (1, 1):
             return super().forward(input)
+        weight, padding = self.met(input)
+        if self.bias is None and self.groups == 1 and input.device.type == "cpu":
+            image = as_autocast(input)
+            if serves(image, weight, self.stride, padding):
+                return small_map_convolution(image, as_autocast(weight), self.stride, padding)
+        if weight is self.weight:
+            return super().forward(input)
+        return F.conv2d(input, weight, self.bias, self.stride, padding, self.dilation, self.groups)
+
+    def met(self, input: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+        """The filters less the taps that no pixel of ``input`` meets, and the padding that they need."""
+        assert not isinstance(self.padding, str)
         axes = zip(input.shape[2:], self.kernel_size, self.stride, self.padding, strict=True)
         rows, columns = (met_taps(*axis) for axis in axes)
         if (rows, columns) == tuple(slice(0, taps) for taps in self.kernel_size):
-            return super().forward(input)
+            return self.weight, self.padding
         # Cut with channels last, as filters usually lie here, so that the gradient does not lie otherwise than they do.
         weight = self.weight.permute(0, 2, 3, 1)[:, rows, columns].permute(0, 3, 1, 2)
-        padding = (self.padding[0] - rows.start, self.padding[1] - columns.start)
-        return F.conv2d(input, weight, self.bias, self.stride, padding, self.dilation, self.groups)
+        return weight, (self.padding[0] - rows.start, self.padding[1] - columns.start)
 
 
 def met_taps(side: int, kernel: int, stride: int, padding: int) -> slice:
@@ -46,8 +59,13 @@ def met_taps(side: int, kernel: int, stride: int, padding: int) -> slice:
     return slice(first, end) if places > 0 and kept == places else slice(0, kernel)
 
 
-def trim_convolutions(network: nn.Module) -> nn.Module:
-    """Let every plain ``nn.Conv2d`` that pads with zeros be a :class:`TrimmedConv2d`, in place.
+def as_autocast(tensor: Tensor) -> Tensor:
+    """The tensor as a convolution on the CPU takes it."""
+    return tensor.to(torch.get_autocast_dtype("cpu")) if torch.is_autocast_enabled("cpu") else tensor
+
+
+def quick_on_small_maps(network: nn.Module) -> nn.Module:
+    """Let every plain ``nn.Conv2d`` that pads with zeros be a :class:`SmallMapConv2d`, in place.
 
     Numbers are the same up to rounding; names, parameters and their gradients' shapes are the same.
 
@@ -58,12 +76,12 @@ def trim_convolutions(network: nn.Module) -> nn.Module:
         ``network`` itself.
 
     Example:
-        >>> trim_convolutions(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1)))
+        >>> quick_on_small_maps(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1)))
         Sequential(
-          (0): TrimmedConv2d(3, 8, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))
+          (0): SmallMapConv2d(3, 8, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))
         )
     """
     for module in network.modules():
         if is_plain(module, nn.Conv2d) and module.padding_mode == "zeros":
-            module.__class__ = TrimmedConv2d
+            module.__class__ = SmallMapConv2d
     return network
