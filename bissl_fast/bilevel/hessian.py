@@ -248,16 +248,18 @@ class HessianOperator:
             vectors = vectors.detach()
             rows = [self._parameters.unflatten(vector) for vector in vectors]
             total = torch.zeros_like(vectors)
+            sums = [self._parameters.unflatten(row) for row in total]
             with nullcontext() if isinstance(self._products, TracedProducts) else self._attributes.passing():
                 for k, weight in enumerate(self._weights):
                     kept = k < len(self._kept)
                     point = self._kept[k] if kept else self._products.linearise(self._batches[k], self._seeds[k])
                     for row, tangents in enumerate(rows):
                         last = not kept and row == len(rows) - 1
-                        product = self._parameters.flatten(self._products.product(point, tangents, last))
-                        total[row].add_(product, alpha=weight)
+                        for whole, part in zip(sums[row], self._products.product(point, tangents, last), strict=True):
+                            if part is not None:  # an unused gradient
+                                whole.add_(part, alpha=weight)
                     del point
-            return total / sum(self._weights)
+            return total.div_(sum(self._weights))
 
     def point(self) -> int:
         """Where the products are taken: a number that each :meth:`update` raises.
