@@ -182,7 +182,7 @@ def main() -> None:
                 record["rows"].append(row | {"residuals": phase.residuals(solutions)})
                 print(record["rows"][-1], flush=True)
                 write_json(arguments.output.with_suffix(".json"), record)
-        arguments.output.with_suffix(".md").write_text(markdown(record), encoding="utf-8")
+                arguments.output.with_suffix(".md").write_text(markdown(record), encoding="utf-8")
     Console().print(markdown(record))
 
 
@@ -203,8 +203,8 @@ def markdown(record: dict[str, Any]) -> str:
     for name in dict.fromkeys(row["way"] for row in record["rows"]):
         cells = []
         for column in columns:
-            values = found[(name, *column)]["residuals"]
-            cells.append(f"{statistics.geometric_mean(values):.2g} ({max(values):.2g})")
+            values = found[(name, *column)]["residuals"] if (name, *column) in found else []
+            cells.append(f"{statistics.geometric_mean(values):.2g} ({max(values):.2g})" if values else "")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     where = f"{about['processor']}, bissl-fast {about['bissl-fast']}, torch {torch.__version__}, {about['date']}"
     return "\n".join([*lines, "", f"{where}.", ""])
