@@ -4,6 +4,7 @@ Both sides get the same batches, which are noise of the images' shape and wait o
 ``bissl-fast bench data``. The first alternation of each side traces, compiles and warms up, and does not count.
 
     python -m benchmarks.alternation --output docs/results/alternation_cpu --alternations 0    # the first after all
+    python -m benchmarks.alternation --output alternation --alternations 0 --brief
     python -m benchmarks.alternation --output alternation --device cuda --pairs 1024 --alternations 3 --precision tf32
 """
 
@@ -104,6 +105,12 @@ def main() -> None:
     parser.add_argument("--precision", choices=get_args(Precision), default="fp32", help="of training, both sides")
     parser.add_argument("--products-dtype", choices=get_args(ProductsDtype), default="float32", help="of ours")
     parser.add_argument("--no-reference", action="store_true")
+    parser.add_argument(
+        "--brief",
+        action="store_true",
+        help="one way of ours, and of the reference one upper step and as many lower ones as are stored, whose time is "
+        "told for all, which cost it alike",
+    )
     for name in ("lower_steps", "upper_steps", "stored_batches", "solver_iterations"):
         default = getattr(BiSSLSettings(), name)
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, help="as in Algorithm 1")
@@ -126,12 +133,12 @@ def measure(arguments: argparse.Namespace) -> None:
     report = Report(arguments.output, "Whole alternations", device, arguments, arguments.budget_seconds)
     rest: float | None = None
     if not arguments.no_reference:
-        run = partial(reference, arguments, case, head, loaders, settings, forward)
-        row = report.row(
-            "rows", partial(alternations, run, arguments.alternations, rest), what="reference, plain PyTorch"
-        )
-        rest = row.get("alternation")
-    for bilevel, products in ways(settings.solver_iterations, arguments.products_dtype):
+        shown = replace(settings, lower_steps=settings.stored_batches, upper_steps=1) if arguments.brief else settings
+        all_of = {name: getattr(settings, name) / getattr(shown, name) for name in ("lower_steps", "upper_steps")}
+        run = partial(reference, arguments, case, head, loaders, shown, forward)
+        measured = partial(alternations, run, arguments.alternations, rest, all_of)
+        rest = report.row("rows", measured, what="reference, plain PyTorch").get("alternation")
+    for bilevel, products in ways(settings.solver_iterations, arguments.products_dtype, arguments.brief):
         ours = replace(settings, solver_iterations=products)
         run = partial(of_ours, arguments.device, case, head, loaders, ours, bilevel, forward)
         what = f"{described(bilevel)}, {products} products"
@@ -139,9 +146,15 @@ def measure(arguments: argparse.Namespace) -> None:
 
 
 def alternations(
-    build: Callable[[], tuple[Clock, Callable[[int], Any]]], count: int, reference_seconds: float | None
+    build: Callable[[], tuple[Clock, Callable[[int], Any]]],
+    count: int,
+    reference_seconds: float | None,
+    all_of: dict[str, float] | None = None,
 ) -> dict[str, Any]:
-    """Mean seconds of an alternation after the first, by level; of the first if ``count`` is 0."""
+    """Mean seconds of an alternation after the first, by level; of the first if ``count`` is 0.
+
+    ``all_of`` says how many times as many steps an alternation has as are taken.
+    """
     clock, step = build()
     step(0)
     each = first = clock.seconds
@@ -150,6 +163,7 @@ def alternations(
         for index in range(1, count + 1):
             step(index)
         each = {name: seconds / count for name, seconds in clock.seconds.items()}
+    each = {name: seconds * (all_of or {}).get(f"{name}_steps", 1) for name, seconds in each.items()}
     row: dict[str, Any] = {"first": first, **each, "alternation": sum(each.values())}
     row["stage_hours"] = row["alternation"] * PAPER / 3600
     if reference_seconds is not None:
@@ -157,10 +171,12 @@ def alternations(
     return row
 
 
-def ways(iterations: int, dtype: ProductsDtype) -> list[tuple[BilevelSettings, int]]:
-    """The paper's solver, and the one that docs/bilevel.md would choose; products per right-hand side."""
+def ways(iterations: int, dtype: ProductsDtype, brief: bool = False) -> list[tuple[BilevelSettings, int]]:
+    """What docs/bilevel.md would choose, and the paper's solver; products per right-hand side."""
     recycled = BilevelSettings(solver="minimal-residual", recycle=True, products_dtype=dtype)
-    return [(BilevelSettings(products_dtype=dtype), iterations), (recycled, 2)]
+    first = replace(recycled, first_iterations=max(1, iterations - 1))
+    more = [(BilevelSettings(products_dtype=dtype), iterations), (recycled, 2)]
+    return [(first, 1), *([] if brief else more)]
 
 
 def reference(

@@ -68,7 +68,9 @@ def main() -> None:
     draw(record, arguments.output.with_suffix(".png"))
 
 
-def real_system(run: Path, batches: int) -> tuple[HessianOperator, list[torch.Tensor], torch.Tensor]:
+def real_system(
+    run: Path, batches: int, right_hand_sides: int = RIGHT_HAND_SIDES
+) -> tuple[HessianOperator, list[torch.Tensor], torch.Tensor]:
     """The pretext Hessian at the weights after the warm-up, and downstream gradients there."""
     training = Training(load_config(run / "config.yaml", TrainConfig), Console())
     config, context = training.config, training.context
@@ -82,7 +84,7 @@ def real_system(run: Path, batches: int) -> tuple[HessianOperator, list[torch.Te
     with pretext.loader(context, "lower") as loader:
         stored = [(seen,) for seen in learner.given([loader.load(k).views for k in range(batches)])]
     with downstream.loader(context, "upper") as loader:
-        vectors = [gradient(learner.network, head, theta, loader.load(k)) for k in range(RIGHT_HAND_SIDES)]
+        vectors = [gradient(learner.network, head, theta, loader.load(k)) for k in range(right_hand_sides)]
     return HessianOperator(learner.product_loss, theta, stored, "linearized"), vectors, vectors[0]
 
 

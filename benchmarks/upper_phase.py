@@ -3,6 +3,7 @@
 The reference runs timm's own network; ours the same weights with fused batch norms.
 
     python -m benchmarks.upper_phase --output docs/results/upper_phase_cpu  # 8 steps x 5 products x 5 batches: minutes
+    python -m benchmarks.upper_phase --output upper_phase --brief --bfloat16  # the rows that count
 """
 
 import argparse
@@ -17,15 +18,16 @@ import torch
 
 from benchmarks.gpu_report import Report, add_budget, peak
 from benchmarks.reference import upper_phase
-from bissl_fast.bilevel import HessianOperator
+from bissl_fast.bilevel import HessianOperator, Solution
 from bissl_fast.bilevel.hessian import ProductsDtype
 from bissl_fast.measuring.products import Problem, problem
-from bissl_fast.methods.bilevel import BilevelSettings
+from bissl_fast.methods.bilevel import BilevelSettings, Hessian
 from bissl_fast.training.files import load_weights
 from bissl_fast.training.precision import Precision, apply_precision
 
 T = TypeVar("T")
 WEIGHT, DAMPING = 1e-3, 10.0  # λ, λ_damp
+REACHED = 0.012  # true residual that recycled solves come to, and that a refinement is asked for
 
 
 def right_hand_sides(case: Problem, count: int, overlap: float) -> list[torch.Tensor]:
@@ -57,6 +59,13 @@ def main() -> None:
     parser.add_argument("--products-dtype", choices=get_args(ProductsDtype), default="float32", help="of ours")
     parser.add_argument("--memory-budget", type=float, help="gigabytes for ours; left out: as in training")
     parser.add_argument("--weights", type=Path, help="safetensors of a trained network (backbone. and head.)")
+    parser.add_argument("--bfloat16", action="store_true", help="rows with bfloat16 products, plain and refined, too")
+    parser.add_argument(
+        "--brief",
+        action="store_true",
+        help="no other variants; reference and paper's solver solve one system, its time told for all, which cost "
+        "them alike; residuals of the last two",
+    )
     add_budget(parser)
     compare(parser.parse_args())
 
@@ -74,7 +83,7 @@ def compare(arguments: argparse.Namespace) -> None:
     phases = Phases(case, arguments, right_hand_sides(case, arguments.steps, 0.9))
     report.row("rows", phases.reference, what=f"reference, {precision}")
     report.row("setup", phases.set_up, what=f"trace, compile and first product, {arguments.products_dtype}")
-    for variant, products in variants(phases.settings, arguments.iterations, device):
+    for variant, products in variants(phases.settings, arguments, device):
         measure = partial(phases.ours, variant, products)
         report.row("rows", measure, what=f"{described(variant)}, {products} products")
 
@@ -94,60 +103,83 @@ class Phases:
         self._scale = 1 / (WEIGHT + DAMPING)
         self._found: list[torch.Tensor] = []
         self._seconds = 0.0
-        self._hessian: HessianOperator | None = None
+        self._hessian: Hessian | None = None
+        self._built = self.settings
         self._exact: HessianOperator | None = None
 
     def reference(self) -> dict[str, Any]:
         """Plain PyTorch, warmed up by a product."""
         case, iterations = self._case, self._arguments.iterations
-        pieces = [case.theta.unflatten(v) for v in self._vectors]
+        pieces = [case.theta.unflatten(v) for v in self._timed(recycles=False)]
         parameters = list(case.plain.backbone.parameters())
 
-        def phase(vectors: list[Any], iterations: int) -> list[list[torch.Tensor]]:
-            return upper_phase(case.loss, case.plain, parameters, case.batches, vectors, self._scale, iterations)
+        def phase(batches: list[Any], vectors: list[Any], iterations: int) -> list[list[torch.Tensor]]:
+            return upper_phase(case.loss, case.plain, parameters, batches, vectors, self._scale, iterations)
 
-        phase(pieces[:1], 1)
-        self._seconds, found = timed(lambda: phase(pieces, iterations), self._arguments.device)
+        phase(case.batches[:1], pieces[:1], 1)
+        took, found = timed(lambda: phase(case.batches, pieces, iterations), self._arguments.device)
+        self._seconds = took * len(self._vectors) / len(pieces)
         self._found = [case.theta.flatten(x) for x in found]
         row = {"seconds": self._seconds, **peak(case.vector.device)}
         return {**row, "residuals": self._true_residuals(self._found)}
 
     def set_up(self) -> dict[str, Any]:
         """What a run pays once."""
-        case = self._case
         started = time.perf_counter()
-        self._hessian = self.settings.build(case.loss, case.theta, case.batches)
-        self._hessian.matvec(case.vector)
-        kept = {"batches_kept": self._hessian.retained, "kept_gigabytes": self._hessian.kept_bytes / 1e9}
-        self._hessian.release()
+        hessian = self._operator(self.settings)
+        hessian.matvec(self._case.vector)
+        kept = {"kept_gigabytes": hessian.kept_bytes / 1e9}
+        if isinstance(hessian, HessianOperator):
+            kept["batches_kept"] = hessian.retained
+        hessian.release()
         return {"seconds": time.perf_counter() - started, **kept}
 
     def ours(self, settings: BilevelSettings, products: int) -> dict[str, Any]:
         """A phase with its primal halves, warmed up by a system with one product."""
-        if self._hessian is None:
-            raise RuntimeError("the products could not be set up")
-        hessian, batches = self._hessian, self._case.batches
+        hessian, batches = self._operator(settings), self._case.batches
+        vectors = self._timed(settings.recycle)
 
-        def phase(settings: BilevelSettings, vectors: list[torch.Tensor], products: int) -> list[torch.Tensor]:
-            hessian.update(batches)
+        def phase(
+            settings: BilevelSettings, vectors: list[torch.Tensor], products: int
+        ) -> tuple[float, list[Solution]]:
+            took, _ = timed(lambda: hessian.update(batches), self._arguments.device)
             solve = settings.solver_of(hessian, WEIGHT, DAMPING, products)
-            return [solve(v).x for v in vectors]
+            return took, [solve(v) for v in vectors]
 
         try:
-            phase(replace(settings, capture=False), self._vectors[:1], 1)
-            took, x = timed(lambda: phase(settings, self._vectors, products), self._arguments.device)
+            phase(replace(settings, capture=False, first_iterations=None, corrections=1), vectors[:1], 1)
+            took, (once, found) = timed(lambda: phase(settings, vectors, products), self._arguments.device)
         finally:
             hessian.release()
+        took = once + (took - once) * len(self._vectors) / len(vectors)
+        x = [solution.x for solution in found]
         row: dict[str, Any] = {"seconds": took, **peak(x[0].device)}
         if self._found:
             row["times_faster"] = self._seconds / took
-            pairs = zip(x, self._found, strict=True)
+            pairs = zip(x, self._found, strict=False)
             row["difference_from_reference"] = max(float((a - b).norm() / b.norm()) for a, b in pairs)
+        row["products"] = [[solution.products, solution.rough_products] for solution in found]
         return {**row, "residuals": self._true_residuals(x)}
+
+    def _timed(self, recycles: bool) -> list[torch.Tensor]:
+        """The right-hand sides that are solved: all, or one of them where that tells the time of all."""
+        return self._vectors[:1] if self._arguments.brief and not recycles else self._vectors
+
+    def _operator(self, settings: BilevelSettings) -> Hessian:
+        """The operator of these settings, one at a time."""
+
+        def decides(settings: BilevelSettings) -> tuple[Any, ...]:
+            return settings.products_dtype, settings.refine_to is None
+
+        if self._hessian is None or decides(settings) != decides(self._built):
+            self._hessian = None
+            self._hessian, self._built = settings.build(self._case.loss, self._case.theta, self._case.batches), settings
+        return self._hessian
 
     def _true_residuals(self, solutions: list[torch.Tensor]) -> list[float]:
         """‖v − A x‖ / ‖v‖ in float32, by a product that keeps nothing and is let go of."""
-        case, x, v = self._case, torch.stack(solutions), torch.stack(self._vectors)
+        pairs = list(zip(solutions, self._vectors, strict=False))[-2 if self._arguments.brief else 0 :]
+        case, (x, v) = self._case, map(torch.stack, zip(*pairs, strict=True))
         if self._exact is None:
             self._exact = HessianOperator(case.loss, case.theta, case.batches, "linearized", retain=0, compiled=False)
         else:
@@ -157,11 +189,22 @@ class Phases:
         return [float(r.norm() / b.norm()) for r, b in zip(rest, v, strict=True)]
 
 
-def variants(settings: BilevelSettings, iterations: int, device: torch.device) -> Iterator[tuple[BilevelSettings, int]]:
+def variants(
+    settings: BilevelSettings, arguments: argparse.Namespace, device: torch.device
+) -> Iterator[tuple[BilevelSettings, int]]:
     """Settings, and products per right-hand side; those that matter most first."""
+    iterations = arguments.iterations
     yield replace(settings, solver="layerwise-cg"), iterations
+    recycled = replace(settings, solver="minimal-residual", recycle=True)
+    first = replace(recycled, first_iterations=max(1, iterations - 1))
+    yield first, 1
+    if arguments.bfloat16:
+        yield replace(first, products_dtype="bfloat16"), 1
+        yield replace(recycled, products_dtype="bfloat16", refine_to=REACHED), 2
+    if arguments.brief:
+        return
     for few in (2, 3):
-        yield replace(settings, solver="minimal-residual", recycle=True), few
+        yield recycled, few
     yield replace(settings, solver="minimal-residual"), iterations
     if device.type == "cuda":
         yield replace(settings, solver="layerwise-cg", capture=True), iterations
@@ -169,7 +212,14 @@ def variants(settings: BilevelSettings, iterations: int, device: torch.device) -
 
 
 def described(settings: BilevelSettings) -> str:
-    names = [settings.solver, "recycled" if settings.recycle else "", "captured" if settings.capture else ""]
+    names = [
+        settings.solver,
+        "recycled" if settings.recycle else "",
+        "" if settings.first_iterations is None else f"first {settings.first_iterations}",
+        "captured" if settings.capture else "",
+        "" if settings.products_dtype == "float32" else settings.products_dtype,
+        "" if settings.refine_to is None else f"refined to {settings.refine_to:g}",
+    ]
     return ", ".join(filter(None, names))
 
 

@@ -110,12 +110,23 @@ def test_the_upper_phase_equals_the_reference_and_holds_one_operator_at_a_time(
     reference, ours, *others = content["rows"]
     assert reference["what"] == "reference, fp32"
     assert ours["difference_from_reference"] < 1e-4
-    assert [len(row["residuals"]) for row in content["rows"]] == [2] * 5
+    assert [len(row["residuals"]) for row in content["rows"]] == [2] * 6
     assert all("error" not in row for row in others)
     assert content["setup"][0]["batches_kept"] == 2
 
 
+def test_a_brief_upper_phase_tells_the_time_of_all_right_hand_sides(
+    measured: Callable[..., dict[str, Any]],
+) -> None:
+    content = measured("--batches", "1", "--steps", "3", "--iterations", "2", "--brief")
+    reference, paper, recycled = content["rows"]
+    assert [len(row["residuals"]) for row in content["rows"]] == [1, 1, 2]
+    assert paper["times_faster"] == pytest.approx(reference["seconds"] / paper["seconds"])
+    assert paper["difference_from_reference"] < 1e-4
+    assert recycled["products"] == [[1, 0]] * 3
+
+
 def test_the_upper_phase_says_which_variants_its_budget_left_out(measured: Callable[..., dict[str, Any]]) -> None:
     content = measured("--budget-seconds", "0")
-    assert len(content["rows"]) == 5
+    assert len(content["rows"]) == 6
     assert all(row["left_out"] == "0 seconds were over" for row in content["rows"])

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import chain, repeat
 from typing import Any, Literal
 
 import torch
@@ -55,6 +56,8 @@ class BilevelSettings:
         recycle: start each solve from what the earlier right-hand sides of the same upper phase have found out about
             the Hessian, at no further product.
         recycled_vectors: pairs of vectors as long as the backbone's parameters that recycling keeps, at most.
+        first_iterations: products for the first right-hand side of an upper phase, in place of the solver's iterations.
+            With recycling all later ones live on what it finds out, so that one product each may do for them.
         batches_at_once: stored batches that pass the network together, a divisor of K: faster where they are small.
         products_dtype: of the products' forward and backward passes; vectors and solver stay float32.
         memory_budget: gigabytes that products may hold beside the model; left out: 85 % of what is free on a GPU, half
@@ -72,6 +75,7 @@ class BilevelSettings:
     solver: SolverName = "layerwise-cg"
     recycle: bool = False
     recycled_vectors: int = 40
+    first_iterations: int | None = None
     batches_at_once: int = 1
     products_dtype: ProductsDtype = "float32"
     memory_budget: float | None = None
@@ -95,6 +99,11 @@ class BilevelSettings:
         )
         if self.refine_to is not None:
             self._check_refinement(self.refine_to)
+        if self.first_iterations is not None:
+            require(self.first_iterations >= 1, "bilevel.first-iterations", self.first_iterations, "at least 1")
+            serves = self.recycle and self.solver not in ("nystrom", "identity") and self.refine_to is None
+            wanted = "left out but with --bilevel.recycle, a solver that iterates and no --bilevel.refine-to"
+            require(serves, "bilevel.first-iterations", self.first_iterations, wanted)
 
     def _check_refinement(self, residual: float) -> None:
         require(0 < residual < 1, "bilevel.refine-to", residual, "between 0 and 1, a relative residual")
@@ -108,11 +117,19 @@ class BilevelSettings:
     def deciding(self) -> dict[str, Any]:
         """The settings that decide numbers, for the key of a stage: memory and launches do not."""
         idle = {"capture"} | ({"refine_to", "corrections"} if self.refine_to is None else set())
+        idle |= {"first_iterations"} if self.first_iterations is None else set()
         return {name: v for name, v in asdict(self).items() if name not in idle} | {"memory_budget": None}
 
-    def most_products(self, iterations: int) -> int:
-        """Products per right-hand side and stored batch, at most: with a refinement they depend on the system."""
-        return iterations if self.refine_to is None else self.corrections * (iterations + 1)
+    def most_products(self, iterations: int, systems: int) -> int:
+        """Products per upper phase and stored batch, at most: with a refinement they depend on the systems.
+
+        Args:
+            iterations: of the solver.
+            systems: right-hand sides of a phase.
+        """
+        solves = {"identity": 0, "nystrom": 1}.get(self.solver, systems)
+        more = 0 if self.first_iterations is None else self.first_iterations - iterations
+        return solves * (iterations if self.refine_to is None else self.corrections * (iterations + 1)) + more
 
     def require_device(self, device: torch.device) -> None:
         """Raises UserError: for a setting that needs another device."""
@@ -195,8 +212,10 @@ class BilevelSettings:
             return CapturedSolver(lambda v: self._iterate(shifted, v, iterations), hessian.point)
         system = self._remembering(shifted)
         sketch: list[Nystrom] = []
+        counts = chain([self.first_iterations or iterations], repeat(iterations))
 
         def solve(v: torch.Tensor) -> Solution:
+            products = next(counts)
             if self.solver == "identity":
                 return identity(system, v)
             if self.solver == "nystrom":
@@ -204,9 +223,9 @@ class BilevelSettings:
                     sketch.append(Nystrom(hessian, iterations, scale, v))
                 return sketch[0](system, v)
             if self.solver == "minimal-residual" or not isinstance(system, Recycler):
-                return self._iterate(system, v, iterations)
+                return self._iterate(system, v, products)
             x, r = system.start(v)
-            rest = self._iterate(system, r, iterations)
+            rest = self._iterate(system, r, products)
             return rest.after(x, v)
 
         return solve

@@ -235,7 +235,7 @@ class BiSSLTask:
         }
         refining = self.bilevel.refine_to is not None
         if refining or self.bilevel.solver not in ("identity", "nystrom"):  # which measure no residual
-            values["cg_residuals"] = torch.stack(residuals).mean(0)
+            values["cg_residuals"] = _mean_to_the_end(residuals)
         if refining:
             true, rough = (sum(counts) / len(products) for counts in zip(*products, strict=True))
             values |= {"products": true, "products_rough": rough}
@@ -350,8 +350,8 @@ class BiSSL:
         upper = settings.alternations * settings.upper_steps
         pretext = steps_cost(self._warmup_steps(run) + lower, self.pretext.settings.batch_size)
         downstream = steps_cost(2 * upper, self.downstream.settings.batch_size)  # at θ_P and at θ_D
-        solves = {"identity": 0, "nystrom": settings.alternations}.get(self.bilevel.solver, upper)
-        products = solves * self.bilevel.most_products(settings.solver_iterations) * settings.stored_batches
+        phase = self.bilevel.most_products(settings.solver_iterations, settings.upper_steps)
+        products = settings.alternations * phase * settings.stored_batches
         return pretext + downstream + Cost(products=products)
 
     def within(self, run: Run, images: int) -> "BiSSL":
@@ -435,3 +435,9 @@ class BiSSL:
 
 def _mean(values: list[torch.Tensor]) -> torch.Tensor:
     return torch.stack(values).mean()
+
+
+def _mean_to_the_end(residuals: list[torch.Tensor]) -> torch.Tensor:
+    """The mean over systems, each standing at its last residual where others go on: ``(most + 1,)``."""
+    most = max(map(len, residuals))
+    return torch.stack([torch.cat([r, r[-1:].expand(most - len(r))]) for r in residuals]).mean(0)

@@ -26,7 +26,9 @@ SETTINGS = [
 ]
 
 
-@pytest.mark.parametrize("solver", ["layerwise-cg", "cg --bilevel.recycle", "identity", "nystrom"])
+@pytest.mark.parametrize(
+    "solver", ["layerwise-cg", "cg --bilevel.recycle --bilevel.first-iterations 7", "identity", "nystrom"]
+)
 def test_images_passes_and_products_are_those_that_are_made(
     small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, solver: str
 ) -> None:

@@ -291,4 +291,13 @@ def test_a_refined_alternation_solves_its_systems_and_logs_the_products_of_both_
     assert float(values["solver_unrefined"]) == 0
     unrefined = BilevelSettings(solver=solver)
     assert "products" not in task(SETTINGS, unrefined).step(0)
-    assert "refine_to" not in unrefined.deciding(), "stages of before keep their keys"
+    assert not {"refine_to", "first_iterations"} & {*unrefined.deciding()}, "stages of before keep their keys"
+
+
+def test_systems_of_unlike_products_are_logged_each_to_its_end() -> None:
+    bilevel = BilevelSettings(solver="minimal-residual", recycle=True, first_iterations=5)
+    residuals = task(replace(SETTINGS, solver_iterations=1), bilevel).step(0)["cg_residuals"]
+    assert isinstance(residuals, torch.Tensor)
+    assert residuals.shape == (6,)
+    assert (residuals.diff() <= 0).all()
+    assert 0 < residuals[-1] < residuals[1] < 1

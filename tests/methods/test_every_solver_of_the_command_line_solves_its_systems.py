@@ -10,6 +10,8 @@ from torch import nn
 from bissl_fast.bilevel import CapturedSolver, CompositeLoss, HessianOperator, ParameterVector, ShiftedOperator
 from bissl_fast.bilevel.hessian import Mode
 from bissl_fast.methods.bilevel import BilevelSettings, SolverName
+from tests.bilevel.matrices import Dense, symmetric
+from tests.bilevel.matrices import vectors as vectors_of
 from tests.bilevel.recorded import RecordedGraph
 
 WEIGHT, DAMPING = 1e-3, 2.0
@@ -80,6 +82,38 @@ def test_recycling_leaves_no_more_of_later_right_hand_sides_than_starting_from_n
         left.append([float((matrix @ solve(v).x - v).norm()) for v in vectors()])
     assert left[1][0] == pytest.approx(left[0][0])
     assert left[1][2] < left[0][2]
+
+
+def test_a_longer_first_solve_serves_all_later_ones_with_a_product_each() -> None:
+    matrix = symmetric(torch.cat([torch.tensor([-9.0, -6.0, 30.0, 200.0]), torch.linspace(-0.5, 0.5, 76)]))
+    common, *own = vectors_of(9, 80, seed=3)
+    right = [0.9 * common + 0.436 * part for part in own]
+    worst = []
+    for first, iterations in ((7, 1), (None, 2)):
+        hessian = Dense(matrix)
+        settings = BilevelSettings(solver="minimal-residual", recycle=True, first_iterations=first)
+        solve = settings.solver_of(hessian, WEIGHT, DAMPING, iterations)  # type: ignore[arg-type]
+        system, found = torch.eye(80, dtype=torch.float64) + matrix / (WEIGHT + DAMPING), [solve(v) for v in right]
+        assert [x.products for x in found] == [first or iterations, *[iterations] * 7]
+        assert sum(x.products for x in found) == hessian.products == settings.most_products(iterations, 8)
+        left = [float((v - system @ x.x).norm() / v.norm()) for v, x in zip(right, found, strict=True)]
+        assert left == pytest.approx([float(x.relative_residuals[-1]) for x in found], rel=1e-9)
+        worst.append(max(left))
+        basis = krylov(system, right[0], found[0].products)
+        torch.testing.assert_close(
+            found[0].x, basis @ torch.linalg.lstsq(system @ basis, right[0][:, None]).solution[:, 0]
+        )
+    assert worst[0] < 0.5 * worst[1], "with 14 products in place of 16"
+
+
+def krylov(matrix: torch.Tensor, v: torch.Tensor, size: int) -> torch.Tensor:
+    """An orthonormal basis ``(L, size)`` of v, A v, …"""
+    found = [v / v.norm()]
+    while len(found) < size:
+        found.append(matrix @ found[-1])
+        found[-1] = found[-1] - torch.stack(found[:-1]).T @ (torch.stack(found[:-1]) @ found[-1])
+        found[-1] = found[-1] / found[-1].norm()
+    return torch.stack(found).T
 
 
 @pytest.mark.parametrize("name", ["layerwise-cg", "cg", "minimal-residual", "neumann"])

@@ -56,6 +56,12 @@ from tests.methods.conftest import write_images
             {"refine_to": 1e-3, "capture": True},
             "--bilevel.capture must be left out with --bilevel.ref",
         ),
+        (BilevelSettings, {"first_iterations": 0, "recycle": True}, "--bilevel.first-iterations must be at least 1"),
+        (
+            BilevelSettings,
+            {"first_iterations": 4},
+            "--bilevel.first-iterations must be left out but with --bilevel.rec",
+        ),
         (PretrainSettings, {"batch_size": 1}, "--pretrain.batch-size must be at least 2"),
         (PretrainSettings, {"batch_size": 8, "chunk": 9}, "--pretrain.chunk must be 2 to --pretrain.batch-size, .* 8"),
         (PretrainSettings, {"batch_size": 8, "chunk": 1}, "--pretrain.chunk must be 2 to .*, found 1"),
