@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from bissl_fast.evaluation.protocols.subject import Scores
 
 EPISODES = "Of few-shot tasks: mean ± 95 % interval over the episodes."
-COSTS = ("Images", "Passes", "Products", "Model-epochs", "Time")
+COSTS = ("Images", "Passes", "Products", "Model-epochs", "Time", "Peak memory")
 
 
 @dataclass(frozen=True)
@@ -243,7 +243,10 @@ def _costs(results: Results) -> Grid | None:
         "Passes: one batch forward and backward. Images: through such passes, each once whatever its views.",
         "Products: of second order, counted apart.",
         "Model-epochs: images over the size of the unlabelled set.",
-        "Time: in which its stages were at work; one that arms share counts for each." if stated[-1] == 4 else "",
+        "Time: in which its stages were at work; one that arms share counts for each." if 4 in stated else "",
+        "Peak memory: the most that one of these stages held, of the GPU where there is one, else of the process."
+        if 5 in stated
+        else "",
     )
     return Grid(("Cost", *(COSTS[index] for index in stated)), rows, " ".join(filter(None, sentences)))
 

@@ -51,13 +51,13 @@ def test_a_complete_run_gives_every_figure_in_one_self_contained_page(make_run: 
     for path in (run / "figures").iterdir():
         assert min(Image.open(path).size) > 300
     assert 'class="missing"' not in page
-    assert page.count("data:image/png;base64,") == len(PLATES)
+    assert page.count('<svg class="plot"') == len(PLATES)
     assert "BiSSL is significantly better" in page
     assert "lower_steps: 4" in page
     assert "threads 2" in page
     assert "<script" not in page
-    assert not re.search(r"https?:|@import|url\(", page)
-    links = [value for name, value in parse(page).attributes if name == "href"]
+    assert not re.search(r"https?:|@import|url\((?!#)", page)
+    links = [value for name, value in parse(page).attributes if name == "href" and not str(value).startswith("#")]
     assert len(links) > 10
     assert all((run / str(link)).is_file() for link in links)
 
@@ -164,10 +164,10 @@ def test_a_run_of_many_arms_tells_of_every_one(make_run: MakeRun) -> None:
     page = write_report(run).read_text()
     parse(page)
     assert 'class="missing"' not in page
-    assert page.count("data:image/png;base64,") == len(PLATES)
+    assert page.count('<svg class="plot"') == len(PLATES)
     assert "<h1>Arm gessl, Arm bissl and Arm mine on textures</h1>" in page
     for name in ("gessl", "bissl", "mine", "baseline"):
-        assert page.count(f'<th scope="row">Arm {name}</th>') == 2  # scores and costs
+        assert page.count(f'<th scope="row">Arm {name}</th>') >= 2  # scores and costs
     assert "Budgets are not equal: Arm baseline took the most model-epochs, 13.0, and Arm gessl the fewest" in page
     assert write_report(run).read_text() == page
 
@@ -179,7 +179,7 @@ def test_a_run_without_bissl_has_no_place_for_what_bissl_alone_has(make_run: Mak
     page = write_report(run).read_text()
     parse(page)
     assert 'class="missing"' not in page
-    assert "Upper level of BiSSL" not in page
+    assert "Both levels of BiSSL" not in page
     assert "“Only FT”" not in page
     assert sorted(path.stem for path in (run / "figures").iterdir()) == sorted(p.name for p in PLATES if not p.arm)
     assert "there is no other arm to compare it with" in page
@@ -197,7 +197,7 @@ def test_a_run_of_pretext_training_alone_tells_of_that_and_waits_for_nothing(mak
     assert "<h1>Pretext training of byol on &lt;photos&gt;</h1>" in page
     assert "unfinished" not in page
     assert 'class="missing"' not in page
-    assert page.count("data:image/png;base64,") == 2
+    assert page.count('<svg class="plot"') == 2
     assert sorted(path.name for path in (run / "figures").iterdir()) == ["collapse.png", "pretext.png"]
 
 
@@ -209,7 +209,7 @@ def test_a_hostile_title_is_escaped_in_page_and_figures(make_run: MakeRun) -> No
     page = write_report(run).read_text()
     parse(page)
     assert "<script" not in page
-    assert page.count("data:image/png;base64,") == len(PLATES)
+    assert page.count('<svg class="plot"') == len(PLATES)
 
 
 def test_arms_are_those_of_the_methods_and_else_those_that_the_folders_show(make_run: MakeRun) -> None:

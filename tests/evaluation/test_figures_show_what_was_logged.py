@@ -16,6 +16,7 @@ from bissl_fast.evaluation import figures
 from bissl_fast.evaluation.drawing import COLOURS, looks
 from bissl_fast.evaluation.report import PLATES
 from bissl_fast.evaluation.run_folder import RunFolder
+from bissl_fast.evaluation.svg import DARK
 
 BISSL = looks({"bissl": "BiSSL"})["bissl"]
 
@@ -160,9 +161,11 @@ def lab(linear: np.ndarray) -> np.ndarray:
     return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
 
 
+@pytest.mark.parametrize("paper", ["white", "dark"])
 @pytest.mark.parametrize("vision", VISION)
-def test_colours_are_told_apart_with_every_kind_of_colour_vision(vision: str) -> None:
-    colours = np.array([to_rgb(colour) for colour in COLOURS])
+def test_colours_are_told_apart_with_every_kind_of_colour_vision(vision: str, paper: str) -> None:
+    shown = COLOURS if paper == "white" else [DARK[colour.lower()] for colour in COLOURS]
+    colours = np.array([to_rgb(colour) for colour in shown])
     linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
     seen = [lab(np.array(VISION[vision]) @ colour) for colour in linear]
     assert min(float(np.linalg.norm(a - b)) for a, b in combinations(seen, 2)) > 15  # 2 is seen side by side
@@ -185,7 +188,14 @@ def test_a_class_has_the_same_look_in_both_maps_and_too_many_classes_turn_grey()
 
 
 @pytest.mark.parametrize(
-    "draw", [figures.upper_level, figures.solver_residuals, figures.pretext_losses, figures.embedding_collapse]
+    "draw",
+    [
+        figures.upper_level,
+        figures.largest_curvature,
+        figures.solver_residuals,
+        figures.pretext_losses,
+        figures.embedding_collapse,
+    ],
 )
 def test_nothing_logged_is_a_sentence(draw: Callable[..., object]) -> None:
     with pytest.raises(UserError, match="has been logged yet"):
