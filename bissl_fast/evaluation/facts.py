@@ -13,6 +13,9 @@ from bissl_fast.evaluation.cost import duration, memory_words
 from bissl_fast.evaluation.run_folder import RunFolder
 from bissl_fast.training.clock import active_seconds, peak_memory
 
+PLACES = ("name", "output", "version", "cache_dir", "data_root")
+"""Settings that make no difference to what is run."""
+
 Facts = list[tuple[str, str]]
 """Terms and what is to be said of each."""
 
@@ -54,21 +57,22 @@ def cost_of_all(run: RunFolder) -> str:
     return ", ".join(parts + ([f"{memory_words(max(peaks))} of memory at its peak"] if peaks else []))
 
 
-def command(kind: str) -> str:
+def command(kind: str, config: str = "config.yaml") -> str:
     """The command that does everything again from its settings, in folders of its own.
 
     Args:
         kind: the command's name and what follows it: `train`, `pretrain`, `compare` or `ablate NAME`.
+        config: the file with the settings.
 
     Example:
         >>> command("train")
         'bissl-fast train --config config.yaml --output again'
     """
-    return shlex.join(["bissl-fast", *kind.split(), "--config", "config.yaml", "--output", "again"])
+    return shlex.join(["bissl-fast", *kind.split(), "--config", config, "--output", "again"])
 
 
 def differing(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, str]]:
-    """The settings in which runs differ, by setting, then by run; a dash where a run has none such.
+    """The settings in which runs differ, by setting, then by run, of those that all of them have.
 
     Args:
         settings: of each run, nested, by the run's name.
@@ -78,10 +82,9 @@ def differing(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, 
         {'head.epochs': {'a': '5', 'b': '9'}}
     """
     flat = {run: _flat(nested) for run, nested in settings.items()}
-    keys = dict.fromkeys(key for values in flat.values() for key in values)
-    told = {key: {run: values.get(key, "—") for run, values in flat.items()} for key in keys}
-    where = ("name", "output", "version", "cache_dir", "data_root")
-    return {key: values for key, values in told.items() if len(set(values.values())) > 1 and key not in where}
+    common = [key for key in next(iter(flat.values()), {}) if all(key in values for values in flat.values())]
+    told = {key: {run: values[key] for run, values in flat.items()} for key in common if key not in PLACES}
+    return {key: values for key, values in told.items() if len(set(values.values())) > 1}
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

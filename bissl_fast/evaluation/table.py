@@ -224,7 +224,7 @@ def _reference(arm: ArmResult, metric: Metric, comparisons: tuple[Comparison, ..
 def _difference(comparison: Comparison) -> tuple[Cell, Cell]:
     mark = " *" if comparison.significant(ALPHA) else ""
     p = "—" if comparison.p is None else p_words(comparison.p).removeprefix("= ") + mark
-    return Cell(_signed(comparison.difference)), Cell(p)
+    return Cell(signed(comparison.difference)), Cell(p)
 
 
 def _costs(results: Results) -> Grid | None:
@@ -297,7 +297,13 @@ def _remarks(results: Results) -> list[str]:
     return sentences
 
 
-def _signed(value: float) -> str:
+def signed(value: float) -> str:
+    """A difference as tables show it.
+
+    Example:
+        >>> signed(1.26), signed(-0.31), signed(-0.01)
+        ('+1.3', '−0.3', '0.0')
+    """
     text = f"{abs(value):.1f}"
     sign = "" if text == "0.0" else "+" if value > 0 else "−"
     return sign + text
