@@ -171,7 +171,7 @@ def solver_residuals(bissl: Records, most: int = 8) -> Figure:
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_locator(NullLocator())
-    shades = [to_rgba(COLOURS[0], alpha) for alpha in np.linspace(0.3, 1, len(chosen))]
+    shades = [to_rgba(COLOURS[0], alpha) for alpha in np.linspace(0.4, 1, len(chosen))]
     for count, shade in zip(chosen, shades, strict=True):
         curve(axes, (steps, residuals[:, count]), shade, f"{count}")
     axes.axhline(1.0, color=MUTED, linewidth=0.8, linestyle=":")
@@ -196,7 +196,7 @@ def largest_curvature(bissl: Records) -> Figure:
     found = series(bissl, "curvature")
     require_any("curvature", found[1])
     figure, axes = canvas("alternation", "largest Ritz value of ∇²L^P")
-    curve(axes, found, COLOURS[0], "λ_max is at least")
+    curve(axes, found, COLOURS[0], "lower bound of λ_max")
     axes.set_ylim(bottom=min(0.0, float(found[1].min())))
     return figure
 

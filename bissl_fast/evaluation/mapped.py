@@ -22,7 +22,7 @@ from bissl_fast.evaluation.run_folder import RunFolder
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MOST_POINTS = 500  # of a map: more take long and hide each other
+MOST_POINTS = 400  # of a map: more take long and hide each other
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,10 @@ dd {{ margin: 0; overflow-wrap: anywhere; }}
 a {{ color: var(--link); overflow-wrap: anywhere; }}
 @media (max-width: 30rem) {{ th, td {{ padding-inline: .4rem; font-size: .875rem; }}
   dl {{ grid-template-columns: 1fr; gap: 0; }} dd {{ margin-bottom: .6rem; }} }}
-@media print {{ body {{ background: #fff; font-size: 10.5pt; }} main {{ max-width: none; padding: 0; }}
-  .wide {{ overflow: visible; background: none; }} figure, tr, .pairs li {{ break-inside: avoid; }}
-  h2, h3 {{ break-after: avoid; }} pre {{ white-space: pre-wrap; overflow-wrap: anywhere; }} }}
+@page {{ margin: 18mm 20mm; }}
+@media print {{ body {{ background: #fff; font-size: 10pt; line-height: 1.45; }} main {{ max-width: none; padding: 0; }}
+  h2 {{ margin-top: 1.75rem; }} h2, h3 {{ break-after: avoid; }} figure, tr, .pairs li {{ break-inside: avoid; }}
+  .wide {{ overflow: visible; background: none; }} caption span {{ position: static; max-width: none; }}
+  .plate {{ max-width: 12.5cm; }} details::details-content {{ content-visibility: visible; }}
+  pre {{ white-space: pre-wrap; overflow-wrap: anywhere; }} details pre {{ columns: 3; font-size: 6.5pt; }} }}
 {svg.STYLE}"""
