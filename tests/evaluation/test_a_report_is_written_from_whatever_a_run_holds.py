@@ -55,6 +55,8 @@ def test_a_complete_run_gives_every_figure_in_one_self_contained_page(make_run: 
     assert "BiSSL is significantly better" in page
     assert "lower_steps: 4" in page
     assert "threads 2" in page
+    assert re.search(r"<b>class &lt;\d+&gt;</b> taken for <b>class &lt;\d+&gt;</b>", page)
+    assert "bissl-fast train --config config.yaml --output again" in page
     assert "<script" not in page
     assert not re.search(r"https?:|@import|url\((?!#)", page)
     values = [str(value) for name, value in parse(page).attributes if name == "href"]
