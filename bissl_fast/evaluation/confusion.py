@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from bissl_fast.errors import UserError
 from bissl_fast.evaluation.arms import listed, reference_first
 from bissl_fast.evaluation.page import Section
 from bissl_fast.evaluation.table import Cell, Grid
@@ -90,6 +91,8 @@ def confused(run: RunFolder) -> Section:
     images, indices, pairs = run.arrays("test/confused.npz", ("images", "indices", "pairs"))
     names, titles = set(run.array_names("test/predictions.npz")), run.titles()
     arms = [name for name in reference_first(run.arms()) if name in names]
+    if not arms:
+        raise UserError("test/predictions.npz has the predictions of no arm of this run.")
     labels, classes, *predicted = run.arrays("test/predictions.npz", ("labels", "classes", *arms))
     found = {titles[arm]: shares(labels, rows, len(classes)) for arm, rows in zip(arms, predicted, strict=True)}
     items, rows = [], []
@@ -108,7 +111,8 @@ def confused(run: RunFolder) -> Section:
         ("Images of", "Taken for", *found), tuple(rows), "Share of the class's test images, mean over the seeds."
     )
     right = listed([f"{_accuracy(share):.1f}\u00a0% with {title}" for title, share in found.items()])
-    seen = f"Of an average class, images are recognised at a rate of {right}."
+    none = "" if len(pairs) else "No test image is mistaken. "
+    seen = f"{none}Of an average class, images are recognised at a rate of {right}."
     return Section("confused", TITLE, CAPTION, f'<ul class="pairs">{"".join(items)}</ul>', seen, grid)
 
 

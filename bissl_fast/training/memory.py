@@ -30,7 +30,7 @@ def peak_of_process() -> int:
     """Bytes that this process has held at most since :func:`forget_peak`: of its GPU once it has used one, else of the
     machine, where systems other than Linux tell the peak since the process began."""
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        return torch.cuda.max_memory_allocated()
+        return max(map(torch.cuda.max_memory_allocated, range(torch.cuda.device_count())))
     with suppress(OSError):
         if found := re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text()):
             return 1024 * int(found[1])
@@ -40,6 +40,7 @@ def peak_of_process() -> int:
 def forget_peak() -> None:
     """Begin anew from what is held now."""
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        torch.cuda.reset_peak_memory_stats()
+        for device in range(torch.cuda.device_count()):
+            torch.cuda.reset_peak_memory_stats(device)
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")

@@ -244,6 +244,18 @@ def test_features_of_no_arm_are_a_sentence(make_run: MakeRun) -> None:
     assert "features.npz has the features of no arm of this run" in write_report(run).read_text()
 
 
+def test_predictions_of_no_arm_or_none_at_all_leave_no_place_for_confused_classes(make_run: MakeRun) -> None:
+    run = make_run(images=24)
+    assert "Classes most often confused" in write_report(run).read_text()
+    kept = dict(np.load(run / "test" / "predictions.npz"))
+    np.savez(run / "test" / "predictions.npz", labels=kept["labels"], classes=kept["classes"])
+    assert "Classes most often confused" not in write_report(run).read_text()
+    (run / "test" / "confused.npz").unlink()
+    page = write_report(run).read_text()
+    assert "Classes most often confused" not in page
+    assert 'class="missing"' not in page
+
+
 def test_a_run_that_has_logged_no_spread_has_no_place_for_it(make_run: MakeRun) -> None:
     run = make_run(images=24)
     assert "effective rank" in write_report(run).read_text()

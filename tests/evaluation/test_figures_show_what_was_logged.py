@@ -17,6 +17,7 @@ from bissl_fast.evaluation.drawing import COLOURS, looks
 from bissl_fast.evaluation.report import PLATES
 from bissl_fast.evaluation.run_folder import RunFolder
 from bissl_fast.evaluation.svg import DARK
+from bissl_fast.evaluation.telling import curves, numbers, sentence
 
 BISSL = looks({"bissl": "BiSSL"})["bissl"]
 
@@ -130,6 +131,24 @@ def test_measures_that_hardly_change_lie_whole_within_their_axes() -> None:
         low, high = axes.get_ylim()
         assert low == 0
         assert line(axes, "Only pretext")[:, 1].max() < 0.97 * high
+
+
+def test_words_and_numbers_are_those_of_the_curves() -> None:
+    losses = {"upper_loss": [2.0, 0.5, 1.0], "upper_loss_downstream": [3.0, 3.0, 4.0], "lower_loss": [7.0, 6.0, 5.0]}
+    records = [
+        {"step": step, "backbone_distance": 0.25 * step, **{key: values[step - 1] for key, values in losses.items()}}
+        for step in (1, 2, 3)
+    ]
+    found = curves(figures.upper_level(records))
+    assert sentence(found) == (
+        "Downstream loss: of θ_P, the lower backbone, which BiSSL returns, from 2 to 1; of θ_D, the upper backbone, "
+        "from 3 to 4. Pretext loss: of θ_P, from 7 to 5. ‖θ_D − θ_P‖: between the backbones, from 0.25 to 0.75."
+    )
+    grid = numbers(found)
+    assert grid is not None
+    assert [cell.text for cell in grid.rows[0]][1:] == ["2 at 1", "1 at 3", "0.5 at 2", "2 at 1"]
+    solver = curves(figures.solver_residuals([{"step": 1, "cg_residuals": [1.0, 0.5, 0.25]}]))
+    assert sentence(solver).endswith("after 1 product, 0.5; after 2 products, 0.25.")
 
 
 def test_a_record_that_is_no_number_is_left_out() -> None:
