@@ -170,7 +170,7 @@ class Plan:
     def _budget_words(self) -> str:
         if self.budget is None:
             return "No budget: every arm runs as configured."
-        images, *_, epochs, _ = self.budget.words()
+        images, _, _, epochs, *_ = self.budget.words()
         return f"Budget of a backbone: {epochs} model-epochs ({images} images), {self.budget_of}."
 
 
