@@ -1,11 +1,14 @@
 """Batch norm and ReLU beside PyTorch's own: forward, backward, and a product through both.
 
-On a CPU the C++ kernels serve, on a CUDA device Triton's, which are timed to the end of the device's work.
+On a CPU the C++ kernels serve, on a CUDA device Triton's, timed to the end of the device's work. "copies" move
+as many bytes as a task has to move where every tensor is read and written once: its floor. Beside bfloat16, weights and
+biases are float32, as under autocast.
 
 pytest benchmarks/test_batch_norm.py --benchmark-group-by=group
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import pytest
@@ -28,11 +31,14 @@ class Place(NamedTuple):
 
 PLACES = {
     "cpu": Place("cpu", (64, 64, 24, 24), torch.float32, "cpp"),
+    "cpu bfloat16": Place("cpu", (64, 64, 24, 24), torch.bfloat16, "cpp"),
     "cuda": Place("cuda", (512, 64, 48, 48), torch.float32, "triton"),
     "cuda bfloat16": Place("cuda", (512, 64, 48, 48), torch.bfloat16, "triton"),
 }
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-TASKS = ("forward", "forward + backward", "reverse over reverse", "forward over reverse")
+MOVED = {"forward": 2, "forward + backward": 6, "reverse over reverse": 15, "forward over reverse": 16}
+"""Tensors as large as x that a task reads or writes, products with their forward and backward pass."""
+TASKS = tuple(MOVED)
 pytest.importorskip("pytest_benchmark")
 
 Layer = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -54,13 +60,23 @@ def traced(function: Callable[..., object], inputs: tuple[object, ...]) -> Calla
     return graph
 
 
+def copy_over(tensors: list[Tensor]) -> None:
+    """Moves every tensor once: each is read or written, of an odd number the last one half and half."""
+    for k in range(0, len(tensors) - 1, 2):
+        tensors[k].copy_(tensors[k + 1])
+    if len(tensors) % 2:
+        first, second = tensors[-1].chunk(2)
+        first.copy_(second)
+
+
 def task_of(name: str, layer: Layer, how: str, layout: torch.memory_format, place: Place) -> Callable[[], object]:
     """A call that does the task once; a product is the whole of it, forward and backward pass included."""
     generator = torch.Generator(place.device).manual_seed(0)
     shape, channels = place.shape, place.shape[1]
 
     def draw(*size: int) -> Tensor:
-        return torch.randn(size, generator=generator, device=place.device).to(place.dtype)
+        drawn = torch.randn(size, generator=generator, device=place.device)
+        return drawn.to(place.dtype) if size == shape else drawn
 
     inputs = (draw(*shape).contiguous(memory_format=layout), draw(channels), draw(channels))
     directions = (draw(*shape).contiguous(memory_format=layout), draw(channels), draw(channels))
@@ -77,6 +93,9 @@ def task_of(name: str, layer: Layer, how: str, layout: torch.memory_format, plac
         layer, product = torch.compile(layer, dynamic=False), torch.compile(product, dynamic=False)
     if how == "bissl-fast, traced":
         product = traced(product, inputs)
+
+    if how == "copies":
+        return partial(copy_over, [torch.empty_like(inputs[0]) for _ in range(MOVED[name])])
 
     def forward() -> object:
         with torch.no_grad():
@@ -95,7 +114,7 @@ def task_of(name: str, layer: Layer, how: str, layout: torch.memory_format, plac
     return dict(zip(TASKS, (forward, backward, reverse_over_reverse, forward_over_reverse), strict=True))[name]
 
 
-@pytest.mark.parametrize("layer", ["bissl-fast", "bissl-fast, traced", "eager", "torch.compile"])
+@pytest.mark.parametrize("layer", ["bissl-fast", "bissl-fast, traced", "eager", "torch.compile", "copies"])
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("place", PLACES)

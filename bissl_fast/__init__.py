@@ -11,6 +11,7 @@ from bissl_fast.version import __version__
 if TYPE_CHECKING:
     from bissl_fast.bilevel import HessianOperator, conjugate_gradient, implicit_gradient
     from bissl_fast.data.pipelines.two_view import TwoViewAugment
+    from bissl_fast.export.loading import load
     from bissl_fast.ops import NTXentLoss, info_nce_loss, nt_xent_loss
     from bissl_fast.training.lars import LARS
 
@@ -23,6 +24,7 @@ __all__ = [
     "conjugate_gradient",
     "implicit_gradient",
     "info_nce_loss",
+    "load",
     "nt_xent_loss",
 ]
 
@@ -34,6 +36,7 @@ _HOMES = {
     "conjugate_gradient": "bissl_fast.bilevel",
     "implicit_gradient": "bissl_fast.bilevel",
     "info_nce_loss": "bissl_fast.ops",
+    "load": "bissl_fast.export.loading",
     "nt_xent_loss": "bissl_fast.ops",
 }
 

@@ -1,9 +1,15 @@
 #!/bin/sh
 # The native code builds against the oldest torch and the newest, and either binary runs right under both.
 #   scripts/check_two_torch_versions.sh [FOLDER]     FOLDER keeps the two environments for the next run
+# The newest torch is that of .venv, where `make test` has installed one. The other one takes 8 GB of disk meanwhile.
 set -eu
 repository=$(cd "$(dirname "$0")/.." && pwd)
-folder=${1:-$(mktemp -d)}
+if [ $# -gt 0 ]; then
+    folder=$1
+else
+    folder=$(mktemp -d)
+    trap 'rm -rf "$folder"' EXIT
+fi
 python=${PYTHON:-python3}
 tests="test_derivatives_are_exact_to_second_order test_krylov_kernels_equal_the_reference
     test_lars_in_one_call_equals_the_loop test_batch_norm_is_exact_to_second_order"
@@ -12,8 +18,13 @@ environment() { # name, requirements
     name=$1
     shift
     [ -x "$folder/$name/bin/python" ] || "$python" -m venv "$folder/$name"
-    "$folder/$name/bin/python" -c "import torch, torchvision, pytest, rich, tyro" 2>/dev/null ||
-        "$folder/$name/bin/pip" install --quiet "$@" numpy scipy rich tyro 'setuptools>=77' wheel ninja pytest pytest-timeout
+    if [ "$name" = newest ] && [ -e "$repository/.venv/installed" ]; then
+        installed=$("$repository/.venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+        echo "$installed" >"$("$folder/newest/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/installed.pth"
+    fi
+    "$folder/$name/bin/pip" install --quiet --no-cache-dir 'setuptools>=77' wheel ninja
+    "$folder/$name/bin/python" -c "import torch, torchvision, pytest, pytest_timeout, rich, tyro" 2>/dev/null ||
+        "$folder/$name/bin/pip" install --quiet --no-cache-dir "$@" numpy scipy rich tyro pytest pytest-timeout
 }
 
 build() { # name: a wheel against that environment's torch

@@ -8,15 +8,18 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import bissl_fast
 from bissl_fast.models import Network, build_backbone
 from bissl_fast.ops import nt_xent_loss
 from bissl_fast.training.files import save_weights
+from tests.export.runs import write_run
 
 PACKAGE = Path(bissl_fast.__file__).parent
 PAGES = ("README.md", "docs/bissl.md", "docs/bilevel.md", "docs/data.md", "docs/evaluation.md", "docs/pretext.md")
+PAGES += ("docs/take-away.md",)
 METHODS = tuple(f"docs/{page}.md" for page in ("methods", "gessl", "fussl", "abrl"))
 LINKED = ("README.md", "CONTRIBUTING.md", *PAGES[1:], *METHODS, "docs/results/README.md")
 
@@ -69,6 +72,9 @@ def test_the_python_of_a_page(page: str, tmp_path: Path, monkeypatch: pytest.Mon
         folder.mkdir(parents=True)
         weights = Network(build_backbone("resnet18", 0), nn.Linear(512, 8)).state_dict()
         save_weights(folder / "weights.safetensors", weights)
+    if 'load("runs/demo"' in text:
+        write_run(tmp_path / "runs" / "demo")
+        Image.new("RGB", (40, 30), "green").save(tmp_path / "leaf.jpg")
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     for block in blocks:

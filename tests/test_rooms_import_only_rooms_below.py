@@ -10,7 +10,19 @@ import networkx as nx
 import bissl_fast
 
 PACKAGE = Path(bissl_fast.__file__).parent
-ROOMS = ("cli", "methods", "measuring", "evaluation", "training", "pretext", "data", "models", "bilevel", "ops")
+ROOMS = (
+    "cli",
+    "export",
+    "methods",
+    "measuring",
+    "evaluation",
+    "training",
+    "pretext",
+    "data",
+    "models",
+    "bilevel",
+    "ops",
+)
 EVERYWHERE = ("errors", "version", "_C")
 
 

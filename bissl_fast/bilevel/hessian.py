@@ -227,6 +227,11 @@ class HessianOperator:
         return len(self._kept) * getattr(self._products, "graph_bytes", 0)
 
     @property
+    def needed_bytes(self) -> int:
+        """The least budget that a product can be taken within; 0 in modes that do not know."""
+        return self._needed(self._batches) if isinstance(self._products, TracedProducts) else 0
+
+    @property
     def segments(self) -> Sequence[int]:
         return self._parameters.segments
 
@@ -248,16 +253,19 @@ class HessianOperator:
             vectors = vectors.detach()
             rows = [self._parameters.unflatten(vector) for vector in vectors]
             total = torch.zeros_like(vectors)
+            pieces = [self._parameters.unflatten(row) for row in total]  # views, written as gradients come
             with nullcontext() if isinstance(self._products, TracedProducts) else self._attributes.passing():
                 for k, weight in enumerate(self._weights):
                     kept = k < len(self._kept)
                     point = self._kept[k] if kept else self._products.linearise(self._batches[k], self._seeds[k])
                     for row, tangents in enumerate(rows):
                         last = not kept and row == len(rows) - 1
-                        product = self._parameters.flatten(self._products.product(point, tangents, last))
-                        total[row].add_(product, alpha=weight)
+                        product = self._products.product(point, tangents, last)
+                        for piece, part in zip(pieces[row], product, strict=True):
+                            if part is not None:  # an unused gradient is zero
+                                piece.add_(part, alpha=weight)
                     del point
-            return total / sum(self._weights)
+            return total.div_(sum(self._weights))
 
     def point(self) -> int:
         """Where the products are taken: a number that each :meth:`update` raises.
@@ -298,7 +306,7 @@ class HessianOperator:
         programs = [self._products.program(batch) for batch in batches]
         residuals = [program.halves.residual_bytes for program in programs]
         working = [program.working_bytes for program in programs]
-        needed = max(r + w for r, w in zip(residuals, working, strict=True)) + BESIDE_TENSORS
+        needed = self._needed(batches)
         if needed > self._budget:
             raise ValueError(TOO_SMALL.format(budget=self._budget / 1e6, needed=needed / 1e6))
         for kept in range(len(batches), 0, -1):  # a batch without its own residuals makes them for each product
@@ -306,6 +314,12 @@ class HessianOperator:
             if sum(residuals[:kept]) + max(*working[:kept], rest) + BESIDE_TENSORS <= self._budget:
                 return kept
         return 0
+
+    def _needed(self, batches: Sequence[Any]) -> int:
+        """What the largest of the batches takes where none is kept; of traced programs."""
+        assert isinstance(self._products, TracedProducts)
+        programs = [self._products.program(batch) for batch in batches]
+        return max(program.halves.residual_bytes + program.working_bytes for program in programs) + BESIDE_TENSORS
 
     def _is_over(self, kept: int) -> bool:
         """Whether so many graphs kept in reverse mode, all alike, are more than the budget."""

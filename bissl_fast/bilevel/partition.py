@@ -14,7 +14,9 @@ import torch
 from torch import fx
 from torch.utils._pytree import tree_leaves
 
+from bissl_fast.bilevel.matrix_products import use_matrix_products
 from bissl_fast.bilevel.rematerialize import use_cheap_twins
+from bissl_fast.bilevel.simplify import simplify
 
 aten = torch.ops.aten
 
@@ -79,7 +81,7 @@ def split(traced: fx.GraphModule, tangents: int, recompute: bool = True) -> Halv
         recompute: choose residuals by a minimum cut; otherwise keep every value that crosses the boundary.
     """
     graph = traced.graph
-    graph.eliminate_dead_code()
+    simplify(graph)
     use_cheap_twins(graph)  # after it: what only a twin stands for has no reader of its own
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     inputs, tangent_inputs = placeholders[: len(placeholders) - tangents], placeholders[len(placeholders) - tangents :]
@@ -92,6 +94,9 @@ def split(traced: fx.GraphModule, tangents: int, recompute: bool = True) -> Halv
     residuals = [node for node in graph.nodes if node in kept and node.op != "placeholder"]
     tangent, reread = tangent_half(traced, moving, residuals, inputs, tangent_inputs)
     primal = primal_half(traced, inputs, residuals)
+    for half in (primal, tangent):
+        use_matrix_products(half.graph)
+        half.recompile()
     positions = tuple(inputs.index(node) for node in reread)
     return Halves(primal, tangent, positions, sum(size(node) for node in residuals))
 

@@ -17,6 +17,8 @@ usage: bissl-fast COMMAND [OPTIONS]     (bissl-fast COMMAND --help tells more)
   pretrain train a pretext task alone and leave its backbone: `bissl-fast pretrain --pretext byol`
   embed    features of a folder of images by a run's or any other backbone: `bissl-fast embed runs/demo photos`
   evaluate score a run's backbones or any other weights: `bissl-fast evaluate runs/demo --protocol linear,knn`
+  predict  classes of a folder of images, as CSV: `bissl-fast predict runs/demo photos --output classes.csv`
+  export   a run's network for timm, torchvision, onnx or the hf hub: `bissl-fast export runs/demo --format hf`
   sigma    GeSSL's measure of generality, by unseen tasks: `bissl-fast sigma runs/demo/gessl --dataset textures`
   one-step GeSSL's accuracy after one gradient step on a task: `bissl-fast one-step runs/demo/gessl`
   data     list, download, prepare and verify data sets
@@ -32,6 +34,8 @@ COMMANDS = {
     "pretrain": "pretrain",
     "embed": "embed",
     "evaluate": "evaluate",
+    "predict": "predict",
+    "export": "export",
     "sigma": "sigma",
     "one-step": "sigma",
     "data": "data",

@@ -11,6 +11,7 @@ from bissl_fast.ops import available_backends
 from bissl_fast.ops.native import build_info, has_compiled_kernels
 from bissl_fast.training.environment import describe_environment
 from bissl_fast.training.precision import find_device
+from bissl_fast.training.serving import serving
 
 
 def doctor_command(arguments: list[str]) -> None:
@@ -27,6 +28,8 @@ def doctor_command(arguments: list[str]) -> None:
             table.add_row(name, "not installed" if value is None else str(value))
         for name, absent in available_backends().items():
             table.add_row(f"backend {name}", absent or "active")
+        for work, served in serving(device).items():
+            table.add_row(work, served)
         for name, value in build_info().items():
             table.add_row(f"native {name.replace('_', ' ')}", value or "none")
         console.print(table)

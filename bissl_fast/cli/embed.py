@@ -55,7 +55,7 @@ def embed_command(arguments: list[str]) -> None:
         embed_with = embedder(model, backbone, size, lambda line: say(console, line), channels)
         source = images_of(folder, labels, len(embed_with.view.mean))
         found = embed_images(embed_with, source, where, batch_size)
-        for note in found.notes:
+        for note in filter(None, (*found.notes, found.unreadable)):
             say(console, printable(note), "yellow")
         write_arrays(output, found.arrays())
         say(console, f"{output}: {found.features.shape[0]:,} images, {found.features.shape[1]:,} features each")

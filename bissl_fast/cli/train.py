@@ -12,6 +12,8 @@ from bissl_fast.cli.arguments import spread
 from bissl_fast.cli.report import print_results
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.protocols import PROTOCOLS
+from bissl_fast.export.exporting import WRITERS, Format, export
+from bissl_fast.export.loading import load
 from bissl_fast.methods.checks import require
 from bissl_fast.methods.config import METHODS, TrainConfig, load_config
 from bissl_fast.methods.presets import preset_config
@@ -29,12 +31,16 @@ task, with the views of its paper, and but for --preset quick its optimiser and 
 {", ".join(task.name for task in TASKS)}.
 On a set with other classes to test than to train (omniglot-fewshot) nothing is fine-tuned: few-shot tasks judge the
 backbones, in stages protocols-*; --methods baseline,gessl,fussl are those that need no label.
+--export hf,onnx (or timm, torchvision) also leaves the first method's backbone for these libraries, in RUN/export.
 """
 
 
 def train_command(arguments: list[str]) -> None:
-    """Parse the settings, run the stages, print the table and write the report."""
+    """Parse the settings, run the stages, print the table, write the report and export the backbone if asked to."""
+    formats, arguments = wanted_exports(arguments)
     config = parse_config(arguments).located()
+    for kind in formats:
+        WRITERS[kind].require(config.backbone, config.images.channels)
     console = Console()
     say(console, f"bissl-fast train  {config.dataset}, preset {config.preset} → {config.run_folder}", "bold")
     from bissl_fast.methods.train import train
@@ -43,9 +49,27 @@ def train_command(arguments: list[str]) -> None:
         with interruptible():
             folder = train(config, console)
             print_results(folder, console)
+            for kind in formats:
+                say(console, f"Export: {export(load(folder), kind)}")
     except Interrupted as error:
-        command = shlex.join(["bissl-fast", "train", "--config", str(config.run_folder / "config.yaml")])
+        exports = ["--export", ",".join(formats)] if formats else []
+        command = shlex.join(["bissl-fast", "train", "--config", str(config.run_folder / "config.yaml"), *exports])
         raise Interrupted(f"{error} Go on with: {command}") from None
+
+
+def wanted_exports(arguments: list[str]) -> tuple[list[Format], list[str]]:
+    """The formats behind ``--export``, with commas, and the other arguments.
+
+    Raises:
+        UserError: if there is no such format.
+    """
+    parser = argparse.ArgumentParser("bissl-fast train", add_help=False, allow_abbrev=False)
+    parser.add_argument("--export", default="")
+    found, rest = parser.parse_known_args(arguments)
+    words = [word for word in found.export.split(",") if word]
+    for word in words:
+        require(word in WRITERS, "export", repr(word), f"one or more of {', '.join(WRITERS)}")
+    return [kind for kind in WRITERS if kind in words], rest
 
 
 def parse_config(arguments: list[str]) -> TrainConfig:

@@ -190,6 +190,13 @@ def is_comparison(folder: Path) -> bool:
     return (folder / "plan.json").is_file()
 
 
+def require_one_run(folder: Path) -> None:
+    """Raises UserError: where a comparison has its folder; the message names its runs."""
+    if is_comparison(folder):
+        runs = [file.parent.name for file in sorted(folder.glob("*/config.yaml"))]
+        raise UserError(f"{folder} is a comparison of several runs: give one of its folders ({', '.join(runs)}).")
+
+
 def percent(share: float) -> str:
     """A share as people read it.
 

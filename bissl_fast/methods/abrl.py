@@ -13,7 +13,7 @@ from bissl_fast.bilevel.head_hypergradient import BIAS, Estimator, HeadHypergrad
 from bissl_fast.data.pipelines.loader import Batch, Loader
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.metrics import Evaluation
-from bissl_fast.methods.checks import require
+from bissl_fast.methods.checks import require, without_effect
 from bissl_fast.methods.cost import Cost, steps_cost
 from bissl_fast.methods.run import Run
 from bissl_fast.methods.stages.downstream import Downstream
@@ -37,6 +37,8 @@ from bissl_fast.training.schedules import set_learning_rate, warmup_cosine
 from bissl_fast.training.stage import StageOutput
 from bissl_fast.training.supervised import DownstreamLoss, downstream_loss
 
+IMPLICIT = ("hypergradient", "damping", "solver_iterations", "ridge")
+"""Settings of the implicit term alone."""
 Variant = Literal["full", "no-penalty", "no-implicit", "single-level"]
 
 
@@ -115,6 +117,26 @@ class ABRLSettings:
     def implicit(self) -> bool:
         """Whether the hypergradient has an implicit term."""
         return self.variant in ("full", "no-penalty")
+
+    @property
+    def idle(self) -> dict[str, str]:
+        """Settings that do nothing here, and where that is so."""
+        found = {"penalty": "with --abrl.variant no-penalty"} if self.variant == "no-penalty" else {}
+        if self.variant == "single-level":
+            found["inner_steps"] = "with --abrl.variant single-level, where no head is trained inside"
+        if not self.implicit:
+            absent = f"with --abrl.variant {self.variant}, whose gradient has no implicit term"
+            found |= dict.fromkeys(IMPLICIT, absent)
+            if self.variant == "no-implicit" and self.hypergradient == "converged":  # which solves the head, too
+                del found["hypergradient"], found["ridge"]
+            return found
+        if self.hypergradient != "ift":
+            found["damping"] = "but with --abrl.hypergradient ift"
+        if self.hypergradient not in ("ift", "proximal"):
+            found["solver_iterations"] = "but with --abrl.hypergradient ift or proximal"
+        if self.hypergradient != "converged":
+            found["ridge"] = "but with --abrl.hypergradient converged"
+        return found
 
     @property
     def head(self) -> HeadHypergradient:
@@ -343,6 +365,8 @@ class ABRL:
         settings = self.settings
         self._halves(run).require(settings.batch_size)
         self._warmup_cost(run)
+        for sentence in without_effect("abrl", settings, settings.idle):
+            run.say(f"abrl: {sentence}")
         if settings.implicit:
             run.say(f"abrl: {settings.hypergradient} is {BIAS[settings.hypergradient]}", "dim")
         floor = least_distance(settings.batch_size, run.features)

@@ -145,7 +145,7 @@ class BilevelSettings:
             return self.operator(loss, parameters, batches)
         with self._told():
             return TwoPrecisions(
-                loss, parameters, batches, self.mode, self.products_dtype, self._budget(parameters.tensors[0].device)
+                loss, parameters, batches, self.mode, self.products_dtype, self.budget(parameters.tensors[0].device)
             )
 
     def operator(self, loss: Loss, parameters: ParameterVector, batches: Sequence[Any]) -> HessianOperator:
@@ -154,13 +154,14 @@ class BilevelSettings:
         Raises:
             UserError: as :meth:`build`.
         """
-        budget = self._budget(parameters.tensors[0].device)
+        budget = self.budget(parameters.tensors[0].device)
         with self._told():
             return HessianOperator(
                 loss, parameters, batches, self.mode, memory_budget=budget, dtype=self.products_dtype
             )
 
-    def _budget(self, device: torch.device) -> int:
+    def budget(self, device: torch.device) -> int:
+        """Bytes that products may hold."""
         return default_budget(device) if self.memory_budget is None else int(self.memory_budget * 1e9)
 
     @staticmethod

@@ -173,14 +173,12 @@ class BiSSLTask:
                 stored.append(views)
             self.lower_optimizer.zero_grad(set_to_none=True)
             self.learner.begin_step()
-            loss = self.learner.loss(views)
-            loss.backward()  # type: ignore[no-untyped-call]  # lines 5 and 6, first term
+            losses.append(self.learner.backward(views))  # lines 5 and 6, first term
             self.learner.hold(index)
             regularisers.append(self._add_regulariser())
             clip_grad_norm_(self.pretext.parameters(), settings.clip)
             self.lower_optimizer.step()  # line 7
             self.learner.advance(index / total)
-            losses.append(loss.detach())
         values: dict[str, torch.Tensor | float] = {
             "lower_loss": _mean(losses),
             "lower_regulariser": _mean(regularisers),
@@ -296,7 +294,7 @@ class BiSSLTask:
         for _ in range(products):
             for views, _ in given:
                 with self.forward():
-                    forward_each(self.pretext, views)
+                    forward_each(self.pretext, views, self.learner.chunk)
 
     @staticmethod
     def _add(parameters: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor]) -> None:
@@ -353,7 +351,9 @@ class BiSSL:
         tell_rising(run, "pretext-warmup", usual, self._warmup_steps(run))
         tell_rising(run, "bissl", rising, self.settings.alternations * self.settings.lower_steps)
         self.downstream.epoch_steps(run)
-        bilevel = kept_or_tried(run, self.bilevel, self.pretext.task)
+        pretext = self.pretext.settings
+        large = None if pretext.chunk is None or self.bilevel.solver == "identity" else pretext.batch_size
+        bilevel = kept_or_tried(run, self.bilevel, self.pretext.task, large)
         return replace(self, bilevel=bilevel, settings=replace(self.settings, warmup_steps=rising))
 
     def cost(self, run: Run) -> Cost:
@@ -395,7 +395,8 @@ class BiSSL:
         """The stage ``bissl``: Algorithm 1."""
 
         def body(folder: Path) -> None:
-            learner = run.learner(self.pretext.task, warmup)
+            learner = self.pretext.learner(run, warmup)
+            self.pretext.tell_chunks(run, "bissl", learner)
             downstream = Network(copy.deepcopy(learner.network.backbone), self.downstream.classifier(run, "head"))
             load_head(downstream.to(run.device), head)
             self._run_loop(run, learner, downstream, folder)

@@ -71,7 +71,10 @@ class Features:
         names: N paths below the folder.
         labels: (N,) int64, if images have labels.
         classes: names by label.
-        notes: what a user should read: what was left out, turned, scaled or guessed.
+        notes: what a user should read: what was left out by its name or kind, turned, scaled or guessed.
+        source: name of the images.
+        rows: N places in the source.
+        skipped: each image that could not be read, with the reason.
     """
 
     features: NDArray[np.float32]
@@ -79,6 +82,18 @@ class Features:
     labels: NDArray[np.int64] | None = None
     classes: tuple[str, ...] = ()
     notes: list[str] = field(default_factory=list)
+    source: str = ""
+    rows: list[int] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+
+    @property
+    def unreadable(self) -> str:
+        """A sentence on the images that could not be read; empty where all could."""
+        if not self.skipped:
+            return ""
+        total = len(self.names) + len(self.skipped)
+        found = f"{len(self.skipped)} of {total} images of {self.source} could not be read and are left out"
+        return f"{found}: {listed(self.skipped)}."
 
     def arrays(self) -> dict[str, NDArray[np.generic]]:
         """What is written: `features`, `names`, and with labels `labels` and `classes`. Nothing is pickled."""
@@ -174,9 +189,8 @@ def embed_images(model: Embedder, source: Source, device: torch.device, batch_si
         raise UserError(f"None of the {source.count} images of {source.name} can be read: {left_out[0]}.")
     labels = None if source.labels is None else source.labels[kept].astype(np.int64)
     names = [source.describe(index) for index in kept]
-    unreadable = f"{len(left_out)} of {source.count} images of {source.name} could not be read and are left out: "
-    notes = [*source.notes, *remark_notes(source, remarks), *([f"{unreadable}{listed(left_out)}."] if left_out else [])]
-    return Features(np.concatenate(found), names, labels, source.classes, notes)
+    notes = [*source.notes, *remark_notes(source, remarks)]
+    return Features(np.concatenate(found), names, labels, source.classes, notes, source.name, kept, left_out)
 
 
 def images_of(folder: Path, labels: str | None, channels: int = 3) -> Source:

@@ -16,7 +16,7 @@ from bissl_fast.data.sets.catalogue import load_downstream
 from bissl_fast.data.sets.dataset import Splits
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation import protocols
-from bissl_fast.evaluation.plan import is_comparison
+from bissl_fast.evaluation.plan import require_one_run
 from bissl_fast.evaluation.protocols import ProtocolName, ProtocolSettings, Score, Scores, Subject
 from bissl_fast.evaluation.run_folder import PRETEXT, RunFolder
 from bissl_fast.methods.checks import require
@@ -166,9 +166,7 @@ def backbones_of(model: str, arms: tuple[str, ...] = ()) -> dict[str, str]:
             raise UserError(f"--arm {','.join(arms)} names an arm of a run, and {model} is none: leave it out.")
         name = model.removeprefix(TIMM_PREFIX) if model.startswith(TIMM_PREFIX) else path.resolve().stem
         return {path.parent.name if path.name == "weights.safetensors" else name: model}
-    if is_comparison(path):
-        runs = [file.parent.name for file in sorted(path.glob("*/config.yaml"))]
-        raise UserError(f"{path} is a comparison of several runs: give one of its folders ({', '.join(runs)}).")
+    require_one_run(path)
     run = RunFolder(path)
     if run.pretext_only:
         known = {PRETEXT: PRETEXT}

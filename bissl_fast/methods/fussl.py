@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from torch import nn
 from bissl_fast.data.pipelines.loader import Loader
 from bissl_fast.data.views.parameters import ViewSettings
 from bissl_fast.errors import UserError
-from bissl_fast.methods.checks import require
+from bissl_fast.methods.checks import require, without_effect
 from bissl_fast.methods.cost import Cost, steps_cost
 from bissl_fast.methods.fuzzy_labels import Kind, Memberships, Ties, fuzzy_labels, soft_cross_entropy
 from bissl_fast.methods.labelling import Rule, collapse, label, summary
@@ -25,6 +25,7 @@ from bissl_fast.methods.stages.pretrain import Pretext, PretrainSettings, Pretra
 from bissl_fast.models import Network
 from bissl_fast.models.last_stage import before_last_stage
 from bissl_fast.models.stacked import Stack, stacks_exactly
+from bissl_fast.models.together import in_chunks
 from bissl_fast.pretext import Learner, OptimizerSettings
 from bissl_fast.pretext.collapse import diagnose
 from bissl_fast.training.files import load_weights, save_weights, write_arrays, write_json
@@ -111,6 +112,21 @@ class FUSSLSettings:
         return 1.0 if self.case == "progressive" else self.trained_whole
 
     @property
+    def idle(self) -> dict[str, str]:
+        """Settings that do nothing here, and where that is so."""
+        found = {} if self.case == "progressive" else {"rounds": "but with --fussl.case progressive"}
+        if self.case == "progressive":
+            found["trained_whole"] = "with --fussl.case progressive, which freezes nothing"
+        if self.case in ("hard", "soft"):
+            found["ties"] = f"with --fussl.case {self.case}, whose labels are all {self.case}"
+        if self.case == "hard":
+            found["memberships"] = "with --fussl.case hard, which has no soft labels"
+        if self.recipe == "pretext":
+            given = "with --fussl.recipe pretext, whose phase 1 has the rates of --pretrain"
+            found |= dict.fromkeys(("first_rate", "first_rate_epochs"), given)
+        return found
+
+    @property
     def controls(self) -> dict[str, float]:
         """`pretrain.baseline-epochs` of what FUSSL is compared with: the paper's "1200 ep", and equal model-epochs."""
         first, second = self.first_epochs, self.second_epochs
@@ -131,6 +147,7 @@ class PseudoLabelTask:
         settings: optimiser, rate, and when weights begin to stand still.
         steps: length.
         forward: precision context of a forward pass.
+        chunk: images that pass at once, with batch-norm statistics of their own; ``None``: all of a batch.
     """
 
     def __init__(
@@ -142,8 +159,10 @@ class PseudoLabelTask:
         settings: FUSSLSettings,
         steps: int,
         forward: Forward = nullcontext,
+        chunk: int | None = None,
     ) -> None:
         self.network, self.loader, self.settings, self.forward = network, loader, settings, forward
+        self.chunk = chunk
         self.votes, self.memberships = votes, memberships
         self.steps, self.images_per_step, self.log_every = steps, loader.batch_size, max(1, min(50, steps // 50))
         self.whole = round(settings.frozen_from * steps)
@@ -159,20 +178,29 @@ class PseudoLabelTask:
         self._optimizer.zero_grad(set_to_none=True)
         batch = self.loader.load(index)
         votes, memberships = self.votes[batch.samples], self.memberships[batch.samples]
-        scores, loss = self._loss(batch.views[0], votes, memberships)
-        loss.backward()  # type: ignore[no-untyped-call]
+        scores, loss = self._backward(batch.views[0], votes, memberships)
         self._optimizer.step()
         logged = (index + 1) % self.log_every == 0 or index + 1 == self.steps
         met = share_met(scores, votes, memberships)
-        return {"label_loss": loss.detach(), "lr": rate, "labels_met": met, **(diagnose(scores) if logged else {})}
+        return {"label_loss": loss, "lr": rate, "labels_met": met, **(diagnose(scores) if logged else {})}
 
-    def _loss(
+    def _backward(
         self, images: torch.Tensor, votes: torch.Tensor, memberships: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scores (B, D), and their mean soft cross-entropy."""
-        with self.forward():
-            scores: torch.Tensor = self.network(images)
-        return scores, soft_cross_entropy(scores, votes, memberships).mean()
+        """Scores (B, D), and their mean soft cross-entropy, whose gradient is left with the parameters.
+
+        Each image has a loss of its own, so that chunks come one after the other.
+        """
+        found, losses = [], []
+        size = self.chunk or len(images)
+        for seen, *labels in in_chunks((images, votes, memberships), size):
+            with self.forward():
+                scores: torch.Tensor = self.network(seen)
+            loss = soft_cross_entropy(scores, *labels).mean() * (len(seen) / len(images))
+            loss.backward()  # type: ignore[no-untyped-call]
+            found.append(scores.detach())
+            losses.append(loss.detach())
+        return torch.cat(found), torch.stack(losses).sum()
 
     def _train(self, whole: bool) -> None:
         self.network.train()
@@ -239,6 +267,11 @@ class FUSSL:
             UserError: if a batch does not fit the set, the backbone has no last stage, or cannot be stacked.
         """
         settings = self.settings
+        if settings.stacked and self.pretext.settings.chunk is not None:
+            raise UserError(
+                "--fussl.stacked passes whole batches of all blocks side by side, and --pretrain.chunk is to save the "
+                "memory of that: leave out one of them."
+            )
         first, second = self._steps(run)
         if round(settings.frozen_from * second) < second:
             before_last_stage(run.backbone())
@@ -249,6 +282,8 @@ class FUSSL:
                 f"backbone {run.settings.backbone!r} has layers that cannot be put side by side with others of their "
                 "kind: leave out --fussl.stacked, or choose another --backbone."
             )
+        for sentence in without_effect("fussl", settings, settings.idle):
+            run.say(f"fussl: {sentence}")
         self._tell_recipe(run, settings.turns * first)
         epochs = " or ".join(f"{value:g} ({name})" for name, value in settings.controls.items())
         run.say(f"fussl: a control is the baseline with --pretrain.baseline-epochs {epochs}", "dim")
@@ -364,9 +399,11 @@ class FUSSL:
         own, warmup, rate, recipe = self._recipe(run)
         total = settings.turns * first
         views = run.views if settings.views == "shared" else run.views * settings.blocks
+        name = self._name("blocks", number)
 
         def body(folder: Path) -> None:
             learners = self._learners(run, before)
+            self.pretext.tell_chunks(run, name, learners[0])
             stack = Stack(learners[0].network.backbone, len(learners)) if settings.stacked else None
             with run.data.loader(run.data.unlabelled, views, self.batch_size, "pretext") as loader:
                 blocks = [PretrainTask(learner, loader, own, total, warmup, rate) for learner in learners]
@@ -378,7 +415,7 @@ class FUSSL:
             **self.pretext.key,
             "views": views,
             **{name: getattr(settings, name) for name in ("blocks", "stacked")},
-            **{name: value for name, value in asdict(own).items() if not name.endswith("epochs")},
+            **own.deciding(),
             **recipe,
             "steps": (number * first, first, total),
         }
@@ -386,7 +423,7 @@ class FUSSL:
         inputs |= {} if run.weights is None else {"weights": run.weights.digest}
         if before is not None:
             inputs |= {name: stage.hash for name, stage in vars(before).items()}
-        return run.stage(self._name("blocks", number), key, inputs, body)
+        return run.stage(name, key, inputs, body)
 
     def _learners(self, run: Run, before: Round | None) -> list[Learner]:
         """The blocks at the start of a round: all from the same weights, later as the round before has left them.
@@ -394,7 +431,7 @@ class FUSSL:
         The block that phase 2 has trained goes back to its slot, with predictor, prototypes and momentum copy as phase
         1 had left them.
         """
-        learners = [run.learner(self.pretext.task) for _ in range(self.settings.blocks)]
+        learners = [self.pretext.learner(run) for _ in range(self.settings.blocks)]
         if before is not None:
             for k, learner in enumerate(learners):
                 learner.load_state_dict(load_weights(before.blocks.folder / "weights.safetensors", f"block{k}."))
@@ -415,7 +452,7 @@ class FUSSL:
             write_json(folder / "labels.json", found.report())
 
         key = {
-            **self.pretext.key,
+            "pretext": self.pretext.task,
             "view": view,
             **{name: getattr(settings, name) for name in ("blocks", "kind", "ties", "memberships")},
         }
@@ -437,7 +474,8 @@ class FUSSL:
             votes = torch.from_numpy(arrays["votes"].astype(np.int64)).to(run.device)
             memberships = torch.from_numpy(arrays["memberships"]).to(run.device)
             with run.data.loader(run.data.unlabelled, (view,), self.batch_size, f"fussl-{number}") as loader:
-                run.loop(PseudoLabelTask(network, loader, votes, memberships, settings, second, run.forward), folder)
+                labelled = (votes, memberships, settings, second, run.forward, self.pretext.settings.chunk)
+                run.loop(PseudoLabelTask(network, loader, *labelled), folder)
             save_weights(folder / "weights.safetensors", network.state_dict())
 
         key = {

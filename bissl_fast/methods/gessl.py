@@ -13,7 +13,7 @@ from bissl_fast.bilevel.inner_steps import Descent, advance, descend, difference
 from bissl_fast.data.pipelines.loader import Loader
 from bissl_fast.errors import UserError
 from bissl_fast.methods.bilevel import BilevelSettings
-from bissl_fast.methods.checks import require
+from bissl_fast.methods.checks import require, without_effect
 from bissl_fast.methods.cost import Cost
 from bissl_fast.methods.run import Run
 from bissl_fast.methods.stages.pretrain import Pretext
@@ -22,7 +22,8 @@ from bissl_fast.methods.trial import failure_of, kept_or_tried
 from bissl_fast.ops.krylov import dot, norm
 from bissl_fast.pretext.collapse import alarm
 from bissl_fast.pretext.divergences import DIVERGENCES, DivergenceName
-from bissl_fast.pretext.instances import Instances, InstanceTask, Probabilities, drawing, has_prototypes
+from bissl_fast.pretext.drawing import drawing
+from bissl_fast.pretext.instances import Instances, InstanceTask, Probabilities, has_prototypes
 from bissl_fast.training.files import save_weights
 from bissl_fast.training.loop import Values
 from bissl_fast.training.schedules import set_learning_rate, warmup_cosine
@@ -111,6 +112,16 @@ class GeSSLSettings:
         return self.check_every > 0 and self.differentiation not in ("through", "lookahead")
 
     @property
+    def idle(self) -> dict[str, str]:
+        """Settings that do nothing here, and where that is so."""
+        found = {}
+        if self.differentiation not in ("cg", "neumann"):
+            found["solver_iterations"] = "but with --gessl.differentiation cg or neumann"
+        if self.probabilities in ("head", "native"):
+            found["temperature"] = f"with --gessl.probabilities {self.probabilities}"
+        return found
+
+    @property
     def images(self) -> int:
         """Of one outer step's tasks together."""
         return self.tasks * self.batch_size
@@ -179,7 +190,7 @@ class GeSSLTask:
         spread = learner.diagnostics() if shown else {}
         return {**_means(logs), "outer_gradient_norm": norm(gradient), "lr": rate, **spread}
 
-    def outer_gradient(self, task: InstanceTask, checked: bool = False) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def outer_gradient(self, task: InstanceTask, checked: bool = False) -> tuple[torch.Tensor, dict[str, Any]]:
         """∇_θ L(f^l; D^l) ``(L,)`` of one task, and what to log; θ is left as it was."""
         settings, theta, instances = self.settings, self.theta, self.instances
         alpha = settings.inner_rate
@@ -194,11 +205,12 @@ class GeSSLTask:
             theta.assign(path.end)
             loss, g, accuracy = self._compare(task, log_target)
             pulled = self._differentiate(task, path, target, g)
-            log = {"loss": path.losses[0], "gradient_norm": path.gradient_norm, "outer_loss": loss, **accuracy}
+            log: dict[str, Any] = {"loss": path.losses[0], "gradient_norm": path.gradient_norm, "outer_loss": loss}
+            log |= accuracy
             if checked:
                 exact = replace(self.bilevel, mode="reverse", products_dtype="float32", capture=False)
                 through = pull_back(theta, path.points, g, lambda v: self._hessian(task, exact).matvec(v), alpha)
-                log["cos_through"] = _cosine(pulled, through)
+                log |= comparison(pulled, through)
         for operator in self.operators.values():
             operator.release()
         return pulled, log
@@ -237,7 +249,7 @@ class GeSSLTask:
     def _hessian(self, task: InstanceTask, bilevel: BilevelSettings) -> HessianOperator:
         """∇²ℓ of a task at the parameters' present values."""
         known = self.operators.get(bilevel.mode)
-        with drawing(task, self.theta.tensors[0].device):
+        with drawing(task.seed, self.theta.tensors[0].device):  # what the passes of the task draw
             if known is None:
                 known = self.operators[bilevel.mode] = bilevel.operator(self.instances.loss, self.theta, [task.given])
             else:
@@ -295,8 +307,8 @@ class GeSSL:
                 "--gessl.probabilities native is for tasks with prototypes (swav, dino), and --pretext "
                 f"{task.name} has none: take similarity, merged or head."
             )
-        if settings.probabilities in ("head", "native") and settings.temperature is not None:
-            run.say(f"gessl: --gessl.temperature is not used by --gessl.probabilities {settings.probabilities}")
+        for sentence in without_effect("gessl", settings, settings.idle):
+            run.say(f"gessl: {sentence}")
         self._steps(run)
         run.say(f"gessl: outer gradient by {settings.differentiation}: {TOLD[settings.differentiation]}", "dim")
         if settings.further == 0:
@@ -363,7 +375,7 @@ class GeSSL:
         key = {
             "gessl": replace(settings, steps=steps),
             "bilevel": self.bilevel.deciding() if settings.differentiation in WITH_PRODUCTS else None,
-            **self.pretext.key,
+            "pretext": self.pretext.task,
             "views": run.views,
         }
         start = {} if run.weights is None else {"weights": run.weights.digest}
@@ -395,13 +407,24 @@ def stalled(values: Mapping[str, Any]) -> str:
     return ""
 
 
-def _means(logs: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Over the tasks that have logged a value."""
-    names = dict.fromkeys(name for log in logs for name in log)
-    return {name: torch.stack([log[name] for log in logs if name in log]).mean() for name in names}
+def comparison(outer: torch.Tensor, through: torch.Tensor) -> dict[str, Any]:
+    """What is logged of the cosine between an outer gradient and that of `through`.
+
+    It decides nothing, so that one which is no number stops no run: it is null, and a reason stands beside it.
+    """
+    lengths = norm(outer), norm(through)
+    product = lengths[0] * lengths[1]
+    cosine = torch.where(product == 0, 1.0, dot(outer, through) / product)  # 1 where both are zero
+    if torch.isfinite(cosine):
+        return {"cos_through": cosine}
+    at_fault = "the gradient of `through`" if torch.isfinite(lengths[0]) else "the outer gradient"
+    return {"cos_through": None, "cos_through_reason": f"{at_fault} is too large for a norm, or not finite"}
 
 
-def _cosine(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """1 where both are zero."""
-    lengths = norm(first) * norm(second)
-    return torch.where(lengths == 0, 1.0, dot(first, second) / lengths)
+def _means(logs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Over the tasks that have logged a value; what is no number stands as it is."""
+    found: dict[str, list[Any]] = {}
+    for log in logs:
+        for name, value in log.items():
+            found.setdefault(name, []).append(value)
+    return {name: torch.stack(v).mean() if isinstance(v[0], torch.Tensor) else v[0] for name, v in found.items()}

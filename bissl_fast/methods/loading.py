@@ -8,8 +8,8 @@ import torch
 from rich.console import Console
 
 from bissl_fast.data.pipelines.choice import Pipeline
-from bissl_fast.data.pipelines.loader import Batch, Loader
-from bissl_fast.data.pipelines.order import BatchOrder
+from bissl_fast.data.pipelines.loader import Batch, ChunkLoader, Loader
+from bissl_fast.data.pipelines.order import BatchOrder, ChunkOrder
 from bissl_fast.data.sets.catalogue import FOLDER_PREFIX, entry_of, list_labelled, load_downstream, load_pretext
 from bissl_fast.data.sets.dataset import ImageSet, Splits, count_by_class, disjoint, is_multilabel
 from bissl_fast.data.views.parameters import ViewSettings
@@ -88,6 +88,14 @@ class RunData:
         seed = derive_seed(self.config.seed, purpose)
         order = BatchOrder(len(images), batch_size, seed, phase_length, keep_last=keep_last)
         return self.pipeline.loader(images, views, order, seed)
+
+    def chunk_loader(
+        self, images: ImageSet, views: tuple[ViewSettings, ...], batch_size: int, chunk: int, purpose: str
+    ) -> ChunkLoader:
+        """The batches of :meth:`loader` in chunks."""
+        seed = derive_seed(self.config.seed, purpose)
+        order = ChunkOrder(BatchOrder(len(images), batch_size, seed), chunk)
+        return ChunkLoader(self.pipeline.loader(images, views, order, seed), order)
 
     def evaluation_batches(self, images: ImageSet) -> Iterator[Batch]:
         """Every image of a split once."""

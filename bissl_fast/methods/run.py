@@ -22,6 +22,7 @@ from bissl_fast.training.environment import describe_environment
 from bissl_fast.training.files import load_weights, write_json
 from bissl_fast.training.loop import Task, run_loop
 from bissl_fast.training.precision import apply_precision, find_device
+from bissl_fast.training.serving import doubts, path
 from bissl_fast.training.stage import StageOutput, run_stage
 from bissl_fast.training.tracking import say
 
@@ -61,6 +62,9 @@ class Run:
             torch.set_num_threads(settings.threads)
         self.device = find_device(settings.device)
         self.forward = apply_precision(settings.precision, self.device)
+        self.say(path(settings.precision, self.device), "dim")
+        for sentence in doubts("--precision", settings.precision, self.device):
+            self.say(sentence)
         images = settings.images
         self.features = probe_features(settings.backbone, images.size, images.channels)
         for small in {view.size for view in views} - {images.size}:
@@ -114,17 +118,18 @@ class Run:
         images = self.settings.images
         return build_backbone(self.settings.backbone, self.seed("backbone"), images.size, images.channels)
 
-    def learner(self, task: PretextTask, start: StageOutput | None = None) -> Learner:
+    def learner(self, task: PretextTask, start: StageOutput | None = None, chunk: int | None = None) -> Learner:
         """The pretext task with a network of its own.
 
         Args:
             task: the pretext task.
             start: the pretext stage that it goes on from; ``None``: the first weights of the run.
+            chunk: images that pass at once; ``None``: all of a batch.
         """
         network = Network(self.backbone(), task.head(self.features, self.seed("projector")))
         if self.weights is not None:
             self.weights.load_into(network.backbone)
-        learner = Learner(task, place(network, self.device), self.forward, self.seed("store"))
+        learner = Learner(task, place(network, self.device), self.forward, self.seed("store"), chunk)
         if start is not None:
             learner.load_state_dict(load_weights(start.folder / "weights.safetensors"))
         return learner

@@ -4,6 +4,7 @@ from bissl_fast.models.backbone import build_backbone, place, probe_features
 from bissl_fast.models.fused import fuse_batch_norm
 from bissl_fast.models.heads import Network, PredictorHead, build_classifier, build_mlp, build_projector
 from bissl_fast.models.together import forward_each
+from bissl_fast.models.trimmed import trim_convolutions
 from bissl_fast.models.twice import differentiable_twice
 from bissl_fast.models.weights import BackboneWeights, backbone_weights
 
@@ -21,4 +22,5 @@ __all__ = [
     "fuse_batch_norm",
     "place",
     "probe_features",
+    "trim_convolutions",
 ]

@@ -8,6 +8,7 @@ from torch import nn
 
 from bissl_fast.errors import UserError
 from bissl_fast.models.fused import fuse_batch_norm
+from bissl_fast.models.trimmed import trim_convolutions
 from bissl_fast.models.twice import differentiable_twice
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
@@ -17,8 +18,8 @@ def build_backbone(name: str, seed: int, size: int | None = None, channels: int 
     """A randomly initialised timm network without a classifier: ``(N, C, H, W)`` to pooled features ``(N, F)``.
 
     ResNets keep timm's zero-initialised last batch-norm weight in every residual block. Batch norms are fused
-    (:func:`fuse_batch_norm`), and activations can be differentiated twice (:func:`differentiable_twice`): same names,
-    same numbers.
+    (:func:`fuse_batch_norm`), activations can be differentiated twice (:func:`differentiable_twice`), and filters lack
+    taps that meet padding alone (:func:`trim_convolutions`): same names, same numbers.
 
     Args:
         name: a timm model name such as ``"resnet18"``.
@@ -124,7 +125,7 @@ def made(name: str, options: dict[str, Any]) -> nn.Module:
     import timm
 
     backbone: nn.Module = timm.create_model(name, pretrained=False, num_classes=0, **options)
-    return fuse_batch_norm(differentiable_twice(backbone))
+    return fuse_batch_norm(trim_convolutions(differentiable_twice(backbone)))
 
 
 def shape_of_features(name: str, options: dict[str, Any], size: int, channels: int = 3) -> torch.Size:

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from bissl_fast.errors import UserError
 from bissl_fast.models.plain_layers import is_plain
 from bissl_fast.models.separate import alike, keeps_apart, random_state, random_twin
+from bissl_fast.models.trimmed import TrimmedConv2d
 from bissl_fast.ops.batch_norm import statistics_groups
 from bissl_fast.ops.batch_norm.module import mixing
 
@@ -155,7 +156,7 @@ def widen(layer: nn.Module, count: int, name: str) -> None:
     Raises:
         UserError: if it is not known how.
     """
-    if is_plain(layer, nn.Conv1d, nn.Conv2d, nn.Conv3d):
+    if is_plain(layer, nn.Conv1d, nn.Conv2d, TrimmedConv2d, nn.Conv3d):
         for size in ("groups", "in_channels", "out_channels"):
             setattr(layer, size, getattr(layer, size) * count)
     elif is_plain(layer, nn.Linear):

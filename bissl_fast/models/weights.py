@@ -1,10 +1,12 @@
 """A backbone's weights from a file, a run or timm, whatever their names begin with there."""
 
+import argparse
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import takewhile
+from pathlib import Path, PosixPath
 from typing import Any, cast
 
 import torch
@@ -17,6 +19,8 @@ from bissl_fast.errors import UserError
 TIMM_PREFIX = "timm:"
 WRAPPERS = ("state_dict", "model_state_dict", "model", "teacher", "network")  # what trainers put their weights under
 IN_A_RUN = ("weights.safetensors", "bissl/weights.safetensors")  # of a stage's folder, of a run's
+HARMLESS: list[Any] = [argparse.Namespace, PosixPath]  # that trainers save beside their weights, and that run nothing
+NOT_EVALUATED = ("encoder_k", "momentum", "target", "student")  # of two networks in one file
 SHOWN = 8  # names in a sentence
 
 Tensors = dict[str, torch.Tensor]
@@ -43,10 +47,17 @@ class BackboneWeights:
 
     def __str__(self) -> str:
         under = f" under {self.prefix}*" if self.prefix else ""
-        groups = Counter(key.split(".")[0] for key in sorted(self.left_out))
-        rest = f"; left out: {', '.join(f'{group}.* ({count})' for group, count in groups.items())}" if groups else ""
+        groups = Counter(self._group(key) for key in sorted(self.left_out))
+        rest = f"; left out: {', '.join(f'{group} ({count})' for group, count in groups.items())}" if groups else ""
         changed = f"; from 3 channels to those of the images: {listed(self.adapted)}" if self.adapted else ""
         return f"{len(self.tensors)} tensors from {self.origin}{under}{rest}{changed}"
+
+    def _group(self, key: str) -> str:
+        """What a name that is left out belongs to: the first part in which it leaves those of the backbone."""
+        own, parts = self.prefix.split("."), key.split(".")
+        shared = takewhile(lambda pair: pair[0] == pair[1], zip(own[:-1], parts[:-1], strict=False))
+        depth = 1 + len(list(shared))
+        return ".".join(parts[:depth]) + (".*" if len(parts) > depth else "")
 
     @property
     def digest(self) -> str:
@@ -121,7 +132,8 @@ def read_tensors(path: Path) -> Tensors:
     try:
         if path.suffix == ".safetensors":
             return load_safetensors(path.read_bytes())
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(HARMLESS):
+            content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} holds no readable weights ({error}).") from None
     except Exception as error:  # torch raises a different type for each way in which a file can be broken
@@ -129,15 +141,27 @@ def read_tensors(path: Path) -> Tensors:
             f"{path} is not a file of tensors ({type(error).__name__}), and code in a file is never run here: "
             "save the network's state_dict(), best as safetensors."
         ) from None
-    while isinstance(content, Mapping) and not any(isinstance(value, torch.Tensor) for value in content.values()):
+    while isinstance(content, Mapping):
         inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
         if inner is None:
-            found = listed([str(key) for key in content])
-            raise UserError(f"{path} holds no weights by name, but {found}: save the network's state_dict().")
+            break
         content = inner
     if not isinstance(content, Mapping):
         raise UserError(f"{path} holds a {type(content).__name__}, not weights by name: save a state_dict().")
-    return {str(name): value for name, value in content.items() if isinstance(value, torch.Tensor)}
+    tensors = dict(_named(content))
+    if not tensors:
+        found = listed([str(key) for key in content])
+        raise UserError(f"{path} holds no weights by name, but {found}: save the network's state_dict().")
+    return tensors
+
+
+def _named(content: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors at any depth, by the names that lead to them."""
+    for key, value in content.items():
+        if isinstance(value, torch.Tensor):
+            yield f"{prefix}{key}", value
+        elif isinstance(value, Mapping):
+            yield from _named(value, f"{prefix}{key}.")
 
 
 def timm_tensors(model: str, name: str) -> Tensors:
@@ -177,14 +201,17 @@ def timm_normalisation(spec: str) -> tuple[Triple, Triple] | None:
 def fit(found: Tensors, backbone: nn.Module, name: str, origin: str) -> BackboneWeights:
     """The tensors that a backbone's names stand for, whatever these begin with.
 
-    Where the backbone takes other images than RGB, a first convolution for RGB is adapted as timm adapts it.
+    Where most of them are named by the place of a layer, as in ``nn.Sequential(*network.children())``, they are taken
+    by it. Where the backbone takes other images than RGB, a first convolution for RGB is adapted as timm adapts it.
 
     Raises:
         UserError: if some are missing, too many, of another shape or not finite.
     """
     wanted = backbone.state_dict()
-    prefix = common_prefix(found, wanted)
-    inside = {key.removeprefix(prefix): value for key, value in found.items() if key.startswith(prefix)}
+    ways = {key: key for key in wanted}, by_place(backbone)
+    (prefix, _), names = max(((common_prefix(found, way), way) for way in ways), key=lambda matched: matched[0][1])
+    own = {key: names.get(rest := key.removeprefix(prefix), rest) for key in found if key.startswith(prefix)}
+    inside = {own[key]: value for key, value in found.items() if key in own}
     tensors = {key: inside[key] for key in wanted if key in inside}
     if not tensors:
         raise UserError(f"{origin} holds nothing of the backbone {name}, but: {listed(sorted(found)) or 'no tensor'}.")
@@ -207,7 +234,7 @@ def fit(found: Tensors, backbone: nn.Module, name: str, origin: str) -> Backbone
             f"{origin} does not fit the backbone {name}; {told}. "
             "Give the --backbone, and the size of images, that it was made with."
         )
-    left_out = tuple(key for key in found if key.removeprefix(prefix) not in tensors or not key.startswith(prefix))
+    left_out = tuple(key for key in found if own.get(key) not in tensors)
     return BackboneWeights(tensors, origin, prefix, left_out, tuple(adapted))
 
 
@@ -226,10 +253,21 @@ def first_convolutions(found: Tensors, wanted: Tensors, name: str) -> Tensors:
     }
 
 
-def common_prefix(found: Tensors, wanted: Tensors) -> str:
-    """What most names of a backbone begin with in a file: nothing, ``module.``, ``backbone.``, ….
+def by_place(backbone: nn.Module) -> dict[str, str]:
+    """A backbone's names by those that its tensors have in ``nn.Sequential(*backbone.children())``.
 
-    Of two networks in one file, as a momentum encoder beside the encoder, the one with the shorter prefix is taken.
+    So lightly's examples keep ResNets, whose layers stand in the same places in timm and torchvision.
+    """
+    places = {name: str(place) for place, (name, _) in enumerate(backbone.named_children())}
+    parts = {key: key.partition(".") for key in backbone.state_dict()}
+    return {f"{places[first]}.{rest}": key for key, (first, _, rest) in parts.items() if first in places}
+
+
+def common_prefix(found: Tensors, wanted: Collection[str]) -> tuple[str, int]:
+    """What most names of a backbone begin with in a file: nothing, ``module.``, ``backbone.``, …; and how many do.
+
+    Of two networks in one file, as a momentum encoder beside the encoder, the one is taken that is evaluated: no
+    copy, and DINO's teacher; else the one with the shorter prefix.
     """
     counts = Counter[str]()
     for key in found:
@@ -237,7 +275,12 @@ def common_prefix(found: Tensors, wanted: Tensors) -> str:
         for start in range(len(parts)):
             if ".".join(parts[start:]) in wanted:
                 counts["".join(f"{part}." for part in parts[:start])] += 1
-    return max(counts, key=lambda prefix: (counts[prefix], -len(prefix)), default="")
+
+    def rank(prefix: str) -> tuple[int, bool, int]:
+        return counts[prefix], not any(word in prefix for word in NOT_EVALUATED), -len(prefix)
+
+    best = max(counts, key=rank, default="")
+    return best, counts[best]
 
 
 def listed(names: Sequence[str]) -> str:

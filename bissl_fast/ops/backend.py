@@ -115,22 +115,33 @@ def choose_among(x: torch.Tensor, names: tuple[str, ...], lacks: Callable[[str, 
     Raises:
         UserError: The backend that was asked for cannot serve it.
     """
+    name, reasons = best_among(x, names, lacks)
+    if name == "reference" and not x.is_meta and (asked := wanted()) != "reference":
+        if asked != "auto":
+            raise UserError(
+                f"The backend {asked!r} was chosen, but {'; '.join(reasons)}. Choose `auto` or `reference`."
+            )
+        say_once("; ".join(reasons) or f"no kernels for the device {x.device.type}", work)
+    return name
+
+
+def best_among(
+    x: torch.Tensor, names: tuple[str, ...], lacks: Callable[[str, torch.Tensor], str]
+) -> tuple[str, list[str]]:
+    """As :func:`choose_among`, without a word: the backend, and what keeps better ones from it."""
     asked = wanted()
     if asked == "reference" or x.is_meta:
-        return "reference"
+        return "reference", []
     candidates = [name for name in PREFERRED.get(x.device.type, ()) if name in names]
     if asked != "auto" and (asked in names or out_of_reach(asked, x)):
         candidates = [asked]
-    reasons = []
+    reasons: list[str] = []
     for name in candidates:
         reason = out_of_reach(name, x) or lacks(name, x)
         if not reason:
-            return name
+            return name, reasons
         reasons.append(f"{name}: {reason}")
-    if asked != "auto":
-        raise UserError(f"The backend {asked!r} was chosen, but {'; '.join(reasons)}. Choose `auto` or `reference`.")
-    say_once("; ".join(reasons) or f"no kernels for the device {x.device.type}", work)
-    return "reference"
+    return "reference", reasons
 
 
 def choose_compiled(vector: torch.Tensor, subject: str) -> str:

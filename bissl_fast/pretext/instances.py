@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map
 from bissl_fast.bilevel import CompositeLoss, ParameterVector, frozen_buffers
 from bissl_fast.models import Network, build_classifier, forward_each
 from bissl_fast.ops.schemas import wide_dtype
+from bissl_fast.pretext.drawing import drawing
 from bissl_fast.pretext.instance_classes import log_merged, log_similarities, positives
 from bissl_fast.pretext.learner import Learner, Seen, Views, product_loss
 from bissl_fast.pretext.task import Output, PretextTask
@@ -153,18 +154,10 @@ class Instances:
         device = self.parameters.tensors[0].device
         with ExitStack() as stack:
             stack.enter_context(frozen_buffers(self.model))
-            stack.enter_context(drawing(task, device))
+            stack.enter_context(drawing(task.seed, device))
             torch.manual_seed(int(torch.randint(2**62, (1,))))  # as an operator that is built inside of `drawing` does
             stack.enter_context(self.learner.forward())
             yield
-
-
-@contextmanager
-def drawing(task: InstanceTask, device: torch.device) -> Iterator[None]:
-    """Let an operator that is built or moved inside the block draw what a task's passes do, from no other's numbers."""
-    with torch.random.fork_rng([device.index or 0] if device.type == "cuda" else []):
-        torch.manual_seed(task.seed)
-        yield
 
 
 def inner_loss(task: PretextTask) -> CompositeLoss:

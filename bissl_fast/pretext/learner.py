@@ -1,16 +1,21 @@
 """A pretext task at work: the network that it trains, and the state that it moves and no product does."""
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import repeat
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from bissl_fast.bilevel import CompositeLoss, frozen_buffers
+from bissl_fast.errors import UserError
 from bissl_fast.models import Network, forward_each
+from bissl_fast.models.together import in_chunks, joined
 from bissl_fast.pretext.collapse import diagnose
+from bissl_fast.pretext.drawing import drawing
 from bissl_fast.pretext.recipe import half_cosine
 from bissl_fast.pretext.store import Store
 from bissl_fast.pretext.task import Constants, Output, PretextTask
@@ -23,14 +28,22 @@ Seen = tuple[tuple[torch.Tensor, ...], Constants]
 class Learner:
     """The trained network with the momentum copy, queue and centre that the task needs.
 
-    Each step is :meth:`begin_step`, :meth:`loss`, ``backward``, :meth:`hold`, the optimiser's step and :meth:`advance`,
-    which alone moves the state. In products (:attr:`product_loss`) all of it stands still.
+    Each step is :meth:`begin_step`, :meth:`backward`, :meth:`hold`, the optimiser's step and :meth:`advance`, which
+    alone moves the state. In products (:attr:`product_loss`) all of it stands still.
+
+    With ``chunk``, L^P is one loss over all images of a batch whose batch-norm statistics are those of a chunk, in each
+    view: in :meth:`loss`, :meth:`backward` and products alike.
 
     Args:
         task: the pretext task.
         network: backbone and head, trained in place.
         forward: the context of a forward pass, as autocast. Products have one of their own.
         seed: of the state's first values.
+        chunk: images, in all their views, that :meth:`backward` passes at once; the last chunk of a batch may be
+            smaller. Left out: all.
+
+    Raises:
+        UserError: for a chunk without an image.
     """
 
     def __init__(
@@ -39,8 +52,11 @@ class Learner:
         network: Network,
         forward: Callable[[], AbstractContextManager[Any]] = nullcontext,
         seed: int = 0,
+        chunk: int | None = None,
     ) -> None:
-        self.task, self.network, self.forward = task, network, forward
+        if chunk is not None and chunk < 1:
+            raise UserError(f"A chunk has 1 image or more, found {chunk}; left out, a whole batch passes at once.")
+        self.task, self.network, self.forward, self.chunk = task, network, forward, chunk
         like = next(network.parameters())
         self.store = Store(task.needs, seed).to(like)
         self.momentum: Network | None = None
@@ -54,14 +70,7 @@ class Learner:
 
         The copy's batch-norm buffers move.
         """
-        needs = self.task.needs
-        local = tuple(views[needs.large : needs.large + needs.local])
-        constants: dict[str, Any] = self.store.constants()
-        if self.momentum is not None:
-            self.momentum.train(self.network.training)
-            with torch.no_grad(), self.forward():
-                constants["targets"] = forward_each(self.momentum, [views[k] for k in needs.target])
-        return (*(views[k] for k in needs.online), *local), constants
+        return self._online(views), {**self.store.constants(), **self._targets(views)}
 
     def given(self, stored: Sequence[Views]) -> list[Seen]:
         """Stored batches as products take them: targets of the present copy, and no buffer moves."""
@@ -69,18 +78,81 @@ class Learner:
             return [self.see(views) for views in stored]
 
     def loss(self, views: Views) -> torch.Tensor:
-        """L^P of one batch; batch-norm statistics are a view's own."""
+        """L^P of one batch; batch-norm statistics are a view's own, or those of a chunk of it."""
         return self.task.loss(*self._pass(views))
+
+    def backward(self, views: Views) -> torch.Tensor:
+        """L^P of one batch, whose gradient is added to that of the network's parameters.
+
+        With ``chunk`` as :meth:`backward_in_chunks`, but that the views of the whole batch are at hand.
+        """
+        if self.chunk is not None:
+            parts = in_chunks(views, self.chunk)
+            return self.backward_in_chunks(parts, parts)
+        loss = self.loss(views)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    def backward_in_chunks(self, first: Iterable[Views], again: Iterable[Views]) -> torch.Tensor:
+        """L^P of all chunks together, whose gradient is added as by :meth:`backward`, in the memory of one chunk.
+
+        The chunks pass without a graph, the loss of all outputs gives their cotangents, and the chunks pass again with
+        a graph each (Gao et al., 2021, "Scaling deep contrastive learning batch size under memory limited setup",
+        section 3.2): a forward pass more. What the head gives is kept for all images. Of the buffers those of the
+        momentum copy move in the first pass and the network's in the second, and layers draw the same random numbers in
+        both.
+
+        Args:
+            first: the views of each chunk.
+            again: the same once more.
+        """
+        seeds, outputs, targets = [], [], []
+        with torch.no_grad(), frozen_buffers(self.network):  # so that the second pass meets what the first one has met
+            for views in first:
+                seeds.append(int(torch.randint(2**62, (1,))))
+                targets.append(self._targets(views))
+                outputs.append(self._embed(views, seeds[-1]))
+        constants: Constants = {**self.store.constants(), **joined(targets)}
+        made = tree_map(lambda output: output.requires_grad_(), joined(outputs))
+        images = [len(tree_leaves(output)[0]) for output in outputs]
+        del outputs, targets
+        loss = self.task.loss(made, constants)
+        cotangents = torch.autograd.grad(loss, tree_leaves(made), allow_unused=True)
+        self._last = tree_map(torch.Tensor.detach, made), constants
+        parts = [repeat(None) if c is None else torch.split(c, images) for c in cotangents]
+        for seed, views, *part in zip(seeds, again, *parts, strict=False):
+            found = zip(tree_leaves(self._embed(views, seed)), part, strict=True)
+            pulled = {output: part for output, part in found if output.requires_grad and part is not None}
+            torch.autograd.backward(list(pulled), list(pulled.values()))
+        return loss.detach()
 
     @torch.no_grad()
     def observe(self, views: Views) -> None:
         """A step's pass without its loss: buffers move; :meth:`advance` and :meth:`diagnostics` are of this batch."""
         self._pass(views)
 
+    def _online(self, views: Views) -> tuple[torch.Tensor, ...]:
+        """The views that the trained network sees."""
+        needs = self.task.needs
+        return (*(views[k] for k in needs.online), *views[needs.large : needs.large + needs.local])
+
+    def _targets(self, views: Views) -> dict[str, Any]:
+        """What the momentum copy, if there is one, gives for the views that it sees."""
+        if self.momentum is None:
+            return {}
+        self.momentum.train(self.network.training)
+        with torch.no_grad(), self.forward():
+            return {"targets": forward_each(self.momentum, [views[k] for k in self.task.needs.target], self.chunk)}
+
+    def _embed(self, views: Views, seed: int) -> tuple[Output, ...]:
+        """The network's outputs for a chunk; its layers draw a seed's random numbers."""
+        with drawing(seed, views[0].device), self.forward():
+            return forward_each(self.network, self._online(views))
+
     def _pass(self, views: Views) -> tuple[Sequence[Output], Constants]:
         seen, constants = self.see(views)
         with self.forward():
-            outputs = forward_each(self.network, seen)
+            outputs = forward_each(self.network, seen, self.chunk)
         self._last = outputs, constants
         return outputs, constants
 
@@ -92,7 +164,7 @@ class Learner:
     @property
     def product_loss(self) -> CompositeLoss:
         """``loss(network, batches)``: L^P, its mean over batches of :data:`Seen`, in one pass where that can be."""
-        return product_loss(self.task)
+        return product_loss(self.task, self.chunk)
 
     def begin_step(self) -> None:
         """Before a step's forward pass."""
@@ -146,11 +218,16 @@ class Learner:
         yield "store.", self.store
 
 
-def product_loss(task: PretextTask) -> CompositeLoss:
-    """``loss(network, batches)`` of a task: the mean over batches of :data:`Seen`, in one pass where that can be."""
+def product_loss(task: PretextTask, chunk: int | None = None) -> CompositeLoss:
+    """``loss(network, batches)`` of a task: the mean over batches of :data:`Seen`, in one pass where that can be.
+
+    Args:
+        task: the pretext task.
+        chunk: images that share batch-norm statistics; ``None``: those of a batch.
+    """
 
     def outputs(network: Network, batches: Sequence[Seen]) -> list[tuple[Sequence[Output], Constants]]:
-        made = list(forward_each(network, [view for views, _ in batches for view in views]))
+        made = list(forward_each(network, [view for views, _ in batches for view in views], chunk))
         return [([made.pop(0) for _ in views], constants) for views, constants in batches]
 
     def mean(outputs: Sequence[tuple[Sequence[Output], Constants]]) -> torch.Tensor:

@@ -16,7 +16,8 @@ from bissl_fast.training.files import load_checkpoint, save_checkpoint
 from bissl_fast.training.interruption import Interrupted, Interruption
 from bissl_fast.training.tracking import Metrics, ProgressBar, say
 
-Values = Mapping[str, "torch.Tensor | float"]
+Values = Mapping[str, "torch.Tensor | float | str | None"]
+"""What a step logs. None is written as null: what could not be measured and decides nothing, a reason beside it."""
 
 
 class Task(Protocol):
@@ -173,6 +174,8 @@ class _Loop:
             for name, value in values.items():
                 if isinstance(value, torch.Tensor):
                     values[name] = value = value.tolist()
+                if value is None or isinstance(value, str):
+                    continue
                 if not all(math.isfinite(v) for v in (value if isinstance(value, list) else [value])):
                     raise self._non_finite(f"{name} became {value}", first + index + 1)
 
@@ -210,7 +213,9 @@ def _names(window: list[dict[str, Any]]) -> list[str]:
 
 
 def _mean(values: list[Any]) -> Any:
-    """Mean of numbers, or entry by entry of lists."""
+    """Mean of numbers, or entry by entry of lists; of what is neither, the last."""
+    if any(value is None or isinstance(value, str) for value in values):
+        return values[-1]
     if isinstance(values[0], list):
         return [math.fsum(column) / len(values) for column in zip(*values, strict=True)]
     return math.fsum(values) / len(values)

@@ -22,7 +22,8 @@ def memory_told() -> Iterator[None]:
             raise
         raise UserError(
             f"memory is full ({str(error).splitlines()[0]}); lower --pretrain.batch-size, --finetune.batch-size or "
-            "--images.size, then run the same command again: finished stages that it leaves alone are kept."
+            "--images.size, or set --pretrain.chunk, then run the same command again: finished stages that it leaves "
+            "alone are kept."
         ) from None
 
 

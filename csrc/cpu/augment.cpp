@@ -101,6 +101,6 @@ void render_views(const ImageArray& images, const int64_t* samples, const ViewIn
 template void render_views(const ImageArray&, const int64_t*, const ViewIntegers*, const ViewNumbers*, int64_t,
                            const ViewRecipe&, float*);
 template void render_views(const ImageArray&, const int64_t*, const ViewIntegers*, const ViewNumbers*, int64_t,
-                           const ViewRecipe&, uint16_t*);
+                           const ViewRecipe&, BFloat16*);
 
 }  // namespace bissl_fast::cpu

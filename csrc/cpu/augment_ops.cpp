@@ -25,7 +25,7 @@ Tensor render_views_op(const Tensor& images, const Tensor& samples, const Tensor
   const Tensor out = torch::stable::empty(shape, bfloat16 ? ScalarType::BFloat16 : ScalarType::Float, std::nullopt,
                                           images.device(), std::nullopt, torch::headeronly::MemoryFormat::ChannelsLast);
   if (bfloat16) {
-    render_views(array, table.samples, table.integers, table.numbers, table.n, recipe, data<uint16_t>(out));
+    render_views(array, table.samples, table.integers, table.numbers, table.n, recipe, data<BFloat16>(out));
   } else {
     render_views(array, table.samples, table.integers, table.numbers, table.n, recipe, data<float>(out));
   }

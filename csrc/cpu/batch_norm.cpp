@@ -29,16 +29,16 @@ double positive(double value) { return value < 0 ? 0 : value; }
 // Mean and rstd of a block. A tile's squares are taken around its own mean while it is in the cache, and tiles are
 // joined as by Chan, Golub and LeVeque (1979): x is read once, and nothing cancels.
 template <class T>
-void write_statistics(const Block& block, const T* x, double eps, T* mean, T* rstd) {
+void write_statistics(const Block& block, const T* x, double eps, Wide<T>* mean, Wide<T>* rstd) {
   Sums means, squares;
   double seen = 0;
   for_each_tile<T>(block, [&](const Tile& tile, int64_t offset) {
     Sums sums, around;
-    Columns<T> centre;
+    Columns<Wide<T>> centre;
     const double count = static_cast<double>(tile.rows * tile.run), share = count / (seen + count);
     add_values(tile, x + offset, sums.values);
     centre.set(tile.channels, tile.run, [&](int64_t c) { return sums[c] / count; });
-    add_squares(tile, x + offset, static_cast<const T*>(centre.values), around.values);
+    add_squares<T>(tile, x + offset, centre.values, around.values);
     for (int64_t c = 0; c < tile.channels; ++c) {
       const double tile_mean = sums[c] / count, delta = tile_mean - means[c];
       const double rounding = tile_mean - static_cast<double>(centre.values[c * tile.run]);
@@ -48,13 +48,14 @@ void write_statistics(const Block& block, const T* x, double eps, T* mean, T* rs
     seen += count;
   });
   for (int64_t c = 0; c < block.channels; ++c) {
-    mean[c] = static_cast<T>(means[c]);
-    rstd[c] = static_cast<T>(1 / std::sqrt(positive(squares[c]) / seen + eps));
+    mean[c] = static_cast<Wide<T>>(means[c]);
+    rstd[c] = static_cast<Wide<T>>(1 / std::sqrt(positive(squares[c]) / seen + eps));
   }
 }
 
 template <class T>
-void write_outputs(const Block& block, const ForwardInputs<T>& inputs, const T* mean, const T* rstd, T* out) {
+void write_outputs(const Block& block, const ForwardInputs<T>& inputs, const Wide<T>* mean, const Wide<T>* rstd,
+                   T* out) {
   const BlockFactors<T> factors(block, mean + block.statistics, [&](int64_t c) {
     const double weight = inputs.weight[block.channel + c], bias = inputs.bias[block.channel + c];
     return ChannelFactors{.of_x = weight * rstd[block.statistics + c], .constant = bias};
@@ -66,8 +67,8 @@ void write_outputs(const Block& block, const ForwardInputs<T>& inputs, const T* 
 }
 
 template <class T>
-Columns<T> means_of(const Block& block, const Normalisation<T>& saved) {
-  Columns<T> mean;
+Columns<Wide<T>> means_of(const Block& block, const Normalisation<T>& saved) {
+  Columns<Wide<T>> mean;
   mean.set(block.channels, std::min(block.run, kMaxCols), [&](int64_t c) { return saved.mean[block.statistics + c]; });
   return mean;
 }
@@ -76,7 +77,7 @@ Columns<T> means_of(const Block& block, const Normalisation<T>& saved) {
 template <class T>
 void add_block_moments(const Block& block, const Normalisation<T>& saved, const T* mask, const T* v, Sums& sums,
                        Sums& products) {
-  const Columns<T> mean = means_of(block, saved);
+  const Columns<Wide<T>> mean = means_of(block, saved);
   for_each_tile<T>(block, [&](const Tile& tile, int64_t offset) {
     add_moments<T>(tile, {v + offset, shifted(mask, offset)}, saved.x + offset, mean.values, sums.values,
                    products.values);
@@ -92,7 +93,7 @@ struct TangentSums {
 template <class T>
 void add_tangent_sums(const Block& block, const Normalisation<T>& saved, const T* grad_out, const T* grad_out_t,
                       const T* x_t, TangentSums& sums) {
-  const Columns<T> mean = means_of(block, saved);
+  const Columns<Wide<T>> mean = means_of(block, saved);
   for_each_tile<T>(block, [&](const Tile& tile, int64_t offset) {
     const T *x = saved.x + offset, *mask = shifted(saved.mask, offset);
     if (x_t != nullptr) {
@@ -112,7 +113,8 @@ void add_tangent_sums(const Block& block, const Normalisation<T>& saved, const T
 }  // namespace
 
 template <class T>
-void batch_norm(const BatchNormShape& shape, const ForwardInputs<T>& inputs, double eps, T* mean, T* rstd, T* out) {
+void batch_norm(const BatchNormShape& shape, const ForwardInputs<T>& inputs, double eps, Wide<T>* mean, Wide<T>* rstd,
+                T* out) {
   for_each_block<T>(shape, [&](const Block& block) {
     write_statistics(block, inputs.x, eps, mean + block.statistics, rstd + block.statistics);
     write_outputs(block, inputs, mean, rstd, out);
@@ -120,8 +122,8 @@ void batch_norm(const BatchNormShape& shape, const ForwardInputs<T>& inputs, dou
 }
 
 template <class T>
-void batch_norm_apply(const BatchNormShape& shape, const ForwardInputs<T>& inputs, const T* mean, const T* rstd,
-                      T* out) {
+void batch_norm_apply(const BatchNormShape& shape, const ForwardInputs<T>& inputs, const Wide<T>* mean,
+                      const Wide<T>* rstd, T* out) {
   for_each_block<T>(shape, [&](const Block& block) { write_outputs(block, inputs, mean, rstd, out); });
 }
 
@@ -129,13 +131,13 @@ template <class T>
 void batch_norm_backward(const BatchNormShape& shape, const Normalisation<T>& saved, const T* grad_out,
                          bool known_sums, const Gradients<T>& gradients) {
   for_each_block<T>(shape, [&](const Block& block) {
-    T *sum_g = gradients.sum_g + block.statistics, *sum_gx = gradients.sum_gx + block.statistics;
+    Wide<T> *sum_g = gradients.sum_g + block.statistics, *sum_gx = gradients.sum_gx + block.statistics;
     if (!known_sums) {
       Sums sums, products;
       add_block_moments(block, saved, saved.mask, grad_out, sums, products);
       for (int64_t c = 0; c < block.channels; ++c) {
-        sum_g[c] = static_cast<T>(sums[c]);
-        sum_gx[c] = static_cast<T>(products[c]);
+        sum_g[c] = static_cast<Wide<T>>(sums[c]);
+        sum_gx[c] = static_cast<Wide<T>>(products[c]);
       }
     }
     // dx = weight rstd (g - sum_g / M - xhat sum_gx / M)
@@ -176,8 +178,8 @@ void batch_norm_tangent(const BatchNormShape& shape, const Normalisation<T>& sav
 
 template <class T>
 void batch_norm_backward_tangent(const BatchNormShape& shape, const Normalisation<T>& saved, const T* grad_out,
-                                 const T* sum_g, const T* sum_gx, const T* grad_out_t, const T* x_t,
-                                 const T* weight_t, const Gradients<T>& tangents) {
+                                 const Wide<T>* sum_g, const Wide<T>* sum_gx, const T* grad_out_t, const T* x_t,
+                                 const Wide<T>* weight_t, const Gradients<T>& tangents) {
   for_each_block<T>(shape, [&](const Block& block) {
     TangentSums sums;
     add_tangent_sums(block, saved, grad_out, grad_out_t, x_t, sums);
@@ -190,8 +192,8 @@ void batch_norm_backward_tangent(const BatchNormShape& shape, const Normalisatio
       const double slope_t = at_or_zero(weight_t, block.channel + c) * rstd - slope * rstd * s;
       const double sum_gx_t = sums.g_t_xhat[c] + rstd * (sums.g_x_t[c] - a * sum_g[k] - s * sum_gx[k]);
       const double mean_g = sum_g[k] / values, mean_gx = sum_gx[k] / values;
-      tangents.sum_g[k] = static_cast<T>(sums.g_t[c]);
-      tangents.sum_gx[k] = static_cast<T>(sum_gx_t);
+      tangents.sum_g[k] = static_cast<Wide<T>>(sums.g_t[c]);
+      tangents.sum_gx[k] = static_cast<Wide<T>>(sum_gx_t);
       return ChannelFactors{
           .of_x = rstd * ((slope * rstd * s - slope_t) * mean_gx - slope * sum_gx_t / values),
           .of_x_t = -slope * rstd * mean_gx,
@@ -208,15 +210,18 @@ void batch_norm_backward_tangent(const BatchNormShape& shape, const Normalisatio
   });
 }
 
-#define DEFINE_BATCH_NORM(T)                                                                                        \
-  template void batch_norm(const BatchNormShape&, const ForwardInputs<T>&, double, T*, T*, T*);                     \
-  template void batch_norm_apply(const BatchNormShape&, const ForwardInputs<T>&, const T*, const T*, T*);           \
-  template void batch_norm_backward(const BatchNormShape&, const Normalisation<T>&, const T*, bool,                 \
-                                    const Gradients<T>&);                                                           \
-  template void batch_norm_tangent(const BatchNormShape&, const Normalisation<T>&, const Tangents<T>&, T*);         \
-  template void batch_norm_backward_tangent(const BatchNormShape&, const Normalisation<T>&, const T*, const T*,     \
-                                            const T*, const T*, const T*, const T*, const Gradients<T>&);
+#define DEFINE_BATCH_NORM(T)                                                                                         \
+  template void batch_norm(const BatchNormShape&, const ForwardInputs<T>&, double, Wide<T>*, Wide<T>*, T*);          \
+  template void batch_norm_apply(const BatchNormShape&, const ForwardInputs<T>&, const Wide<T>*, const Wide<T>*, T*); \
+  template void batch_norm_backward(const BatchNormShape&, const Normalisation<T>&, const T*, bool,                  \
+                                    const Gradients<T>&);                                                            \
+  template void batch_norm_tangent(const BatchNormShape&, const Normalisation<T>&, const Tangents<T>&, T*);          \
+  template void batch_norm_backward_tangent(const BatchNormShape&, const Normalisation<T>&, const T*,                \
+                                            const Wide<T>*, const Wide<T>*, const T*, const T*, const Wide<T>*,      \
+                                            const Gradients<T>&);
 
+DEFINE_BATCH_NORM(BFloat16)
+DEFINE_BATCH_NORM(Half)
 DEFINE_BATCH_NORM(float)
 DEFINE_BATCH_NORM(double)
 

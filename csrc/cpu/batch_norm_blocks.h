@@ -25,7 +25,8 @@ struct Block {
 
 inline constexpr int64_t kMaxChannels = 128;  // of a block
 inline constexpr int64_t kTileBytes = 32768;  // of one tensor
-inline constexpr int64_t kMaxTileRows = 64;
+template <class T>
+inline constexpr int64_t kMaxTileRows = sizeof(T) == 2 ? 128 : 64;
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -34,8 +35,8 @@ inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 template <class T>
 int64_t channels_per_block(const BatchNormShape& shape) {
   if (shape.run > 1) return std::min(shape.channels, divide_up(kMaxChannels, shape.run));
-  constexpr int64_t line = 64 / sizeof(T), widest = kTileBytes / kMaxTileRows / sizeof(T);
-  static_assert(widest <= kMaxChannels);
+  constexpr int64_t line = 64 / sizeof(T);
+  constexpr int64_t widest = std::min<int64_t>(kMaxChannels, kTileBytes / kMaxTileRows<T> / sizeof(T));
   const int64_t share = divide_up(shape.groups * shape.channels, torch::stable::get_num_threads());
   return std::min(shape.channels, std::clamp(divide_up(share, line) * line, line, widest));
 }
@@ -62,7 +63,7 @@ void for_each_tile(const Block& block, const Visit& visit) {
   for (int64_t strip = 0; strip < strips; ++strip) {
     const int64_t begin = block.run * strip / strips, end = block.run * (strip + 1) / strips;
     const int64_t cols = block.channels * (end - begin), fitting = kTileBytes / static_cast<int64_t>(sizeof(T)) / cols;
-    const int64_t rows = std::clamp<int64_t>(fitting, 1, kMaxTileRows);
+    const int64_t rows = std::clamp<int64_t>(fitting, 1, kMaxTileRows<T>);
     for (int64_t row = 0; row < block.rows; row += rows) {
       visit(Tile{std::min(rows, block.rows - row), block.stride, block.channels, end - begin},
             block.offset + row * block.stride + begin);
@@ -92,7 +93,7 @@ class BlockFactors {
  public:
   // `mean` and `of_channel(c) -> ChannelFactors` are those of the block's channels.
   template <class OfChannel>
-  BlockFactors(const Block& block, const T* mean, const OfChannel& of_channel) {
+  BlockFactors(const Block& block, const Wide<T>* mean, const OfChannel& of_channel) {
     ChannelFactors factors[kMaxChannels];
     for (int64_t c = 0; c < block.channels; ++c) factors[c] = of_channel(c);
     const int64_t run = std::min(block.run, kMaxCols);
@@ -109,7 +110,7 @@ class BlockFactors {
   }
 
  private:
-  Columns<T> mean_, of_x_, of_x_t_, of_g_, of_g_t_, constant_;
+  Columns<Wide<T>> mean_, of_x_, of_x_t_, of_g_, of_g_t_, constant_;
 };
 
 }  // namespace bissl_fast::cpu

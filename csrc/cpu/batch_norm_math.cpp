@@ -17,28 +17,38 @@ INLINE void known(bool condition, const Work& work) {
   }
 }
 
-// A NaN in the mask passes, so that it stays visible.
+// Both are read first: a read on condition costs more. A NaN in the mask passes, so that it stays visible.
 template <bool kMasked, class T>
-INLINE T at(const T* values, const T* mask, int64_t k) {
-  if constexpr (kMasked) return mask[k] <= 0 ? T{0} : values[k];
-  return values[k];
+INLINE T stored_at(const T* values, const T* mask, int64_t k) {
+  const T value = values[k];
+  if constexpr (kMasked) return load(mask[k]) <= 0 ? T{0} : value;
+  return value;
 }
 
-// columns += value(k, j) over the rows, for element k of column j: of four rows in T, of all in double.
-template <class Value>
-INLINE void add_columns(const Tile& tile, double* columns, const Value& value) {
+template <bool kMasked, class T>
+INLINE Wide<T> at(const T* values, const T* mask, int64_t k) {
+  return load(stored_at<kMasked>(values, mask, k));
+}
+
+// Calls add(j, over_rows) for column j of four rows at a time: over_rows(value) sums value(k) over the elements k of the
+// column in these rows, in its own type. What add sums up over the calls is to be double.
+template <class Add>
+INLINE void add_columns(const Tile& tile, const Add& add) {
   const int64_t cols = tile.cols(), stride = tile.stride, whole = tile.rows & ~int64_t{3};
   for (int64_t i = 0; i < whole; i += 4) {
-    const int64_t k = i * stride;
+    const int64_t row = i * stride;
 #pragma omp simd
     for (int64_t j = 0; j < cols; ++j) {
-      columns[j] += (value(k + j, j) + value(k + stride + j, j)) +
-                    (value(k + 2 * stride + j, j) + value(k + 3 * stride + j, j));
+      const int64_t k = row + j;
+      add(j, [=](const auto& value) INLINE_LAMBDA {
+        return (value(k) + value(k + stride)) + (value(k + 2 * stride) + value(k + 3 * stride));
+      });
     }
   }
   for (int64_t i = whole; i < tile.rows; ++i) {
+    const int64_t row = i * stride;
 #pragma omp simd
-    for (int64_t j = 0; j < cols; ++j) columns[j] += value(i * stride + j, j);
+    for (int64_t j = 0; j < cols; ++j) add(j, [=](const auto& value) INLINE_LAMBDA { return value(row + j); });
   }
 }
 
@@ -57,41 +67,58 @@ INLINE void fold(const Tile& tile, const double* columns, double* sums) {
   }
 }
 
+// A sum for each column of a tile.
+struct ColumnSums {
+  alignas(64) double values[kMaxCols];
+
+  INLINE explicit ColumnSums(const Tile& tile) {
+    for (int64_t j = 0; j < tile.cols(); ++j) values[j] = 0;
+  }
+  INLINE double& operator[](int64_t j) { return values[j]; }
+};
+
 template <class T>
 INLINE void add_values_body(const Tile& tile, const T* x, double* sums) {
-  alignas(64) double columns[kMaxCols] = {};
-  add_columns(tile, columns, [&](int64_t k, int64_t) INLINE_LAMBDA { return x[k]; });
-  fold(tile, columns, sums);
+  ColumnSums columns(tile);
+  add_columns(tile, [&](int64_t j, const auto& over_rows) INLINE_LAMBDA {
+    columns[j] += over_rows([&](int64_t k) INLINE_LAMBDA { return load(x[k]); });
+  });
+  fold(tile, columns.values, sums);
 }
 
 template <class T>
-INLINE void add_squares_body(const Tile& tile, const T* x, const T* centre, double* sums) {
-  alignas(64) double columns[kMaxCols] = {};
-  add_columns(tile, columns, [&](int64_t k, int64_t j) INLINE_LAMBDA {
-    const T distance = x[k] - centre[j];
-    return distance * distance;
+INLINE void add_squares_body(const Tile& tile, const T* x, const Wide<T>* centre, double* sums) {
+  ColumnSums columns(tile);
+  add_columns(tile, [&](int64_t j, const auto& over_rows) INLINE_LAMBDA {
+    columns[j] += over_rows([&](int64_t k) INLINE_LAMBDA {
+      const Wide<T> distance = load(x[k]) - centre[j];
+      return distance * distance;
+    });
   });
-  fold(tile, columns, sums);
+  fold(tile, columns.values, sums);
 }
 
 template <bool kMasked, class T>
-INLINE void add_moments_body(const Tile& tile, Masked<T> g, const T* x, const T* mean, double* sums,
+INLINE void add_moments_body(const Tile& tile, Masked<T> g, const T* x, const Wide<T>* mean, double* sums,
                              double* products) {
-  alignas(64) double columns[kMaxCols] = {}, weighted[kMaxCols] = {};
-  add_columns(tile, columns, [&](int64_t k, int64_t) INLINE_LAMBDA { return at<kMasked>(g.values, g.mask, k); });
-  add_columns(tile, weighted, [&](int64_t k, int64_t j) INLINE_LAMBDA {
-    return at<kMasked>(g.values, g.mask, k) * (x[k] - mean[j]);
+  ColumnSums columns(tile), weighted(tile);
+  add_columns(tile, [&](int64_t j, const auto& over_rows) INLINE_LAMBDA {
+    columns[j] += over_rows([&](int64_t k) INLINE_LAMBDA { return at<kMasked>(g.values, g.mask, k); });
+    weighted[j] += over_rows([&](int64_t k) INLINE_LAMBDA {
+      return at<kMasked>(g.values, g.mask, k) * (load(x[k]) - mean[j]);
+    });
   });
-  fold(tile, columns, sums);
-  fold(tile, weighted, products);
+  fold(tile, columns.values, sums);
+  fold(tile, weighted.values, products);
 }
 
 template <bool kMasked, class T>
 INLINE void add_products_body(const Tile& tile, Masked<T> g, const T* t, double* products) {
-  alignas(64) double columns[kMaxCols] = {};
-  add_columns(tile, columns,
-              [&](int64_t k, int64_t) INLINE_LAMBDA { return at<kMasked>(g.values, g.mask, k) * t[k]; });
-  fold(tile, columns, products);
+  ColumnSums columns(tile);
+  add_columns(tile, [&](int64_t j, const auto& over_rows) INLINE_LAMBDA {
+    columns[j] += over_rows([&](int64_t k) INLINE_LAMBDA { return at<kMasked>(g.values, g.mask, k) * load(t[k]); });
+  });
+  fold(tile, columns.values, products);
 }
 
 template <bool kResidual, bool kRelu, class T>
@@ -100,10 +127,10 @@ INLINE void write_normalised_body(const Tile& tile, const Factors<T>& by, const 
     const int64_t row = i * tile.stride;
 #pragma omp simd
     for (int64_t j = 0; j < tile.cols(); ++j) {
-      T z = by.of_x[j] * (x[row + j] - by.mean[j]) + by.constant[j];
-      if constexpr (kResidual) z += residual[row + j];
-      if constexpr (kRelu) z = z <= 0 ? T{0} : z;  // a NaN stays
-      out[row + j] = z;
+      Wide<T> z = by.of_x[j] * (load(x[row + j]) - by.mean[j]) + by.constant[j];
+      if constexpr (kResidual) z += load(residual[row + j]);
+      if constexpr (kRelu) z = z <= 0 ? Wide<T>{0} : z;  // a NaN stays
+      store(z, out + row + j);
     }
   }
 }
@@ -115,11 +142,11 @@ INLINE void write_tangent_body(const Tile& tile, const Factors<T>& by, const T* 
     const int64_t row = i * tile.stride;
 #pragma omp simd
     for (int64_t j = 0; j < tile.cols(); ++j) {
-      T z_t = by.of_x[j] * (x[row + j] - by.mean[j]) + by.constant[j];
-      if constexpr (kMoving) z_t += by.of_x_t[j] * x_t[row + j];
-      if constexpr (kResidual) z_t += residual_t[row + j];
-      if constexpr (kMasked) z_t = mask[row + j] <= 0 ? T{0} : z_t;
-      out_t[row + j] = z_t;
+      Wide<T> z_t = by.of_x[j] * (load(x[row + j]) - by.mean[j]) + by.constant[j];
+      if constexpr (kMoving) z_t += by.of_x_t[j] * load(x_t[row + j]);
+      if constexpr (kResidual) z_t += load(residual_t[row + j]);
+      if constexpr (kMasked) z_t = load(mask[row + j]) <= 0 ? Wide<T>{0} : z_t;
+      store(z_t, out_t + row + j);
     }
   }
 }
@@ -131,11 +158,11 @@ INLINE void write_gradient_body(const Tile& tile, const Factors<T>& by, const T*
     const int64_t row = i * tile.stride;
 #pragma omp simd
     for (int64_t j = 0; j < tile.cols(); ++j) {
-      T value = by.of_x[j] * (x[row + j] - by.mean[j]) + by.constant[j];
+      Wide<T> value = by.of_x[j] * (load(x[row + j]) - by.mean[j]) + by.constant[j];
       value += by.of_g[j] * at<kMasked>(g.values, g.mask, row + j);
-      if constexpr (kMoving) value += by.of_x_t[j] * x_t[row + j];
+      if constexpr (kMoving) value += by.of_x_t[j] * load(x_t[row + j]);
       if constexpr (kCotangent) value += by.of_g_t[j] * at<kMasked>(g_t, g.mask, row + j);
-      dx[row + j] = value;
+      store(value, dx + row + j);
     }
   }
 }
@@ -145,25 +172,25 @@ INLINE void write_masked_body(const Tile& tile, Masked<T> g, T* out) {
   for (int64_t i = 0; i < tile.rows; ++i) {
     const int64_t row = i * tile.stride;
 #pragma omp simd
-    for (int64_t j = 0; j < tile.cols(); ++j) out[row + j] = at<kMasked>(g.values, g.mask, row + j);
+    for (int64_t j = 0; j < tile.cols(); ++j) out[row + j] = stored_at<kMasked>(g.values, g.mask, row + j);
   }
 }
 
 }  // namespace
 
-// target_clones takes plain functions only, so each template is spelled out for float and double.
+// target_clones takes plain functions only, so each template is spelled out for every way to store a number.
 #define DEFINE_BATCH_NORM_MATH(T)                                                                                   \
   template <>                                                                                                       \
   PER_INSTRUCTION_SET void add_values(const Tile& tile, const T* x, double* sums) {                                 \
     add_values_body(tile, x, sums);                                                                                 \
   }                                                                                                                 \
   template <>                                                                                                       \
-  PER_INSTRUCTION_SET void add_squares(const Tile& tile, const T* x, const T* centre, double* sums) {               \
+  PER_INSTRUCTION_SET void add_squares(const Tile& tile, const T* x, const Wide<T>* centre, double* sums) {         \
     add_squares_body(tile, x, centre, sums);                                                                        \
   }                                                                                                                 \
   template <>                                                                                                       \
-  PER_INSTRUCTION_SET void add_moments(const Tile& tile, Masked<T> g, const T* x, const T* mean, double* sums,      \
-                                       double* products) {                                                          \
+  PER_INSTRUCTION_SET void add_moments(const Tile& tile, Masked<T> g, const T* x, const Wide<T>* mean,              \
+                                       double* sums, double* products) {                                            \
     known(g.mask, [&](auto masked) INLINE_LAMBDA { add_moments_body<masked>(tile, g, x, mean, sums, products); });  \
   }                                                                                                                 \
   template <>                                                                                                       \
@@ -204,6 +231,8 @@ INLINE void write_masked_body(const Tile& tile, Masked<T> g, T* out) {
     known(g.mask, [&](auto masked) INLINE_LAMBDA { write_masked_body<masked>(tile, g, out); });                     \
   }
 
+DEFINE_BATCH_NORM_MATH(BFloat16)
+DEFINE_BATCH_NORM_MATH(Half)
 DEFINE_BATCH_NORM_MATH(float)
 DEFINE_BATCH_NORM_MATH(double)
 

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "storage.h"
+
 namespace bissl_fast::cpu {
 
 // `rows` rows that lie `stride` apart, of `channels` channels with `run` neighbouring columns each. Every tensor of an
@@ -28,11 +30,11 @@ void add_values(const Tile& tile, const T* x, double* sums);
 
 // sums += (x - centre)^2.
 template <class T>
-void add_squares(const Tile& tile, const T* x, const T* centre, double* sums);
+void add_squares(const Tile& tile, const T* x, const Wide<T>* centre, double* sums);
 
 // sums += g, products += g * (x - mean).
 template <class T>
-void add_moments(const Tile& tile, Masked<T> g, const T* x, const T* mean, double* sums, double* products);
+void add_moments(const Tile& tile, Masked<T> g, const T* x, const Wide<T>* mean, double* sums, double* products);
 
 // products += g * t.
 template <class T>
@@ -41,7 +43,7 @@ void add_products(const Tile& tile, Masked<T> g, const T* t, double* products);
 // The factors of each column.
 template <class T>
 struct Factors {
-  const T *mean, *of_x, *of_x_t, *of_g, *of_g_t, *constant;
+  const Wide<T> *mean, *of_x, *of_x_t, *of_g, *of_g_t, *constant;
 };
 
 // out = of_x * (x - mean) + constant + residual, and its ReLU.

@@ -14,6 +14,7 @@ namespace bissl_fast::cpu {
 namespace {
 
 using torch::headeronly::MemoryFormat;
+using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Optional = std::optional<Tensor>;
 
@@ -30,13 +31,28 @@ bool is_channels_last(const Tensor& x) {
   return fits(0) && all;
 }
 
+// Calls work(T{}) with the type that x is stored as.
+template <class Work>
+void with_stored_type(const Tensor& x, const Work& work) {
+  switch (x.scalar_type()) {
+    case ScalarType::Double:
+      return work(double{});
+    case ScalarType::Float:
+      return work(float{});
+    case ScalarType::BFloat16:
+      return work(BFloat16{});
+    case ScalarType::Half:
+      return work(Half{});
+    default:
+      STD_TORCH_CHECK(false, "x must be float16, bfloat16, float32 or float64");
+  }
+}
+
 // The shape of x, and the layout that every tensor like it is brought to.
 class Layout {
  public:
-  Layout(const Tensor& x, int64_t groups) : x_(x) {
+  Layout(const Tensor& x, int64_t groups) : x_(x), wide_(is_double(x) ? ScalarType::Double : ScalarType::Float) {
     STD_TORCH_CHECK(x.dim() >= 2 && x.numel() > 0, "x must have shape (N, C, ...) and not be empty");
-    STD_TORCH_CHECK(is_double(x) || x.scalar_type() == torch::headeronly::ScalarType::Float,
-                    "x must be float32 or float64");
     STD_TORCH_CHECK(groups > 0 && x.size(0) % groups == 0, "the batch must be a multiple of groups");
     if (!x.is_contiguous() && (x.dim() == 4 || x.dim() == 5) && is_channels_last(x)) {
       format_ = x.dim() == 4 ? MemoryFormat::ChannelsLast : MemoryFormat::ChannelsLast3d;
@@ -53,18 +69,19 @@ class Layout {
     for (int64_t axis = 0; axis < x_.dim(); ++axis) {
       STD_TORCH_CHECK(tensor.size(axis) == x_.size(axis), "tensors like x must have its shape");
     }
-    check_dtype(tensor);
+    check_dtype(tensor, x_.scalar_type());
     return torch::stable::contiguous(tensor, format_);
   }
   Tensor per_channel(const Tensor& tensor) const {
     STD_TORCH_CHECK(tensor.dim() == 1 && tensor.size(0) == shape_.channels, "weights and biases must have shape (C,)");
-    check_dtype(tensor);
-    return torch::stable::contiguous(tensor);
+    check_one_device(x_, tensor);
+    const Tensor converted = tensor.scalar_type() == wide_ ? tensor : torch::stable::to(tensor, wide_);
+    return torch::stable::contiguous(converted);
   }
   Tensor statistics(const Tensor& tensor) const {
     STD_TORCH_CHECK(tensor.dim() == 2 && tensor.size(0) == shape_.groups && tensor.size(1) == shape_.channels,
                     "statistics must have shape (G, C)");
-    check_dtype(tensor);
+    check_dtype(tensor, wide_);
     return torch::stable::contiguous(tensor);
   }
   Optional like_x(const Optional& tensor) const { return tensor ? Optional(like_x(*tensor)) : tensor; }
@@ -74,15 +91,17 @@ class Layout {
     return torch::stable::empty(x_.sizes(), x_.scalar_type(), std::nullopt, x_.device(), std::nullopt, format_);
   }
   Tensor empty_residual(bool wanted) const { return wanted ? empty() : torch::stable::new_empty(x_, {0}); }
-  Tensor empty_statistics() const { return torch::stable::new_empty(x_, {shape_.groups, shape_.channels}); }
+  Tensor empty_statistics() const { return torch::stable::new_empty(x_, {shape_.groups, shape_.channels}, wide_); }
 
  private:
-  void check_dtype(const Tensor& tensor) const {
+  void check_dtype(const Tensor& tensor, ScalarType dtype) const {
     check_one_device(x_, tensor);
-    STD_TORCH_CHECK(tensor.scalar_type() == x_.scalar_type(), "all tensors must have the dtype of x");
+    STD_TORCH_CHECK(tensor.scalar_type() == dtype,
+                    "tensors like x must have its dtype, statistics float64 beside float64 and else float32");
   }
 
   Tensor x_;
+  ScalarType wide_;
   MemoryFormat format_ = MemoryFormat::Contiguous;
   BatchNormShape shape_;
 };
@@ -107,7 +126,7 @@ struct Forward {
         relu(relu) {}
   template <class T>
   ForwardInputs<T> pointers() const {
-    return {data<T>(x), data<T>(weight), data<T>(bias), data_or_null<T>(residual), relu};
+    return {data<T>(x), data<Wide<T>>(weight), data<Wide<T>>(bias), data_or_null<T>(residual), relu};
   }
 };
 
@@ -126,13 +145,15 @@ struct Saved {
         relu(relu) {}
   template <class T>
   Normalisation<T> pointers() const {
-    return {relu ? data<T>(out) : nullptr, data<T>(x), data<T>(weight), data<T>(mean), data<T>(rstd)};
+    return {relu ? data<T>(out) : nullptr, data<T>(x), data<Wide<T>>(weight), data<Wide<T>>(mean),
+            data<Wide<T>>(rstd)};
   }
 };
 
 template <class T>
 Gradients<T> pointers(const Tensor& dx, const Tensor& dresidual, const Tensor& sum_g, const Tensor& sum_gx) {
-  return {data<T>(dx), dresidual.numel() > 0 ? data<T>(dresidual) : nullptr, data<T>(sum_g), data<T>(sum_gx)};
+  return {data<T>(dx), dresidual.numel() > 0 ? data<T>(dresidual) : nullptr, data<Wide<T>>(sum_g),
+          data<Wide<T>>(sum_gx)};
 }
 
 std::tuple<Tensor, Tensor, Tensor> fwd(const Tensor& x, const Tensor& weight, const Tensor& bias,
@@ -140,8 +161,9 @@ std::tuple<Tensor, Tensor, Tensor> fwd(const Tensor& x, const Tensor& weight, co
   const Layout layout(x, groups);
   const Forward inputs(layout, x, weight, bias, residual, relu);
   const Tensor out = layout.empty(), mean = layout.empty_statistics(), rstd = layout.empty_statistics();
-  with_wide_type(x, [&]<class T>(T) {
-    batch_norm(layout.shape(), inputs.pointers<T>(), eps, data<T>(mean), data<T>(rstd), data<T>(out));
+  with_stored_type(x, [&]<class T>(T) {
+    batch_norm(layout.shape(), inputs.pointers<T>(), eps, data<Wide<T>>(mean), data<Wide<T>>(rstd),
+               data<T>(out));
   });
   return {out, mean, rstd};
 }
@@ -151,8 +173,9 @@ Tensor apply(const Tensor& x, const Tensor& weight, const Tensor& bias, const Op
   const Layout layout(x, groups);
   const Forward inputs(layout, x, weight, bias, residual, relu);
   const Tensor means = layout.statistics(mean), rstds = layout.statistics(rstd), out = layout.empty();
-  with_wide_type(x, [&]<class T>(T) {
-    batch_norm_apply<T>(layout.shape(), inputs.pointers<T>(), data<T>(means), data<T>(rstds), data<T>(out));
+  with_stored_type(x, [&]<class T>(T) {
+    batch_norm_apply<T>(layout.shape(), inputs.pointers<T>(), data<Wide<T>>(means), data<Wide<T>>(rstds),
+                        data<T>(out));
   });
   return out;
 }
@@ -165,7 +188,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> bwd(const Tensor& grad_out, const Ten
   const Tensor cotangent = layout.like_x(grad_out), dx = layout.empty();
   const Tensor dresidual = layout.empty_residual(with_residual);
   const Tensor sum_g = layout.empty_statistics(), sum_gx = layout.empty_statistics();
-  with_wide_type(x, [&]<class T>(T) {
+  with_stored_type(x, [&]<class T>(T) {
     batch_norm_backward<T>(layout.shape(), saved.pointers<T>(), data<T>(cotangent), false,
                            pointers<T>(dx, dresidual, sum_g, sum_gx));
   });
@@ -180,7 +203,7 @@ std::tuple<Tensor, Tensor> bwd_apply(const Tensor& grad_out, const Tensor& x, co
   const Tensor cotangent = layout.like_x(grad_out), dx = layout.empty();
   const Tensor dresidual = layout.empty_residual(with_residual);
   const Tensor known_g = layout.statistics(sum_g), known_gx = layout.statistics(sum_gx);
-  with_wide_type(x, [&]<class T>(T) {
+  with_stored_type(x, [&]<class T>(T) {
     batch_norm_backward<T>(layout.shape(), saved.pointers<T>(), data<T>(cotangent), true,
                            pointers<T>(dx, dresidual, known_g, known_gx));
   });
@@ -195,8 +218,8 @@ Tensor jvp(const Optional& x_t, const Tensor& x, const Tensor& out, const Tensor
   const Optional moved = layout.like_x(x_t), residual = layout.like_x(residual_t);
   const Optional scale = layout.per_channel(weight_t), shift = layout.per_channel(bias_t);
   const Tensor out_t = layout.empty();
-  with_wide_type(x, [&]<class T>(T) {
-    const Tangents<T> tangents{data_or_null<T>(moved), data_or_null<T>(scale), data_or_null<T>(shift),
+  with_stored_type(x, [&]<class T>(T) {
+    const Tangents<T> tangents{data_or_null<T>(moved), data_or_null<Wide<T>>(scale), data_or_null<Wide<T>>(shift),
                                data_or_null<T>(residual)};
     batch_norm_tangent<T>(layout.shape(), saved.pointers<T>(), tangents, data<T>(out_t));
   });
@@ -218,12 +241,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> bwd_jvp(const Optional& grad_out_t, c
   Tensor dresidual_t = layout.empty_residual(with_residual);
   const bool vanishes = with_residual && !cotangent_t;
   if (vanishes) torch::stable::zero_(dresidual_t);
-  with_wide_type(x, [&]<class T>(T) {
+  with_stored_type(x, [&]<class T>(T) {
     Gradients<T> tangents = pointers<T>(dx_t, dresidual_t, sum_g_t, sum_gx_t);
     if (vanishes) tangents.dresidual = nullptr;
-    batch_norm_backward_tangent<T>(layout.shape(), saved.pointers<T>(), data<T>(cotangent), data<T>(known_g),
-                                   data<T>(known_gx), data_or_null<T>(cotangent_t), data_or_null<T>(moved),
-                                   data_or_null<T>(scale), tangents);
+    batch_norm_backward_tangent<T>(layout.shape(), saved.pointers<T>(), data<T>(cotangent),
+                                   data<Wide<T>>(known_g), data<Wide<T>>(known_gx), data_or_null<T>(cotangent_t),
+                                   data_or_null<T>(moved), data_or_null<Wide<T>>(scale), tangents);
   });
   return {dx_t, dresidual_t, sum_g_t, sum_gx_t};
 }

@@ -10,6 +10,9 @@
 
 namespace {
 
+using bissl_fast::BFloat16;
+using bissl_fast::Half;
+using bissl_fast::Wide;
 using bissl_fast::cpu::BatchNormShape;
 using Values = std::vector<double>;
 
@@ -86,18 +89,37 @@ Values definition(const BatchNormShape& shape, const Point& at, bool relu) {
 
 template <class T>
 std::vector<T> as(const Values& values) {
-  return {values.begin(), values.end()};
+  std::vector<T> stored(values.size());
+  for (size_t k = 0; k < values.size(); ++k) bissl_fast::store(static_cast<Wide<T>>(values[k]), &stored[k]);
+  return stored;
+}
+
+template <class T>
+Values loaded(const std::vector<T>& stored) {
+  Values values;
+  for (const T value : stored) values.push_back(bissl_fast::load(value));
+  return values;
+}
+
+template <class T>
+Values rounded(const Values& values) {
+  return loaded(as<T>(values));
 }
 
 // The kernels at one point, in one dtype.
 template <class T>
 struct Kernels {
+  using W = Wide<T>;
+
   BatchNormShape shape;
   bool relu;
-  std::vector<T> x, weight, bias, residual, out, mean, rstd, sum_g, sum_gx;
+  std::vector<T> x;
+  std::vector<W> weight, bias;
+  std::vector<T> residual, out;
+  std::vector<W> mean, rstd, sum_g, sum_gx;
 
   Kernels(const BatchNormShape& shape, const Point& at, bool relu)
-      : shape(shape), relu(relu), x(as<T>(at.x)), weight(as<T>(at.weight)), bias(as<T>(at.bias)),
+      : shape(shape), relu(relu), x(as<T>(at.x)), weight(as<W>(at.weight)), bias(as<W>(at.bias)),
         residual(as<T>(at.residual)), out(shape.size()), mean(shape.groups * shape.channels), rstd(mean.size()),
         sum_g(mean.size()), sum_gx(mean.size()) {
     batch_norm(shape, inputs(), kEps, mean.data(), rstd.data(), out.data());
@@ -109,7 +131,7 @@ struct Kernels {
     return {relu ? out.data() : nullptr, x.data(), weight.data(), mean.data(), rstd.data()};
   }
   // Sums (G, C) over the groups.
-  Values total(const std::vector<T>& sums) const {
+  Values total(const std::vector<W>& sums) const {
     Values all(shape.channels);
     for (size_t k = 0; k < sums.size(); ++k) all[k % shape.channels] += sums[k];
     return all;
@@ -118,34 +140,36 @@ struct Kernels {
   Values again() const {
     std::vector<T> result(out.size());
     batch_norm_apply<T>(shape, inputs(), mean.data(), rstd.data(), result.data());
-    return {result.begin(), result.end()};
+    return loaded(result);
   }
   Point backward(const Values& grad_out, bool known_sums = false) {
     const std::vector<T> g = as<T>(grad_out);
     std::vector<T> dx(g.size()), dresidual(g.size());
     batch_norm_backward<T>(shape, saved(), g.data(), known_sums,
                            {dx.data(), dresidual.data(), sum_g.data(), sum_gx.data()});
-    return {{dx.begin(), dx.end()}, total(sum_gx), total(sum_g), {dresidual.begin(), dresidual.end()}};
+    return {loaded(dx), total(sum_gx), total(sum_g), loaded(dresidual)};
   }
   Values tangent(const Point& along) const {
-    const std::vector<T> x_t = as<T>(along.x), weight_t = as<T>(along.weight), bias_t = as<T>(along.bias);
-    const std::vector<T> residual_t = as<T>(along.residual);
+    const std::vector<T> x_t = as<T>(along.x), residual_t = as<T>(along.residual);
+    const std::vector<W> weight_t = as<W>(along.weight), bias_t = as<W>(along.bias);
     std::vector<T> out_t(out.size());
     batch_norm_tangent<T>(shape, saved(), {x_t.data(), weight_t.data(), bias_t.data(), residual_t.data()},
                           out_t.data());
-    return {out_t.begin(), out_t.end()};
+    return loaded(out_t);
   }
   // After backward(grad_out); a null pointer stands for an absent tangent.
   Point backward_tangent(const Values& grad_out, const Values* grad_out_t, const Point* along) const {
     const std::vector<T> g = as<T>(grad_out), g_t = as<T>(grad_out_t ? *grad_out_t : Values());
-    const std::vector<T> x_t = as<T>(along ? along->x : Values()), w_t = as<T>(along ? along->weight : Values());
-    std::vector<T> dx(g.size()), dresidual(g.size()), sum_g_t(sum_g.size()), sum_gx_t(sum_g.size());
+    const std::vector<T> x_t = as<T>(along ? along->x : Values());
+    const std::vector<W> w_t = as<W>(along ? along->weight : Values());
+    std::vector<T> dx(g.size()), dresidual(g.size());
+    std::vector<W> sum_g_t(sum_g.size()), sum_gx_t(sum_g.size());
     batch_norm_backward_tangent<T>(shape, saved(), g.data(), sum_g.data(), sum_gx.data(),
                                    grad_out_t ? g_t.data() : nullptr, along ? x_t.data() : nullptr,
                                    along ? w_t.data() : nullptr,
                                    {dx.data(), grad_out_t ? dresidual.data() : nullptr, sum_g_t.data(),
                                     sum_gx_t.data()});
-    return {{dx.begin(), dx.end()}, total(sum_gx_t), total(sum_g_t), {dresidual.begin(), dresidual.end()}};
+    return {loaded(dx), total(sum_gx_t), total(sum_g_t), loaded(dresidual)};
   }
 };
 
@@ -202,6 +226,35 @@ void check_second_order(const BatchNormShape& shape, bool relu) {
   expect(error(single.backward_tangent(g, &g_t, &along).x, product.x) <= 1e-3, "so in second order", shape, 0);
 }
 
+// What is shaped like x is rounded once, and sums not at all.
+template <class T>
+void check_half(const BatchNormShape& shape, bool relu, double rounding) {
+  const auto drawn = [&](unsigned seed) {
+    const Point point = Point::random(shape, seed);
+    return Point{rounded<T>(point.x), rounded<float>(point.weight), rounded<float>(point.bias),
+                 rounded<T>(point.residual)};
+  };
+  const Point at = drawn(1), along = drawn(11);
+  const Values g = rounded<T>(random_values(shape.size(), 21)), g_t = rounded<T>(random_values(shape.size(), 22));
+  Kernels<T> narrow(shape, at, relu);
+  Kernels<double> wide(shape, at, relu);
+  expect(error(loaded(narrow.out), wide.out) <= rounding, "16 bits: the output is rounded once", shape, rounding);
+  expect(narrow.again() == loaded(narrow.out), "16 bits: apply gives the same bits", shape, rounding);
+  expect(error(narrow.tangent(along), wide.tangent(along)) <= rounding, "16 bits: the tangent", shape, rounding);
+  const Point first = narrow.backward(g), product = narrow.backward_tangent(g, &g_t, &along);
+  const Point exact = wide.backward(g), exact_product = wide.backward_tangent(g, &g_t, &along);
+  expect(error(first.x, exact.x) <= rounding, "16 bits: the gradient", shape, rounding);
+  expect(error(product.x, exact_product.x) <= rounding, "16 bits: the product", shape, rounding);
+  expect(first.residual == exact.residual, "16 bits: what the mask leaves is not rounded", shape, rounding);
+  // Sums may cancel, so that their scale is that of what is summed up.
+  const auto differs = [&](const Values& found, const Values& expected) {
+    const Values difference = combined(found, -1, expected);
+    return std::sqrt(dot(difference, difference) / static_cast<double>(shape.size()));
+  };
+  expect(differs(first.weight, exact.weight) <= 1e-6, "16 bits: sums are float's", shape, rounding);
+  expect(differs(product.weight, exact_product.weight) <= 1e-5, "16 bits: so in second order", shape, rounding);
+}
+
 void check_corners() {
   const BatchNormShape shape{1, 5, 3, 7};
   Point at = Point::random(shape, 1);
@@ -237,7 +290,10 @@ int main() {
           for (const bool relu : {false, true}) {
             const BatchNormShape shape{groups, rows, channels, run};
             check_first_order(shape, relu);
-            if (shape.values() > 3) check_second_order(shape, relu);  // two values are always at -1 and 1: flat
+            if (shape.values() <= 3) continue;  // two values are always at -1 and 1: flat
+            check_second_order(shape, relu);
+            check_half<BFloat16>(shape, relu, std::ldexp(1, -8));
+            check_half<Half>(shape, relu, std::ldexp(1, -11));
           }
         }
       }

@@ -138,8 +138,8 @@ PER_INSTRUCTION_SET void blur(float* plane, int64_t size, const BlurAxis& axis, 
 PER_INSTRUCTION_SET void finish(const Planes& x, bool solarize, const ViewRecipe& recipe, float* out) {
   finish_body(x, solarize, recipe, out);
 }
-PER_INSTRUCTION_SET void finish(const Planes& x, bool solarize, const ViewRecipe& recipe, uint16_t* bfloat16_out) {
-  finish_body(x, solarize, recipe, bfloat16_out);
+PER_INSTRUCTION_SET void finish(const Planes& x, bool solarize, const ViewRecipe& recipe, BFloat16* out) {
+  finish_body(x, solarize, recipe, out);
 }
 
 }  // namespace bissl_fast::cpu

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "filters.h"
+#include "storage.h"
 #include "views.h"
 
 namespace bissl_fast::cpu {
@@ -32,6 +33,6 @@ void blur(float* plane, int64_t size, const BlurAxis& axis, const float* kernel,
 
 // Solarises, normalises and interleaves: out[3 k + c].
 void finish(const Planes& x, bool solarize, const ViewRecipe& recipe, float* out);
-void finish(const Planes& x, bool solarize, const ViewRecipe& recipe, uint16_t* bfloat16_out);
+void finish(const Planes& x, bool solarize, const ViewRecipe& recipe, BFloat16* out);
 
 }  // namespace bissl_fast::cpu

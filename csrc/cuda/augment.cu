@@ -174,7 +174,7 @@ Tensor render_views_op(const Tensor& images, const Tensor& samples, const Tensor
   const auto run = [&]<class T>(T* to) {
     launch(ViewJob<T>{array, table.samples, table.integers, table.numbers, table.n, recipe, {}, to}, out, device.index());
   };
-  bfloat16 ? run(data<uint16_t>(out)) : run(data<float>(out));
+  bfloat16 ? run(data<BFloat16>(out)) : run(data<float>(out));
   if (!images.is_cuda() && images.numel() > 0) keep_until_read(images, device);
   return out;
 }

@@ -23,6 +23,7 @@
 #include "cuda/view_blur.h"
 #include "cuda/view_layout.h"
 #include "cuda/view_resize.h"
+#include "storage.h"
 #include "views.h"
 
 namespace bissl_fast::cuda {
@@ -147,7 +148,7 @@ HOST_DEVICE void write_view(const Team& team, int32_t size, T* out, const ValueA
   }
 }
 
-// T is float, or uint16_t for bfloat16.
+// T is float or BFloat16.
 template <class T>
 struct ViewJob {
   ImageArray images;

@@ -12,7 +12,8 @@ from bissl_fast.methods.config import METHODS, save_config
 from bissl_fast.methods.presets import preset_config
 from bissl_fast.version import __version__
 
-COMMANDS = ("train", "compare", "ablate", "pretrain", "embed", "evaluate", "data", "bench", "report", "doctor")
+COMMANDS = ("train", "compare", "ablate", "pretrain", "embed", "evaluate", "predict", "export", "data", "bench")
+COMMANDS += ("report", "doctor")
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -59,12 +60,20 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "--methods", "bissl", "bissl"], f"--methods must be one or more of {', '.join(METHODS)}, each once"),
         (["pretrain", "--config", "nowhere.yaml"], "nowhere.yaml cannot be read"),
         (["pretrain", "--pretrain.epochs", "0"], "--pretrain.epochs 0 leaves a random backbone"),
+        (
+            ["train", "--export", "tflite"],
+            "--export must be one or more of timm, torchvision, onnx, hf, found 'tflite'",
+        ),
+        (["train", "--export", "hf,timm", "--backbone", "conv4"], "conv4 is no network of timm's"),
+        (["train", "--export", "torchvision", "--backbone", "vit_tiny_patch16_224"], "torchvision has no vit_tiny"),
         (["train", "--preset", "fast"], "--preset must be paper, official or quick, found 'fast'"),
         (["embed", "run", "nowhere"], "nowhere: give the path of a folder of images.\n"),
         (["embed", "run", ".", "--output", "/dev/null/f.npz"], "/dev/null could not be written"),
         (["embed", "run", ".", "--output", "/dev"], "/dev could not be written, a folder stands where a file"),
         (["bench", "nt-xent", "--output", "/dev"], "/dev could not be written, a folder stands where a file"),
         (["report", "nowhere"], "is not a run folder"),
+        (["export", "nowhere", "--format", "hf"], "nowhere is not a run folder"),
+        (["predict", "nowhere", "."], "nowhere is not a run folder"),
         (["bench", "everything"], "there is no benchmark 'everything'"),
         (["bench", "nt-xent", "--sizes", "big"], "expected pairs x width"),
         (["bench", "nt-xent", "--rounds", "0"], "--rounds must be at least 1"),
@@ -121,6 +130,7 @@ def test_doctor_tells_versions_and_backends(capsys: pytest.CaptureFixture[str]) 
     assert main(["doctor"]) == 0
     output = capsys.readouterr().out
     assert all(word in output for word in ("torch", "timm", "threads", "backend reference", "backend cpp"))
+    assert all(word in output for word in ("batch norm", "NT-Xent", "convolutions", "bfloat16", "float16"))
 
 
 def test_help_of_train_shows_the_values_of_the_chosen_preset(capsys: pytest.CaptureFixture[str]) -> None:

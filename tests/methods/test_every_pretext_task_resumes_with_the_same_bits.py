@@ -37,13 +37,20 @@ def assert_same_weights(first: Path, second: Path) -> set[str]:
     return {name.split(".")[0] for name in one}
 
 
-@pytest.mark.parametrize("name", SMALL_TASKS)
-def test_a_pretext_stage(small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    def config(output: str) -> TrainConfig:
-        return small_config(name, small_data, tmp_path / output, "--pretrain.epochs", "2")
+IN_CHUNKS = ("--pretrain.chunk", "6")
 
-    quiet = Console(quiet=True)
-    whole = pretrain(config("whole"), quiet)
+
+@pytest.mark.parametrize(("name", "more"), [*((name, ()) for name in SMALL_TASKS), ("dino", IN_CHUNKS)])
+def test_a_pretext_stage(
+    small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, more: tuple[str, ...]
+) -> None:
+    def config(output: str) -> TrainConfig:
+        return small_config(name, small_data, tmp_path / output, "--pretrain.epochs", "2", *more)
+
+    quiet, told = Console(quiet=True), Console(record=True, width=500)
+    whole = pretrain(config("whole"), told)
+    sentence = "pretext: the 16 images of a batch pass in chunks, and batch norms take their statistics over the 6"
+    assert told.export_text().count(sentence) == len(more) // 2
     broken_at(3, Learner, "advance", monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         pretrain(config("broken"), quiet)
@@ -55,12 +62,12 @@ def test_a_pretext_stage(small_data: Path, tmp_path: Path, monkeypatch: pytest.M
     assert ("store" in parts) == bool(needs.queue[0] or needs.centre)
 
 
-@pytest.mark.parametrize("name", ["byol", "moco"])
+@pytest.mark.parametrize(("name", "more"), [("byol", ()), ("moco", IN_CHUNKS)])
 def test_bissls_stage_between_its_levels(
-    small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, more: tuple[str, ...]
 ) -> None:
     def backbone(output: str) -> Path:
-        short = ("--pretrain.epochs", "1", "--head.epochs", "1", "--bissl.alternations", "3")
+        short = ("--pretrain.epochs", "1", "--head.epochs", "1", "--bissl.alternations", "3", *more)
         config = small_config(name, small_data, tmp_path / output, "--methods", "bissl", *short)
         training = Training(config, Console(quiet=True))
         return training.arms["bissl"][0].backbone(training.context).folder

@@ -22,7 +22,7 @@ SMALL = """
 def without_trials_of_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """Which every method has tests of."""
     for method in (bissl, gessl):
-        monkeypatch.setattr(method, "kept_or_tried", lambda run, bilevel, task: bilevel)
+        monkeypatch.setattr(method, "kept_or_tried", lambda run, bilevel, *_: bilevel)
     monkeypatch.setattr(gessl, "failure_of", lambda *_: "")
 
 

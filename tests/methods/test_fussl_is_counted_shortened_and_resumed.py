@@ -47,7 +47,7 @@ def test_its_cost_is_that_of_the_passes_that_it_makes(
         monkeypatch.setattr(kind, name, wrapper)
 
     counted(SimCLR, "loss", lambda outputs, _: len(outputs[0]))
-    counted(PseudoLabelTask, "_loss", lambda images, *_: len(images))
+    counted(PseudoLabelTask, "_backward", lambda images, *_: len(images))
     run = training(small_data, tmp_path, *more)
     backbone(run)
     stated = method_of(run).cost(run.context).told(48)
@@ -109,8 +109,8 @@ def unbroken(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Call
         ("moco", Learner, "advance", 5, ()),  # in a step, between its blocks' ends
         slow("moco", Learner, "advance", 7, ("--fussl.stacked",)),
         ("moco", fussl, "label", 0, ()),
-        slow("moco", PseudoLabelTask, "_loss", 1, ()),
-        ("moco", PseudoLabelTask, "_loss", 4, ()),  # when stem and first stages stand still
+        slow("moco", PseudoLabelTask, "_backward", 1, ()),
+        ("moco", PseudoLabelTask, "_backward", 4, ("--pretrain.chunk", "6")),  # when stem and first stages stand still
         ("moco", Learner, "advance", 9, PROGRESSIVE),  # in the second round
     ],
 )
@@ -161,6 +161,7 @@ OF_STAGES: list[tuple[str, set[str]]] = [
     ("--fussl.first-rate-epochs 1", set()),
     ("--pretrain.learning-rate .1", {BLOCKS}),
     ("--pretrain.warmup-epochs 0.34", {BLOCKS}),
+    ("--pretrain.chunk 8", {BLOCKS, CHOSEN}),
     ("--fussl.learning-rate .1", {CHOSEN}),
     ("--fussl.weight-decay .1", {CHOSEN}),
     ("--fussl.views shared", {BLOCKS}),

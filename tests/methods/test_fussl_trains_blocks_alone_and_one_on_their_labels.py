@@ -215,14 +215,14 @@ def test_a_constant_projector_gives_one_class_and_a_warning(
 SETTINGS = FUSSLSettings(weight_decay=0.3, learning_rate=0.05, trained_whole=0.5)
 
 
-def second_phase(settings: FUSSLSettings = SETTINGS, steps: int = 4) -> PseudoLabelTask:
+def second_phase(settings: FUSSLSettings = SETTINGS, steps: int = 4, chunk: int | None = None) -> PseudoLabelTask:
     head = build_projector(probe_features("test_resnet", 16), (8, 5), 0)
     network = Network(build_backbone("test_resnet", 0), head).double()
     for k, parameter in enumerate(p for p in network.parameters() if p.ndim < 2):
         parameter.data += 0.1 * drawn(len(parameter), seed=k)  # no branch ends in a weight of zero
     votes = torch.randint(5, (12, 2), generator=torch.Generator().manual_seed(0))
     given = settings.rule(votes, drawn(12, 2).abs() + 0.1)
-    return PseudoLabelTask(network, Views(1), votes, given, settings, steps)  # type: ignore[arg-type]
+    return PseudoLabelTask(network, Views(1), votes, given, settings, steps, chunk=chunk)  # type: ignore[arg-type]
 
 
 def test_after_its_first_part_phase_2_leaves_stem_and_first_stages_alone_to_the_bit() -> None:
@@ -268,15 +268,17 @@ def test_what_stands_still_normalises_by_its_running_statistics() -> None:
         assert not torch.allclose(backbone(images)[:2], backbone(images[:2]))  # layer4 is in train mode
 
 
-def test_a_step_of_phase_2_is_adam_on_the_soft_cross_entropy() -> None:
-    task = second_phase(replace(SETTINGS, trained_whole=1.0))
+@pytest.mark.parametrize("chunk", [None, 4])
+def test_a_step_of_phase_2_is_adam_on_the_soft_cross_entropy(chunk: int | None) -> None:
+    task = second_phase(replace(SETTINGS, trained_whole=1.0), chunk=chunk)
     twin = copy.deepcopy(task.network).train()
     adam = torch.optim.Adam(twin.parameters(), 0.05, weight_decay=0.3)
     for index in range(2):
         batch = task.loader.load(index)
         dense = torch.zeros(6, 5, dtype=torch.float64)
         dense.scatter_add_(1, task.votes[batch.samples], task.memberships[batch.samples])
-        loss = nn.functional.cross_entropy(twin(batch.views[0]), dense)
+        scores = torch.cat([twin(part) for part in batch.views[0].split(chunk or 6)])
+        loss = nn.functional.cross_entropy(scores, dense)
         adam.zero_grad()
         loss.backward()
         adam.step()
@@ -390,6 +392,11 @@ def test_what_a_stage_logs_is_of_the_worst_block(small_data: Path, tmp_path: Pat
     last = json.loads((folder / "fussl" / "metrics.jsonl").read_text().splitlines()[-1])
     assert {"label_loss", "labels_met", "lr", "spread", "effective_rank"} <= last.keys()
     assert 0 <= last["labels_met"] <= 1
+
+
+def test_blocks_side_by_side_pass_whole_batches(small_data: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--fussl.stacked passes whole batches"):
+        training(small_data, tmp_path, "--fussl.stacked", "--pretrain.chunk", "8")
 
 
 def test_a_backbone_without_stages_is_refused_before_the_first_stage_unless_nothing_is_frozen(

@@ -1,11 +1,16 @@
 """GeSSL's outer gradient beside autograd through the whole map from θ to the outer loss, for every pretext task."""
 
+import json
+import math
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 from bissl_fast.bilevel.inner_steps import descend, difference_products, pull_back, restored
 from bissl_fast.methods.bilevel import BilevelSettings
@@ -13,6 +18,7 @@ from bissl_fast.methods.gessl import GeSSLTask
 from bissl_fast.pretext.divergences import DIVERGENCES
 from bissl_fast.pretext.instance_classes import log_similarities
 from bissl_fast.pretext.instances import InstanceTask
+from bissl_fast.training.loop import LoopSettings, run_loop
 from tests.methods.gessl_tasks import TASKS, gessl, one, relative
 
 STOPPED_INSIDE = {"simsiam", "swav"}
@@ -177,6 +183,17 @@ def test_fd_is_that_estimate_at_its_length_and_logs_how_near_it_is(name: str) ->
     exact, _ = gessl(TASKS[name], inner_steps=2, differentiation="through").outer_gradient(given)
     cosine = torch.nn.functional.cosine_similarity(found, exact, dim=0)
     torch.testing.assert_close(log["cos_through"], cosine)
+
+
+def test_a_cosine_that_is_no_number_is_null_with_a_reason_and_stops_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = gessl(TASKS["simclr"], steps=2, check_every=1)
+    monkeypatch.setattr(GeSSLTask, "_hessian", lambda *_: SimpleNamespace(matvec=lambda v: v * math.inf))
+    run_loop(task, tmp_path, torch.device("cpu"), 0, LoopSettings(0), Console(quiet=True))
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [record["cos_through"] for record in records] == [None, None]
+    assert records[0]["cos_through_reason"] == "the gradient of `through` is too large for a norm, or not finite"
 
 
 @pytest.mark.parametrize("name", sorted(STOPPED_INSIDE))

@@ -177,7 +177,7 @@ def test_what_cannot_be_meant_ends_in_a_sentence(
         ("--gessl.target algorithm-box --gessl.target-steps 1", "with λ = 1 is the task's own model: nothing trains"),
         (
             "--gessl.probabilities head --gessl.temperature 0.3",
-            "gessl: --gessl.temperature is not used by --gessl.probabilities head",
+            "gessl: --gessl.temperature has no effect with --gessl.probabilities head",
         ),
         ("--backbone test_vit --images.size 160", "gessl: outer gradient by fd"),
     ],

@@ -12,13 +12,15 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from bissl_fast.bilevel import HessianOperator, ParameterVector
+from bissl_fast.bilevel.hessian import BESIDE_TENSORS
 from bissl_fast.cli.train import parse_config
 from bissl_fast.data.views.presets import simclr_views
 from bissl_fast.errors import UserError
-from bissl_fast.methods import run
+from bissl_fast.methods import run, trial
 from bissl_fast.methods.bilevel import BilevelSettings
 from bissl_fast.methods.train import Training
-from bissl_fast.methods.trial import kept_or_tried, usable
+from bissl_fast.methods.trial import bytes_needed, kept_or_tried, noise, usable
 from bissl_fast.models import Network, build_projector
 from bissl_fast.pretext import Learner, SimCLR
 from tests.methods.conftest import train_arguments
@@ -116,6 +118,28 @@ def test_a_run_takes_what_serves_or_ends_before_it_has_written_anything(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow  # three traces
+def test_memory_of_large_batches_is_known_from_small_ones() -> None:
+    learner = Learner(SimCLR(), network(nn.ReLU()), chunk=4)
+    given = [tuple(learner.given([noise(VIEWS, 32, torch.zeros(()))]))]
+    taken = HessianOperator(learner.product_loss, ParameterVector(learner.network, "backbone."), given, "linearized")
+    found, expected = bytes_needed(BilevelSettings(), learner, VIEWS, 32), taken.needed_bytes
+    assert found - BESIDE_TENSORS == pytest.approx(expected - BESIDE_TENSORS, rel=0.05)
+
+
+def test_chunks_whose_whole_batches_no_product_can_take_are_refused_before_the_first_stage(
+    small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(trial, "bytes_needed", lambda *given: asked.append(given[-1]) or 10**12)
+    arguments = train_arguments(small_data, tmp_path, "--bilevel.memory-budget", "2", "--methods", "bissl")
+    Training(parse_config(arguments), Console(quiet=True))
+    for _ in range(2):  # the second time by what is kept
+        with pytest.raises(UserError, match=r"all 16 images of a stored batch at once.* about 1,000.0 GB.* is 2.0 GB"):
+            Training(parse_config([*arguments, "--pretrain.chunk", "4"]), Console(quiet=True))
+    assert asked == [16]
+
+
 def test_a_run_keeps_the_answer_and_asks_again_where_anything_else_is_asked(tmp_path: Path) -> None:
     built, told = [], []
 
@@ -127,6 +151,7 @@ def test_a_run_keeps_the_answer_and_asks_again_where_anything_else_is_asked(tmp_
         environment = {"bissl-fast": version, "packages": {}, "device": "cpu"}
         run = SimpleNamespace(
             folder=tmp_path / "run",
+            device=torch.device("cpu"),
             environment=environment,
             settings=SimpleNamespace(backbone="own"),
             views=VIEWS,

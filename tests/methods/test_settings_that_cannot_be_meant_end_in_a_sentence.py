@@ -57,6 +57,9 @@ from tests.methods.conftest import write_images
             "--bilevel.capture must be left out with --bilevel.ref",
         ),
         (PretrainSettings, {"batch_size": 1}, "--pretrain.batch-size must be at least 2"),
+        (PretrainSettings, {"batch_size": 8, "chunk": 9}, "--pretrain.chunk must be 2 to --pretrain.batch-size, .* 8"),
+        (PretrainSettings, {"batch_size": 8, "chunk": 1}, "--pretrain.chunk must be 2 to .*, found 1"),
+        (PretrainSettings, {"batch_size": 16, "chunk": 5}, "--pretrain.chunk must be one that leaves no chunk of 1"),
         (FineTuneSettings, {"seeds": 0}, "--finetune.seeds must be at least 1"),
         (BiSSLSettings, {"final_share": -5.0}, "--bissl.final-share must be between 0 and 1"),
         (
@@ -101,6 +104,14 @@ def test_every_config_survives_its_file(tmp_path: Path, preset: Any, task: str) 
     path = tmp_path / "config.yaml"
     path.write_text(save_config(config), encoding="utf-8")
     assert load_config(path, TrainConfig) == load_config(path, PretextConfig) == config
+
+
+def test_a_config_of_before_chunks_has_none(tmp_path: Path) -> None:
+    config = preset_config("quick", "dtd")
+    text = save_config(config)
+    assert text.count("chunk: null") == 1
+    (tmp_path / "config.yaml").write_text(text.replace("  chunk: null\n", ""))
+    assert load_config(tmp_path / "config.yaml", TrainConfig) == config
 
 
 @pytest.mark.parametrize("task", [task.name for task in TASKS])

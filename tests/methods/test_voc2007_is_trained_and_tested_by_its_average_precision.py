@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,16 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
+import bissl_fast
 from bissl_fast.cli.report import print_results
 from bissl_fast.cli.train import parse_config
 from bissl_fast.data.pipelines.loader import sequential_batches
+from bissl_fast.data.sets.catalogue import list_labelled
 from bissl_fast.data.sets.readers.voc import CLASSES
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.average_precision import mean_average_precision
 from bissl_fast.evaluation.run_folder import RunFolder
+from bissl_fast.export.predicting import predict
 from bissl_fast.methods.train import Training, train
 from bissl_fast.models import Network, build_backbone, build_classifier
 from tests.data import published
@@ -76,6 +80,20 @@ def scored(network: Network, training: Training, images: Any) -> float:
     with torch.inference_mode():
         outputs = [network(batch.views[0]) for batch in sequential_batches(images, view, 24, "cpu")]
     return 100 * mean_average_precision(torch.cat(outputs).numpy(), images.labels)
+
+
+def test_predictions_for_the_test_images_have_the_average_precision_of_the_results(
+    voc: Path, run: Path, tmp_path: Path
+) -> None:
+    model = bissl_fast.load(run / "finetune-bissl-1")
+    assert (model.classes, model.multilabel) == (CLASSES, True)
+    test = list_labelled("voc2007", voc).test
+    for file in test.files:
+        shutil.copy(file, tmp_path)
+    told = {(path, name): probability for path, name, probability in predict(model, tmp_path, top=20).rows}
+    found = np.array([[told[file.name, name] for name in CLASSES] for file in test.files])
+    scores = json.loads((run / "results.json").read_text())["arms"]["bissl"]["scores"]["map"]
+    assert 100 * mean_average_precision(found, test.labels) == pytest.approx(scores[1], rel=1e-6)
 
 
 def test_table_and_report_speak_of_precision_and_draw_images_of_one_class(run: Path) -> None:

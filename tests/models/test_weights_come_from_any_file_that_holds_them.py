@@ -1,5 +1,6 @@
 """A backbone's weights from safetensors, PyTorch files, runs and timm; what does not fit is listed."""
 
+import argparse
 import os
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,76 @@ def test_the_beginning_of_the_names_does_not_matter(tmp_path: Path, kind: str, p
     backbone = build_backbone(NAME, 0)
     weights.load_into(backbone)
     assert same(backbone.state_dict(), tensors())
+
+
+def prefixed(prefix: str, network: nn.Module | dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    named = network if isinstance(network, dict) else network.state_dict()
+    return {f"{prefix}{name}": value for name, value in named.items()}
+
+
+def by_place() -> dict[str, torch.Tensor]:
+    """As ``nn.Sequential(*list(resnet.children())[:-1])`` names them."""
+    network = timm.create_model(NAME)
+    network.load_state_dict(tensors(), strict=False)
+    return dict(nn.Sequential(*list(network.children())[:-1]).state_dict())
+
+
+def layouts() -> dict[str, tuple[Any, str]]:
+    """By trainer: what its checkpoints hold, and what is told of the rest."""
+    own, other, head = tensors(), tensors(6), nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
+    args = argparse.Namespace(arch=NAME, output_dir=Path("out"))
+    rate = {"optimizer": {"state": {0: {"momentum_buffer": torch.zeros(2)}}}, "epoch": 3}
+    moco = {**prefixed("module.encoder_k.", other), **prefixed("module.encoder_q.", own)}
+    moco |= prefixed("module.encoder_q.fc.", head) | {"module.queue": torch.zeros(2, 4)}
+    simsiam = prefixed("module.encoder.", own) | prefixed("module.encoder.fc.", head)
+    teacher = prefixed("backbone.", own) | prefixed("head.mlp.", head)
+    student = prefixed("module.backbone.", other) | prefixed("module.head.mlp.", head)
+    solo = prefixed("backbone.", own) | prefixed("momentum_backbone.", other) | prefixed("projector.", head)
+    lightly = prefixed("backbone.", by_place()) | prefixed("projection_head.layers.", head)
+    copied = prefixed("teacher_backbone.", own) | prefixed("student_backbone.", other)
+    trunk = {"model": {"trunk": prefixed("_feature_blocks.", own), "heads": prefixed("0.clf.", head)}}
+    return {
+        "torchvision": (own | prefixed("fc.", nn.Linear(2, 2)), "fc.* (2)"),
+        "moco": ({"arch": NAME, "state_dict": moco, **rate}, "module.encoder_q.fc.* (4), module.queue (1)"),
+        "simsiam": ({"state_dict": simsiam | prefixed("module.predictor.", head), **rate}, "module.predictor.* (4)"),
+        "dino": ({"student": student, "teacher": teacher, "args": args, **rate}, "head.* (4)"),
+        "dino, student alone": (
+            {"student": student, "args": args, **rate},
+            "optimizer.* (1), student.module.head.* (4)",
+        ),
+        "barlow twins": (
+            {"model": prefixed("module.backbone.", own) | prefixed("module.bn.", head), **rate},
+            "module.bn.*",
+        ),
+        "vicreg": (
+            {"model": prefixed("module.backbone.", own) | prefixed("module.projector.", head)},
+            "module.projector.* (4)",
+        ),
+        "swav": (prefixed("module.", own) | prefixed("module.projection_head.", head), "module.projection_head.* (4)"),
+        "solo-learn": ({"state_dict": solo, "callbacks": {}}, f"momentum_backbone.* ({len(own)}), projector.* (4)"),
+        "lightly": ({"state_dict": lightly}, "projection_head.* (4)"),
+        "lightly's dino": ({"state_dict": copied}, f"student_backbone.* ({len(own)})"),
+        "vissl": ({"classy_state_dict": {"base_model": trunk}}, "classy_state_dict.base_model.model.heads.* (4)"),
+        "compiled": ({"model": prefixed("_orig_mod.module.", own)}, ""),
+    }
+
+
+@pytest.mark.parametrize("trainer", layouts())
+def test_checkpoints_of_other_trainers_give_the_network_that_they_evaluate(tmp_path: Path, trainer: str) -> None:
+    content, rest = layouts()[trainer]
+    torch.save(content, tmp_path / "checkpoint.pth.tar")
+    weights = read(str(tmp_path / "checkpoint.pth.tar"))
+    assert same(weights.tensors, tensors(6 if trainer == "dino, student alone" else 5))
+    assert rest in str(weights)
+    assert bool(weights.left_out) == bool(rest)
+
+
+def test_layers_by_place_that_lack_one_are_listed_by_their_names(tmp_path: Path) -> None:
+    found = prefixed("backbone.", by_place())
+    del found["backbone.0.0.weight"]
+    torch.save(found, tmp_path / "w.pt")
+    with pytest.raises(UserError, match=r"does not fit the backbone test_resnet; missing: conv1\.0\.weight"):
+        read(str(tmp_path / "w.pt"))
 
 
 def test_weights_of_a_head_alone_are_said_to_be_no_backbones(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ on before the kernels are imported. The raw ops get a kernel for CPU tensors her
 import itertools
 import json
 import os
+from collections.abc import Iterator
 
 os.environ["TRITON_INTERPRET"] = "1"
 
@@ -98,14 +99,21 @@ def raw_errors(
     return {"narrow": max(narrow), "wide": max(wide), "same_bits": same}
 
 
-def raw() -> list[dict[str, Any]]:
-    """Every place in one, two and four groups; settings, dtypes, cuts and absent tangents take turns."""
-    results = []
+def turns() -> Iterator[tuple[Any, ...]]:
+    """Every place in one, two and four groups; settings, dtypes and absent tangents take turns. Then autocast's way."""
     places = [(shape, layout) for shape, layouts in LAYOUTS.items() for layout in layouts]
     for k, ((shape, layout), groups) in enumerate(itertools.product(places, (1, 2, 4))):
-        use_cut(*CUTS[(k + k // 3) % len(CUTS)])
         settings, dtype = SETTINGS[k % len(SETTINGS)], DTYPES[(k + k // 4) % len(DTYPES)]
-        absent = ABSENT[(k + k // 6) % len(ABSENT)]
+        yield shape, layout, groups, settings, dtype, ABSENT[(k + k // 6) % len(ABSENT)]
+    for layout in (CONTIGUOUS, LAST):
+        yield (8, 9, 3, 3), layout, 2, (True, True), torch.bfloat16, ()  # with float32 weights
+
+
+def raw() -> list[dict[str, Any]]:
+    """Errors of all raw kernels; cuts take turns."""
+    results = []
+    for k, (shape, layout, groups, settings, dtype, absent) in enumerate(turns()):
+        use_cut(*CUTS[(k + k // 3) % len(CUTS)])
         found = raw_errors(shape, layout, groups, *settings, dtype, absent)
         names = {"shape": shape, "layout": str(layout), "groups": groups, "settings": settings}
         results.append({**names, "dtype": str(dtype), "absent": absent, **found})

@@ -38,10 +38,13 @@ def test_error_is_at_most_twice_pytorchs(shape: tuple[int, ...], offset: float, 
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("shape", [(12, 65, 17, 13), (8, 512, 3, 3), (64, 256, 1, 1)])
-def test_the_same_bits_for_any_number_of_threads(shape: tuple[int, ...], layout: torch.memory_format) -> None:
-    given = case(shape, layout).to(torch.float32)
+def test_the_same_bits_for_any_number_of_threads(
+    shape: tuple[int, ...], layout: torch.memory_format, dtype: torch.dtype
+) -> None:
+    given = case(shape, layout).to(dtype)
     before = torch.get_num_threads()
     runs = []
     try:
@@ -88,8 +91,9 @@ def test_autocast_does_not_lower_the_precision() -> None:
         assert torch.equal(batch_norm_act(x, weight, bias, residual, relu=True)[0], expected)
 
 
-def test_not_a_number_stays_visible_in_its_channel() -> None:
-    given = case((4, 3, 5, 5)).to(torch.float32)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_not_a_number_stays_visible_in_its_channel(dtype: torch.dtype) -> None:
+    given = case((4, 3, 5, 5)).to(dtype)
     given.inputs[0][1, 2, 0, 0] = float("nan")
     found = {**reverse(fused(), given), **forward(fused(), given)}
     for name in ("out 0", "gradient 0", "reverse_over_reverse 0", "tangent 0", "forward_over_reverse 0"):

@@ -41,6 +41,8 @@ def test_every_raw_kernel_equals_the_compiled_one_in_float64(results: dict[str, 
     for values in (ROUNDING, (1, 2, 4), [[relu, added] for relu in (False, True) for added in (False, True)]):
         seen = [[found[key] for key in ("dtype", "groups", "settings")] for found in raw]
         assert all(any(value in case for case in seen) for value in values), "a setting was left out"
+    autocast = [found["layout"] for found in raw if found["dtype"] == "torch.bfloat16" and not found["absent"]]
+    assert {"torch.contiguous_format", "torch.channels_last"} <= set(autocast)
     for found in raw:
         narrow, wide = ROUNDING[found["dtype"]]
         assert found["narrow"] <= narrow, found

@@ -10,7 +10,7 @@ import torch
 from bissl_fast.data.pipelines import dali_pipeline
 from bissl_fast.data.pipelines.dali_loader import DaliLoader
 from bissl_fast.data.pipelines.loader import Batch, Loader, ViewLoader, sequential_batches
-from bissl_fast.data.pipelines.order import BatchOrder
+from bissl_fast.data.pipelines.order import BatchOrder, ChunkOrder
 from bissl_fast.data.pipelines.resident import SHARE_OF_FREE_MEMORY, ResidentSet, hold
 from bissl_fast.data.sets.dataset import ImageSet
 from bissl_fast.data.views.parameters import ViewSettings
@@ -83,7 +83,9 @@ class Pipeline:
         """
         return {"pipeline": "dali"} if self.name == "dali" else {}
 
-    def loader(self, images: ImageSet, views: tuple[ViewSettings, ...], order: BatchOrder, seed: int) -> Loader:
+    def loader(
+        self, images: ImageSet, views: tuple[ViewSettings, ...], order: BatchOrder | ChunkOrder, seed: int
+    ) -> Loader:
         """Batches to train on; arguments and errors are those of `ViewLoader`."""
         if self.name == "dali":
             return DaliLoader(images, views, order, seed, self._device, self._threads)

@@ -16,7 +16,7 @@ import torch
 
 from bissl_fast.data.pipelines.dali_pipeline import DaliPipeline, image_sizes
 from bissl_fast.data.pipelines.loader import Batch, Loader, draw_for
-from bissl_fast.data.pipelines.order import BatchOrder
+from bissl_fast.data.pipelines.order import BatchOrder, ChunkOrder
 from bissl_fast.data.pipelines.prefetch import Prefetcher
 from bissl_fast.data.sets.dataset import ImageSet, Targets
 from bissl_fast.data.sets.readers.decode import UnreadableImageError, decode_file, printable
@@ -135,7 +135,7 @@ class DaliLoader(Loader):
         self,
         images: ImageSet | EncodedSet,
         views: tuple[ViewSettings, ...],
-        order: BatchOrder,
+        order: BatchOrder | ChunkOrder,
         seed: int,
         device: torch.device | str,
         threads: int | None = None,

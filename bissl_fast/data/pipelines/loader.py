@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from bissl_fast.data.pipelines.order import BatchOrder
+from bissl_fast.data.pipelines.order import BatchOrder, ChunkOrder
 from bissl_fast.data.pipelines.prefetch import Prefetcher
 from bissl_fast.data.pipelines.rendering import as_tensor, render
 from bissl_fast.data.pipelines.resident import ResidentSet
@@ -55,7 +55,7 @@ class Loader(ABC):
         UserError: if the order is for a set of another size.
     """
 
-    def __init__(self, name: str, size: int, order: BatchOrder) -> None:
+    def __init__(self, name: str, size: int, order: BatchOrder | ChunkOrder) -> None:
         if order.n_samples != size:
             raise UserError(
                 f"The batch order is for {order.n_samples} samples, but {name} holds {size} images: "
@@ -65,7 +65,7 @@ class Loader(ABC):
 
     @property
     def batch_size(self) -> int:
-        """Images per batch, of this rank; an incomplete last one has fewer."""
+        """Images per batch, of this rank, or per chunk; an incomplete last one has fewer."""
         part = self._order.part
         return part.stop - part.start
 
@@ -131,7 +131,7 @@ class ViewLoader(Loader):
         self,
         images: ImageSet | ResidentSet,
         views: tuple[ViewSettings, ...],
-        order: BatchOrder,
+        order: BatchOrder | ChunkOrder,
         seed: int,
         device: torch.device | str,
     ) -> None:
@@ -153,6 +153,33 @@ class ViewLoader(Loader):
         epoch, samples = self._order.indices(draw)
         staged = _stage(self._images, samples, self._views, self._seed, epoch, self._device)
         return staged if self._device.type == "cuda" else _rendered(staged, self._images, self._views, self._device)
+
+
+class ChunkLoader:
+    """Batches in chunks, for steps that pass them twice: no more than two chunks of views are held.
+
+    Each chunk is rendered for each pass, which costs little beside a network's, and gives the same bits.
+
+    Args:
+        loader: of chunks.
+        order: that it follows.
+    """
+
+    def __init__(self, loader: Loader, order: ChunkOrder) -> None:
+        self._loader, self._order = loader, order
+
+    def passes(self, batch: int) -> tuple[Iterator[Batch], Iterator[Batch]]:
+        """The chunks of a batch, for the first pass and for the second."""
+        first, again = self._order.passes(batch)
+        return map(self._loader.load, first), map(self._loader.load, again)
+
+    def __enter__(self) -> ChunkLoader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._loader.close()
 
 
 def sequential_batches(

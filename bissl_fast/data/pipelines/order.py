@@ -95,3 +95,41 @@ class BatchOrder:
             shuffled = (epoch, permutation(self.n_samples, self.seed, epoch))
             self._shuffled = shuffled
         return shuffled[1]
+
+
+class ChunkOrder:
+    """The batches of an order in chunks, those of each batch twice: what a step that passes them twice asks for.
+
+    Chunk c of C in pass p of batch g has number (2g + p)·C + c, so that whoever makes one ahead always guesses right.
+
+    Args:
+        order: of the batches.
+        size: samples per chunk; the last one of a batch may have fewer.
+
+    Raises:
+        UserError: if a chunk has no sample or more than a batch.
+
+    Example:
+        >>> order = ChunkOrder(BatchOrder(n_samples=10, batch_size=5, seed=0), size=2)
+        >>> [len(order.indices(number)[1]) for first_or_again in order.passes(0) for number in first_or_again]
+        [2, 2, 1, 2, 2, 1]
+    """
+
+    def __init__(self, order: BatchOrder, size: int) -> None:
+        images = order.part.stop - order.part.start
+        if not 1 <= size <= images:
+            raise UserError(f"A batch of {images} images cannot be cut into chunks of {size}: take 1 to {images}.")
+        self._order, self._size, self._count = order, size, -(-images // size)
+        self.n_samples, self.part = order.n_samples, slice(0, size)
+
+    def passes(self, batch: int) -> tuple[range, range]:
+        """Numbers of the chunks of a batch, for the first pass and for the second."""
+        start = 2 * batch * self._count
+        return range(start, start + self._count), range(start + self._count, start + 2 * self._count)
+
+    def indices(self, draw: int) -> tuple[int, npt.NDArray[np.int64]]:
+        """The epoch and the samples of a chunk, as :meth:`BatchOrder.indices`."""
+        batch, place = divmod(draw, 2 * self._count)
+        epoch, samples = self._order.indices(batch)
+        start = place % self._count * self._size
+        return epoch, samples[start : start + self._size]

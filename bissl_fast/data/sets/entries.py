@@ -35,6 +35,7 @@ class Entry:
         marker: A file pattern that is met in the set's folder if it is there, of what is unpacked last, if possible; or
             several between bars, of which one is met.
         page: Official page, which tells the licence.
+        licence: Of its images, in words that follow "the images are", where the page tells it.
         downloads: What brings it, in this order; empty if nothing does.
         undownloadable: Why nothing does, if so.
         alias: Another usual name, which is suggested this one.
@@ -50,6 +51,7 @@ class Entry:
     folders: tuple[str, ...] = ()
     marker: str = ""
     page: str = ""
+    licence: str = ""
     downloads: tuple[Torchvision | Archive, ...] = ()
     undownloadable: str = "its official download is gone"
     alias: str = ""
@@ -68,6 +70,7 @@ class Entry:
 
 
 CIFAR100 = ("cifar-100-python", ".")
+IMAGENET_TERMS = "for non-commercial research and education, by ImageNet's terms; their authors hold the copyright"
 OMNIGLOT = ("omniglot-py", "omniglot", ".")
 OMNIGLOT_MARKER = "*images_*evaluation*"
 OMNIGLOT_PAGE = "https://github.com/brendenlake/omniglot"
@@ -82,6 +85,7 @@ ENTRIES = (
         images="and 6,000 unlabelled of 23 patterns; 64 px",
         labelled=lambda _: textures(),
         unlabelled=lambda _: texture_source("unlabelled"),
+        licence="made by bissl-fast, under its licence, Apache-2.0",
     ),
     Entry(
         name="stl10",
@@ -131,6 +135,7 @@ ENTRIES = (
         folders=("fgvc-aircraft-2013b/data", "data", "."),
         marker="images_variant_train.txt",
         page="https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/",
+        licence="for non-commercial research; their photographers hold the copyright",
         downloads=(
             Archive(  # torchvision has the class, and neither a checksum nor a way out of a half archive
                 "https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/archives/fgvc-aircraft-2013b.tar.gz",
@@ -150,6 +155,7 @@ ENTRIES = (
         folders=("dtd/dtd", "dtd", "."),
         marker="labels/*1.txt",
         page="https://www.robots.ox.ac.uk/~vgg/data/dtd/",
+        licence="for research purposes",
         downloads=(Torchvision("DTD"),),
     ),
     Entry(
@@ -162,6 +168,7 @@ ENTRIES = (
         folders=("oxford-iiit-pet", "."),
         marker="annotations/trainval.txt",
         page="https://www.robots.ox.ac.uk/~vgg/data/pets/",
+        licence="under CC BY-SA 4.0; their authors hold the copyright",
         downloads=(Torchvision("OxfordIIITPet"),),
         alias="oxfordiiitpet",
     ),
@@ -175,6 +182,7 @@ ENTRIES = (
         folders=("FashionMNIST/raw", "fashion-mnist", "."),
         marker="train-images-idx3-ubyte*",
         page="https://github.com/zalandoresearch/fashion-mnist",
+        licence="under the MIT licence",
         downloads=(Torchvision("FashionMNIST"),),
     ),
     Entry(
@@ -236,6 +244,7 @@ ENTRIES = (
         folders=("caltech101", "."),
         marker="101_ObjectCategories",
         page="https://data.caltech.edu/records/mzrjq-6wc02",
+        licence="under CC BY 4.0",
         downloads=(Torchvision("Caltech101"),),
     ),
     Entry(
@@ -280,6 +289,7 @@ ENTRIES = (
         folders=("CUB_200_2011", "."),
         marker="train_test_split.txt",
         page="https://www.vision.caltech.edu/datasets/cub_200_2011/",
+        licence="for non-commercial research and education",
         downloads=(
             Archive(
                 "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz",
@@ -314,6 +324,7 @@ ENTRIES = (
         folders=("tiny-imagenet-200", "tiny-imagenet", "."),
         marker="wnids.txt",
         page="https://www.image-net.org/download.php",
+        licence=IMAGENET_TERMS,
         downloads=(
             Archive(
                 "http://cs231n.stanford.edu/tiny-imagenet-200.zip", "90528d7ca1a48142e341f4ef8d21d0de", limit=2 * 10**9
@@ -330,6 +341,7 @@ ENTRIES = (
         folders=OMNIGLOT,
         marker=OMNIGLOT_MARKER,
         page=OMNIGLOT_PAGE,
+        licence="under the MIT licence",
         downloads=OMNIGLOT_DOWNLOADS,
     ),
     Entry(
@@ -343,6 +355,7 @@ ENTRIES = (
         folders=OMNIGLOT,
         marker=OMNIGLOT_MARKER,
         page=OMNIGLOT_PAGE,
+        licence="under the MIT licence",
         downloads=OMNIGLOT_DOWNLOADS,
     ),
     Entry(
@@ -356,6 +369,7 @@ ENTRIES = (
         folders=OMNIGLOT,
         marker=OMNIGLOT_MARKER,
         page=OMNIGLOT_PAGE,
+        licence="under the MIT licence",
         downloads=OMNIGLOT_DOWNLOADS,
     ),
     Entry(
@@ -368,6 +382,7 @@ ENTRIES = (
         folders=("miniimagenet", "mini-imagenet", "mini_imagenet", "miniImageNet", "."),
         marker="test.csv|test/n[0-9]*",
         page="https://github.com/twitter-research/meta-learning-lstm",
+        licence=IMAGENET_TERMS,
         undownloadable="its images are ImageNet's, which are not handed out freely",
     ),
     Entry(

@@ -44,15 +44,13 @@ class BlocksTask:
         else:
             done = self._together(index, own)
         losses = torch.stack([torch.as_tensor(values["loss"]) for values in done])
-        worst = {name: min(values[name] for values in done) for name in done[0] if name not in ("loss", "lr")}
+        worst = {name: min(values[name] for values in done) for name in done[0] if name not in ("loss", "lr")}  # type: ignore[type-var]
         return {"loss": losses.mean(), "lr": done[0]["lr"], "block_losses": losses, **worst}
 
     @staticmethod
     def _alone(block: PretrainTask, index: int, views: Views) -> Values:
         block.begin(index)
-        loss = block.learner.loss(views)
-        loss.backward()  # type: ignore[no-untyped-call]
-        return block.end(index, loss)
+        return block.end(index, block.learner.backward(views))
 
     def _together(self, index: int, views: Sequence[Views]) -> list[Values]:
         assert self.stack is not None
@@ -60,7 +58,7 @@ class BlocksTask:
             block.begin(index)
         losses = stacked_losses(self.stack, [block.learner for block in self.blocks], views)
         torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
-        return [block.end(index, loss) for block, loss in zip(self.blocks, losses, strict=True)]
+        return [block.end(index, loss.detach()) for block, loss in zip(self.blocks, losses, strict=True)]
 
     def state(self) -> dict[str, Any]:
         return {"blocks": [block.state() for block in self.blocks]}

@@ -12,12 +12,15 @@ from bissl_fast.methods.run import Run
 from bissl_fast.methods.stages.downstream import Downstream
 from bissl_fast.methods.stages.sgd import SGDSettings
 from bissl_fast.models import Network
-from bissl_fast.training.files import save_weights
+from bissl_fast.training.files import save_weights, write_json
 from bissl_fast.training.loop import Values
 from bissl_fast.training.precision import Forward
 from bissl_fast.training.schedules import set_learning_rate, warmup_cosine
 from bissl_fast.training.stage import StageOutput
 from bissl_fast.training.supervised import DownstreamLoss, downstream_loss
+
+CLASSES = "classes.json"
+"""Of a stage of fine-tuning: names of the classes in the order of the head's outputs."""
 
 
 def finetune(
@@ -35,6 +38,7 @@ def finetune(
         with downstream.loader(run, purpose, keep_last=True) as loader:
             task = FineTuneTask(network, loader, validate, sgd, settings.epochs, steps, run.forward, downstream.loss)
             run.loop(task, folder)
+        write_json(folder / CLASSES, splits.train.classes)
         save_weights(folder / "weights.safetensors", task.best)
 
     images = run.settings.images

@@ -59,11 +59,16 @@ class Halves:
         for part, positions in zip(("training", "validation"), self.positions, strict=True):
             lost = np.flatnonzero(there & (count_by_class(labels[positions], len(classes)) == 0))
             if len(lost):
+                alone = count_by_class(labels, len(classes))[lost] == 1
                 named = ", ".join(classes[label] for label in lost[:NAMED]) + ", …" * (len(lost) > NAMED)
+                advice = (
+                    "No share helps a class with one image: give it another, or leave it out."
+                    if alone.any()
+                    else "Take another share, or a set with more images of each class."
+                )
                 raise UserError(
                     f"--abrl.validation-share {self.share:g} leaves no {part} image of {named}: a class needs one on "
-                    f"either side of the cut through the {len(labels)} training images. Take another share, or a set "
-                    "with more images of each class."
+                    f"either side of the cut through the {len(labels)} training images. {advice}"
                 )
             if len(positions) < batch_size:
                 raise UserError(

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import clip_grad_norm_
 
-from bissl_fast.data.pipelines.loader import Loader
+from bissl_fast.data.pipelines.loader import ChunkLoader, Loader
 from bissl_fast.errors import UserError
 from bissl_fast.methods.checks import require
 from bissl_fast.methods.run import Run
@@ -29,6 +30,10 @@ class PretrainSettings:
         baseline_epochs: likewise of the baseline's pretext stage; left out: as many steps as warm-up and BiSSL's
             lower level have together.
         batch_size: B images, of two or more views each.
+        chunk: images, in all their views, that pass the network at once: memory is that of so many, the loss is over
+            all B, and a step takes a forward pass more. Batch norms then take their statistics over a chunk. The last
+            chunk of a batch may be smaller. Left out: all B pass at once. It serves the pretext stages, the lower level
+            of BiSSL, whose second-order products still need memory for all B, and both phases of FUSSL.
         learning_rate: peak of the schedule.
         warmup_epochs: linear from 0.
         final_share: the last rate as a share of the peak, reached by a half cosine.
@@ -38,6 +43,7 @@ class PretrainSettings:
     epochs: float = 500
     baseline_epochs: float | None = None
     batch_size: int = 1024
+    chunk: int | None = None
     learning_rate: float = 4.8
     warmup_epochs: float = 10
     final_share: float = 0.0
@@ -48,9 +54,22 @@ class PretrainSettings:
         if self.baseline_epochs is not None:
             require(self.baseline_epochs >= 0, "pretrain.baseline-epochs", self.baseline_epochs, "0 or more")
         require(self.batch_size >= 2, "pretrain.batch-size", self.batch_size, "at least 2")
+        if self.chunk is not None:
+            self._check_chunk(self.chunk)
         require(self.learning_rate > 0, "pretrain.learning-rate", self.learning_rate, "positive")
         require(self.warmup_epochs >= 0, "pretrain.warmup-epochs", self.warmup_epochs, "0 or more")
         require(0 <= self.final_share <= 1, "pretrain.final-share", self.final_share, "between 0 and 1")
+
+    def _check_chunk(self, chunk: int) -> None:
+        batch = self.batch_size
+        require(2 <= chunk <= batch, "pretrain.chunk", chunk, f"2 to --pretrain.batch-size, which is {batch}")
+        expected = f"one that leaves no chunk of 1 of {batch} images, of which batch norms have no statistics"
+        require(batch % chunk != 1, "pretrain.chunk", chunk, expected)
+
+    def deciding(self) -> dict[str, Any]:
+        """The settings that decide a step, for the key of a stage, which has lengths in steps."""
+        every = {name: value for name, value in asdict(self).items() if not name.endswith("epochs")}
+        return {name: value for name, value in every.items() if name != "chunk" or value is not None}
 
 
 class PretrainTask:
@@ -58,7 +77,7 @@ class PretrainTask:
 
     Args:
         learner: the pretext task with its network, trained in place.
-        loader: its batches of views.
+        loader: its batches of views, whole or in chunks.
         settings: schedule and optimiser.
         steps: how many steps the stage has.
         warmup: how many of them are warm-up.
@@ -68,7 +87,7 @@ class PretrainTask:
     def __init__(
         self,
         learner: Learner,
-        loader: Loader,
+        loader: Loader | ChunkLoader,
         settings: PretrainSettings,
         steps: int,
         warmup: int,
@@ -84,9 +103,10 @@ class PretrainTask:
 
     def step(self, index: int) -> Values:
         self.begin(index)
-        loss = self.learner.loss(self.loader.load(index).views)
-        loss.backward()  # type: ignore[no-untyped-call]
-        return self.end(index, loss)
+        if isinstance(self.loader, ChunkLoader):
+            first, again = ((batch.views for batch in chunks) for chunks in self.loader.passes(index))
+            return self.end(index, self.learner.backward_in_chunks(first, again))
+        return self.end(index, self.learner.backward(self.loader.load(index).views))
 
     def begin(self, index: int) -> None:
         """What comes before a step's forward pass."""
@@ -104,7 +124,7 @@ class PretrainTask:
         self._optimizer.step()
         learner.advance(index / self.steps)
         logged = (index + 1) % self.log_every == 0 or index + 1 == self.steps
-        return {"loss": loss.detach(), "lr": self._rate(index), **(learner.diagnostics() if logged else {})}
+        return {"loss": loss, "lr": self._rate(index), **(learner.diagnostics() if logged else {})}
 
     def state(self) -> dict[str, Any]:
         return {"learner": self.learner.state_dict(), "optimizer": self._optimizer.state_dict()}
@@ -154,25 +174,47 @@ class Pretext:
         """Batches of all views of the task."""
         return run.data.loader(run.data.unlabelled, run.views, self.settings.batch_size, purpose, phase_length)
 
+    def learner(self, run: Run, start: StageOutput | None = None) -> Learner:
+        """The task with a network of its own, as its stages train it."""
+        return run.learner(self.task, start, self.settings.chunk)
+
+    def tell_chunks(self, run: Run, stage: str, learner: Learner) -> None:
+        """What a stage's first line says of chunks: what they do to batch norms, if there are any."""
+        chunk, batch = self.settings.chunk, self.settings.batch_size
+        if chunk is not None and any(isinstance(layer, _BatchNorm) for layer in learner.network.modules()):
+            run.say(
+                f"{stage}: the {batch} images of a batch pass in chunks, and batch norms take their statistics over "
+                f"the {chunk} of a chunk"
+            )
+
     def train(self, run: Run, name: str, steps: int) -> StageOutput:
         """The stage ``name``: minimise the pretext loss alone."""
         warmup = min(self.rising_steps(run), steps)
 
         def body(folder: Path) -> None:
-            learner = run.learner(self.task)
-            with self.loader(run, "pretext") as loader:
+            learner = self.learner(run)
+            self.tell_chunks(run, name, learner)
+            with self._batches(run) as loader:
                 run.loop(PretrainTask(learner, loader, self.settings, steps, warmup), folder)
             save_weights(folder / "weights.safetensors", learner.state_dict())
 
-        pretrain = {k: v for k, v in asdict(self.settings).items() if not k.endswith("epochs")}
-        settings = {**self.key, "views": run.views, **pretrain, "steps": steps, "warmup": warmup}
+        own = self.settings.deciding()
+        settings = {**self.key, "views": run.views, **own, "steps": steps, "warmup": warmup}
         start = {} if run.weights is None else {"weights": run.weights.digest}
         return run.stage(name, settings, {"images": run.data.unlabelled.content_hash, **start}, body)
 
     @property
     def key(self) -> Mapping[str, Any]:
-        """What the task adds to the settings that a stage is keyed by."""
-        return {"pretext": self.task}
+        """What the task and its chunks add to the settings that a stage is keyed by."""
+        chunk = self.settings.chunk
+        return {"pretext": self.task} if chunk is None else {"pretext": self.task, "chunk": chunk}
+
+    def _batches(self, run: Run) -> Loader | ChunkLoader:
+        """Those of the stage of :meth:`train`."""
+        chunk, batch, images = self.settings.chunk, self.settings.batch_size, run.data.unlabelled
+        if chunk is None:
+            return self.loader(run, "pretext")
+        return run.data.chunk_loader(images, run.views, batch, chunk, "pretext")
 
 
 def tell_rising(run: Run, stage: str, rising: int, steps: int) -> None:

@@ -83,7 +83,10 @@ class BatchNorm(TwiceDifferentiable):
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor, None, None]:
         refuse_forward_over_forward(FORWARD_TWICE)
-        out_t = BatchNormTangent.apply(*tangents[:4], *ctx.saved_tensors, *ctx.settings)
+        x_t, weight_t, bias_t, residual_t = tangents[:4]
+        x, *_ = ctx.saved_tensors
+        along = (in_dtype_of(x, x_t), weight_t, bias_t, in_dtype_of(x, residual_t))
+        out_t = BatchNormTangent.apply(*along, *ctx.saved_tensors, *ctx.settings)
         return out_t, None, None
 
 
@@ -192,9 +195,9 @@ class BatchNormGradient(TwiceDifferentiable):
         ctx: Any, grad_out_t: Tensor | None, x_t: Tensor | None, weight_t: Tensor | None, *_: None
     ) -> tuple[Tensor | None, ...]:
         refuse_forward_over_forward(FORWARD_TWICE)
-        tangents = BatchNormProduct.apply(
-            grad_out_t, x_t, weight_t, *ctx.saved_tensors, *ctx.settings, ctx.with_residual
-        )
+        grad_out, *_ = ctx.saved_tensors
+        along = (in_dtype_of(grad_out, grad_out_t), in_dtype_of(grad_out, x_t), weight_t)
+        tangents = BatchNormProduct.apply(*along, *ctx.saved_tensors, *ctx.settings, ctx.with_residual)
         dx_t, dresidual_t, dweight_t, dbias_t = tangents
         return dx_t, dresidual_t if ctx.with_residual else None, dweight_t, dbias_t, None, None
 
@@ -239,6 +242,11 @@ class BatchNormProduct(TwiceDifferentiable):
     @staticmethod
     def jvp(ctx: Any, *_: Tensor) -> tuple[Tensor, ...]:
         raise NotImplementedError(THIRD_ORDER)
+
+
+def in_dtype_of(primal: Tensor, tangent: Tensor | None) -> Tensor | None:
+    """The tangent as the kernels take it: PyTorch's layers in bfloat16 give float32 tangents where weights move."""
+    return None if tangent is None else tangent.to(primal.dtype)
 
 
 def over_groups(sum_gx: Tensor, sum_g: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:

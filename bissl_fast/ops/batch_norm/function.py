@@ -2,7 +2,6 @@
 
 import math
 
-import torch
 from torch import Tensor
 
 from bissl_fast.ops.backend import DTYPES, REBUILD, choose_among
@@ -63,11 +62,7 @@ def batch_norm_act(
 
 def lacks(name: str, x: Tensor) -> str:
     """What the kernels of a backend cannot serve of tensors like ``x``, empty if nothing."""
-    if not has_kernels(name):
-        return f"it was built before it had batch norm; {REBUILD}"
-    if name == "cpp" and x.dtype not in (torch.float32, torch.float64):
-        return f"it does not normalise {x.dtype}"
-    return ""
+    return "" if has_kernels(name) else f"it was built before it had batch norm; {REBUILD}"
 
 
 def check(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, groups: int, eps: float) -> None:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from bissl_fast.ops.backend import REBUILD, choose_among
+from bissl_fast.ops.backend import REBUILD, choose_among, wanted
 
 INTEGERS = 11
 """Columns: top, left, height, width of the crop; flip, gray, solarize; the colour operation done first, second, …"""
@@ -15,7 +15,12 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 
 def serves(like: Tensor, size: int, channels: int = 3) -> bool:
-    """Whether a compiled kernel makes such views on a tensor's device, and no other backend was asked for."""
+    """Whether a compiled kernel makes such views on a tensor's device, and no other backend was asked for.
+
+    That none makes views of other than RGB is no news: plain PyTorch is what they are meant to be made by.
+    """
+    if channels != 3 and wanted() == "auto":
+        return False
 
     def lacks(name: str, like: Tensor) -> str:
         if channels != 3:

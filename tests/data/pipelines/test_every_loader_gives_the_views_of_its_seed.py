@@ -2,26 +2,28 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from bissl_fast.data.pipelines.dali_loader import DaliLoader
-from bissl_fast.data.pipelines.loader import Batch, Loader, ViewLoader
-from bissl_fast.data.pipelines.order import BatchOrder
+from bissl_fast.data.pipelines.loader import Batch, ChunkLoader, Loader, ViewLoader
+from bissl_fast.data.pipelines.order import BatchOrder, ChunkOrder
 from bissl_fast.data.pipelines.rendering import render
 from bissl_fast.data.pipelines.resident import hold
 from bissl_fast.data.sets.dataset import ImageSet
 from bissl_fast.data.views.parameters import ViewSettings, draw_views
 from bissl_fast.data.views.presets import multi_crop_views, vicreg_views
+from bissl_fast.errors import UserError
 from tests.data.pictures import in_levels, photos, with_each_pipeline
 
 VIEWS = vicreg_views(24)
 IMAGES = ImageSet("mine", photos(37, 28, 28).numpy(), np.arange(37) % 3, ("a", "b", "c"), "0")
 ORDER = BatchOrder(37, 8, seed=2)
 
-Open = Callable[[ImageSet, tuple[ViewSettings, ...], BatchOrder, int, str], Loader]
+Open = Callable[[ImageSet, tuple[ViewSettings, ...], Any, int, str], Loader]
 LOADERS: dict[str, Open] = {
     "torch": ViewLoader,
     "resident": lambda images, *rest: ViewLoader(hold(images, torch.device("cpu")), *rest),
@@ -30,7 +32,7 @@ LOADERS: dict[str, Open] = {
 with_each_loader = with_each_pipeline(*LOADERS)
 
 
-def start(pipeline: str, views: tuple[ViewSettings, ...] = VIEWS, order: BatchOrder = ORDER) -> Loader:
+def start(pipeline: str, views: tuple[ViewSettings, ...] = VIEWS, order: BatchOrder | ChunkOrder = ORDER) -> Loader:
     return LOADERS[pipeline](IMAGES, views, order, 1, "cpu")
 
 
@@ -98,6 +100,25 @@ def test_the_ranks_together_have_the_batch_of_one_process(pipeline: str, ranks: 
         joined = tuple(torch.cat(view) for view in zip(*(part.views for part in parts), strict=True))
         samples, target = np.concatenate([part.samples for part in parts]), torch.cat([part.target for part in parts])
         assert_equal(Batch(joined, target, samples, parts[0].epoch), whole)
+
+
+@with_each_loader
+def test_chunks_have_the_bits_of_their_batch_in_both_passes(pipeline: str) -> None:
+    order = ChunkOrder(ORDER, 3)
+    with start(pipeline) as loader, ChunkLoader(start(pipeline, order=order), order) as chunks:
+        for draw in (0, 1, 5):
+            batch = loader.load(draw)
+            for parts in map(list, chunks.passes(draw)):
+                assert [len(part.samples) for part in parts] == [3, 3, 2]
+                assert np.concatenate([part.samples for part in parts]).tolist() == batch.samples.tolist()
+                for k, view in enumerate(batch.views):
+                    assert torch.equal(torch.cat([part.views[k] for part in parts]), view)
+
+
+def test_chunks_that_no_batch_has_are_refused() -> None:
+    for size in (0, 9):
+        with pytest.raises(UserError, match=f"A batch of 8 images cannot be cut into chunks of {size}"):
+            ChunkOrder(ORDER, size)
 
 
 @with_each_loader

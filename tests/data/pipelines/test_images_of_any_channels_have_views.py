@@ -1,6 +1,7 @@
 """Images of one channel or many are rendered as RGB is, but for what only RGB has."""
 
 import dataclasses
+import warnings
 
 import numpy as np
 import pytest
@@ -16,7 +17,6 @@ from bissl_fast.data.views.parameters import ViewSettings, draw_views
 from bissl_fast.data.views.presets import simclr_views, vicreg_views
 from bissl_fast.errors import UserError
 from bissl_fast.ops import backend
-from bissl_fast.ops.native import has_compiled_kernels
 from bissl_fast.ops.render_views import function as fused
 from tests.data.pictures import photos
 
@@ -79,11 +79,12 @@ def test_images_of_other_channels_than_the_settings_are_refused() -> None:
         ViewSettings(std=(0.2,))
 
 
-def test_kernels_leave_other_channels_to_plain_pytorch_and_say_so() -> None:
+def test_other_channels_are_left_to_plain_pytorch_without_a_warning_unless_kernels_were_asked_for() -> None:
     like = torch.empty(0)
-    if has_compiled_kernels("cpu"):
-        with pytest.warns(RuntimeWarning, match="plain PyTorch .*cpp: it renders images of 3 channels, not of 7"):
-            assert not fused.serves(like, 40, 7)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not fused.serves(like, 40, 1)
+        assert not fused.serves(like, 40, 7)
     with backend("cpp"), pytest.raises(UserError, match="'cpp' was chosen, but"):
         fused.serves(like, 40, 6)
 

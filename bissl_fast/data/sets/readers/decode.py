@@ -78,8 +78,19 @@ def decode(
         if not image.mode.startswith("I") and ";16" in str(getattr(image, "tile", "")):  # Pillow has no mode for it
             tell("hold colours of 16 bits, of which the upper 8 are read")
         # JPEG's faster decoding at a half of the size is not used: it moves pixels by up to 47 levels.
-        rgb = to_rgb(_as_shown(image, tell) if as_shown else _as_stored(image), tell)
-        return resize_whole(rgb, size) if whole else resize_square(rgb, size), (rgb.height, rgb.width)
+        return squared(image, size, whole, as_shown, tell)
+
+
+def squared(
+    image: PillowImage.Image,
+    size: int,
+    whole: bool = False,
+    as_shown: bool = False,
+    tell: Callable[[str], object] = lambda remark: None,
+) -> tuple[Images, Sides]:
+    """An open image as a square; arguments and result are those of `decode`."""
+    rgb = to_rgb(_as_shown(image, tell) if as_shown else _as_stored(image), tell)
+    return resize_whole(rgb, size) if whole else resize_square(rgb, size), (rgb.height, rgb.width)
 
 
 @contextmanager

@@ -1,0 +1,1 @@
+"""What is taken away from a run: its networks in other libraries' formats, as a module, and their predictions."""
