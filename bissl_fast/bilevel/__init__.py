@@ -6,6 +6,7 @@ from bissl_fast.bilevel.hypergradient import implicit_gradient
 from bissl_fast.bilevel.lanczos import Spectrum, lanczos
 from bissl_fast.bilevel.operators import Operator, ShiftedOperator
 from bissl_fast.bilevel.parameters import ParameterVector, frozen_buffers
+from bissl_fast.bilevel.ritz import RitzValues
 from bissl_fast.bilevel.solvers import (
     Event,
     Nystrom,
@@ -29,6 +30,7 @@ __all__ = [
     "Operator",
     "ParameterVector",
     "Recycler",
+    "RitzValues",
     "ShiftedOperator",
     "Solution",
     "Spectrum",

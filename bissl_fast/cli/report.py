@@ -1,5 +1,6 @@
 """`bissl-fast report`, and the end of `bissl-fast train`."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,21 +13,31 @@ from bissl_fast.evaluation.comparison_report import write_comparison
 from bissl_fast.evaluation.plan import is_comparison
 from bissl_fast.evaluation.report import write_report
 from bissl_fast.evaluation.run_folder import RunFolder
+from bissl_fast.evaluation.runs_report import claim, members_of, scores_table, write_runs
 from bissl_fast.evaluation.table import results_table
 from bissl_fast.evaluation.verdict import verdict
 from bissl_fast.training.tracking import say
 
 
 def report_command(arguments: list[str]) -> None:
-    """Write the report of a run folder anew."""
+    """Write the report of a run folder anew, or one of several runs."""
 
-    def report(run: tyro.conf.Positional[Path]) -> None:
+    def report(runs: tyro.conf.Positional[tuple[Path, ...]], output: Path | None = None) -> None:
         """Write report.html and figures of a run or a comparison, finished or not, and print its table.
 
+        Of several runs one page is written that sets them beside each other.
+
         Args:
-            run: the folder, e.g. runs/textures-quick-0.
+            runs: the folder, e.g. runs/textures-quick-0, or those of several runs.
+            output: the page of several runs; left out: runs.html in the folder that holds them.
         """
-        (print_comparison if is_comparison(run) else print_results)(run, Console())
+        if len(runs) > 1:
+            print_runs(runs, output, Console())
+            return
+        if not runs or output is not None:
+            wanted = "--output is for the page of several runs" if runs else "none is given"
+            raise UserError(f"bissl-fast report takes the folder of a run, or those of several: {wanted}.")
+        (print_comparison if is_comparison(runs[0]) else print_results)(runs[0], Console())
 
     tyro.cli(report, prog="bissl-fast report", args=arguments)
 
@@ -49,3 +60,11 @@ def print_comparison(folder: Path, console: Console) -> None:
         console.print(comparison_table(compared).to_rich())
         say(console, verdict(compared.over_pretext_seeds))
     say(console, f"Report: {report}")
+
+
+def print_runs(folders: Sequence[Path], output: Path | None, console: Console) -> None:
+    """Write the page of several runs and print their scores."""
+    page, members = write_runs(folders, output), members_of(folders)
+    console.print(scores_table(members).to_rich())
+    say(console, claim(members))
+    say(console, f"Report: {page}")

@@ -154,12 +154,15 @@ def _arm(plan: Plan, row: Row, results: Results) -> ArmResult:
 
 
 def _over_seeds(arms: Sequence[ArmResult]) -> ArmResult:
-    """One arm's means of the pretext seeds, for the metrics that it has in all; the time is the mean of theirs."""
+    """One arm's means of the pretext seeds, for the metrics that it has in all; the time is the mean of
+    theirs, the memory the largest."""
     keys = [key for key in arms[0].scores if all(key in arm.scores for arm in arms)]
     scores = {key: Arm(tuple(arm.scores[key].mean for arm in arms)) for key in keys}
     times = [arm.cost.seconds for arm in arms if arm.cost.seconds is not None]
     seconds = math.fsum(times) / len(times) if len(times) == len(arms) else None
-    return replace(arms[0], scores=scores, intervals={}, cost=replace(arms[0].cost, seconds=seconds))
+    peaks = [arm.cost.memory for arm in arms if arm.cost.memory is not None]
+    cost = replace(arms[0].cost, seconds=seconds, memory=max(peaks, default=None))
+    return replace(arms[0], scores=scores, intervals={}, cost=cost)
 
 
 def _tested(results: Results, metric: Metric) -> dict[str, Comparison]:

@@ -11,11 +11,24 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from bissl_fast.errors import UserError
+from bissl_fast.evaluation.arms import listed
 from bissl_fast.evaluation.comparison import Compared, comparison_table, read_comparison
 from bissl_fast.evaluation.drawing import INK, MUTED, RULE, blank, looks, png, style
-from bissl_fast.evaluation.page import Section, document, environment, figure, missing, settings
+from bissl_fast.evaluation.page import (
+    Section,
+    again,
+    document,
+    environment,
+    missing,
+    plate,
+    scrolling,
+    section,
+    settings,
+    tables,
+)
 from bissl_fast.evaluation.plan import Plan, read_plan
 from bissl_fast.evaluation.run_folder import RunFolder
+from bissl_fast.evaluation.svg import svg
 from bissl_fast.evaluation.verdict import verdict
 from bissl_fast.training.files import make_folder, write_atomic, write_json
 
@@ -56,16 +69,17 @@ def write_comparison(folder: Path) -> Path:
     except UserError as error:
         content = missing(f"No result yet: {error}")
     else:
-        image = png(scores(compared))
+        drawn = scores(compared)
         make_folder(folder / "figures")
-        write_atomic(folder / "figures" / "scores.png", image)
+        write_atomic(folder / "figures" / "scores.png", png(drawn))
         write_json(folder / "compare.json", compared.to_json())
         sentence, table = verdict(compared.over_pretext_seeds), comparison_table(compared)
         write_atomic(folder / "table.md", f"{table.to_markdown()}\n{sentence}\n".encode())
         content = f'<p class="lead">{escape(sentence)}</p>\n{_progress(compared)}'
-        content += f'<div class="wide">{table.to_html()}</div>\n'
         caption = CAPTION if compared.over_pretext_seeds.fine_tuned else FEW_SHOT_CAPTION
-        content += figure(Section("scores", "Scores of all seeds", caption, image))
+        told = _scores_told(compared)
+        picture = plate(svg(drawn, "scores", f"Scores of all seeds. {told}"))
+        content += tables(table) + section(Section("scores", "Scores of all seeds", caption, picture, told))
     report = folder / "report.html"
     write_atomic(report, document(_title(plan), content, _rest(folder, plan)).encode())
     return report
@@ -99,6 +113,15 @@ def scores(compared: Compared) -> Figure:
     return canvas
 
 
+def _scores_told(compared: Compared) -> str:
+    """What the figure shows, in a sentence."""
+    over = compared.over_pretext_seeds
+    key = over.metrics[0].key
+    means = {arm.title: arm.scores[key].scores for arm in over.arms}
+    told = (f"{title} {listed([f'{score:.1f}' for score in scores])}" for title, scores in means.items())
+    return f"Test {over.metrics[0].words} (%) of each pretext seed: {'; '.join(told)}."
+
+
 def _spaced(count: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     """Places of so many dots around 0, within ±0.5."""
     return (np.arange(count) - (count - 1) / 2) / max(count, 3)
@@ -123,9 +146,10 @@ def _rest(folder: Path, plan: Plan) -> str:
     links = " · ".join(f'<a href="{escape(quote(name))}">{escape(name)}</a>' for name in names)
     first = next((run for run in runs if (folder / run / "environment.json").is_file()), None)
     told = "" if first is None else environment(RunFolder(folder / first))
-    said = " ".join(plan.sentences())
+    said, budget = " ".join(plan.sentences()), scrolling(plan.grid().to_html(), "Budget")
+    kind = "compare" if plan.subject == "methods" else f"ablate {plan.subject}"
     return (
-        f'<section><h2>Budget</h2>\n<p>{escape(said)}</p><div class="wide">{plan.grid().to_html()}</div></section>\n'
+        f"<section><h2>Budget</h2>\n<p>{escape(said)}</p>{budget}</section>\n{again(kind)}"
         f"<section><h2>Settings and files</h2>\n{settings(folder / 'config.yaml')}{told}"
         f"<details><summary>Runs and raw files</summary><p>{links}</p></details></section>\n"
     )

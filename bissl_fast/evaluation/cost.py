@@ -20,6 +20,7 @@ class Cost:
         products: second-order products, counted apart from the passes.
         model_epochs: images over the size of the unlabelled set.
         seconds: in which its stages were at work.
+        memory: bytes that one of these held at its peak, of the GPU where there is one.
     """
 
     images: float | None = None
@@ -27,6 +28,7 @@ class Cost:
     products: float | None = None
     model_epochs: float | None = None
     seconds: float | None = None
+    memory: float | None = None
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any] | None) -> Cost:
@@ -38,7 +40,7 @@ class Cost:
 
         Example:
             >>> Cost.from_json({"images": 12345, "model_epochs": 12.5}).words()
-            ('12,345', '—', '—', '12.5', '—')
+            ('12,345', '—', '—', '12.5', '—', '—')
         """
         content = {} if content is None else content
         return cls(**{field.name: _number(content.get(field.name)) for field in fields(cls)})
@@ -50,7 +52,7 @@ class Cost:
     def words(self) -> tuple[str, ...]:
         """The costs as text, in their order, a dash for what is not known."""
         counts = (_count(self.images), _count(self.passes), _count(self.products))
-        return (*counts, epochs_words(self.model_epochs), duration(self.seconds))
+        return (*counts, epochs_words(self.model_epochs), duration(self.seconds), memory_words(self.memory))
 
 
 def uneven_budgets(costs: Mapping[str, Cost]) -> str:
@@ -112,3 +114,15 @@ def duration(seconds: float | None) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def memory_words(size: float | None) -> str:
+    """Bytes as people tell them.
+
+    Example:
+        >>> memory_words(1.26e9), memory_words(5e6), memory_words(None)
+        ('1.3 GB', '5 MB', '—')
+    """
+    if size is None:
+        return "—"
+    return f"{size / 1e9:.1f} GB" if size >= 0.9995e9 else f"{size / 1e6:.0f} MB"

@@ -26,6 +26,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#3
 OWN = {"bissl": 0, "baseline": 1, "gessl": 2, "fussl": 3, "abrl": 4}  # an arm has one colour in every report
 MARKERS = ("", "s", "^", "D")  # of arms beyond the colours
 LONGEST = 32  # of a name in a legend, in letters
+WIDTH = 5.4  # inches: so narrow that ten-point words can still be read where a phone shows the figure
+DOTS = 200  # per inch of a PNG
 
 
 @dataclass(frozen=True)
@@ -78,14 +80,14 @@ def png(figure: Figure) -> bytes:
 
 def blank(height: float) -> Figure:
     """A figure of the report's width, `height` inches high."""
-    figure = Figure(figsize=(9.0, height), dpi=150, layout=ConstrainedLayoutEngine(hspace=0.06))
+    figure = Figure(figsize=(WIDTH, height), dpi=DOTS, layout=ConstrainedLayoutEngine(hspace=0.06))
     FigureCanvasAgg(figure)
     return figure
 
 
 def canvas(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
     """A figure with one pair of axes."""
-    figure = blank(4.0)
+    figure = blank(3.2)
     axes = figure.subplots()
     style(axes, xlabel, ylabel)
     return figure, axes
@@ -95,7 +97,7 @@ def style(axes: Axes, xlabel: str, ylabel: str) -> None:
     """Quiet axes with integers below."""
     axes.set_xlabel(xlabel, color=INK)
     axes.set_ylabel(ylabel, color=INK)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
     axes.tick_params(colors=MUTED, length=0, labelcolor=INK, labelsize=9)
     axes.grid(axis="y", color=RULE, linewidth=0.8)
     axes.set_axisbelow(True)
@@ -104,8 +106,11 @@ def style(axes: Axes, xlabel: str, ylabel: str) -> None:
 
 
 def legend(axes: Axes) -> None:
-    """The names of the curves, above the axes."""
-    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=3, labelcolor=INK, fontsize=9.5)
+    """The names of the curves, above the axes, side by side where they are short."""
+    longest = max((len(str(label)) for label in axes.get_legend_handles_labels()[1]), default=1)
+    columns = max(1, min(3, 66 // (longest + 7)))
+    place = (-0.02, 1.0)
+    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=place, ncols=columns, labelcolor=INK, fontsize=9)
 
 
 def curve(axes: Axes, points: Series, colour: Any, label: str, linestyle: Any = "-", marker: str = "") -> None:

@@ -8,8 +8,8 @@ from itertools import product
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 from numpy.typing import NDArray
@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.drawing import (
     COLOURS,
+    DOTS,
     INK,
     MUTED,
     RULE,
+    WIDTH,
     Look,
     Records,
     Series,
@@ -35,7 +37,8 @@ from bissl_fast.evaluation.drawing import (
 from bissl_fast.evaluation.metrics import METRICS
 
 CLASS_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#5D3A9B", "#8C6D31")
-CLASS_MARKERS = ("o", "^", "s", "D")
+CLASS_MARKERS = {"o": "●", "^": "▲", "s": "■", "D": "◆"}
+MOST_IMAGES = 10  # whose views are shown
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,7 @@ def embedding_collapse(stages: Sequence[PretextStage]) -> Figure:
     keys = ("spread", "effective_rank")
     found = {key: [(stage, stage.over_steps(key)) for stage in stages] for key in keys}
     require_any("spread or effective rank of embeddings", *(y for key in keys for _, (_, y) in found[key]))
-    figure = blank(4.6)
+    figure = blank(4.2)
     panels = figure.subplots(2, 1, sharex=True)
     for axes, key, xlabel in zip(panels, keys, ("", "pretext step"), strict=True):
         style(axes, xlabel, key.replace("_", " "))
@@ -122,10 +125,10 @@ def embedding_collapse(stages: Sequence[PretextStage]) -> Figure:
 
 
 def upper_level(bissl: Records) -> Figure:
-    """Downstream losses and the distance between both backbones, per alternation.
+    """Losses of both levels and the distance between both backbones, per alternation.
 
     Args:
-        bissl: records of the BiSSL stage with `upper_loss`, `upper_loss_downstream`, `backbone_distance`.
+        bissl: records of the BiSSL stage with `upper_loss`, `upper_loss_downstream`, `lower_loss`, `backbone_distance`.
 
     Raises:
         UserError: if there is nothing to draw.
@@ -133,13 +136,15 @@ def upper_level(bissl: Records) -> Figure:
     implicit, direct = series(bissl, "upper_loss"), series(bissl, "upper_loss_downstream")
     distance = series(bissl, "backbone_distance")
     require_any("upper-level loss", implicit[1], direct[1])
-    figure = blank(5.0)
-    losses, distances = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    figure = blank(5.8)
+    losses, lower, distances = figure.subplots(3, 1, sharex=True, height_ratios=(3, 2, 2))
     style(losses, "", "downstream loss")
-    style(distances, "alternation", r"$\Vert\theta_D - \theta_P\Vert$")
-    curve(losses, implicit, COLOURS[0], r"at $\theta_P$, the lower backbone, which BiSSL returns")
-    curve(losses, direct, COLOURS[2], r"at $\theta_D$, the upper backbone")
-    distances.plot(*distance, color=INK, linewidth=2, **marks(distance[0]))
+    style(lower, "", "pretext loss")
+    style(distances, "alternation", "‖θ_D − θ_P‖")
+    curve(losses, implicit, COLOURS[0], "of θ_P, the lower backbone, which BiSSL returns")
+    curve(losses, direct, COLOURS[2], "of θ_D, the upper backbone")
+    curve(lower, series(bissl, "lower_loss"), COLOURS[0], "of θ_P")
+    curve(distances, distance, INK, "between the backbones")
     distances.set_ylim(bottom=0)
     legend(losses)
     return figure
@@ -161,17 +166,38 @@ def solver_residuals(bissl: Records, most: int = 8) -> Figure:
     chosen = np.unique(np.linspace(products, 1, min(products, most)).round().astype(int))
     steps = np.array([record["step"] for record in rows], dtype=float)
     residuals = np.array([record["cg_residuals"][: products + 1] for record in rows], dtype=float)
-    figure, axes = canvas("alternation", r"relative residual $\Vert b - Ax\Vert / \Vert b\Vert$")
+    figure, axes = canvas("alternation", "relative residual ‖b − Ax‖ / ‖b‖")
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_locator(NullLocator())
-    shades = colormaps["viridis"](np.linspace(0.85, 0.08, len(chosen)))
+    shades = [to_rgba(COLOURS[0], alpha) for alpha in np.linspace(0.4, 1, len(chosen))]
     for count, shade in zip(chosen, shades, strict=True):
         curve(axes, (steps, residuals[:, count]), shade, f"{count}")
     axes.axhline(1.0, color=MUTED, linewidth=0.8, linestyle=":")
     counted = "corrections" if any("products_rough" in record for record in rows) else "products"
-    axes.legend(title=counted, frameon=False, loc="upper left", bbox_to_anchor=(1.005, 1.02), alignment="left")
+    place = (1.005, 1.02)
+    names = axes.legend(
+        title=counted, frameon=False, loc="upper left", bbox_to_anchor=place, alignment="left", labelcolor=INK
+    )
+    names.get_title().set_color(INK)
+    return figure
+
+
+def largest_curvature(bissl: Records) -> Figure:
+    """The largest eigenvalue that the solver's products have shown of the lower level's Hessian, per alternation.
+
+    Args:
+        bissl: records of the BiSSL stage with `curvature`.
+
+    Raises:
+        UserError: if there is nothing to draw.
+    """
+    found = series(bissl, "curvature")
+    require_any("curvature", found[1])
+    figure, axes = canvas("alternation", "largest Ritz value of ∇²L^P")
+    curve(axes, found, COLOURS[0], "lower bound of λ_max")
+    axes.set_ylim(bottom=min(0.0, float(found[1].min())))
     return figure
 
 
@@ -203,7 +229,7 @@ def finetuning_curves(arms: Sequence[tuple[Look, Sequence[Records]]]) -> Figure:
     return figure
 
 
-def sample_views(images: NDArray[np.uint8], most: int = 10) -> Figure:
+def sample_views(images: NDArray[np.uint8], most: int = MOST_IMAGES) -> Figure:
     """Pretext images above the views that the backbone was trained on.
 
     Args:
@@ -217,40 +243,49 @@ def sample_views(images: NDArray[np.uint8], most: int = 10) -> Figure:
         raise UserError(f"Sample views of shape {images.shape} cannot be drawn: expected (k, views, S, S, 3).")
     images = images[:most]
     columns, rows = images.shape[:2]
-    figure = Figure(figsize=(9.0, 9.0 * rows / (columns + 0.6)), dpi=150)
+    figure = Figure(figsize=(WIDTH, WIDTH * rows / (columns + 0.5)), dpi=DOTS)
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False)
-    figure.subplots_adjust(left=0.6 / (columns + 0.6), right=0.998, bottom=0.01, top=0.99, wspace=0.04, hspace=0.04)
+    figure.subplots_adjust(left=0.5 / (columns + 0.5), right=0.998, bottom=0.01, top=0.99, wspace=0.04, hspace=0.04)
     for row, column in product(range(rows), range(columns)):
         cell = axes[row, column]
-        cell.imshow(images[column, row], interpolation="lanczos")
+        cell.imshow(images[column, row], interpolation="none")
         cell.set(xticks=[], yticks=[])
         cell.spines[:].set_visible(False)
         if column == 0:
-            cell.set_ylabel("image" if row == 0 else f"view {row}", color=INK, fontsize=10, labelpad=6)
+            cell.set_ylabel("image" if row == 0 else f"view {row}", color=INK, fontsize=9, labelpad=6)
     return figure
 
 
-def feature_maps(maps: Sequence[tuple[str, NDArray[np.float32]]], labels: NDArray[np.int64]) -> Figure:
-    """t-SNE maps of the backbones' features before fine-tuning, side by side (Figure 3 of the paper).
+def class_marks() -> list[tuple[str, str]]:
+    """The letter and the colour that stand for each class of a map which has a look of its own."""
+    return [(CLASS_MARKERS[marker], colour) for marker, colour in product(CLASS_MARKERS, CLASS_COLOURS)]
+
+
+def feature_maps(
+    maps: Sequence[tuple[str, NDArray[np.float32]]], labels: NDArray[np.int64], columns: int | None = None
+) -> Figure:
+    """t-SNE maps of backbones' features, side by side (Figure 3 of the paper).
 
     Args:
         maps: title and points (N, 2) of each backbone.
         labels: (N,) class of each point. The first 32 classes have a colour and marker each; the others
             are grey.
+        columns: of the maps, where two or three; else as many as there is room for.
     """
-    columns = len(maps) if len(maps) <= 3 else 2 if len(maps) == 4 else 3
+    if columns not in (2, 3):
+        columns = len(maps) if len(maps) <= 3 else 2 if len(maps) == 4 else 3
     rows = -(-len(maps) // columns)
-    figure = blank(rows * {1: 4.6, 2: 4.6, 3: 3.3}[columns])
+    figure = blank(rows * {1: 5.0, 2: 2.9, 3: 2.0}[columns])
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     looks = dict(zip(np.unique(labels).tolist(), product(CLASS_MARKERS, CLASS_COLOURS), strict=False))
-    size = float(np.clip(9000 / len(labels), 8, 26)) * (0.6 if columns == 3 else 1)
+    size = float(np.clip(4500 / len(labels), 5, 16)) * (0.6 if columns == 3 else 1)
     for axes, (title, points) in zip(grid, maps, strict=False):
         for label in np.unique(labels)[::-1].tolist():
             marker, colour = looks.get(label, ("o", "#c4c9d0"))
             x, y = points[labels == label].T
             axes.scatter(x, y, s=size, c=colour, marker=marker, alpha=0.75, linewidths=0)
-        axes.set_title(title, color=INK, fontsize=11)
+        axes.set_title(title, color=INK, fontsize=10 if columns < 3 else 8.5)
         axes.set(xticks=[], yticks=[], box_aspect=1)
         axes.spines[:].set_color(RULE)
     for axes in grid[len(maps) :]:

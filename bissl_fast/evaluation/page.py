@@ -12,12 +12,18 @@ from urllib.parse import quote
 
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.arms import BASELINE, listed, reference_of
-from bissl_fast.evaluation.cost import duration
+from bissl_fast.evaluation.cost import duration, memory_words
+from bissl_fast.evaluation.facts import Facts, command, facts
+from bissl_fast.evaluation.page_style import STYLE
 from bissl_fast.evaluation.results import Results
 from bissl_fast.evaluation.run_folder import RunFolder, read_text
-from bissl_fast.evaluation.table import results_table
+from bissl_fast.evaluation.table import Grid, ResultTable, results_table
 from bissl_fast.evaluation.verdict import verdict
-from bissl_fast.training.clock import active_seconds
+from bissl_fast.training.clock import active_seconds, peak_memory
+from bissl_fast.version import __version__
+
+ARRAYS = ("features", "tuned", "predictions", "confused", "views")
+"""What the test stage leaves beside scores."""
 
 
 @dataclass(frozen=True)
@@ -28,14 +34,18 @@ class Section:
         name: anchor in the page.
         title: heading.
         caption: says how to read the figure.
-        image: PNG; None where the run has not produced what the figure shows.
-        missing: says what is absent where there is no image.
+        picture: the figure as HTML; empty where the run has not produced what it shows.
+        told: says what is seen.
+        numbers: what is drawn, as a table.
+        missing: says what is absent where there is no picture.
     """
 
     name: str
     title: str
     caption: str
-    image: bytes | None
+    picture: str = ""
+    told: str = ""
+    numbers: Grid | None = None
     missing: str = ""
 
 
@@ -52,9 +62,11 @@ def page(run: RunFolder, sections: Sequence[Section]) -> str:
         title, outcome = f"{arms} on {results.dataset}", _outcome(results)
     except UserError as error:
         title, outcome = _without_results(run, error)
-    body = "".join(map(figure, sections))
+    body = "".join(map(section, sections))
+    kind = "pretrain" if run.pretext_only else "train"
     files = f"{settings(run.path / 'config.yaml')}{environment(run)}{_files(run)}"
-    return document(title, outcome, f"{body}<section><h2>Settings and files</h2>\n{files}</section>\n")
+    ending = f"{again(kind)}<section><h2>Settings and files</h2>\n{files}</section>\n"
+    return document(title, f"{outcome}{ran(facts(run))}", f"{body}{ending}")
 
 
 def document(title: str, outcome: str, body: str) -> str:
@@ -69,7 +81,8 @@ def document(title: str, outcome: str, body: str) -> str:
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body><main>\n"
-        f"<header><h1>{escape(title)}</h1>{outcome}</header>\n{body}"
+        f'<header><p class="over">bissl-fast {__version__}, report</p>'
+        f"<h1>{escape(title)}</h1>{outcome}</header>\n{body}"
         "</main></body></html>\n"
     )
 
@@ -101,22 +114,64 @@ def _outcome(results: Results) -> str:
         seeds += f"; each arm is pre-trained once, so the {what} speak about luck in pre-training"
     return (
         f'<p class="lead">{escape(verdict(results))}</p>\n'
-        f'<div class="wide">{results_table(results).to_html()}</div>\n'
+        f"{tables(results_table(results))}"
         f"<p>{escape(baseline)}{seeds}.</p>\n"
     )
 
 
-def figure(section: Section) -> str:
-    """A section with its figure, or with what is missing."""
-    if section.image is None:
-        content = missing(f"Left out: {section.missing}")
-    else:
-        source = "data:image/png;base64," + b64encode(section.image).decode()
+def tables(table: ResultTable) -> str:
+    """Tables, each of which scrolls within a box of its own where it is wider than the page."""
+    return "".join(scrolling(grid.to_html(), grid.columns[0]) for grid in table.grids)
+
+
+def scrolling(content: str, label: str) -> str:
+    """A box that scrolls sideways, also by the keys."""
+    return f'<div class="wide" role="region" tabindex="0" aria-label="{escape(label)}">{content}</div>\n'
+
+
+def ran(told: Facts) -> str:
+    """What was run, as terms and words."""
+    rows = "".join(f"<dt>{escape(term)}</dt><dd>{escape(words)}</dd>" for term, words in told)
+    return f"<section><h2>What was run</h2>\n<dl>{rows}</dl></section>\n" if told else ""
+
+
+def again(kind: str) -> str:
+    """The command that repeats a run or a comparison; arguments as of :func:`command`."""
+    return (
+        f'<section id="again"><h2>To repeat it</h2>\n<pre>{escape(command(kind))}</pre>\n'
+        "<p>It reads config.yaml, which lies beside this page and is printed below, and writes to a new folder. On the "
+        "same number of threads of a like processor, with the same versions, the result has the same bits.</p>"
+        "</section>\n"
+    )
+
+
+def section(shown: Section) -> str:
+    """A section with its figure and the words beside it, or with what is missing."""
+    if shown.picture:
+        seen = f'<p class="seen">{escape(shown.told)}</p>' if shown.told else ""
         content = (
-            f'<figure><img src="{source}" alt="{escape(section.title)}">'
-            f"<figcaption>{escape(section.caption)}</figcaption></figure>"
+            f"<figure>{shown.picture}<figcaption>{seen}<p>{escape(shown.caption)}</p></figcaption></figure>"
+            f"{_numbers(shown.numbers)}"
         )
-    return f'<section id="{escape(section.name)}"><h2>{escape(section.title)}</h2>\n{content}</section>\n'
+    else:
+        content = missing(f"Left out: {shown.missing}")
+    return f'<section id="{escape(shown.name)}"><h2>{escape(shown.title)}</h2>\n{content}</section>\n'
+
+
+def _numbers(grid: Grid | None) -> str:
+    if grid is None:
+        return ""
+    return f"<details><summary>In numbers</summary>{scrolling(grid.to_html(), grid.columns[0])}</details>"
+
+
+def plate(picture: str) -> str:
+    """A card with a picture."""
+    return f'<div class="plate">{picture}</div>'
+
+
+def image(content: bytes, label: str) -> str:
+    """A PNG within the page."""
+    return f'<img src="data:image/png;base64,{b64encode(content).decode()}" alt="{escape(label)}">'
 
 
 def missing(sentence: str) -> str:
@@ -157,61 +212,17 @@ def _files(run: RunFolder) -> str:
         state = "finished" if (run.path / stage / "DONE").exists() else "not finished"
         records = len(run.metrics(stage))
         link = _link(run, f"{stage}/metrics.jsonl")
-        time = duration(active_seconds(run.path / stage))
-        cells = "".join(f"<td>{cell}</td>" for cell in (state, str(records), time, link))
+        time, memory = duration(active_seconds(run.path / stage)), memory_words(peak_memory(run.path / stage))
+        cells = "".join(f"<td>{cell}</td>" for cell in (state, str(records), time, memory, link))
         rows.append(f'<tr><th scope="row">{escape(stage)}</th>{cells}</tr>')
-    names = ("config.yaml", "environment.json", "results.json", "test/features.npz", "test/views.npz")
-    others = " · ".join(link for name in names if (link := _link(run, name)))
-    return (
-        '<details><summary>Stages and raw files</summary><div class="wide"><table><thead><tr>'
-        '<th scope="col">Stage</th><th scope="col">State</th><th scope="col">Records</th>'
-        '<th scope="col">Time at work</th><th scope="col">Raw</th></tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
-        f"<p>{others}</p></details>\n"
-    )
+    raw = ("config.yaml", "environment.json", "results.json", *(f"test/{name}.npz" for name in ARRAYS))
+    others = " · ".join(link for name in raw if (link := _link(run, name)))
+    names = ("Stage", "State", "Records", "Time at work", "Peak memory", "Raw")
+    head = "".join(f'<th scope="col">{name}</th>' for name in names)
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    return f"<details><summary>Stages and raw files</summary>{scrolling(table, 'Stages')}<p>{others}</p></details>\n"
 
 
 def _link(run: RunFolder, name: str) -> str:
     """A link relative to the report, or nothing where the file is absent."""
     return f'<a href="{escape(quote(name))}">{escape(name)}</a>' if (run.path / name).is_file() else ""
-
-
-STYLE = """
-:root { color-scheme: light dark; --paper: #fff; --card: #fff; --ink: #1f2328; --muted: #59636e; --rule: #d9dee3;
-  --tint: #f6f8fa; --link: #0072b2; }
-@media (prefers-color-scheme: dark) { :root { --paper: #0f1317; --card: #171c21; --ink: #e6eaee; --muted: #98a3ae;
-  --rule: #2d343b; --tint: #171c21; --link: #6cb6e6; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--paper); color: var(--ink);
-  font: 1rem/1.6 system-ui, -apple-system, "Segoe UI", "Liberation Sans", Roboto, sans-serif; }
-main { max-width: 58rem; margin: 0 auto; padding: clamp(1.25rem, 5vw, 4rem) clamp(1rem, 4vw, 2rem); }
-h1 { font-size: clamp(1.6rem, 4vw, 2.2rem); line-height: 1.2; letter-spacing: -0.015em; margin: 0 0 .75rem;
-  overflow-wrap: anywhere; }
-h2 { font-size: 1.2rem; letter-spacing: -0.005em; margin: 3.25rem 0 .75rem; }
-p { margin: .75rem 0; max-width: 44rem; }
-.lead { font-size: 1.2rem; line-height: 1.5; margin-bottom: 1.75rem; overflow-wrap: anywhere; }
-.missing { color: var(--muted); border-left: 3px solid var(--rule); padding: .15rem 0 .15rem .85rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-table + table { margin-top: 2rem; }
-caption { caption-side: bottom; text-align: left; color: var(--muted); font-size: .875rem; padding-top: .75rem; }
-caption span { display: block; position: sticky; left: 0; max-width: calc(100vw - 2 * clamp(1rem, 4vw, 2rem)); }
-th, td { padding: .5rem .75rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--rule); }
-th:first-child, td:first-child { text-align: left; padding-left: 0; }
-th { font-weight: 500; }
-thead th { color: var(--muted); font-size: .875rem; border-bottom: 2px solid var(--rule); }
-@media (max-width: 40rem) { th, td { padding-inline: .35rem; font-size: .85rem; } }
-figure { margin: 0; }
-img { display: block; width: 100%; height: auto; background: #fff; border: 1px solid var(--rule);
-  border-radius: 8px; padding: clamp(.25rem, 1.5vw, 1rem); }
-figcaption { color: var(--muted); font-size: .9rem; line-height: 1.55; margin-top: .75rem; max-width: 46rem; }
-details { border-top: 1px solid var(--rule); padding: .65rem 0; }
-details:last-of-type { border-bottom: 1px solid var(--rule); }
-summary { cursor: pointer; font-weight: 500; }
-pre { background: var(--tint); border-radius: 8px; padding: 1rem; overflow-x: auto; font-size: .85rem;
-  line-height: 1.5; }
-dl { display: grid; grid-template-columns: minmax(8rem, max-content) 1fr; gap: .35rem 1.5rem; font-size: .9rem; }
-dt { color: var(--muted); }
-dd { margin: 0; overflow-wrap: anywhere; }
-a { color: var(--link); }
-"""

@@ -150,7 +150,7 @@ class Plan:
         return tuple(said)
 
     def _cells(self, row: Row, budgeted: bool) -> tuple[Cell, ...]:
-        images, _, products, epochs, _ = row.planned.words()
+        images, _, products, epochs, *_ = row.planned.words()
         if not budgeted:
             return Cell(row.title), Cell(epochs), Cell(images), Cell(products)
         words = [epochs_words(row.configured.model_epochs), self._percent(row.configured)]
@@ -170,7 +170,7 @@ class Plan:
     def _budget_words(self) -> str:
         if self.budget is None:
             return "No budget: every arm runs as configured."
-        images, *_, epochs, _ = self.budget.words()
+        images, _, _, epochs, *_ = self.budget.words()
         return f"Budget of a backbone: {epochs} model-epochs ({images} images), {self.budget_of}."
 
 

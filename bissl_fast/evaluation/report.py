@@ -8,25 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from bissl_fast.data.sets.dataset import is_multilabel
 from bissl_fast.errors import UserError
-from bissl_fast.evaluation import figures
+from bissl_fast.evaluation import figures, mapped
 from bissl_fast.evaluation.arms import BASELINE, reference_first
-from bissl_fast.evaluation.drawing import looks, plain, png
-from bissl_fast.evaluation.features import embed
-from bissl_fast.evaluation.page import Section, page
+from bissl_fast.evaluation.confusion import confused
+from bissl_fast.evaluation.drawing import looks, png
+from bissl_fast.evaluation.page import Section, page, plate
 from bissl_fast.evaluation.pretext_stages import pretext_stages
 from bissl_fast.evaluation.run_folder import RunFolder
+from bissl_fast.evaluation.svg import svg
 from bissl_fast.evaluation.table import results_table
+from bissl_fast.evaluation.telling import curves, numbers, sentence
 from bissl_fast.evaluation.verdict import verdict
 from bissl_fast.training.files import make_folder, write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-MOST_POINTS = 2000  # of a t-SNE map: more take minutes and hide each other
 
 
 @dataclass(frozen=True)
@@ -38,6 +35,8 @@ class Plate:
         pretext: whether it is about pretext training, all that a run of `bissl-fast pretrain` has.
         tested: whether it shows fine-tuning or what its test has left, which a run judged by few-shot tasks lacks.
         optional: whether the report has no place for it either where nothing has been logged, as by earlier versions.
+        tell: what is seen, where that is more than where curves begin and end.
+        key: HTML under the figure that names what it shows.
     """
 
     name: str
@@ -48,6 +47,8 @@ class Plate:
     pretext: bool = False
     tested: bool = False
     optional: bool = False
+    tell: Callable[[RunFolder], str] | None = None
+    key: Callable[[RunFolder], str] | None = None
 
     def belongs_to(self, run: RunFolder) -> bool:
         """Whether the report of a run has a place for it."""
@@ -76,16 +77,19 @@ def write_report(run: Path) -> Path:
         PosixPath('runs/dtd/report.html')
     """
     folder = RunFolder(run)
-    tried = [(plate, _section(folder, plate)) for plate in PLATES if plate.belongs_to(folder)]
-    sections = [section for plate, section in tried if section.image is not None or not plate.optional]
     make_folder(run / "figures")
-    drawn = {section.name: section.image for section in sections}
-    for plate in PLATES:
-        path, image = run / "figures" / f"{plate.name}.png", drawn.get(plate.name)
+    sections = []
+    for drawn in PLATES:
+        section, image = _section(folder, drawn) if drawn.belongs_to(folder) else (None, None)
+        path = run / "figures" / f"{drawn.name}.png"
         if image is not None:
             write_atomic(path, image)
         elif path.exists():  # from an earlier state of the run
             path.unlink()
+        if section is not None and (section.picture or not drawn.optional):
+            sections.append(section)
+    with suppress(UserError):  # of a run that has none: of few shots, of several classes per image, of earlier versions
+        sections.insert(1, confused(folder))
     with suppress(UserError):  # which the page tells
         results = folder.results()
         write_atomic(run / "table.md", f"{results_table(results).to_markdown()}\n{verdict(results)}\n".encode())
@@ -106,6 +110,10 @@ def _upper_level(run: RunFolder) -> Figure:
     return figures.upper_level(run.metrics("bissl"))
 
 
+def _largest_curvature(run: RunFolder) -> Figure:
+    return figures.largest_curvature(run.metrics("bissl"))
+
+
 def _solver_residuals(run: RunFolder) -> Figure:
     return figures.solver_residuals(run.metrics("bissl"))
 
@@ -116,26 +124,15 @@ def _finetuning_curves(run: RunFolder) -> Figure:
     return figures.finetuning_curves([(arms[name], run.seeds(f"finetune-{name}")) for name in order])
 
 
-def _feature_maps(run: RunFolder) -> Figure:
-    file, titles = "test/features.npz", run.titles() | {BASELINE: "Only pretext"}
-    kept = set(run.array_names(file))
-    names = [name for name in reference_first(run.arms()) if name in kept]
-    if not names:
-        raise UserError(f"{file} has the features of no arm of this run.")
-    *features, labels = run.arrays(file, (*names, "labels"))
-    drawable = np.arange(len(labels))
-    if is_multilabel(labels):
-        drawable = np.flatnonzero((labels == 1).sum(axis=1) == 1)  # which one class names
-        labels = labels.argmax(axis=1)
-    count = len(drawable)
-    chosen = drawable[np.linspace(0, count - 1, min(count, MOST_POINTS)).round().astype(int)]  # evenly over the split
-    maps = [(plain(titles[name]), embed(rows[chosen], seed=0)) for name, rows in zip(names, features, strict=True)]
-    return figures.feature_maps(maps, labels[chosen])
-
-
 def _sample_views(run: RunFolder) -> Figure:
     (images,) = run.arrays("test/views.npz", ("images",))
     return figures.sample_views(images)
+
+
+def _views_told(run: RunFolder) -> str:
+    (images,) = run.arrays("test/views.npz", ("images",))
+    shown, columns, size = min(len(images), figures.MOST_IMAGES), images.shape[1], images.shape[2]
+    return f"{shown} pretext images in the first row, {columns - 1} views of each below, of {size} × {size} pixels."
 
 
 PLATES = (
@@ -151,14 +148,17 @@ PLATES = (
     ),
     Plate(
         "features",
-        "Features before fine-tuning",
+        "Features before and after fine-tuning",
         "Test images in the feature space of each backbone, mapped to the plane by t-SNE; one colour and marker "
         "per class. Of a set with several classes per image, those that show exactly one are drawn. "
         "Images of a class lying together mean that the backbone already tells it apart. The axes, "
-        "the size of a cluster and the distance between two have no meaning. Batch-norm statistics were "
-        "re-estimated on the downstream training images first. Figure 3 and Appendix C.1 of the paper.",
-        _feature_maps,
+        "the size of a cluster and the distance between two have no meaning. Before fine-tuning, batch-norm statistics "
+        "were re-estimated on the downstream training images; of the fine-tuned models the first seed is shown. "
+        "Figure 3 and Appendix C.1 of the paper.",
+        mapped.draw,
         tested=True,
+        tell=mapped.tell,
+        key=mapped.key,
     ),
     Plate(
         "pretext",
@@ -184,10 +184,11 @@ PLATES = (
     ),
     Plate(
         "upper-level",
-        "Upper level of BiSSL",
-        "Top: downstream training loss of one shared head on each of the two backbones. The lower backbone’s "
-        "curve falling means that what the pretext task learns serves the downstream task better. Bottom: the "
-        "distance between the two, which the lower-level regulariser holds down; it should stay bounded. "
+        "Both levels of BiSSL",
+        "Top, upper level: downstream training loss of one shared head on each of the two backbones. The lower "
+        "backbone’s curve falling means that what the pretext task learns serves the downstream task better. Middle, "
+        "lower level: its pretext loss, mean over the steps of an alternation. Bottom: the distance between the "
+        "backbones, which the lower-level regulariser holds down; it should stay bounded. "
         "Equations 2 and 3 and Algorithm 1 of the paper; not plotted there.",
         _upper_level,
         arm="bissl",
@@ -204,23 +205,39 @@ PLATES = (
         arm="bissl",
     ),
     Plate(
+        "curvature",
+        "Largest curvature of the lower level",
+        "Largest eigenvalue of the Hessian ∇²L^P of the pretext loss that the products of each alternation’s first "
+        "system have shown (their largest Ritz value): a lower bound of λ_max, at no further product. The system is "
+        "harder the further it lies above λ + λ_damp, where more products or more damping help. "
+        "Not in the paper.",
+        _largest_curvature,
+        arm="bissl",
+        optional=True,
+    ),
+    Plate(
         "views",
         "Sample views",
         "Pretext images and the augmented views of them that the pretext task compares. The views should "
         "still show what the image shows. Augmentation as in Section 4.2.1 of the paper.",
         _sample_views,
         tested=True,
+        tell=_views_told,
     ),
 )
 
 
-def _section(run: RunFolder, plate: Plate) -> Section:
+def _section(run: RunFolder, drawn: Plate) -> tuple[Section, bytes | None]:
+    """A plate's place in the page, and its figure as a PNG where the run has what it shows."""
+    caption = drawn.caption + (_channels_drawn(run) if drawn.draw is _sample_views else "")
     try:
-        image, missing = png(plate.draw(run)), ""
+        figure = drawn.draw(run)
+        found = curves(figure)
+        told = sentence(found) if drawn.tell is None else drawn.tell(run)
     except UserError as error:
-        image, missing = None, str(error)
-    caption = plate.caption + (_channels_drawn(run) if plate.draw is _sample_views else "")
-    return Section(plate.name, plate.title, caption, image, missing)
+        return Section(drawn.name, drawn.title, caption, missing=str(error)), None
+    picture = plate(svg(figure, drawn.name, f"{drawn.title}. {told}")) + ("" if drawn.key is None else drawn.key(run))
+    return Section(drawn.name, drawn.title, caption, picture, told, numbers(found)), png(figure)
 
 
 def _channels_drawn(run: RunFolder) -> str:

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.arms import BASELINE, TITLES, owner_of, title_of
-from bissl_fast.evaluation.results import Results
-from bissl_fast.training.clock import active_seconds
+from bissl_fast.evaluation.cost import Cost
+from bissl_fast.evaluation.results import ArmResult, Results
+from bissl_fast.training.clock import active_seconds, peak_memory
 
 Record = dict[str, Any]
 SHARED = ("pretext-warmup", "head-warmup")
@@ -97,14 +98,13 @@ class RunFolder:
         )
 
     def results(self) -> Results:
-        """What `results.json` holds, with the time in which the stages of each arm were at work.
+        """What `results.json` holds, with the time in which the stages of each arm were at work, and their memory.
 
         Raises:
             UserError: if it is not there, or not as the test stage writes it.
         """
         results = Results.from_json(self.json("results.json"))
-        timed = (replace(arm, cost=replace(arm.cost, seconds=self._seconds(arm.stages))) for arm in results.arms)
-        return replace(results, arms=tuple(timed))
+        return replace(results, arms=tuple(replace(arm, cost=self._measured(arm)) for arm in results.arms))
 
     @property
     def fine_tuned(self) -> bool:
@@ -114,10 +114,15 @@ class RunFolder:
         except UserError:  # not there yet, or damaged, which the page tells
             return True
 
-    def _seconds(self, stages: tuple[str, ...]) -> float | None:
-        """Of all of them together; None where one has not told."""
-        told = [seconds for stage in stages if (seconds := active_seconds(self.path / stage)) is not None]
-        return sum(told) if stages and len(told) == len(stages) else None
+    def _measured(self, arm: ArmResult) -> Cost:
+        """An arm's cost with the time and the memory that its stages took; None where one has not told."""
+        folders = [self.path / stage for stage in arm.stages]
+        times, peaks = ([told(folder) for folder in folders] for told in (active_seconds, peak_memory))
+        seconds, memory = (
+            None if not values or None in values else found(value for value in values if value is not None)
+            for values, found in ((times, sum), (peaks, max))
+        )
+        return replace(arm.cost, seconds=seconds, memory=memory)
 
     def metrics(self, stage: str) -> list[Record]:
         """Records of one stage by step; empty if the stage has not begun."""
@@ -132,6 +137,14 @@ class RunFolder:
         numbered = ((stage, stage.removeprefix(f"{prefix}-")) for stage in self.stages())
         stages = [stage for stage, number in numbered if number.isdigit() and (wanted is None or int(number) < wanted)]
         return [records for stage in stages if (records := self.metrics(stage))]
+
+    def settings(self) -> dict[str, Any]:
+        """What `config.yaml` holds; empty where it cannot be read, which the page tells."""
+        try:
+            found = yaml.safe_load(self.text("config.yaml"))
+        except (UserError, yaml.YAMLError):
+            return {}
+        return found if isinstance(found, dict) else {}
 
     def setting(self, name: str, key: str) -> Any:
         """The first value under `key` at any depth of a file of settings, YAML or JSON; None where there is none."""

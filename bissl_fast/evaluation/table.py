@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from bissl_fast.evaluation.protocols.subject import Scores
 
 EPISODES = "Of few-shot tasks: mean ± 95 % interval over the episodes."
-COSTS = ("Images", "Passes", "Products", "Model-epochs", "Time")
+COSTS = ("Images", "Passes", "Products", "Model-epochs", "Time", "Peak memory")
 
 
 @dataclass(frozen=True)
@@ -224,7 +224,7 @@ def _reference(arm: ArmResult, metric: Metric, comparisons: tuple[Comparison, ..
 def _difference(comparison: Comparison) -> tuple[Cell, Cell]:
     mark = " *" if comparison.significant(ALPHA) else ""
     p = "—" if comparison.p is None else p_words(comparison.p).removeprefix("= ") + mark
-    return Cell(_signed(comparison.difference)), Cell(p)
+    return Cell(signed(comparison.difference)), Cell(p)
 
 
 def _costs(results: Results) -> Grid | None:
@@ -243,7 +243,10 @@ def _costs(results: Results) -> Grid | None:
         "Passes: one batch forward and backward. Images: through such passes, each once whatever its views.",
         "Products: of second order, counted apart.",
         "Model-epochs: images over the size of the unlabelled set.",
-        "Time: in which its stages were at work; one that arms share counts for each." if stated[-1] == 4 else "",
+        "Time: in which its stages were at work; one that arms share counts for each." if 4 in stated else "",
+        "Peak memory: the most that one of these stages held, of the GPU where there is one, else of the process."
+        if 5 in stated
+        else "",
     )
     return Grid(("Cost", *(COSTS[index] for index in stated)), rows, " ".join(filter(None, sentences)))
 
@@ -294,7 +297,13 @@ def _remarks(results: Results) -> list[str]:
     return sentences
 
 
-def _signed(value: float) -> str:
+def signed(value: float) -> str:
+    """A difference as tables show it.
+
+    Example:
+        >>> signed(1.26), signed(-0.31), signed(-0.01)
+        ('+1.3', '−0.3', '0.0')
+    """
     text = f"{abs(value):.1f}"
     sign = "" if text == "0.0" else "+" if value > 0 else "−"
     return sign + text

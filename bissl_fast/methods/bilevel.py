@@ -36,6 +36,8 @@ from bissl_fast.training.environment import available_memory
 PhaseSolver = Callable[[torch.Tensor], Solution]
 """``v ↦ v_IG`` for the right-hand sides of one upper phase, in their order."""
 
+Watch = Callable[[Operator], Operator]
+
 Hessian = HessianOperator | TwoPrecisions
 """What :meth:`BilevelSettings.build` builds."""
 
@@ -189,7 +191,9 @@ class BilevelSettings:
             hint = "--bilevel.memory-budget, --bilevel.mode and --pretrain.batch-size decide about it"
             raise UserError(f"the second-order products cannot be set up: {error}. {hint}.") from error
 
-    def solver_of(self, hessian: Hessian, weight: float, damping: float, iterations: int) -> PhaseSolver:
+    def solver_of(
+        self, hessian: Hessian, weight: float, damping: float, iterations: int, watch: Watch | None = None
+    ) -> PhaseSolver:
         """The solver of ``[I + H / (λ + λ_damp)] x = v`` while H stays as it is.
 
         Args:
@@ -197,17 +201,19 @@ class BilevelSettings:
             weight: λ.
             damping: λ_damp.
             iterations: products per right-hand side, or per correction of a refinement.
+            watch: given the operator that the solver multiplies by, returns the one that it shall use in its place.
         """
         scale = 1.0 / (weight + damping)
-        solve = self._solver_with(hessian.rough if isinstance(hessian, TwoPrecisions) else hessian, scale, iterations)
+        rough = hessian.rough if isinstance(hessian, TwoPrecisions) else hessian
+        solve = self._solver_with(rough, rough if watch is None else watch(rough), scale, iterations)
         if self.refine_to is None:
             return solve
         true = self._remembering(ShiftedOperator(hessian, scale))
         return partial(refined, true, solve=solve, tolerance=self.refine_to, corrections=self.corrections)
 
-    def _solver_with(self, hessian: HessianOperator, scale: float, iterations: int) -> PhaseSolver:
-        """That of ``[I + scale · H] x = v``, unrefined."""
-        shifted = ShiftedOperator(hessian, scale)
+    def _solver_with(self, hessian: HessianOperator, watched: Operator, scale: float, iterations: int) -> PhaseSolver:
+        """That of ``[I + scale · H] x = v``, unrefined, with the products of ``watched``, which is H."""
+        shifted = ShiftedOperator(watched, scale)
         if self.capture:
             return CapturedSolver(lambda v: self._iterate(shifted, v, iterations), hessian.point)
         system = self._remembering(shifted)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch.nn.utils import clip_grad_norm_
 
-from bissl_fast.bilevel import ParameterVector, frozen_buffers
+from bissl_fast.bilevel import Operator, ParameterVector, RitzValues, frozen_buffers
 from bissl_fast.data.pipelines.loader import Batch, Loader
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.run_folder import read_metrics
@@ -138,6 +138,7 @@ class BiSSLTask:
         self.theta_d = ParameterVector(downstream, "backbone.")  # θ_D
         self.phi_d = list(downstream.head.parameters())  # φ_D
         self.hessian: Hessian | None = None  # built at the first upper phase, moved at every other
+        self.seen: RitzValues | None = None  # of the present upper phase
         constant = learner.task.constant_rate()
         self.lower_optimizer = build_optimizer(optimizer, self.pretext.named_parameters(), constant)
         self.upper_optimizer = sgd.build(list(downstream.parameters()))
@@ -241,7 +242,7 @@ class BiSSLTask:
             values |= {"products": true, "products_rough": rough}
         assert self.hessian is not None
         self.hessian.release()
-        return values
+        return values | self._curvature()
 
     def _solver(self, stored: list[Views]) -> PhaseSolver:
         """``v ↦ v_IG ≈ [I + ∇²L^P / (λ + λ_damp)]⁻¹ v`` for the right-hand sides of one upper phase."""
@@ -251,7 +252,19 @@ class BiSSLTask:
         else:
             self.hessian.update(batches)
         settings = self.settings
-        return self.bilevel.solver_of(self.hessian, settings.proximity, settings.damping, settings.solver_iterations)
+        iterations = settings.solver_iterations
+        return self.bilevel.solver_of(self.hessian, settings.proximity, settings.damping, iterations, self._watch)
+
+    def _watch(self, hessian: Operator) -> Operator:
+        """What the first right-hand side of an upper phase multiplies by, which is as many products as it has."""
+        self.seen = RitzValues(hessian, self.settings.solver_iterations)
+        return self.seen
+
+    def _curvature(self) -> dict[str, float]:
+        """A lower bound of λmax(∇²L^P) from these products, if there were any; gives back their memory."""
+        assert self.seen is not None
+        values, self.seen = self.seen.values(), None
+        return {"curvature": float(values[-1])} if len(values) else {}
 
     def _gradient_at_theta_p(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, Sequence[torch.Tensor]]:
         """L^D(θ_P, φ_D), its gradient with respect to θ_P as a vector, and with respect to φ_D."""

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bissl_fast.evaluation.confusion import examples, most_confused
+
 CLASSES = 12
 
 
@@ -66,6 +68,7 @@ def _alternation(progress: float, lower: float, rng: np.random.Generator) -> dic
         "upper_loss_downstream": upper - 0.2 * progress,
         "cg_residuals": [1.0, *residuals[1:].tolist()],
         "backbone_distance": 2.0 * progress**0.5,
+        "curvature": 300.0 + 200 * progress,
         "lr_lower": 0.1,
         "lr_upper": 0.01,
         "images_per_second": 100.0,
@@ -88,11 +91,24 @@ def _write_arrays(folder: Path, images: int, rng: np.random.Generator) -> None:
     noise = rng.standard_normal((2, images, 16))
     bissl, baseline = (0.9 * centres[labels] + noise[0]), (0.6 * centres[labels] + noise[1])
     np.savez(folder / "features.npz", bissl=bissl.astype("f4"), baseline=baseline.astype("f4"), labels=labels)
+    _write_predictions(folder, labels, rng)
     ramp = np.linspace(0, 255, 32)
     views = np.broadcast_to(ramp[:, None] * 0.5 + ramp[None, :] * 0.5, (8, 3, 32, 32))
     tint = rng.uniform(0.3, 1, (8, 3, 1, 1, 3))
     np.savez(folder / "views.npz", images=(views[..., None] * tint).astype(np.uint8))
     (folder / "DONE").touch()
+
+
+def _write_predictions(folder: Path, labels: Any, rng: np.random.Generator) -> None:
+    wrong = rng.random((2, 3, len(labels))) < 0.4
+    bissl, baseline = np.where(wrong, (labels + 1) % CLASSES, labels)
+    names = np.array([f"class <{k}>" for k in range(CLASSES)])
+    np.savez(folder / "predictions.npz", bissl=bissl, baseline=baseline, labels=labels, classes=names)
+    predictions = {"bissl": bissl, "baseline": baseline}
+    pairs = most_confused(labels, predictions, CLASSES)
+    indices = examples(labels, predictions, pairs)
+    images = rng.integers(0, 255, (*indices.shape, 8, 8, 3), dtype=np.uint8)
+    np.savez(folder / "confused.npz", pairs=pairs, indices=indices, images=images)
 
 
 def make_arms(run: Path, names: tuple[str, ...]) -> None:
@@ -117,6 +133,9 @@ def make_arms(run: Path, names: tuple[str, ...]) -> None:
     (run / "results.json").write_text(json.dumps({"dataset": "textures", "classes": CLASSES, "arms": arms}))
     (run / "config.yaml").write_text(f"methods: [{', '.join(names)}]\nbissl:\n  lower_steps: 4\n")
     np.savez(run / "test" / "features.npz", **kept)
+    predictions = dict(np.load(run / "test" / "predictions.npz"))
+    found = {name: predictions.get(name, predictions["bissl"]) for name in names}
+    np.savez(run / "test" / "predictions.npz", **found, labels=predictions["labels"], classes=predictions["classes"])
 
 
 @pytest.fixture

@@ -16,6 +16,8 @@ from bissl_fast.evaluation import figures
 from bissl_fast.evaluation.drawing import COLOURS, looks
 from bissl_fast.evaluation.report import PLATES
 from bissl_fast.evaluation.run_folder import RunFolder
+from bissl_fast.evaluation.svg import DARK
+from bissl_fast.evaluation.telling import curves, numbers, sentence
 
 BISSL = looks({"bissl": "BiSSL"})["bissl"]
 
@@ -131,6 +133,24 @@ def test_measures_that_hardly_change_lie_whole_within_their_axes() -> None:
         assert line(axes, "Only pretext")[:, 1].max() < 0.97 * high
 
 
+def test_words_and_numbers_are_those_of_the_curves() -> None:
+    losses = {"upper_loss": [2.0, 0.5, 1.0], "upper_loss_downstream": [3.0, 3.0, 4.0], "lower_loss": [7.0, 6.0, 5.0]}
+    records = [
+        {"step": step, "backbone_distance": 0.25 * step, **{key: values[step - 1] for key, values in losses.items()}}
+        for step in (1, 2, 3)
+    ]
+    found = curves(figures.upper_level(records))
+    assert sentence(found) == (
+        "Downstream loss: of θ_P, the lower backbone, which BiSSL returns, from 2 to 1; of θ_D, the upper backbone, "
+        "from 3 to 4. Pretext loss: of θ_P, from 7 to 5. ‖θ_D − θ_P‖: between the backbones, from 0.25 to 0.75."
+    )
+    grid = numbers(found)
+    assert grid is not None
+    assert [cell.text for cell in grid.rows[0]][1:] == ["2 at 1", "1 at 3", "0.5 at 2", "2 at 1"]
+    solver = curves(figures.solver_residuals([{"step": 1, "cg_residuals": [1.0, 0.5, 0.25]}]))
+    assert sentence(solver).endswith("after 1 product, 0.5; after 2 products, 0.25.")
+
+
 def test_a_record_that_is_no_number_is_left_out() -> None:
     records = [{"step": 1, "loss": 3.0}, {"step": 2, "loss": "three"}, {"step": 3, "loss": None}]
     (axes,) = figures.pretext_losses([figures.PretextStage("Only pretext", BISSL, records)]).axes
@@ -160,9 +180,11 @@ def lab(linear: np.ndarray) -> np.ndarray:
     return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
 
 
+@pytest.mark.parametrize("paper", ["white", "dark"])
 @pytest.mark.parametrize("vision", VISION)
-def test_colours_are_told_apart_with_every_kind_of_colour_vision(vision: str) -> None:
-    colours = np.array([to_rgb(colour) for colour in COLOURS])
+def test_colours_are_told_apart_with_every_kind_of_colour_vision(vision: str, paper: str) -> None:
+    shown = COLOURS if paper == "white" else [DARK[colour.lower()] for colour in COLOURS]
+    colours = np.array([to_rgb(colour) for colour in shown])
     linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
     seen = [lab(np.array(VISION[vision]) @ colour) for colour in linear]
     assert min(float(np.linalg.norm(a - b)) for a, b in combinations(seen, 2)) > 15  # 2 is seen side by side
@@ -185,7 +207,14 @@ def test_a_class_has_the_same_look_in_both_maps_and_too_many_classes_turn_grey()
 
 
 @pytest.mark.parametrize(
-    "draw", [figures.upper_level, figures.solver_residuals, figures.pretext_losses, figures.embedding_collapse]
+    "draw",
+    [
+        figures.upper_level,
+        figures.largest_curvature,
+        figures.solver_residuals,
+        figures.pretext_losses,
+        figures.embedding_collapse,
+    ],
 )
 def test_nothing_logged_is_a_sentence(draw: Callable[..., object]) -> None:
     with pytest.raises(UserError, match="has been logged yet"):

@@ -6,7 +6,9 @@ import subprocess
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from tests.methods.conftest import start, train_arguments
 
@@ -83,3 +85,24 @@ def test_a_finished_run_is_skipped_and_its_config_repeats_it_elsewhere(
     assert output.count("done before, skipped") == len(STAGES)
     finish(["--config", str(unbroken / "config.yaml"), "--output", str(tmp_path)])
     assert outcome(tmp_path / "run") == outcome(unbroken)
+
+
+def test_what_the_test_keeps_beside_its_scores_is_what_they_are_scores_of(unbroken: Path) -> None:
+    scores = json.loads((unbroken / "results.json").read_text())["arms"]
+    kept = {name: dict(np.load(unbroken / "test" / f"{name}.npz")) for name in ("predictions", "tuned", "confused")}
+    found, images = kept["predictions"], kept["confused"]
+    for arm in ("bissl", "baseline"):
+        right = 100 * (found[arm] == found["labels"]).mean(axis=1)
+        np.testing.assert_allclose(right, scores[arm]["scores"]["top1"], rtol=1e-6)
+        head = load_file(unbroken / f"finetune-{arm}-0" / "weights.safetensors")
+        outputs = kept["tuned"][arm] @ head["head.weight"].T + head["head.bias"]
+        assert (outputs.argmax(axis=1) == found[arm][0]).all()
+    assert found["classes"].tolist() == ["class0", "class1", "class2"]
+    assert images["images"].shape == (*images["indices"].shape, 20, 20, 3)
+    assert (images["pairs"][:, 0] != images["pairs"][:, 1]).all()
+
+
+def test_every_alternation_logs_the_curvature_that_its_products_have_shown(unbroken: Path) -> None:
+    records = [json.loads(line) for line in (unbroken / "bissl" / "metrics.jsonl").read_text().splitlines()]
+    assert len(records) == 8
+    assert all(np.isfinite(record["curvature"]) for record in records)

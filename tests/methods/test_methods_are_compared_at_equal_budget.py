@@ -27,10 +27,11 @@ def quiet(config: ComparisonConfig) -> Path:
 
 
 def compared(folder: Path) -> dict[str, Any]:
-    """What a comparison has found, without the times."""
+    """What a comparison has found, without times and memory."""
     found: dict[str, Any] = json.loads((folder / "compare.json").read_text())
     for arm in found["arms"].values():
         assert arm["cost"].pop("seconds") > 0
+        assert arm["cost"].pop("memory") > 0
     return found
 
 

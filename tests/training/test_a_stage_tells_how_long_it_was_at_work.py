@@ -1,4 +1,4 @@
-"""The time of a stage is that of all processes that worked at it, and of no other."""
+"""The time and the memory of a stage are those of all processes that worked at it, and of no other."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 
 from bissl_fast.training import clock
-from bissl_fast.training.clock import Clock, active_seconds
+from bissl_fast.training.clock import Clock, active_seconds, peak_memory
 from bissl_fast.training.loop import LoopSettings, run_loop
 from bissl_fast.training.stage import run_stage
 
@@ -107,3 +107,22 @@ def test_a_stage_without_a_clock_has_no_time(tmp_path: Path, content: str | None
     if content is not None:
         (tmp_path / "seconds.json").write_text(content)
     assert active_seconds(tmp_path) is None
+    assert peak_memory(tmp_path) is None
+
+
+def test_the_peak_is_the_most_that_any_of_its_processes_held_and_not_what_was_held_before(tmp_path: Path) -> None:
+    def peak(name: str, megabytes: int) -> int:
+        watch = Clock(tmp_path / name)
+        torch.ones(megabytes * 250_000).sum()
+        watch.keep()
+        found = peak_memory(tmp_path / name)
+        assert found is not None
+        return found
+
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    small = peak("a", 1)
+    large = peak("a", 400)
+    assert 350e6 < large - small < 500e6
+    assert peak("a", 1) == large  # goes on from the checkpoint of a process that held more
+    assert peak("b", 1) < large - 300e6

@@ -4,9 +4,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from torch import nn
+
+from bissl_fast.data.sets.dataset import ImageSet, is_multilabel
+from bissl_fast.evaluation.confusion import Predictions, examples, most_confused
 from bissl_fast.evaluation.features import extract_features, reestimate_batch_norm
 from bissl_fast.methods.run import Run
-from bissl_fast.methods.samples import sample_views
+from bissl_fast.methods.samples import sample_views, stored_images
 from bissl_fast.methods.stages.downstream import Downstream
 from bissl_fast.models import Network, place
 from bissl_fast.training.files import load_weights, write_arrays, write_json
@@ -19,7 +25,8 @@ def test(
     backbones: Mapping[str, StageOutput],
     models: Mapping[str, Sequence[StageOutput]],
 ) -> StageOutput:
-    """The stage ``test``; it also keeps features of the backbones before fine-tuning, and some views.
+    """The stage ``test``; it also keeps features of the backbones before and after fine-tuning, what each model takes
+    each image for, the images of the classes that are confused most, and some views.
 
     Args:
         run: the run.
@@ -31,11 +38,18 @@ def test(
 
     def body(folder: Path) -> None:
         results: dict[str, Any] = {}
+        tuned, predictions = {}, {}
         for arm, stages in models.items():
-            scores = [downstream.evaluate(run, finetuned(run, downstream, stage), splits.test) for stage in stages]
+            recorders = [Recorder(finetuned(run, downstream, stage)) for stage in stages]
+            scores = [downstream.evaluate(run, recorder, splits.test) for recorder in recorders]
             results[arm] = {key: [score.metrics[key] for score in scores] for key in scores[0].metrics}
+            tuned[arm] = recorders[0].features()
+            predictions[arm] = np.stack([recorder.predictions() for recorder in recorders])
         features, labels = features_of(run, downstream, backbones)
         write_arrays(folder / "features.npz", {**features, "labels": labels})
+        write_arrays(folder / "tuned.npz", {**tuned, "labels": labels})
+        if not is_multilabel(labels):
+            write_predictions(folder, splits.test, labels, predictions)
         pictures = sample_views(run.data.unlabelled, run.views[:2], run.seed("pretext"))
         write_arrays(folder / "views.npz", {"images": pictures})
         write_json(folder / "results.json", results)
@@ -47,6 +61,42 @@ def test(
     views = (*run.views, images.evaluation_view)
     key = {"views": views, "statistics": run.settings.statistics, **downstream.score_key(run)}
     return run.stage("test", key, inputs, body, ("results.json", "features.npz", "views.npz"))
+
+
+class Recorder(nn.Module):
+    """A network that remembers what it has made of every image, in their order."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+        self._features: list[torch.Tensor] = []
+        self._classes: list[torch.Tensor] = []
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """The network's scores."""
+        features = self.network.backbone(images)
+        scores: torch.Tensor = self.network.head(features)
+        self._features.append(features.float())
+        self._classes.append(scores.argmax(dim=1))
+        return scores
+
+    def features(self) -> Any:
+        """``(N, F)`` float32."""
+        return torch.cat(self._features).cpu().numpy()
+
+    def predictions(self) -> Any:
+        """``(N,)`` int64: the class of the highest score."""
+        return torch.cat(self._classes).cpu().numpy()
+
+
+def write_predictions(folder: Path, images: ImageSet, labels: Any, predictions: Predictions) -> None:
+    """Keep what each model takes each image for, and images of the classes that are confused most."""
+    classes = np.array(images.classes, dtype=str)
+    write_arrays(folder / "predictions.npz", {**predictions, "labels": labels, "classes": classes})
+    pairs = most_confused(labels, predictions, len(images.classes))
+    indices = examples(labels, predictions, pairs)
+    shown: dict[str, Any] = {"pairs": pairs, "indices": indices, "images": stored_images(images, indices)}
+    write_arrays(folder / "confused.npz", shown)
 
 
 def finetuned(run: Run, downstream: Downstream, stage: StageOutput) -> Network:
