@@ -309,6 +309,8 @@ class GeSSL:
             )
         for sentence in without_effect("gessl", settings, settings.idle):
             run.say(f"gessl: {sentence}")
+        if self.pretext.settings.chunk is not None:
+            run.say("gessl: --pretrain.chunk has no effect on its steps: each task passes all of its images at once")
         self._steps(run)
         run.say(f"gessl: outer gradient by {settings.differentiation}: {TOLD[settings.differentiation]}", "dim")
         if settings.further == 0:

@@ -180,6 +180,7 @@ def test_what_cannot_be_meant_ends_in_a_sentence(
             "gessl: --gessl.temperature has no effect with --gessl.probabilities head",
         ),
         ("--backbone test_vit --images.size 160", "gessl: outer gradient by fd"),
+        ("--pretrain.chunk 4", "gessl: --pretrain.chunk has no effect on its steps"),
     ],
 )
 def test_what_a_user_should_know_is_told_before_the_first_step(
