@@ -73,12 +73,13 @@ def products(loss: Any, module: nn.Module, data: Any, mode: Any) -> torch.Tensor
         (nn.Conv2d(2, 3, 3), nn.SiLU(inplace=True), nn.Conv2d(3, 2, 3)),
         (nn.Conv2d(2, 3, 3), Layer(lambda x: x.mul_(1.5).sin().add_(0.3)), nn.Conv2d(3, 2, 3)),
         (nn.Conv2d(2, 3, 3), nn.Tanh(), nn.Conv2d(3, 2, 3, padding=1, padding_mode="circular")),
+        (nn.Conv2d(2, 2, 3), Layer(lambda x: x.tanh() * x.new_zeros(2, 1, 1).add_(0.5).mul_(3))),
         (nn.Conv2d(2, 3, 3), Layer(lambda x: torch.fft.irfft2(torch.fft.rfft2(x).pow(2)))),
         (nn.Conv2d(2, 3, 3), Layer(torch.linalg.svdvals)),
         (Recurrent(nn.GRU),),
         (Recurrent(nn.LSTM),),
     ],
-    ids=["silu_", "mul_ and add_", "circular padding", "fft", "svd", "GRU", "LSTM"],
+    ids=["silu_", "mul_ and add_", "circular padding", "a constant", "fft", "svd", "GRU", "LSTM"],
 )
 def test_writes_in_place_by_the_loss_or_by_pytorch_itself(layers: tuple[nn.Module, ...]) -> None:
     module = network(*layers)
