@@ -18,7 +18,7 @@ Pair = tuple[int, ...]  # of both axes
 MOST_PIXELS = 16  # of the result
 
 
-def serves(x: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> bool:
+def serves(x: Tensor, weight: Tensor, stride: Pair, padding: Pair, dtype: torch.dtype | None = None) -> bool:
     """Whether the product is faster, and its gradient the only derivative that is being asked for.
 
     Under transforms of ``torch.func``, forward mode and compilers PyTorch's own convolution is better known.
@@ -28,10 +28,13 @@ def serves(x: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> bool:
         weight: ``(O, C, K, L)`` in any dtype: no groups.
         stride: of both axes.
         padding: with zeros, of both axes.
+        dtype: in which the convolution will be taken, where x is still in another one.
     """
     if torch.compiler.is_compiling():
         return False
-    if x.device.type != "cpu" or x.dtype != torch.bfloat16 or not x.is_contiguous(memory_format=torch.channels_last):
+    if x.device.type != "cpu" or (dtype or x.dtype) != torch.bfloat16:
+        return False
+    if not x.is_contiguous(memory_format=torch.channels_last):
         return False
     height, width = result_size(x, weight, stride, padding)
     if height * width > MOST_PIXELS:
