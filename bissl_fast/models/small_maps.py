@@ -20,9 +20,10 @@ class SmallMapConv2d(nn.Conv2d):
         if input.dim() != 4 or isinstance(self.padding, str) or self.dilation != (1, 1):
             return super().forward(input)
         weight, padding = self.met(input)
-        dtype = dtype_of_convolution(input)
-        if self.bias is None and self.groups == 1 and serves(input, weight, self.stride, padding, dtype):
-            return small_map_convolution(input.to(dtype), weight.to(dtype), self.stride, padding)
+        if self.bias is None and self.groups == 1 and input.device.type == "cpu":
+            dtype = dtype_of_convolution(input)
+            if serves(input, weight, self.stride, padding, dtype):
+                return small_map_convolution(input.to(dtype), weight.to(dtype), self.stride, padding)
         if weight is self.weight:
             return super().forward(input)
         return F.conv2d(input, weight, self.bias, self.stride, padding, self.dilation, self.groups)
@@ -59,10 +60,9 @@ def met_taps(side: int, kernel: int, stride: int, padding: int) -> slice:
 
 
 def dtype_of_convolution(input: Tensor) -> torch.dtype:
-    """What a convolution of an image is taken in: autocast's, which leaves float64 alone, or its own."""
-    device = input.device.type
-    cast = torch.is_autocast_enabled(device) and input.dtype != torch.float64
-    return torch.get_autocast_dtype(device) if cast else input.dtype
+    """What a convolution on the CPU is taken in: autocast's dtype, which leaves float64 alone, or the image's own."""
+    cast = torch.is_autocast_enabled("cpu") and input.dtype != torch.float64
+    return torch.get_autocast_dtype("cpu") if cast else input.dtype
 
 
 def quick_on_small_maps(network: nn.Module) -> nn.Module:
