@@ -24,12 +24,12 @@ import torch.nn.functional as F
 from torch import fx
 from torch.utils._pytree import tree_leaves
 
-from bissl_fast.bilevel.matrix_products import columns, filters_in_columns, filters_reversed
 from bissl_fast.bilevel.simplify import gather_pixels
 from bissl_fast.bilevel.traced import Point, TracedProducts
 from bissl_fast.measuring.products import Problem, flops_of, problem
 from bissl_fast.measuring.timing import best_of
 from bissl_fast.ops.batch_norm import function
+from bissl_fast.ops.convolution.columns import columns, filters_in_columns, filters_reversed
 from bissl_fast.training.environment import describe_environment
 from bissl_fast.training.files import write_atomic, write_json
 

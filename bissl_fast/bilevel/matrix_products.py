@@ -10,8 +10,15 @@ import operator
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import fx
+
+from bissl_fast.ops.convolution.columns import (
+    as_images,
+    as_rows_transposed,
+    columns,
+    filters_in_columns,
+    filters_reversed,
+)
 
 aten = torch.ops.aten
 
@@ -174,36 +181,3 @@ def inner_of_gradient(found: Convolution) -> int:
 def kernel_of(found: Convolution) -> tuple[int, int]:
     height, width = found.weight.meta["val"].shape[2:]
     return int(height), int(width)
-
-
-def columns(x: torch.Tensor, height: int, width: int, stride: Any, padding: Any) -> torch.Tensor:
-    """What each output of a convolution reads of channels-last ``(N, C, H, W)``: ``(N OH OW, k k C)``."""
-    padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, padding[1], padding[1], padding[0], padding[0]))  # (N, H, W, C)
-    n, h, w, c = padded.shape
-    down, right = (h - height) // stride[0] + 1, (w - width) // stride[1] + 1
-    of_image, of_row, of_pixel, of_channel = padded.stride()
-    strides = (of_image, of_row * stride[0], of_pixel * stride[1], of_row, of_pixel, of_channel)
-    patches = padded.as_strided((n, down, right, height, width, c), strides)
-    return patches.reshape(n * down * right, height * width * c)
-
-
-def as_rows_transposed(x: torch.Tensor) -> torch.Tensor:
-    """Channels-last ``(N, C, H, W)`` as ``(C, N H W)``; copies nothing."""
-    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]).t()
-
-
-def as_images(rows: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    """``(N H W, C)`` as channels-last images ``(N, C, H, W)``, or filters; copies nothing."""
-    n, c, h, w = shape
-    return rows.view(n, h, w, c).permute(0, 3, 1, 2)
-
-
-def filters_in_columns(weight: torch.Tensor) -> torch.Tensor:
-    """Channels-last filters ``(K, C, k, k)`` as ``(k k C, K)``; copies nothing."""
-    return weight.permute(0, 2, 3, 1).reshape(weight.shape[0], -1).t()
-
-
-def filters_reversed(weight: torch.Tensor) -> torch.Tensor:
-    """Filters ``(K, C, k, k)`` turned around, ``(k k K, C)``: what carries a gradient back to the image."""
-    height, width = weight.shape[2:]
-    return torch.cat([weight[:, :, i, j] for i in reversed(range(height)) for j in reversed(range(width))])

@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from bissl_fast.bilevel import HessianOperator, ParameterVector, matrix_products
-from bissl_fast.bilevel.matrix_products import as_images, columns, filters_in_columns, filters_reversed
 from bissl_fast.bilevel.partition import Halves
 from bissl_fast.bilevel.simplify import gather_pixels, simplify
 from bissl_fast.bilevel.traced import TracedProducts
 from bissl_fast.models import Network, place
 from bissl_fast.ops import BatchNormAct, backend
+from bissl_fast.ops.convolution.columns import as_images, columns, filters_in_columns, filters_reversed
 from bissl_fast.pretext import SimCLR
 from tests.bilevel.networks import Views, contrastive
 

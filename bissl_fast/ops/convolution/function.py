@@ -8,10 +8,16 @@ last stage (3 x 3 pixels), half as long again for the other passes; from 5 x 5 p
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
+from bissl_fast.ops.convolution.columns import (
+    as_images,
+    as_rows_transposed,
+    columns,
+    filters_in_columns,
+    filters_reversed,
+)
 from bissl_fast.ops.native import tangents_count
 
 Pair = tuple[int, ...]  # of both axes
@@ -75,7 +81,8 @@ class SmallMapConvolution(Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.stride, ctx.padding = stride, padding
-        return as_images(patches(x, weight, stride, padding) @ as_matrix(weight).t(), x, weight, stride, padding)
+        rows = columns(x, *kernel_of(weight), stride, padding) @ filters_in_columns(weight)
+        return as_images(rows, (len(x), len(weight), *result_size(x, weight, stride, padding)))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -90,38 +97,22 @@ class SmallMapConvolution(Function):
 
 def input_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tensor | None:
     """A convolution of the gradient with the turned kernel, where steps are of one pixel; else PyTorch's."""
-    kernel = (weight.shape[2], weight.shape[3])
+    kernel = kernel_of(weight)
     back = (kernel[0] - 1 - padding[0], kernel[1] - 1 - padding[1])
     if stride != (1, 1) or min(back) < 0:
         return by_pytorch(grad, x, weight, stride, padding, True, False)[0]
-    taps = [weight[:, :, i, j] for i in reversed(range(kernel[0])) for j in reversed(range(kernel[1]))]  # (O, C) each
-    rows = patches(grad, weight, stride, back) @ torch.cat(taps)
-    return rows.view(len(x), x.shape[2], x.shape[3], x.shape[1]).permute(0, 3, 1, 2)
+    return as_images(columns(grad, *kernel, stride, back) @ filters_reversed(weight), tuple(x.shape))
 
 
 def weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tensor:
     """Products of the gradient with what each of its pixels has seen, summed over all images and pixels."""
-    outputs, inputs, *kernel = weight.shape
-    found = grad.permute(0, 2, 3, 1).reshape(-1, outputs).t() @ patches(x, weight, stride, padding)
-    return found.view(outputs, *kernel, inputs).permute(0, 3, 1, 2)
+    found = as_rows_transposed(grad) @ columns(x, *kernel_of(weight), stride, padding)
+    return as_images(found, tuple(weight.shape))
 
 
-def patches(x: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tensor:
-    """What each pixel of the result sees of x: ``(N * H' * W', K * L * C)``."""
-    padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, padding[1], padding[1], padding[0], padding[0]))  # (N, H, W, C)
-    windows = padded.unfold(1, weight.shape[2], stride[0]).unfold(2, weight.shape[3], stride[1])  # (N, H', W', C, K, L)
-    return windows.permute(0, 1, 2, 4, 5, 3).reshape(windows.shape[:3].numel(), -1)
-
-
-def as_matrix(weight: Tensor) -> Tensor:
-    """``(O, K * L * C)``."""
-    return weight.permute(0, 2, 3, 1).reshape(len(weight), -1)
-
-
-def as_images(rows: Tensor, x: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tensor:
-    """``(N, O, H', W')``, channels last."""
-    height, width = result_size(x, weight, stride, padding)
-    return rows.view(len(x), height, width, len(weight)).permute(0, 3, 1, 2)
+def kernel_of(weight: Tensor) -> tuple[int, int]:
+    """Height and width of the filters."""
+    return weight.shape[2], weight.shape[3]
 
 
 def result_size(x: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Pair:
