@@ -13,6 +13,7 @@ PACKAGE = Path(bissl_fast.__file__).parent
 ROOMS = (
     "cli",
     "export",
+    "experiments",
     "methods",
     "measuring",
     "evaluation",

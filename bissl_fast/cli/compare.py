@@ -9,9 +9,9 @@ from rich.console import Console
 from bissl_fast.cli.report import print_comparison
 from bissl_fast.cli.train import given_config, laid_over
 from bissl_fast.errors import UserError
-from bissl_fast.methods.comparison import Question, of_methods
+from bissl_fast.experiments.comparison import Question, of_methods
+from bissl_fast.experiments.studies import STUDIES, study_of
 from bissl_fast.methods.config import METHODS, ComparisonConfig
-from bissl_fast.methods.studies import STUDIES, study_of
 from bissl_fast.training.interruption import Interrupted, interruptible
 from bissl_fast.training.tracking import say
 
@@ -78,7 +78,7 @@ def parse_comparison(arguments: list[str], prog: str, description: str, kind: st
 def _run(config: ComparisonConfig, command: str, asked: Callable[[ComparisonConfig], Question]) -> None:
     console = Console()
     say(console, f"bissl-fast {command}  {config.dataset}, preset {config.preset} → {config.run_folder}", "bold")
-    from bissl_fast.methods.comparison import compare
+    from bissl_fast.experiments.comparison import compare
 
     try:
         with interruptible():

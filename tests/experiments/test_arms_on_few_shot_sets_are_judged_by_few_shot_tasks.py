@@ -16,14 +16,14 @@ from bissl_fast.cli.compare import parse_comparison
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation import protocols
 from bissl_fast.evaluation.protocols import PAPERS
-from bissl_fast.methods import comparison
-from bissl_fast.methods.comparison import Comparison, compare, of_methods
+from bissl_fast.experiments import comparison
+from bissl_fast.experiments.comparison import Comparison, compare, of_methods
+from bissl_fast.experiments.studies import STUDIES
 from bissl_fast.methods.config import ComparisonConfig
 from bissl_fast.methods.stages.protocols import score, subject_of
-from bissl_fast.methods.studies import STUDIES
 from bissl_fast.methods.train import Training, train
 from bissl_fast.training.stage import StageOutput
-from tests.methods.comparisons import Killed, Work
+from tests.experiments.comparisons import Killed, Work
 
 SMALL = """
 --dataset omniglot-fewshot --backbone test_resnet --images.size 16 --images.cache-size 20 --threads 1

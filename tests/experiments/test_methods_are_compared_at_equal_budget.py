@@ -13,11 +13,11 @@ from rich.console import Console
 
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.comparison import read_comparison
-from bissl_fast.methods import comparison as module
-from bissl_fast.methods.comparison import Arm, Question, compare, laid_over, of_methods
+from bissl_fast.experiments import comparison as module
+from bissl_fast.experiments.comparison import Arm, Question, compare, laid_over, of_methods
 from bissl_fast.methods.config import ComparisonConfig, TrainConfig
 from bissl_fast.methods.train import Training, methods_of, train
-from tests.methods.comparisons import Killed, Work, comparison
+from tests.experiments.comparisons import Killed, Work, comparison
 
 IMAGES = 48  # of the unlabelled set
 

@@ -7,10 +7,10 @@ from rich.console import Console
 
 from bissl_fast.cli import main
 from bissl_fast.errors import UserError
+from bissl_fast.experiments.comparison import Comparison
+from bissl_fast.experiments.studies import STUDIES
 from bissl_fast.methods import bissl, gessl
-from bissl_fast.methods.comparison import Comparison
-from bissl_fast.methods.studies import STUDIES
-from tests.methods.comparisons import comparison
+from tests.experiments.comparisons import comparison
 
 SMALL = """
 --gessl.steps 2 --gessl.tasks 2 --gessl.batch-size 4 --fussl.first-epochs 2 --fussl.second-epochs 1

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bissl_fast.errors import UserError
-from bissl_fast.methods.comparison import Arm, Question
+from bissl_fast.experiments.comparison import Arm, Question
 from bissl_fast.methods.config import ComparisonConfig, MethodName
 
 

@@ -1,0 +1,1 @@
+"""What many runs answer together: comparisons over seeds, ablations. Knows no stage."""
