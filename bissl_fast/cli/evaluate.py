@@ -26,5 +26,5 @@ def evaluate_command(arguments: list[str]) -> None:
     console = Console()
     with interruptible(), memory_told():
         found = evaluate(config, console)
-    console.print(scores_grid(found.dataset, found.scores).to_rich())
+    console.print(scores_grid(found.dataset, found.shown).to_rich())
     say(console, f"Scores: {found.folder}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from bissl_fast.evaluation.arms import listed, title_of
 from bissl_fast.evaluation.cost import uneven_budgets
-from bissl_fast.evaluation.metrics import METRICS, Metric
+from bissl_fast.evaluation.metrics import BESIDE, METRICS, Metric
 from bissl_fast.evaluation.results import ALPHA, ArmResult, Results
 from bissl_fast.evaluation.statistics import Comparison, p_words
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from bissl_fast.evaluation.protocols.subject import Scores
 
+SEEDS = "Of fine-tuning: mean ± sample standard deviation over its seeds."
+CALIBRATION = "Calibration error: expected, of the top label in 15 equal bins; lower is better."
 EPISODES = "Of few-shot tasks: mean ± 95 % interval over the episodes."
 COSTS = ("Images", "Passes", "Products", "Model-epochs", "Time", "Peak memory")
 
@@ -144,15 +146,20 @@ def scores_grid(dataset: str, scores: Mapping[str, Scores]) -> Grid:
     Example:
         >>> rich.print(scores_grid("dtd", {"baseline": {"knn_top1": Score(41.5)}}).to_rich())  # doctest: +SKIP
     """
-    rows = {metric.key: metric.row for metric in METRICS}
+    rows = {metric.key: metric.row for metric in (*METRICS, *BESIDE)}
     keys = dict.fromkeys(key for found in scores.values() for key in found)
     lines = tuple(
         (Cell(rows.get(key, key.replace("_", " "))), *(Cell(str(found[key])) for found in scores.values()))
         for key in keys
     )
-    intervals = any(score.interval is not None for found in scores.values() for score in found.values())
-    spread = f" {EPISODES}" if intervals else ""
-    return Grid(("Test score (%)", *map(title_of, scores)), lines, f"{dataset}.{spread}")
+    every = [score for found in scores.values() for score in found.values()]
+    sentences = (
+        f"{dataset}.",
+        SEEDS if any(len(score.seeds) > 1 for score in every) else "",
+        EPISODES if any(score.interval is not None for score in every) else "",
+        CALIBRATION if any(key.endswith("_ece") for key in keys) else "",
+    )
+    return Grid(("Test score (%)", *map(title_of, scores)), lines, " ".join(filter(None, sentences)))
 
 
 def _one_arm(results: Results) -> Grid:

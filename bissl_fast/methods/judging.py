@@ -80,6 +80,8 @@ class ByFineTuning:
 
     def require(self, run: Run, supervised: Sequence[str]) -> None:
         """As :class:`Judge`."""
+        if "finetune" in self.chosen:
+            raise UserError("--protocols finetune: a run fine-tunes the backbone of every arm as it is; leave it out.")
         for name in self.chosen:
             protocols.require(name, run.data.splits)
 

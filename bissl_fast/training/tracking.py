@@ -109,7 +109,8 @@ class ProgressBar:
         rate = "" if images_per_second is None else f"{images_per_second:,.0f} images/s"
         self._bar.update(self._task, completed=done, rate=rate, note=note)
         now = time.monotonic()
-        if not self._console.is_terminal and (now >= self._line_due or done == self._total):
+        lines = not (self._console.is_terminal or self._console.quiet)
+        if lines and (now >= self._line_due or done == self._total):
             self._line_due = now + LINE_SECONDS
             left = (now - self._started) / max(1, done - self._first) * (self._total - done)
             print(

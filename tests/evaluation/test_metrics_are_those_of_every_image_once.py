@@ -10,7 +10,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from bissl_fast.data.pipelines.loader import Batch
 from bissl_fast.errors import UserError
-from bissl_fast.evaluation.average_precision import mean_average_precision
+from bissl_fast.evaluation.average_precision import average_precisions
 from bissl_fast.evaluation.metrics import evaluate
 
 
@@ -57,7 +57,7 @@ def test_average_precision_and_loss_of_a_multi_label_set_equal_their_definitions
     targets = torch.randint(-1, 2, (50, 12), generator=generator, dtype=torch.int8)
     evaluation = evaluate(Scores(12), batches_of(scores, targets, 16), "cpu")
     assert evaluation.metrics.keys() == {"map"}
-    assert evaluation.score == pytest.approx(100 * mean_average_precision(scores.numpy(), targets.numpy()))
+    assert evaluation.score == pytest.approx(100 * average_precisions(scores.numpy(), targets.numpy()).mean())
     losses = binary_cross_entropy_with_logits(scores, (targets == 1).float(), reduction="none")
     assert evaluation.loss == pytest.approx(losses[targets != 0].sum().item() / 50, rel=1e-6)
     assert evaluation.count == 50

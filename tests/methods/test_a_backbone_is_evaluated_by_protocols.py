@@ -16,7 +16,7 @@ from bissl_fast.evaluation.drawing import Look
 from bissl_fast.evaluation.features import extract_features
 from bissl_fast.evaluation.metrics import METRICS
 from bissl_fast.evaluation.pretext_stages import pretext_stages
-from bissl_fast.evaluation.protocols.knn import NeighbourSettings, accuracy
+from bissl_fast.evaluation.protocols.knn import NeighbourSettings, accuracy, answers
 from bissl_fast.evaluation.protocols.subject import Labelled
 from bissl_fast.evaluation.run_folder import RunFolder
 from bissl_fast.methods.config import TrainConfig, load_config
@@ -45,7 +45,7 @@ def expected_knn(run: Path, stage: str) -> float:
         Labelled(*extract_features(backbone, sequential_batches(part, view, 64, "cpu")))
         for part in (splits.train, splits.test)
     )
-    return accuracy(train, test, NeighbourSettings())
+    return accuracy(answers(train, test, NeighbourSettings(), 3))
 
 
 def test_a_run_adds_the_scores_of_its_backbones_to_its_results(run: Path) -> None:
