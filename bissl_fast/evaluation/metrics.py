@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -17,8 +18,6 @@ from bissl_fast.evaluation.average_precision import Difficult
 from bissl_fast.training.supervised import DownstreamLoss, downstream_loss
 
 if TYPE_CHECKING:
-    from torchmetrics.classification import MulticlassAccuracy
-
     from bissl_fast.data.pipelines.loader import Batch
 
 
@@ -151,7 +150,7 @@ def evaluate(
         >>> print(f"{evaluation.score:.1f} %")  # doctest: +SKIP
     """
     record: Record | None = None
-    accuracies: dict[str, MulticlassAccuracy] = {}
+    accuracies: dict[str, TopAccuracy] = {}
     loss_sum = torch.zeros((), dtype=torch.float64, device=device)
     count = 0
     with evaluation_mode(model), torch.inference_mode():
@@ -161,7 +160,7 @@ def evaluate(
             targets = batch.labels.to(device)
             scores = model(batch.views[0].to(device)).float()  # (B, classes)
             if record is None:
-                record, accuracies = record_of(scores, targets), _accuracies(scores, targets)
+                accuracies, record = _accuracies(scores, targets), record_of(scores, targets)
             record.update(scores, targets)
             for accuracy in accuracies.values():
                 accuracy.update(scores, targets)
@@ -178,26 +177,45 @@ def evaluate(
     answers = record.compute()
     if isinstance(answers, Rankings):
         return Evaluation({"map": answers.mean(difficult)}, mean, count, answers)
-    return Evaluation({key: 100 * float(meter.compute()) for key, meter in accuracies.items()}, mean, count, answers)
+    return Evaluation({key: found.compute() for key, found in accuracies.items()}, mean, count, answers)
 
 
-def _accuracies(scores: torch.Tensor, targets: torch.Tensor) -> dict[str, MulticlassAccuracy]:
+class TopAccuracy:
+    """Images whose class is among those of the k highest scores. Of equal scores the lower class is the higher.
+
+    torchmetrics 1.9 takes the first of equal scores where k is 1, and any of them where it is more, so that its top-5
+    accuracy can lie below its top-1.
+
+    Args:
+        k: how many.
+        device: where it counts.
+    """
+
+    def __init__(self, k: int, device: torch.device | str) -> None:
+        self._k, self._count = k, 0
+        self._right = torch.zeros((), dtype=torch.int64, device=device)
+
+    def update(self, scores: torch.Tensor, targets: torch.Tensor) -> None:
+        """Add (B, classes) scores and (B,) targets."""
+        own, lower = scores.gather(1, targets[:, None]), torch.arange(scores.shape[1], device=scores.device)
+        before = (scores > own) | ((scores == own) & (lower < targets[:, None]))  # (B, classes)
+        self._right += (before.sum(dim=1) < self._k).sum()
+        self._count += len(targets)
+
+    def compute(self) -> float:
+        """In percent, of a quotient in float32: as it has always been rounded, so that no best epoch changes."""
+        return 100 * float(np.float32(int(self._right)) / np.float32(self._count))
+
+
+def _accuracies(scores: torch.Tensor, targets: torch.Tensor) -> dict[str, TopAccuracy]:
     """By key, those of a set with targets like these: none of several classes per image."""
-    from torchmetrics.classification import MulticlassAccuracy
-
-    classes = _class_count(scores)
-    if targets.ndim == 2:
-        return {}
-    return {
-        "top1": MulticlassAccuracy(classes, top_k=1, average="micro").to(scores.device),
-        "top5": MulticlassAccuracy(classes, top_k=min(5, classes), average="micro").to(scores.device),
-    }
+    _require_classes(scores)
+    return {f"top{k}": TopAccuracy(k, scores.device) for k in (1, 5)} if targets.ndim == 1 else {}
 
 
-def _class_count(scores: torch.Tensor) -> int:
+def _require_classes(scores: torch.Tensor) -> None:
     if scores.ndim != 2 or scores.shape[1] < 2:
         raise UserError(
             f"The model returned shape {tuple(scores.shape)} where (B, classes) with at least two classes "
             "was expected: evaluate the backbone together with its downstream head."
         )
-    return scores.shape[1]

@@ -282,7 +282,7 @@ class _Kept:
             say(subject.console, f"{file}: done before, read", "dim")
             return found
         work = file.with_suffix("")
-        found = protocols.run(name, replace(subject, folder=work), self.config)
+        found = protocols.run(name, subject, self.config, work)
         told = {"scores": {key: asdict(score) for key, score in found.scores.items()}, "details": found.details}
         made_by = describe_environment(subject.device)
         write_json(file, {**self.about, "protocol": name, **told, "asked": asked, "environment": made_by})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from bissl_fast.data.sets.dataset import Splits
@@ -81,8 +82,16 @@ def require(name: ProtocolName, splits: Splits, settings: ProtocolSettings = PAP
         {"linear": linear.require, "finetune": finetune.require, "semi": semi.require}[name](splits)
 
 
-def run(name: ProtocolName, subject: Subject, settings: ProtocolSettings = PAPERS) -> Outcome:
+def run(
+    name: ProtocolName, subject: Subject, settings: ProtocolSettings = PAPERS, folder: Path | None = None
+) -> Outcome:
     """What one protocol finds, in percent.
+
+    Args:
+        name: of the protocol.
+        subject: a backbone and a set.
+        settings: of all.
+        folder: where those that train the backbone keep their stages, so that what is broken off goes on.
 
     Raises:
         UserError: if the set cannot serve it.
@@ -92,9 +101,9 @@ def run(name: ProtocolName, subject: Subject, settings: ProtocolSettings = PAPER
     if name == "knn":
         return knn.knn(subject, settings.knn)
     if name == "finetune":
-        return finetune.finetune(subject, settings.finetune)
+        return finetune.finetune(subject, settings.finetune, folder)
     if name == "semi":
-        return semi.semi(subject, settings.semi)
+        return semi.semi(subject, settings.semi, folder)
     return fewshot.fewshot(subject, settings.of(name), name)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 
 from bissl_fast.data.sets.dataset import Splits
 from bissl_fast.errors import UserError
@@ -78,10 +79,15 @@ def require(splits: Splits) -> None:
     require_same_classes(splits, "finetune")
 
 
-def finetune(subject: Subject, settings: TuningSettings) -> Outcome:
+def finetune(subject: Subject, settings: TuningSettings, folder: Path | None = None) -> Outcome:
     """`finetune_top1` and `finetune_top5` of all test images, or `finetune_map` where images have several classes.
 
     Each is a mean over the seeds, of every one of which the first epoch with the highest validation score is tested.
+
+    Args:
+        subject: a backbone and a set.
+        settings: of the fine-tuning.
+        folder: in which each seed is a stage, so that what is broken off goes on.
 
     Raises:
         UserError: if the set has other classes to test than to train, or fine-tuning diverges.
@@ -92,7 +98,7 @@ def finetune(subject: Subject, settings: TuningSettings) -> Outcome:
     subject.tell(cost(subject, tunings))
     found = []
     for number, tuning in enumerate(tunings):
-        network = tuned(subject, stage(subject, number), train, tuning, subject.splits.val)
+        network = tuned(subject, stage(subject, number), train, tuning, subject.splits.val, folder)
         found.append(tested(subject, network, subject.splits.test, tuning))
         words = ", ".join(f"{key} {value:.1f}" for key, value in found[-1].metrics.items())
         subject.tell(f"{stage(subject, number)}: {words} on {subject.splits.test.name}")
@@ -105,8 +111,8 @@ def cost(subject: Subject, tunings: list[Tuning]) -> str:
     """What is about to be done, in a sentence."""
     one, train = tunings[0], subject.splits.train
     return (
-        f"finetune of {subject.name}: {len(tunings)} seeds of {one.epochs} epochs, {one.steps(train):,} steps each, by "
-        f"SGD of rate {one.backbone_rate:g} and decay {one.weight_decay:g}"
+        f"finetune of {subject.name}: seeds {len(tunings)}, epochs {one.epochs}, {one.steps(train):,} steps each, SGD "
+        f"of rate {one.backbone_rate:g} and decay {one.weight_decay:g}"
     )
 
 

@@ -7,6 +7,7 @@ backbone, both falling to 0 by a half cosine.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from bissl_fast.data.sets.dataset import ImageSet, Splits
 from bissl_fast.data.sets.splits import labelled_share
@@ -64,8 +65,13 @@ def require(splits: Splits) -> None:
     require_same_classes(splits, "semi")
 
 
-def semi(subject: Subject, settings: SemiSettings) -> Outcome:
+def semi(subject: Subject, settings: SemiSettings, folder: Path | None = None) -> Outcome:
     """`semi_1_top1`, `semi_1_top5`, `semi_10_top1` and so on, of all test images after the last epoch.
+
+    Args:
+        subject: a backbone and a set.
+        settings: of the fine-tuning.
+        folder: in which each share is a stage, so that what is broken off goes on.
 
     Raises:
         UserError: if images have several classes, the set has other classes to test than to train, or fine-tuning
@@ -78,7 +84,7 @@ def semi(subject: Subject, settings: SemiSettings) -> Outcome:
     ):
         images, name = labelled_part(subject.splits.train, share, subject.seed), f"semi_{100 * share:g}"
         tuning = settings.tuning(head_rate, backbone_rate, subject.seed)
-        network = tuned(subject, f"{name}-{subject.name}", images, tuning)
+        network = tuned(subject, f"{name}-{subject.name}", images, tuning, folder=folder)
         found = tested(subject, network, subject.splits.test, tuning)
         scores |= {f"{name}_{key}": Score(value) for key, value in found.metrics.items()}
     return Outcome(scores)

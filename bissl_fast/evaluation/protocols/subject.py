@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -119,7 +118,6 @@ class Subject:
         name: what the backbone is called.
         console: where progress is shown; left out: nowhere.
         tell: takes a sentence that a user should read.
-        folder: where training on labels keeps its stages, and goes on from them; left out: it starts over.
 
     Example:
         >>> subject = Subject(backbone, splits, eval_view(96), finetune_view(96), torch.device("cpu"))  # doctest: +SKIP
@@ -136,7 +134,6 @@ class Subject:
     name: str = "backbone"
     console: Console = field(default_factory=partial(Console, quiet=True))
     tell: Callable[[str], None] = print
-    folder: Path | None = None
 
     def track(self, items: Iterable[Item], total: int, title: str) -> Iterable[Item]:
         """Goes through items and shows how far it is."""

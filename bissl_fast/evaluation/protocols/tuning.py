@@ -73,10 +73,15 @@ class Tuning:
         return self.epochs * self.order(images).batches_per_epoch
 
 
-def tuned(subject: Subject, name: str, images: ImageSet, tuning: Tuning, validation: ImageSet | None = None) -> Network:
+def tuned(
+    subject: Subject,
+    name: str,
+    images: ImageSet,
+    tuning: Tuning,
+    validation: ImageSet | None = None,
+    folder: Path | None = None,
+) -> Network:
     """The fine-tuned network: of the best validation epoch, or of the last one.
-
-    Where the subject has a folder this is a stage there: broken off it goes on, done it is read.
 
     Args:
         subject: the backbone, which is left as it is, and how images are shown.
@@ -84,12 +89,13 @@ def tuned(subject: Subject, name: str, images: ImageSet, tuning: Tuning, validat
         images: labelled, to train on.
         tuning: how.
         validation: labelled images by which the epoch is chosen; left out: the last one counts.
+        folder: in which it is a stage: broken off it goes on, done it is read; left out: nothing is kept.
 
     Raises:
         UserError: if it diverges.
     """
 
-    def body(folder: Path) -> None:
+    def body(place: Path) -> None:
         network, order = new_network(subject, len(images.classes), tuning.seed), tuning.order(images)
         validate = None if validation is None else partial(tested, subject, images=validation, tuning=tuning)
         groups = ((network.head, tuning.head_rate), (network.backbone, tuning.backbone_rate))
@@ -104,14 +110,14 @@ def tuned(subject: Subject, name: str, images: ImageSet, tuning: Tuning, validat
             task = FineTuneTask(
                 network, loader, validate, optimizer, *length, nullcontext, tuning.loss, tuning.final_share
             )
-            run_loop(task, folder, subject.device, tuning.layer_seed, LoopSettings(), subject.console)
-        save_weights(folder / WEIGHTS, task.best)
+            run_loop(task, place, subject.device, tuning.layer_seed, LoopSettings(), subject.console)
+        save_weights(place / WEIGHTS, task.best)
 
     inputs = {"backbone": digest_of(subject.backbone.state_dict()), "images": images.content_hash}
     inputs |= {} if validation is None else {"validation": validation.content_hash}
     key = {"tuning": tuning, "views": (subject.view, subject.training_view)}
-    with _kept(subject) as folder:
-        stage = run_stage(folder / name, key, inputs, body, console=subject.console)
+    with _kept(folder) as kept:
+        stage = run_stage(kept / name, key, inputs, body, console=subject.console)
         network = new_network(subject, len(images.classes), tuning.seed)
         network.load_state_dict(load_weights(stage.folder / WEIGHTS))
     return network
@@ -133,10 +139,10 @@ def new_network(subject: Subject, classes: int, seed: int) -> Network:
 
 
 @contextmanager
-def _kept(subject: Subject) -> Iterator[Path]:
-    """The subject's folder, or one that is gone afterwards."""
-    if subject.folder is not None:
-        yield subject.folder
+def _kept(folder: Path | None) -> Iterator[Path]:
+    """The folder, or one that is gone afterwards."""
+    if folder is not None:
+        yield folder
         return
-    with TemporaryDirectory() as folder:
-        yield Path(folder)
+    with TemporaryDirectory() as passing:
+        yield Path(passing)

@@ -43,8 +43,9 @@ def score(
     splits, images = run.data.splits, run.settings.images
 
     def body(folder: Path) -> None:
-        subject = subject_of(run, backbone, folder / WORK)
-        found = {key: made for name in chosen for key, made in protocols.run(name, subject, settings).scores.items()}
+        subject = subject_of(run, backbone)
+        outcomes = [protocols.run(name, subject, settings, folder / WORK) for name in chosen]
+        found = {key: made for outcome in outcomes for key, made in outcome.scores.items()}
         write_json(folder / "results.json", {key: asdict(made) for key, made in found.items()})
         shutil.rmtree(folder / WORK, ignore_errors=True)
 
@@ -58,19 +59,10 @@ def score(
     return {key: Score(**made) for key, made in json.loads((stage.folder / "results.json").read_text()).items()}
 
 
-def subject_of(run: Run, backbone: StageOutput, folder: Path | None = None) -> Subject:
-    """A backbone that a stage has left, and the run's labelled set, as a protocol takes them, at work in a folder."""
+def subject_of(run: Run, backbone: StageOutput) -> Subject:
+    """A backbone that a stage has left, and the run's labelled set, as a protocol takes them."""
     images = run.settings.images
     network = run.downstream_network(backbone, nn.Identity()).backbone
     shown = (images.evaluation_view, images.finetune_view)
-    return Subject(
-        network,
-        run.data.splits,
-        *shown,
-        run.device,
-        run.seed("protocols"),
-        backbone.folder.name,
-        run.console,
-        run.say,
-        folder,
-    )
+    name, seed = backbone.folder.name, run.seed("protocols")
+    return Subject(network, run.data.splits, *shown, run.device, seed, name, run.console, run.say)
