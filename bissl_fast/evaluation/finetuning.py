@@ -29,7 +29,12 @@ class FineTuneTask:
         forward: precision context of a forward pass.
         loss: of scores and targets.
         final_share: the last rate as a share of the first.
+
+    Attributes:
+        validated: what the last validation has found.
     """
+
+    validated: Evaluation
 
     def __init__(
         self,
@@ -69,7 +74,7 @@ class FineTuneTask:
         if self._validate is None:
             self.best = self.network.state_dict()
             return {"epoch": epoch}
-        result = self._validate(self.network)
+        self.validated = result = self._validate(self.network)
         if result.score > self.best_score:
             self.best_score = result.score
             self.best = {name: value.clone() for name, value in self.network.state_dict().items()}

@@ -158,12 +158,12 @@ def usual_tuning(beside: Path | None, arm: str, dataset: str) -> TuningSettings:
     found = None if beside is None else load_config(beside, RunSettings)
     config = found if isinstance(found, TrainConfig) else preset_config("paper", dataset)
     sgd, settings = config.finetune_bissl if arm == "bissl" else config.finetune_baseline, config.finetune
+    searched = None if beside is None else _searched(RunFolder(beside.parent), arm)
     return TuningSettings(
         settings.epochs,
         settings.batch_size,
         settings.seeds,
-        sgd.learning_rate,
-        sgd.weight_decay,
+        *(searched or (sgd.learning_rate, sgd.weight_decay)),
         sgd.momentum,
         sgd.final_share,
         settings.multilabel_loss,
@@ -243,6 +243,15 @@ def _served(config: EvaluateConfig, splits: Splits, console: Console) -> list[Pr
     if not names:
         raise UserError(f"{splits.test.name} can serve none of {', '.join(EVERY)}.")
     return names
+
+
+def _searched(run: RunFolder, arm: str) -> tuple[float, float] | None:
+    """Rate and decay that a run has searched for an arm, where it has."""
+    try:
+        found = next(found for found in run.results().arms if found.name == arm).rates
+    except (UserError, StopIteration):  # a run that has not ended, or no arm of it
+        return None
+    return (found[0].learning_rate, found[0].weight_decay) if found else None
 
 
 class _Kept:

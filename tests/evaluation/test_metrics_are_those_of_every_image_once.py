@@ -63,6 +63,23 @@ def test_average_precision_and_loss_of_a_multi_label_set_equal_their_definitions
     assert evaluation.count == 50
 
 
+@pytest.mark.parametrize("size", [1, 7, 50])
+def test_a_batch_norm_shows_neither_the_batch_nor_the_mode_of_training(size: int) -> None:
+    """In training mode it would take its statistics from the batch, move them, and refuse a batch of one."""
+    generator = torch.Generator().manual_seed(0)
+    scores, labels = torch.randn(50, 4, generator=generator) + 3, torch.randint(4, (50,), generator=generator)
+    model = nn.Sequential(Scores(4), nn.BatchNorm1d(4)).train()
+    model[1].running_mean.copy_(torch.tensor([0.0, 1.0, 2.0, 3.0]))
+    model[1].running_var.copy_(torch.tensor([1.0, 4.0, 9.0, 16.0]))
+    found = evaluate(model, batches_of(scores, labels, size), "cpu")
+    normalised = (scores - torch.arange(4)) / (torch.tensor([1.0, 4.0, 9.0, 16.0]) + 1e-5).sqrt()
+    assert found.answers is not None
+    assert found.answers.predicted.tolist() == normalised.argmax(1).tolist()  # type: ignore[union-attr]
+    assert found.loss == pytest.approx(cross_entropy(normalised, labels).item(), rel=1e-5)
+    assert model[1].running_mean.tolist() == [0.0, 1.0, 2.0, 3.0]
+    assert model[1].training
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_every_submodule_gets_its_own_mode_back(training: bool) -> None:
     model = nn.Sequential(Scores(3), nn.Dropout())

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import save_file
+from torchmetrics.functional.classification import multiclass_calibration_error
 
 from bissl_fast.cli import main
 from bissl_fast.data.pipelines.loader import sequential_batches
@@ -165,6 +167,33 @@ def test_an_arm_is_fine_tuned_at_its_own_rate_and_by_what_is_given(run: Path, tm
     sgd = load_config(config, TrainConfig).finetune_bissl
     assert usual_tuning(config, "bissl", "any").learning_rate == sgd.learning_rate == 0.5
     assert TuningSettings(learning_rate=0.1).over(usual_tuning(config, "bissl", "any")).learning_rate == 0.1
+    results = json.loads((run / "results.json").read_text())
+    found = {"learning_rate": 0.007, "weight_decay": 0.04, "score": 50.0, "loss": 1.0, "trials": 4, "rule": "score"}
+    results["arms"]["baseline"]["search"] = found
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    searched = usual_tuning(config, "baseline", "any")
+    assert (searched.learning_rate, searched.weight_decay) == (0.007, 0.04)
+
+
+def test_the_test_stage_tells_of_every_model_what_its_predictions_and_confidences_say(run: Path) -> None:
+    details = json.loads((run / "test" / "details.json").read_text())
+    predictions, confidences = (dict(np.load(run / "test" / f"{name}.npz")) for name in ("predictions", "confidences"))
+    told = details["arms"]["baseline"]
+    (predicted,), (sure,), labels = predictions["baseline"], confidences["baseline"], predictions["labels"]
+    rates = [100 * float((predicted[labels == label] == label).mean()) for label in range(3)]
+    assert details["classes"] == predictions["classes"].tolist()
+    assert told["per_class"] == [pytest.approx(rates)]
+    assert told["mean_per_class"] == [pytest.approx(np.mean(rates))]
+    assert np.trace(told["confusion"]) == (predicted == labels).sum()
+    peer = multiclass_calibration_error(
+        torch.from_numpy(np.stack([sure, 1 - sure], 1)), torch.from_numpy((predicted != labels).astype(int)), 2, 15
+    )
+    assert told["ece"] == [pytest.approx(100 * float(peer), rel=1e-4)]  # top label: right or not
+    scores = json.loads((run / "results.json").read_text())["arms"]["baseline"]["scores"]
+    assert scores["top1"] == [pytest.approx(100 * float((predicted == labels).mean()))]
+    report = (run / "report.html").read_text()
+    assert "Expected calibration error: Only FT " in report
+    assert "Class by class" in report
 
 
 def test_a_run_is_not_asked_to_fine_tune_beside_its_fine_tuning(

@@ -82,6 +82,21 @@ def scored(network: Network, training: Training, images: Any) -> float:
     return Rankings(torch.cat(outputs).numpy(), images.labels).mean("ignored")
 
 
+def test_both_conventions_for_difficult_objects_are_told_by_class_and_one_of_them_judges(voc: Path, run: Path) -> None:
+    details = json.loads((run / "test" / "details.json").read_text())
+    scores = json.loads((run / "results.json").read_text())["arms"]
+    assert tuple(details["classes"]) == CLASSES
+    for arm, told in details["arms"].items():
+        assert told["map"]["ignored"] == pytest.approx(scores[arm]["scores"]["map"])
+        for way in ("ignored", "present"):
+            assert np.array(told["per_class"][way]).shape == (2, 20)
+            assert np.mean(told["per_class"][way], axis=1) == pytest.approx(told["map"][way])
+    report = (run / "report.html").read_text()
+    assert "(difficult objects ignored) and " in report
+    assert "test AP (%)" in report
+    assert "calibration error" not in report
+
+
 def test_predictions_for_the_test_images_have_the_average_precision_of_the_results(
     voc: Path, run: Path, tmp_path: Path
 ) -> None:

@@ -1,6 +1,9 @@
 """Fine-tuning on the downstream task (BiSSL, section 4.2)."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from bissl_fast.evaluation.finetuning import FineTuneTask
 from bissl_fast.evaluation.metrics import Evaluation
@@ -19,29 +22,39 @@ def finetune(
     run: Run, name: str, downstream: Downstream, backbone: StageOutput, sgd: SGDSettings, number: int
 ) -> StageOutput:
     """The stage ``name``: fine-tune backbone and a new head with the ``number``-th seed, the same for all arms."""
-    settings, splits, purpose = downstream.settings, run.data.splits, f"finetune-{number}"
-
-    def validate(network: Network) -> Evaluation:
-        return downstream.evaluate(run, network, splits.val)
 
     def body(folder: Path) -> None:
-        network = downstream.network(run, backbone, purpose)
-        length = (settings.epochs, downstream.epoch_steps(run))
-        optimizer = sgd.build(list(network.parameters()))
-        with downstream.loader(run, purpose, keep_last=True) as loader:
-            task = FineTuneTask(
-                network, loader, validate, optimizer, *length, run.forward, downstream.loss, sgd.final_share
-            )
+        with finetuning(run, downstream, backbone, sgd, f"finetune-{number}") as task:
             run.loop(task, folder)
-        write_json(folder / CLASSES, splits.train.classes)
+        write_json(folder / CLASSES, run.data.splits.train.classes)
         save_weights(folder / "weights.safetensors", task.best)
 
-    images = run.settings.images
+    key, inputs = finetuning_key(run, downstream, backbone)
+    return run.stage(name, {**key, "sgd": sgd, "seed_number": number}, inputs, body)
+
+
+@contextmanager
+def finetuning(
+    run: Run, downstream: Downstream, backbone: StageOutput, sgd: SGDSettings, purpose: str
+) -> Iterator[FineTuneTask]:
+    """The task of fine-tuning a backbone with a new head; ``purpose`` gives what it draws its seeds."""
+    settings, steps = downstream.settings, downstream.epoch_steps(run)
+
+    def validate(network: Network) -> Evaluation:
+        return downstream.evaluate(run, network, run.data.splits.val)
+
+    network = downstream.network(run, backbone, purpose)
+    optimizer, length = sgd.build(list(network.parameters())), (settings.epochs, steps)
+    with downstream.loader(run, purpose, keep_last=True) as loader:
+        yield FineTuneTask(network, loader, validate, optimizer, *length, run.forward, downstream.loss, sgd.final_share)
+
+
+def finetuning_key(run: Run, downstream: Downstream, backbone: StageOutput) -> tuple[dict[str, Any], dict[str, str]]:
+    """Settings and inputs that determine fine-tuning, but for its SGD and seed."""
+    settings, images, splits = downstream.settings, run.settings.images, run.data.splits
     key = {
-        "sgd": sgd,
         "epochs": settings.epochs,
         "batch_size": settings.batch_size,
-        "seed_number": number,
         "views": (images.finetune_view, images.evaluation_view),
         **downstream.loss_key(run),
         **downstream.score_key(run),
@@ -51,4 +64,4 @@ def finetune(
         "validation": splits.val.content_hash,
         "backbone": backbone.hash,
     }
-    return run.stage(name, key, inputs, body)
+    return key, inputs
