@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from torchmetrics.functional.classification import multiclass_calibration_error
+from torchmetrics.functional.classification import binary_calibration_error
 
 from bissl_fast.cli import main
+from bissl_fast.cli.evaluate import parse_evaluation
 from bissl_fast.data.pipelines.loader import sequential_batches
 from bissl_fast.data.sets.catalogue import load_downstream
 from bissl_fast.errors import UserError
@@ -185,10 +186,8 @@ def test_the_test_stage_tells_of_every_model_what_its_predictions_and_confidence
     assert told["per_class"] == [pytest.approx(rates)]
     assert told["mean_per_class"] == [pytest.approx(np.mean(rates))]
     assert np.trace(told["confusion"]) == (predicted == labels).sum()
-    peer = multiclass_calibration_error(
-        torch.from_numpy(np.stack([sure, 1 - sure], 1)), torch.from_numpy((predicted != labels).astype(int)), 2, 15
-    )
-    assert told["ece"] == [pytest.approx(100 * float(peer), rel=1e-4)]  # top label: right or not
+    peer = binary_calibration_error(torch.from_numpy(sure), torch.from_numpy((predicted == labels).astype(int)), 15)
+    assert told["ece"] == [pytest.approx(100 * float(peer), rel=1e-4)]
     scores = json.loads((run / "results.json").read_text())["arms"]["baseline"]["scores"]
     assert scores["top1"] == [pytest.approx(100 * float((predicted == labels).mean()))]
     report = (run / "report.html").read_text()
@@ -303,6 +302,16 @@ def test_a_run_that_has_not_ended_has_the_backbones_of_stages_that_have(run: Pat
     shutil.copytree(unfinished / "pretext-baseline", unfinished / "baseline-again")
     with pytest.raises(UserError, match="and baseline-again, pretext-baseline hold weights: give one of them"):
         RunFolder(unfinished).backbone_stage("baseline")
+
+
+def test_every_command_of_the_page_is_understood() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    lines = [line.split("#")[0].split()[2:] for line in page.splitlines() if line.startswith("bissl-fast evaluate ")]
+    assert len(lines) >= 5
+    for words in lines:
+        config = parse_evaluation(words)
+        assert config.model == words[0]
+    assert parse_evaluation(lines[1]).protocol == ("all",)
 
 
 def test_a_comparison_is_no_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
