@@ -80,7 +80,9 @@ def row(ours: list[float], theirs: list[float]) -> str:
 
 def test_the_two_marks_stand_each_for_itself() -> None:
     wide = [49.0, 50.0, 51.0]
-    assert row([x + 1.2 for x in wide * 5], wide * 5).endswith("| 51.2 ± 0.8 | 50.0 ± 0.8 | +1.2 [0.6, 1.8] | < 0.001 * |")
+    assert row([x + 1.2 for x in wide * 5], wide * 5).endswith(
+        "| 51.2 ± 0.8 | 50.0 ± 0.8 | +1.2 [0.6, 1.8] | < 0.001 * |"
+    )
     assert row([52.0, 54.0], [50.0, 51.0]).startswith("| Top-1 | **53.0 ± 1.4** | 50.5 ± 0.7 | +2.5 | 0.199 |")
     assert row([51.0, 53.0], [50.0, 51.0]).startswith("| Top-1 | 52.0 ± 1.4 | 50.5 ± 0.7 | +1.5 | 0.3")
     assert row([50.0] * 3, [50.00000001] * 3) == "| Top-1 | 50.0 ± 0.0 | 50.0 ± 0.0 | 0.0 | 1.000 |"
