@@ -136,9 +136,7 @@ def scaled(config: TrainConfig, scale: float, rates: Rates) -> TrainConfig:
             warmup_epochs=scale * pretrain.warmup_epochs,
         ),
         head=replace(config.head, epochs=length(config.head.epochs)),
-        bissl=replace(
-            bissl, alternations=length(bissl.alternations), adaptation_every=length(bissl.adaptation_every)
-        ),
+        bissl=replace(bissl, alternations=length(bissl.alternations), adaptation_every=length(bissl.adaptation_every)),
         finetune=replace(finetune, epochs=length(finetune.epochs), seeds=length(finetune.seeds, FEWEST_SEEDS)),
         search=replace(config.search, trials=trials),
     )
