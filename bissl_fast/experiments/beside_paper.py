@@ -132,7 +132,13 @@ def claim(cells: Sequence[Beside]) -> str:
 
 def _grid(cells: Sequence[Beside], asked: Asked, head: str, note: str) -> Grid:
     by_epochs = asked.what == "figure2"
-    columns = ("Pretext epochs" if by_epochs else "Data set", "BiSSL", "Only FT", "Avg diff", "Welch's p")
+    columns: tuple[str, ...] = (
+        "Pretext epochs" if by_epochs else "Data set",
+        "BiSSL",
+        "Only FT",
+        "Avg diff",
+        "Welch's p",
+    )
     if not by_epochs:
         columns = (*columns, "Paper: BiSSL", "Paper: Only FT", "Paper: diff")
     rows = tuple(_row(cell, by_epochs) for cell in cells)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
-from bissl_fast.data.sets.catalogue import list_labelled, list_unlabelled
+from bissl_fast.data.sets.catalogue import absent, entry_of, list_labelled, list_unlabelled
 from bissl_fast.errors import UserError
 from bissl_fast.experiments.paper_results import DATASETS, FIGURE_3, FIGURES_4_TO_11
 from bissl_fast.methods.checks import require
@@ -171,6 +171,7 @@ def found_of(run: PaperRun, unlabelled: int) -> Found:
         UserError: if it is not there or not whole; the message says where it belongs.
     """
     config = run.config
+    require_set(config.dataset, config.data_root)
     listing = list_labelled(config.dataset, config.data_root, None, config.images.channels)
     sizes = Sizes(unlabelled, listing.train.count, listing.val.count, listing.test.count)
     labels = listing.train.labels
@@ -183,7 +184,16 @@ def unlabelled_of(config: TrainConfig) -> int:
     Raises:
         UserError: if they are not there; the message says where they belong.
     """
+    if config.pretext_dataset is None:
+        require_set(PRETEXT_SET, config.data_root)
     return list_unlabelled(config.pretext_dataset or PRETEXT_SET, config.data_root, config.images.channels).count
+
+
+def require_set(name: str, root: Path | None) -> None:
+    """Raises UserError: if a set is not there; the message says where it belongs."""
+    entry = entry_of(name)
+    if root is None or entry.find(root) is None:
+        raise UserError(f"{absent(entry, root)}.")
 
 
 def present(runs: Sequence[PaperRun]) -> tuple[list[tuple[PaperRun, Found]], dict[str, str]]:

@@ -1,6 +1,5 @@
 """A table or a figure of BiSSL's paper, made again: what it will cost is told first, then every run that is missing."""
 
-from collections.abc import Callable
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -14,13 +13,11 @@ from bissl_fast.experiments.expected import Expected, planned
 from bissl_fast.experiments.paper_runs import Asked, Lay, PaperRun, present, runs_of
 from bissl_fast.experiments.reproduction_page import NO_POINTS, Reproduced, write_reproduction
 from bissl_fast.methods.config import TrainConfig, save_config
-from bissl_fast.methods.probe import Measured, measure
+from bissl_fast.methods.probe import measure
 from bissl_fast.methods.run import Run
 from bissl_fast.methods.train import train, train_backbones
 from bissl_fast.training.files import make_folder, write_json
 from bissl_fast.training.tracking import say
-
-Probe = Callable[[Run, TrainConfig, int, bool], Measured]
 
 
 class Reproduction:
@@ -30,7 +27,6 @@ class Reproduction:
         asked: what is reproduced.
         lay: lays the command line's other options over a run's settings.
         console: terminal.
-        probe: measures what a unit of each kind of work takes.
 
     Attributes:
         folder: of all runs, which share their pretext stages there.
@@ -40,8 +36,8 @@ class Reproduction:
         UserError: for settings that cannot be meant, and where the pretext set or all other sets are missing.
     """
 
-    def __init__(self, asked: Asked, lay: Lay, console: Console, probe: Probe = measure) -> None:
-        self.asked, self.console, self.probe = asked, console, probe
+    def __init__(self, asked: Asked, lay: Lay, console: Console) -> None:
+        self.asked, self.console = asked, console
         every = runs_of(asked, lay)
         self.folder: Path = every[0].config.output
         self.there, self.absent = present(every)
@@ -50,7 +46,7 @@ class Reproduction:
     def plan(self) -> Expected:
         """Tell which sets are missing, and what the runs will cost on this machine; leaves `expected.json`."""
         if self.absent:
-            self.say(f"Left out, because {len(self.absent)} of the sets are not there:", "yellow")
+            self.say("These sets are not there, and what needs them is left out:", "yellow")
             for name, reason in self.absent.items():
                 self.say(f"  {name}: {reason}", "yellow")
         if self.made.note:
@@ -91,7 +87,7 @@ class Reproduction:
         first, found = self.there[0]
         self.say("Measuring what a step of each kind takes on this machine, before anything is run …", "dim")
         context = Run(first.config, first.config.views, Console(quiet=True))
-        measured = self.probe(context, first.config, found.classes, found.multilabel)
+        measured = measure(context, first.config, found.classes, found.multilabel)
         kept = measured.kept(first.config, context.device)
         stages = planned(self.there, self.folder, self.asked.tuned, kept)
         return Expected(stages, measured, _where(context))
@@ -117,5 +113,5 @@ def without_earlier_results(config: TrainConfig) -> None:
 
 def _where(run: Run) -> str:
     """The machine, in words."""
-    cores = run.environment.get("threads", "")
-    return f"{run.environment['device']}" + (f", {cores} threads" if cores else "")
+    told = run.environment
+    return str(told["device"]) if run.device.type == "cuda" else f"{told['processor']}, {told['threads']} threads"

@@ -24,6 +24,7 @@ from bissl_fast.methods.trial import usable
 from bissl_fast.methods.work import UNITS, Unit, Work
 from bissl_fast.models import Network, build_classifier, place
 from bissl_fast.pretext import Learner
+from bissl_fast.pretext.learner import Views
 from bissl_fast.training.allocator import keep_freed_memory
 
 FEW = 64  # images of a batch on a CPU, where time is in proportion to them
@@ -141,7 +142,7 @@ class _Probe:
             **self._products(learner, stored),
         }
 
-    def _products(self, learner: Learner, stored: list[tuple[torch.Tensor, ...]]) -> dict[Unit, float]:
+    def _products(self, learner: Learner, stored: list[Views]) -> dict[Unit, float]:
         """Of one stored batch, once linearised and once multiplied with."""
         bilevel, _ = usable(self.config.bilevel, learner, self.run.views)
         if bilevel.solver == "identity":
@@ -191,7 +192,7 @@ class _Probe:
 
     def _timed(self, call: Callable[[int], object]) -> float:
         """Mean seconds of a call, which is given its number, after one to warm up."""
-        wait = torch.cuda.synchronize if self.run.device.type == "cuda" else lambda: None
+        wait: Callable[[], None] = torch.cuda.synchronize if self.run.device.type == "cuda" else lambda: None
         call(0)
         wait()
         start = time.perf_counter()

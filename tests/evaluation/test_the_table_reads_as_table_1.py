@@ -31,8 +31,9 @@ def test_markdown_of_a_known_input() -> None:
         "| Top-5 | 79.5 ± 0.5 | 79.5 ± 0.5 | 0.0 [−0.7, 0.7] | 0.976 |\n"
         "\n"
         "dtd, 10 classes, fine-tuning seeds per arm: 3. Mean ± sample standard deviation over the seeds. "
-        "Avg diff is BiSSL minus Only FT, in percentage points; in brackets its 95 % bootstrap interval (percentiles over "
-        "the seeds, three at least), which with few seeds is too narrow. Bold, as in the paper's Table 1: the intervals mean ± "
+        "Avg diff is BiSSL minus Only FT, in percentage points; in brackets its 95 % bootstrap interval (percentiles "
+        "over the seeds, three at least), which with few seeds is too narrow. Bold, as in the paper's Table 1: the "
+        "intervals mean ± "
         "standard deviation do not overlap. *: significantly different by Welch's t-test at 5 %.\n"
     )
 
