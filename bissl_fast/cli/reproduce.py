@@ -16,7 +16,7 @@ from bissl_fast.training.tracking import say
 DESCRIPTION = """Make a table or a figure of BiSSL's paper again, and set the result beside what the paper prints.
 
 First a probe of a minute or two measures what a step of each kind takes, and a table tells what all runs will cost on
-this machine; --plan stops there. Then every run is made: finished stages are skipped, broken ones go on, and pretext
+this machine; --plan stops there, and counts sets that are not there as complete. Then every run is made: finished stages are skipped, broken ones go on, and pretext
 stages are shared. Sets that are not there are named at the start and left out. All other options are those of
 `bissl-fast train` and are laid over the paper's settings, e.g. --data-root DIR --device cuda --backbone resnet34.
 docs/reproducing.md tells what is done as in the paper and what departs.
@@ -44,7 +44,7 @@ def reproduce_command(arguments: list[str]) -> None:
 
     try:
         with interruptible():
-            reproduction = Reproduction(asked, lay, console)
+            reproduction = Reproduction(asked, lay, console, given.plan)
             reproduction.plan()
             if not given.plan:
                 reproduction.run()

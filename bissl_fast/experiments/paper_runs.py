@@ -33,7 +33,7 @@ FEWER = 100.0
 """Pretext epochs by which BiSSL's warm-up is shorter than the baseline's training (section 4.2.2)."""
 
 TRIALS, FEWEST_TRIALS, FEWEST_SEEDS = 200, 2, 3
-PRETEXT_SET = "stl10"
+PRETEXT_SET, PRETEXT_IMAGES = "stl10", 100_000
 
 
 @dataclass(frozen=True)
@@ -178,6 +178,12 @@ def found_of(run: PaperRun, unlabelled: int) -> Found:
     return Found(sizes, len(listing.train.classes), labels is not None and labels.ndim == 2)
 
 
+def whole_of(run: PaperRun, unlabelled: int) -> Found:
+    """What the downstream set of a run holds where it is complete, as the catalogue has it."""
+    entry = entry_of(run.dataset)
+    return Found(Sizes(unlabelled, *entry.sizes), entry.classes, run.dataset == "voc2007")
+
+
 def unlabelled_of(config: TrainConfig) -> int:
     """How many images the pretext task has.
 
@@ -196,20 +202,31 @@ def require_set(name: str, root: Path | None) -> None:
         raise UserError(f"{absent(entry, root)}.")
 
 
-def present(runs: Sequence[PaperRun]) -> tuple[list[tuple[PaperRun, Found]], dict[str, str]]:
+def present(runs: Sequence[PaperRun], estimate: bool = False) -> tuple[list[tuple[PaperRun, Found]], dict[str, str]]:
     """The runs whose sets are there with what these hold, and why the others cannot be made, by set.
+
+    Args:
+        runs: all of them.
+        estimate: also the runs whose sets are not there, with what these hold where they are complete.
 
     Raises:
         UserError: if the pretext set is missing, without which there is no run at all, or all downstream sets are.
     """
-    unlabelled = unlabelled_of(runs[0].config)
     there: list[tuple[PaperRun, Found]] = []
     missing: dict[str, str] = {}
+    try:
+        unlabelled = unlabelled_of(runs[0].config)
+    except UserError as error:
+        if not estimate:
+            raise
+        unlabelled, missing[PRETEXT_SET] = PRETEXT_IMAGES, str(error)
     for run in runs:
         try:
             there.append((run, found_of(run, unlabelled)))
         except UserError as error:
             missing[run.dataset] = str(error)
+            if estimate:
+                there.append((run, whole_of(run, unlabelled)))
     if not there:
         every = " ".join(missing.values())
         raise UserError(f"None of the data sets is there, so there is nothing to run. {every}")

@@ -27,6 +27,7 @@ class Reproduction:
         asked: what is reproduced.
         lay: lays the command line's other options over a run's settings.
         console: terminal.
+        estimate: whether the costs alone are asked for, also of runs whose sets are not there.
 
     Attributes:
         folder: of all runs, which share their pretext stages there.
@@ -36,17 +37,18 @@ class Reproduction:
         UserError: for settings that cannot be meant, and where the pretext set or all other sets are missing.
     """
 
-    def __init__(self, asked: Asked, lay: Lay, console: Console) -> None:
-        self.asked, self.console = asked, console
+    def __init__(self, asked: Asked, lay: Lay, console: Console, estimate: bool = False) -> None:
+        self.asked, self.console, self.estimate = asked, console, estimate
         every = runs_of(asked, lay)
         self.folder: Path = every[0].config.output
-        self.there, self.absent = present(every)
+        self.there, self.absent = present(every, estimate)
         self.runs: tuple[PaperRun, ...] = tuple(run for run, _ in self.there)
 
     def plan(self) -> Expected:
         """Tell which sets are missing, and what the runs will cost on this machine; leaves `expected.json`."""
         if self.absent:
-            self.say("These sets are not there, and what needs them is left out:", "yellow")
+            what = "counted as if they were complete" if self.estimate else "left out with the runs that need them"
+            self.say(f"These sets are not there and are {what}:", "yellow")
             for name, reason in self.absent.items():
                 self.say(f"  {name}: {reason}", "yellow")
         if self.made.note:
