@@ -16,9 +16,10 @@ from bissl_fast.training.tracking import say
 DESCRIPTION = """Make a table or a figure of BiSSL's paper again, and set the result beside what the paper prints.
 
 First a probe of a minute or two measures what a step of each kind takes, and a table tells what all runs will cost on
-this machine; --plan stops there, and counts sets that are not there as complete. Then every run is made: finished stages are skipped, broken ones go on, and pretext
-stages are shared. Sets that are not there are named at the start and left out. All other options are those of
-`bissl-fast train` and are laid over the paper's settings, e.g. --data-root DIR --device cuda --backbone resnet34.
+this machine; --plan stops there, and counts sets that are not there as complete. Then every run is made: finished
+stages are skipped, broken ones go on, and pretext stages are shared. Sets that are not there are named at the start and
+left out. All other options are those of `bissl-fast train` and are laid over the paper's settings, e.g. --data-root DIR
+--device cuda --backbone resnet34.
 docs/reproducing.md tells what is done as in the paper and what departs.
 """
 FIXED = ("--dataset", "--preset", "--config", "--name", "--pretext")
@@ -44,7 +45,7 @@ def reproduce_command(arguments: list[str]) -> None:
 
     try:
         with interruptible():
-            reproduction = Reproduction(asked, lay, console, given.plan)
+            reproduction = Reproduction(asked, lay, console, given.plan, given.probe_seconds)
             reproduction.plan()
             if not given.plan:
                 reproduction.run()
@@ -73,6 +74,9 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--epochs", metavar="A,B", default=points, help=f"points of figure2 (default: {points})")
     found.add_argument("--output", type=Path, help="folder of all runs (default: runs/reproduce, or with the scale)")
     found.add_argument("--plan", "--dry-run", action="store_true", help="tell what it costs, and stop")
+    found.add_argument(
+        "--probe-seconds", type=float, default=4.0, help="each kind of step is measured for (default: 4)"
+    )
     return found
 
 

@@ -100,8 +100,12 @@ def beside_table(cells: Sequence[Beside], asked: Asked, note: str) -> ResultTabl
     return ResultTable(tuple(grids))
 
 
-def claim(cells: Sequence[Beside]) -> str:
+def claim(cells: Sequence[Beside], comparable: bool = True) -> str:
     """What the cells say together.
+
+    Args:
+        cells: all of them.
+        comparable: whether our settings are the paper's, so that its marks say something about ours.
 
     Example:
         >>> claim([])
@@ -121,7 +125,7 @@ def claim(cells: Sequence[Beside]) -> str:
         "at 5 %"
     )
     known = [cell.paper for cell, _ in ended if cell.paper is not None]
-    if not known:
+    if not known or not comparable:
         return f"{found}."
     bold = sum(row.bold for row in known)
     same = sum(

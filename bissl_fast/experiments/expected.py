@@ -141,7 +141,7 @@ class Expected:
         )
 
     def told(self) -> dict[str, Any]:
-        """As `expected.json` has it."""
+        """As `expected-WHAT.json` has it."""
         stages = [
             {
                 "run": stage.run,
@@ -173,4 +173,4 @@ class Expected:
         if any(stage.left for stage in stages):
             return duration(self._left(run, kind))
         others = dict.fromkeys(stage.shared_with for stage in stages if not stage.done)
-        return f"with {', '.join(others)}" if others else "done"
+        return f"with {', '.join(others)}" if others and run is not None else "done"

@@ -28,6 +28,7 @@ class Reproduction:
         lay: lays the command line's other options over a run's settings.
         console: terminal.
         estimate: whether the costs alone are asked for, also of runs whose sets are not there.
+        seconds: that each kind of step is measured for, one step at least.
 
     Attributes:
         folder: of all runs, which share their pretext stages there.
@@ -37,15 +38,15 @@ class Reproduction:
         UserError: for settings that cannot be meant, and where the pretext set or all other sets are missing.
     """
 
-    def __init__(self, asked: Asked, lay: Lay, console: Console, estimate: bool = False) -> None:
-        self.asked, self.console, self.estimate = asked, console, estimate
+    def __init__(self, asked: Asked, lay: Lay, console: Console, estimate: bool = False, seconds: float = 4.0) -> None:
+        self.asked, self.console, self.estimate, self.seconds = asked, console, estimate, seconds
         every = runs_of(asked, lay)
         self.folder: Path = every[0].config.output
         self.there, self.absent = present(every, estimate)
         self.runs: tuple[PaperRun, ...] = tuple(run for run, _ in self.there)
 
     def plan(self) -> Expected:
-        """Tell which sets are missing, and what the runs will cost on this machine; leaves `expected.json`."""
+        """Tell which sets are missing, and what the runs will cost on this machine; leaves `expected-WHAT.json`."""
         if self.absent:
             what = "counted as if they were complete" if self.estimate else "left out with the runs that need them"
             self.say(f"These sets are not there and are {what}:", "yellow")
@@ -81,7 +82,7 @@ class Reproduction:
         cells = self.made.cells()
         note = self.made.note if self.asked.what == "table1" else NO_POINTS
         self.console.print(beside_table(cells, self.asked, note).to_rich())
-        self.say(claim(cells), "")
+        self.say(claim(cells, comparable=not self.made.note), "")
 
     @cached_property
     def expected(self) -> Expected:
@@ -89,7 +90,7 @@ class Reproduction:
         first, found = self.there[0]
         self.say("Measuring what a step of each kind takes on this machine, before anything is run …", "dim")
         context = Run(first.config, first.config.views, Console(quiet=True))
-        measured = measure(context, first.config, found.classes, found.multilabel)
+        measured = measure(context, first.config, found.classes, found.multilabel, self.seconds)
         kept = measured.kept(first.config, context.device)
         stages = planned(self.there, self.folder, self.asked.tuned, kept)
         return Expected(stages, measured, _where(context))

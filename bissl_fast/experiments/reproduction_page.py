@@ -106,7 +106,7 @@ def _scores(made: Reproduced) -> tuple[str, str]:
     """The sentence and the tables; leaves them as Markdown and JSON, too."""
     what, cells = made.asked.what, made.cells()
     note = made.note if what == "table1" else " ".join(filter(None, (NO_POINTS, made.note)))
-    table, lead = beside_table(cells, made.asked, note), claim(cells)
+    table, lead = beside_table(cells, made.asked, note), claim(cells, comparable=not made.note)
     write_atomic(made.folder / f"{what}.md", f"{table.to_markdown()}\n{lead}\n".encode())
     told = {"asked": asdict(made.asked), "comparable": not made.departures, "claim": lead}
     write_json(made.folder / f"{what}.json", {**told, "cells": [cell.told() for cell in cells]})
