@@ -17,6 +17,7 @@ from bissl_fast.methods.probe import measure
 from bissl_fast.methods.run import Run
 from bissl_fast.methods.train import train, train_backbones
 from bissl_fast.training.files import make_folder, write_json
+from bissl_fast.training.precision import find_device
 from bissl_fast.training.tracking import say
 
 
@@ -55,6 +56,8 @@ class Reproduction:
         if self.made.note:
             self.say(self.made.note, "yellow")
         expected = self.expected
+        if self.memory:
+            self.say(self.memory, "yellow")
         self.console.print(expected.grid().to_rich())
         self.say(f"All that is left: {duration(expected.seconds)}.", "bold")
         make_folder(self.folder)
@@ -94,6 +97,20 @@ class Reproduction:
         kept = measured.kept(first.config, context.device)
         stages = planned(self.there, self.folder, self.asked.tuned, kept)
         return Expected(stages, measured, _where(context))
+
+    @property
+    def memory(self) -> str:
+        """A sentence where one stored batch is more than products may hold, which the stage `bissl` refuses."""
+        config, measured = self.there[0][0].config, self.expected.measured
+        budget = config.bilevel.budget(find_device(config.device))
+        if measured.product_bytes <= budget:
+            return ""
+        return (
+            f"A second-order product of {config.pretrain.batch_size:,} images takes about "
+            f"{measured.product_bytes / 1e9:,.0f} GB and its budget here is {budget / 1e9:,.0f} GB, so BiSSL cannot "
+            "run: take another --device, --bilevel.products-dtype bfloat16 or a smaller --pretrain.batch-size, or raise "
+            "--bilevel.memory-budget."
+        )
 
     @property
     def made(self) -> Reproduced:

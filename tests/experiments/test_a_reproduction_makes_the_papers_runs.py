@@ -12,10 +12,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
+from rich.console import Console
 
 from bissl_fast.bilevel import HessianOperator
 from bissl_fast.cli import main
+from bissl_fast.cli.train import laid_over
+from bissl_fast.data.sets.dataset import ImageSet
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.metrics import METRICS
 from bissl_fast.evaluation.statistics import compare
@@ -25,8 +31,10 @@ from bissl_fast.experiments.paper_results import DATASETS, TABLE_1
 from bissl_fast.experiments.paper_runs import Asked, Found, runs_of
 from bissl_fast.experiments.reproduction_page import Reproduced
 from bissl_fast.methods.bissl import BiSSLTask
+from bissl_fast.methods.loading import RunData
 from bissl_fast.methods.presets import TABLE_2_BASELINE, TABLE_4_AFTER_BISSL
-from bissl_fast.methods.probe import Measured
+from bissl_fast.methods.probe import Measured, measure
+from bissl_fast.methods.run import Run
 from bissl_fast.methods.stages.finetune import FineTuneTask
 from bissl_fast.methods.stages.head import HeadWarmupTask
 from bissl_fast.methods.stages.pretrain import PretrainTask
@@ -50,11 +58,13 @@ def as_it_is(config: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data root with STL10's images, Flowers and DTD, and with no other set."""
+    """A data root with STL10's images, Flowers of noise and DTD, and with no other set."""
     folder = tmp_path_factory.mktemp("sets")
     trees.stl10(folder)
     trees.dtd(folder, per_split=4)
-    published.flowers(folder, per_class=4)
+    rng = np.random.default_rng(0)
+    for path in sorted((published.flowers(folder, per_class=4) / "jpg").glob("*.jpg")):
+        Image.fromarray(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)).save(path)  # no two alike, for a map
     return folder
 
 
@@ -156,6 +166,13 @@ class Counted:
             (HessianOperator, "matvec", "product"),
         ):
             self._count(monkeypatch, kind, name, unit)
+        batches = RunData.evaluation_batches
+
+        def scored(data: RunData, images: ImageSet) -> Any:
+            self.units["image scored"] += len(images)
+            return batches(data, images)
+
+        monkeypatch.setattr(RunData, "evaluation_batches", scored)
 
     def _count(self, monkeypatch: pytest.MonkeyPatch, kind: type, name: str, unit: str) -> None:
         call = getattr(kind, name)
@@ -223,6 +240,9 @@ def test_killed_it_goes_on_and_makes_no_finished_stage_again(made: tuple[Path, C
     work: Counter[str] = Counter()
     for stage in left:
         work.update(stage["work"])
+    assert units["image scored"] == work["image scored"] - 2 * (
+        12 + 8
+    )  # of the statistics: two arms, both train splits
     broken = 3  # steps of the stage that was killed, at most, lie in its checkpoint
     for unit in ("pretext step", "head step", "lower step", "upper step"):
         assert units[unit] == work[unit], unit
@@ -253,25 +273,27 @@ def test_figure_3_takes_the_backbones_that_are_there(
     monkeypatch.setattr("bissl_fast.experiments.reproduction.measure", no_probe)
     counted = Counted(monkeypatch)
     assert main(arguments(root, made[0], "figure3", "--rates", "paper")) == 0
-    assert not counted.units
+    assert set(counted.units) == {"image scored"}
     page = (made[0] / "figure3.html").read_text()
     assert "Only pretext" in page
     assert "Their nearest neighbour among them is of the same class" in page
     assert (made[0] / "figures" / "features-flowers.png").stat().st_size > 1000
 
 
-def test_figure_2_says_that_the_paper_prints_no_numbers_of_it(
-    root: Path, made: tuple[Path, Counter[str]], monkeypatch: pytest.MonkeyPatch
+def test_figure_2_searches_rates_for_each_point_and_says_that_the_paper_prints_no_numbers_of_it(
+    root: Path, made: tuple[Path, Counter[str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("bissl_fast.experiments.reproduction.measure", no_probe)
+    monkeypatch.setattr("bissl_fast.experiments.reproduction.write_report", as_it_is)
     counted = Counted(monkeypatch)
-    assert main(arguments(root, made[0], "figure2", "--epochs", "600", "--rates", "paper", "--plan")) == 0
-    assert not counted.units
-    (found,) = runs_of(Asked("figure2", ("flowers",), epochs=(600.0,)), as_it_is)
-    asked = Asked("figure2", ("flowers",))
-    metric = METRIC["top1"]
-    cells = [Beside(found, metric, compare([52.0, 52.6, 51.7], [49.1, 49.9, 48.9]), None)]
-    assert "| 600 | **52.1 ± 0.5** | 49.3 ± 0.5 |" in beside_table(cells, asked, "").to_markdown()
+    assert main(arguments(root, made[0], "figure2", "--epochs", "600")) == 0
+    assert counted.units["tuning step"] == 2 * (2 + 3) * 3  # arms, trials and seeds, steps
+    assert not {"pretext step", "head step", "lower step"} & set(counted.units)
+    assert "prints none of its numbers" in capsys.readouterr().out
+    assert "| 600 | " in (made[0] / "figure2.md").read_text()
+    page = (made[0] / "figure2.html").read_text()
+    assert "BiSSL: " in page
+    assert "at 600; Only FT: " in page
 
 
 def test_a_reproduction_without_any_of_its_sets_ends_in_a_sentence(
@@ -296,6 +318,25 @@ def test_the_printed_table_set_beside_itself_agrees_in_27_of_27_marks() -> None:
     assert "the paper prints 14 of them in bold, and 27 of the 27 marks agree" in claim(cells)
     table = beside_table(cells, Asked("table1", DATASETS), "").to_markdown()
     assert table.count("**") == 2 * 2 * 14  # each in the paper's columns and in ours
+
+
+def test_every_unit_is_measured_also_in_chunks_and_of_several_classes_per_image(tmp_path: Path) -> None:
+    options = [*SMALL, "--output", str(tmp_path), "--pretrain.chunk", "8"]
+    (run,) = runs_of(
+        Asked("table1", ("voc2007",)), lambda config: laid_over(config, options, "bissl-fast reproduce", "")
+    )
+    config = run.config
+    measured = measure(Run(config, config.views, Console(quiet=True)), config, 20, True, seconds=0)
+    assert measured.images == 16
+    assert set(measured.seconds) == set(UNITS)
+    assert all(took > 0 for took in measured.seconds.values())
+
+
+def test_stored_batches_keep_what_fits_their_budget() -> None:
+    (run,) = runs_of(Asked("table1", ("dtd",)), as_it_is)
+    config = replace(run.config, bilevel=replace(run.config.bilevel, memory_budget=8.0))
+    kept = [Measured({}, size, 64).kept(config, torch.device("cpu")) for size in (0, 10**9, 3 * 10**9, 9 * 10**9)]
+    assert kept == [5, 5, 2, 0]
 
 
 def ten(score: tuple[float, float]) -> list[float]:
