@@ -133,7 +133,9 @@ class Expected:
     @property
     def caption(self) -> str:
         """How the table was made."""
-        units = ", ".join(f"{unit} {duration(took)}" for unit, took in self.measured.seconds.items() if took >= 0.05)
+        units = ", ".join(
+            f"{unit} {long_duration(took)}" for unit, took in self.measured.seconds.items() if took >= 0.05
+        )
         return (
             f"Time on {self.where}, as counted steps times what one took in a probe of {self.measured.images} images a "
             f"batch ({units or 'all of them below 0.1 s'}). Reading and decoding of the sets, checkpoints and reports "
@@ -157,7 +159,7 @@ class Expected:
         return {"where": self.where, "seconds_left": self.seconds, "seconds_of_a_unit": unit, "stages": stages}
 
     def _cell(self, run: str | None) -> Cell:
-        return Cell(duration(sum(self._left(run, kind) for kind in KINDS)))
+        return Cell(long_duration(sum(self._left(run, kind) for kind in KINDS)))
 
     def _of(self, run: str | None, kind: Kind) -> list[Stage]:
         return [stage for stage in self.stages if stage.kind == kind and run in (None, stage.run)]
@@ -171,6 +173,16 @@ class Expected:
         if not stages:
             return "—"
         if any(stage.left for stage in stages):
-            return duration(self._left(run, kind))
+            return long_duration(self._left(run, kind))
         others = dict.fromkeys(stage.shared_with for stage in stages if not stage.done)
         return f"with {', '.join(others)}" if others and run is not None else "done"
+
+
+def long_duration(seconds: float) -> str:
+    """A time as people tell it, from 100 hours on in whole hours.
+
+    Example:
+        >>> long_duration(75), long_duration(3.6e6)
+        ('1 min 15 s', '1,000 h')
+    """
+    return duration(seconds) if seconds < 3.6e5 else f"{seconds / 3600:,.0f} h"

@@ -6,10 +6,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bissl_fast.evaluation.cost import duration
 from bissl_fast.evaluation.report import write_report
 from bissl_fast.experiments.beside_paper import beside_table, claim
-from bissl_fast.experiments.expected import Expected, planned
+from bissl_fast.experiments.expected import Expected, long_duration, planned
 from bissl_fast.experiments.paper_runs import Asked, Lay, PaperRun, present, runs_of
 from bissl_fast.experiments.reproduction_page import NO_POINTS, Reproduced, write_reproduction
 from bissl_fast.methods.config import TrainConfig, save_config
@@ -59,7 +58,7 @@ class Reproduction:
         if self.memory:
             self.say(self.memory, "yellow")
         self.console.print(expected.grid().to_rich())
-        self.say(f"All that is left: {duration(expected.seconds)}.", "bold")
+        self.say(f"All that is left: {long_duration(expected.seconds)}.", "bold")
         make_folder(self.folder)
         write_json(self.folder / f"expected-{self.asked.what}.json", expected.told())
         return expected
@@ -108,8 +107,8 @@ class Reproduction:
         return (
             f"A second-order product of {config.pretrain.batch_size:,} images takes about "
             f"{measured.product_bytes / 1e9:,.0f} GB and its budget here is {budget / 1e9:,.0f} GB, so BiSSL cannot "
-            "run: take another --device, --bilevel.products-dtype bfloat16 or a smaller --pretrain.batch-size, or raise "
-            "--bilevel.memory-budget."
+            "run: take another --device, --bilevel.products-dtype bfloat16 or a smaller --pretrain.batch-size, or "
+            "raise --bilevel.memory-budget."
         )
 
     @property
