@@ -20,7 +20,7 @@ from tests.export.runs import write_run
 PACKAGE = Path(bissl_fast.__file__).parent
 PAGES = ("README.md", "docs/bissl.md", "docs/bilevel.md", "docs/data.md", "docs/evaluation.md", "docs/pretext.md")
 PAGES += ("docs/take-away.md",)
-METHODS = tuple(f"docs/{page}.md" for page in ("methods", "gessl", "fussl", "abrl"))
+METHODS = tuple(f"docs/{page}.md" for page in ("methods", "gessl", "fussl", "abrl", "reproducing"))
 LINKED = ("README.md", "CONTRIBUTING.md", *PAGES[1:], *METHODS, "docs/results/README.md")
 
 

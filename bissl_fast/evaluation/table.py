@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 SEEDS = "Of fine-tuning: mean ± sample standard deviation over its seeds."
 CALIBRATION = "Calibration error: expected, of the top label in 15 equal bins; lower is better."
 EPISODES = "Of few-shot tasks: mean ± 95 % interval over the episodes."
+INTERVAL = (
+    "in brackets its 95 % bootstrap interval (percentiles over the seeds, three at least), which with few seeds is too "
+    "narrow."
+)
 RULES = {
     "balanced": "of the trials within one standard error of the highest score, the one with the lowest loss",
     "accuracy": "the highest score",
@@ -187,7 +191,7 @@ def _two_arms(results: Results) -> Grid:
         rows.append((Cell(metric.row), ours, theirs, *_difference(comparison)))
     sentences = (
         *_seeds(results),
-        f"Avg diff is {candidate} minus {reference}, in percentage points.",
+        f"Avg diff is {candidate} minus {reference}, in percentage points; {INTERVAL}",
         "Bold, as in the paper's Table 1: the intervals mean ± standard deviation do not overlap.",
         "*: significantly different by Welch's t-test at 5 %.",
         *_untested(results),
@@ -208,7 +212,7 @@ def _many_arms(results: Results) -> Grid:
     sentences = (
         f"{_quantity(results)}:",
         *_seeds(results),
-        f"Diff is the arm minus {title}, in percentage points; p is Welch's.",
+        f"Diff is the arm minus {title}, in percentage points; {INTERVAL} p is Welch's.",
         f"Bold: the interval mean ± standard deviation lies above that of {title}, or for {title} above all others.",
         f"*: significantly different from {title} at 5 %, by Welch's t-test after Holm's correction for the "
         f"{count} comparisons per metric.",
@@ -236,7 +240,7 @@ def _reference(arm: ArmResult, metric: Metric, comparisons: tuple[Comparison, ..
 def _difference(comparison: Comparison) -> tuple[Cell, Cell]:
     mark = " *" if comparison.significant(ALPHA) else ""
     p = "—" if comparison.p is None else p_words(comparison.p).removeprefix("= ") + mark
-    return Cell(signed(comparison.difference)), Cell(p)
+    return Cell(difference_words(comparison)), Cell(p)
 
 
 def _rates(results: Results) -> Grid | None:
@@ -334,6 +338,21 @@ def _remarks(results: Results) -> list[str]:
     if "top5" in keys and results.classes <= 5:
         sentences.append("With five classes or fewer, top-5 is 100 % by definition.")
     return sentences
+
+
+def difference_words(comparison: Comparison) -> str:
+    """A difference, and its interval where there is one.
+
+    Example:
+        >>> from bissl_fast.evaluation.statistics import compare
+        >>> difference_words(compare([50.0, 51.0, 52.0], [50.0, 50.5, 50.0]))
+        '+0.8 [−0.2, 1.8]'
+    """
+    difference = signed(comparison.difference)
+    if comparison.interval is None:
+        return difference
+    low, high = (signed(end).removeprefix("+") for end in comparison.interval)
+    return f"{difference} [{low}, {high}]"
 
 
 def signed(value: float) -> str:

@@ -1,6 +1,7 @@
 """The main job: the arms of a run, each a method's backbone, all judged alike (BiSSL, Figure 1)."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +19,7 @@ from bissl_fast.methods.gessl import GeSSL
 from bissl_fast.methods.judging import Found, judge_of
 from bissl_fast.methods.run import Run
 from bissl_fast.methods.stages.downstream import Downstream
+from bissl_fast.methods.stages.features import features
 from bissl_fast.methods.stages.pretrain import Pretext
 from bissl_fast.methods.stages.sgd import SGDSettings
 from bissl_fast.training.files import exclusive, make_folder, write_atomic, write_json
@@ -109,6 +111,13 @@ class Training:
         write_json(run.folder / "results.json", self._results(found))
         return run.folder
 
+    def features(self) -> Path:
+        """The stages up to the backbones, and their features; returns the run's folder."""
+        run = self.context
+        describe(run, self.config)
+        features(run, Downstream(self.config.finetune), {name: self._backbone(name) for name in self.arms})
+        return run.folder
+
     def _backbone(self, name: str) -> StageOutput:
         """An arm's backbone; the stages that it took are noted."""
         before = len(self.context.stages)
@@ -145,13 +154,22 @@ def require_no_comparison(folder: Path) -> None:
 
 def train(config: TrainConfig, console: Console) -> Path:
     """Run or resume everything that a config stands for; returns the run's folder."""
+    return _worked(config, console, Training.run)
+
+
+def train_backbones(config: TrainConfig, console: Console) -> Path:
+    """The same up to the backbones and their features, without fine-tuning; returns the run's folder."""
+    return _worked(config, console, Training.features)
+
+
+def _worked(config: TrainConfig, console: Console, work: Callable[[Training], Path]) -> Path:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorBoard's writer may pull in a talkative TensorFlow
     with memory_told():
         require_no_comparison(config.run_folder)
         training = Training(config, console)
         make_folder(training.context.folder)
         with exclusive(training.context.folder):
-            return training.run()
+            return work(training)
 
 
 def pretrain(config: PretextConfig, console: Console) -> Path:
