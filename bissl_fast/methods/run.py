@@ -24,6 +24,8 @@ from bissl_fast.training.loop import Task, run_loop
 from bissl_fast.training.precision import apply_precision, find_device
 from bissl_fast.training.serving import doubts, path
 from bissl_fast.training.stage import StageOutput, run_stage
+from bissl_fast.training.trackers.following import Following
+from bissl_fast.training.trackers.tracker import require_installed
 from bissl_fast.training.tracking import say
 
 Watch = Callable[[Mapping[str, Any]], str]
@@ -48,6 +50,7 @@ class Run:
         data: sets and loaders.
         environment: versions and machine.
         stages: names of those asked for, in their order.
+        following: what tells trackers of the stages; none, until it is given any.
 
     Raises:
         UserError: for settings, data or folders that cannot be used.
@@ -57,6 +60,7 @@ class Run:
         self, settings: RunSettings, views: tuple[ViewSettings, ...], console: Console, tested: bool = True
     ) -> None:
         self.settings, self.views, self.console = settings, views, console
+        require_installed(settings.track)
         self.folder = settings.run_folder
         if settings.threads:
             torch.set_num_threads(settings.threads)
@@ -73,6 +77,7 @@ class Run:
         self.data = RunData(settings, self.device, console, tested)
         self.environment = describe_environment(self.device)
         self.stages: list[str] = []
+        self.following = Following()
 
     def stage(
         self,
@@ -97,9 +102,12 @@ class Run:
 
         def recorded(folder: Path) -> None:
             write_json(folder / "environment.json", self.environment)  # a copied stage keeps the one it was made in
+            self.following.follow(folder)
             body(folder)
 
-        return run_stage(self.folder / name, {**shared, **settings}, inputs, recorded, outputs, self.console)
+        done = run_stage(self.folder / name, {**shared, **settings}, inputs, recorded, outputs, self.console)
+        self.following.follow(done.folder)
+        return done
 
     def loop(self, task: Task, folder: Path, watch: Watch = alarm) -> None:
         """Take a task to its last step, in a stage's folder; ``watch`` has a sentence for logged values, or none."""

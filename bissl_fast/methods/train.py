@@ -1,6 +1,7 @@
 """The main job: the arms of a run, each a method's backbone, all judged alike (BiSSL, Figure 1)."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +21,7 @@ from bissl_fast.methods.run import Run
 from bissl_fast.methods.stages.downstream import Downstream
 from bissl_fast.methods.stages.pretrain import Pretext
 from bissl_fast.methods.stages.sgd import SGDSettings
+from bissl_fast.methods.tracking import following
 from bissl_fast.training.files import exclusive, make_folder, write_atomic, write_json
 from bissl_fast.training.memory import memory_told
 from bissl_fast.training.stage import StageOutput
@@ -143,15 +145,27 @@ def require_no_comparison(folder: Path) -> None:
         raise UserError(f"{folder} holds a comparison of `bissl-fast compare`: choose another --name for the run.")
 
 
-def train(config: TrainConfig, console: Console) -> Path:
-    """Run or resume everything that a config stands for; returns the run's folder."""
+def train(config: TrainConfig, console: Console, then: Callable[[Path], object] = str) -> Path:
+    """Run or resume everything that a config stands for.
+
+    Args:
+        config: the run's settings.
+        console: terminal.
+        then: what is done with the finished run's folder before trackers have their last word.
+
+    Returns:
+        The run's folder.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorBoard's writer may pull in a talkative TensorFlow
     with memory_told():
         require_no_comparison(config.run_folder)
         training = Training(config, console)
         make_folder(training.context.folder)
-        with exclusive(training.context.folder):
-            return training.run()
+        run = training.context
+        run.following = following(run, config)
+        with exclusive(run.folder), run.following:
+            then(training.run())
+        return run.folder
 
 
 def pretrain(config: PretextConfig, console: Console) -> Path:
@@ -162,6 +176,7 @@ def pretrain(config: PretextConfig, console: Console) -> Path:
         pretext = Pretext(config.pretext, config.pretrain)
         steps = pretext.steps(run, config.pretrain.epochs)
         make_folder(run.folder)
-        with exclusive(run.folder):
+        run.following = following(run, config)
+        with exclusive(run.folder), run.following:
             describe(run, config)
             return pretext.train(run, "pretext", steps).folder

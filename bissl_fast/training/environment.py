@@ -21,6 +21,8 @@ _PACKAGES = (
     "scikit-learn",
     "torchmetrics",
     "safetensors",
+    "wandb",
+    "mlflow-skinny",
 )
 
 
