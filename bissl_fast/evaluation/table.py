@@ -130,8 +130,8 @@ def results_table(results: Results) -> ResultTable:
         >>> rich.print(results_table(Results.from_json(json.loads(path.read_text()))).to_rich())  # doctest: +SKIP
     """
     layout = {1: _one_arm, 2: _two_arms}.get(len(results.arms), _many_arms)
-    costs = _costs(results)
-    return ResultTable((layout(results),) if costs is None else (layout(results), costs))
+    grids = (layout(results), _origins(results), _costs(results))
+    return ResultTable(tuple(grid for grid in grids if grid is not None))
 
 
 def scores_grid(dataset: str, scores: Mapping[str, Scores]) -> Grid:
@@ -225,6 +225,26 @@ def _difference(comparison: Comparison) -> tuple[Cell, Cell]:
     mark = " *" if comparison.significant(ALPHA) else ""
     p = "—" if comparison.p is None else p_words(comparison.p).removeprefix("= ") + mark
     return Cell(signed(comparison.difference)), Cell(p)
+
+
+def _origins(results: Results) -> Grid | None:
+    """Every backbone, from the untrained one on, as it is and fine-tuned; None where only the arms' were judged."""
+    if not results.controls:
+        return None
+    arms = (results.reference, *results.candidates)
+    frozen = [metric for metric in results.metrics if metric.frozen]
+    tuned = [metric for metric in results.metrics if not metric.frozen][:1]
+    columns = [f"{metric.row} (%)" for metric in frozen] + [f"Fine-tuned {metric.row} (%)" for metric in tuned]
+    rows = tuple(
+        (Cell(shown.title), *(Cell(shown.words(metric)) for metric in (*frozen, *tuned)))
+        for shown in (*results.controls, *arms)
+    )
+    sentences = [f"{results.controls[0].title}: the weights that all training starts from."]
+    if frozen:
+        sentences.append("Batch-norm statistics of all are those of pretext images, and no weight has moved since.")
+    if tuned:
+        sentences.append("Those of no arm are fine-tuned as the baseline is.")
+    return Grid(("Backbone", *columns), rows, " ".join(sentences))
 
 
 def _costs(results: Results) -> Grid | None:

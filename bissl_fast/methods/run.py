@@ -50,6 +50,7 @@ class Run:
         data: sets and loaders.
         environment: versions and machine.
         stages: names of those asked for, in their order.
+        done: what each has left.
         following: what tells trackers of the stages; none, until it is given any.
 
     Raises:
@@ -77,6 +78,7 @@ class Run:
         self.data = RunData(settings, self.device, console, tested)
         self.environment = describe_environment(self.device)
         self.stages: list[str] = []
+        self.done: dict[str, StageOutput] = {}
         self.following = Following()
 
     def stage(
@@ -107,6 +109,7 @@ class Run:
 
         done = run_stage(self.folder / name, {**shared, **settings}, inputs, recorded, outputs, self.console)
         self.following.follow(done.folder)
+        self.done[name] = done
         return done
 
     def loop(self, task: Task, folder: Path, watch: Watch = alarm) -> None:
@@ -126,6 +129,13 @@ class Run:
         images = self.settings.images
         return build_backbone(self.settings.backbone, self.seed("backbone"), images.size, images.channels)
 
+    def started_backbone(self) -> nn.Module:
+        """The backbone with the weights that the run starts from, drawn or given."""
+        backbone = self.backbone()
+        if self.weights is not None:
+            self.weights.load_into(backbone)
+        return backbone
+
     def learner(self, task: PretextTask, start: StageOutput | None = None, chunk: int | None = None) -> Learner:
         """The pretext task with a network of its own.
 
@@ -134,9 +144,7 @@ class Run:
             start: the pretext stage that it goes on from; ``None``: the first weights of the run.
             chunk: images that pass at once; ``None``: all of a batch.
         """
-        network = Network(self.backbone(), task.head(self.features, self.seed("projector")))
-        if self.weights is not None:
-            self.weights.load_into(network.backbone)
+        network = Network(self.started_backbone(), task.head(self.features, self.seed("projector")))
         learner = Learner(task, place(network, self.device), self.forward, self.seed("store"), chunk)
         if start is not None:
             learner.load_state_dict(load_weights(start.folder / "weights.safetensors"))
@@ -144,11 +152,9 @@ class Run:
 
     def downstream_network(self, backbone: StageOutput | None, head: nn.Module) -> Network:
         """A backbone that a stage has left, or with the first weights of the run, with a head."""
-        network = Network(self.backbone(), head)
+        network = Network(self.started_backbone(), head)
         if backbone is not None:
             network.backbone.load_state_dict(load_weights(backbone.folder / "weights.safetensors", "backbone."))
-        elif self.weights is not None:
-            self.weights.load_into(network.backbone)
         return place(network, self.device)
 
     def _start(self) -> BackboneWeights | None:

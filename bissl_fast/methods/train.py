@@ -21,10 +21,14 @@ from bissl_fast.methods.run import Run
 from bissl_fast.methods.stages.downstream import Downstream
 from bissl_fast.methods.stages.pretrain import Pretext
 from bissl_fast.methods.stages.sgd import SGDSettings
+from bissl_fast.methods.stages.untrained import untrained
 from bissl_fast.methods.tracking import following
 from bissl_fast.training.files import exclusive, make_folder, write_atomic, write_json
 from bissl_fast.training.memory import memory_told
 from bissl_fast.training.stage import StageOutput
+
+UNTRAINED, PRETEXT, WARMUP = "untrained", "pretext", "pretext-warmup"
+"""Controls, and the stage that has left the second."""
 
 
 class Method(Protocol):
@@ -108,8 +112,20 @@ class Training:
         describe(run, self.config)
         backbones = {name: self._backbone(name) for name in self.arms}
         found = self.judge.scores(run, backbones, {name: sgd for name, (_, sgd) in self.arms.items()})
-        write_json(run.folder / "results.json", self._results(found))
+        results = self._results(found)
+        if self.config.controls:
+            results["controls"] = self._controls()
+        write_json(run.folder / "results.json", results)
         return run.folder
+
+    def _controls(self) -> dict[str, Any]:
+        """Scores of the backbones that the arms' have come from."""
+        run = self.context
+        backbones, titles = {UNTRAINED: untrained(run)}, {UNTRAINED: "Untrained" if run.weights is None else "As given"}
+        if WARMUP in run.done:
+            backbones[PRETEXT], titles[PRETEXT] = run.done[WARMUP], "Pretext warm-up"
+        found = self.judge.controls(run, backbones, self.config.finetune_baseline)
+        return {name: {"title": titles[name], **scores} for name, scores in found.items()}
 
     def _backbone(self, name: str) -> StageOutput:
         """An arm's backbone; the stages that it took are noted."""

@@ -4,6 +4,7 @@ happens between; and whatever happens to them, training goes on."""
 import json
 import struct
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -82,30 +83,33 @@ def records_of(path: Path) -> Iterator[bytes]:
 
 
 def in_wandb(folder: Path) -> SimpleNamespace:
-    """What the offline run that was told last holds: losses by stage and step, settings, summary, exit code, files."""
-    from wandb.proto import wandb_internal_pb2
+    """What the offline run that was told last holds: losses by stage and step, settings, summary, exit code, files.
+
+    A process of wandb's own writes it, and is a moment behind.
+    """
+    from wandb.proto.wandb_internal_pb2 import Record
 
     (path,) = folder.glob(f"wandb/offline-run-*-{run_id(folder, 'wandb')}/*.wandb")
+    deadline, records = time.monotonic() + 30, list[Any]()
+    while not any(record.HasField("exit") for record in records):
+        assert time.monotonic() < deadline, "wandb has not written how the run ended"
+        time.sleep(0.05)
+        records = [Record.FromString(data) for data in records_of(path)]
     found = SimpleNamespace(losses=[], settings={}, summary={}, status=None, files=[])
-    for data in records_of(path):
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
-        if record.HasField("run"):
-            found.settings |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
-        if record.HasField("history"):
-            row = {i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in record.history.item}
-            found.losses += [
-                (name.removesuffix("/loss"), row[name.replace("/loss", "/step")], value)
-                for name, value in row.items()
-                if name.endswith("/loss")
-            ]
-        if record.HasField("summary"):
-            found.summary |= {i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in record.summary.update}
+    for record in records:
+        found.settings |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
+        found.summary |= {name_of(item): json.loads(item.value_json) for item in record.summary.update}
+        row = {name_of(item): json.loads(item.value_json) for item in record.history.item}
+        stages = [name.removesuffix("/loss") for name in row if name.endswith("/loss")]
+        found.losses += [(stage, row[f"{stage}/step"], row[f"{stage}/loss"]) for stage in stages]
+        found.files += [entry.path for entry in record.artifact.manifest.contents]
         if record.HasField("exit"):
             found.status = {0: "finished", 1: "failed", 255: "killed"}[record.exit.exit_code]
-        if record.HasField("artifact"):
-            found.files += [entry.path for entry in record.artifact.manifest.contents]
     return found
+
+
+def name_of(item: Any) -> str:
+    return item.key or "/".join(item.nested_key)
 
 
 def in_mlflow(folder: Path, store: str) -> SimpleNamespace:

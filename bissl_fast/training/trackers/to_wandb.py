@@ -47,6 +47,7 @@ class WandbRun:
             config=dict(about.settings),
             id=earlier if mode in ("online", "shared") else None,
             resume="allow" if earlier and mode in ("online", "shared") else None,
+            reinit="create_new",  # and no run that this process may have open
             settings=wandb.Settings(console="off", silent=True, init_timeout=SECONDS),
         )
         self._known: dict[str, Any] = dict(self._run.summary) if self._run.resumed else {}
