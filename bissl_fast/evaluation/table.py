@@ -25,7 +25,6 @@ RULES = {
     "accuracy": "the highest score",
 }
 """Of the choice among trials, by the names that ``--search.rule`` takes."""
-COSTS = ("Images", "Passes", "Products", "Model-epochs", "Time", "Peak memory")
 
 
 @dataclass(frozen=True)
@@ -281,11 +280,12 @@ def _rates(results: Results) -> Grid | None:
 
 def _costs(results: Results) -> Grid | None:
     words = [arm.cost.words() for arm in results.arms]
-    stated = [index for index in range(len(COSTS)) if any(row[index] != "—" for row in words)]
+    stated = [column for column in words[0] if any(row[column] != "—" for row in words)]
     if not stated:
         return None
     rows = tuple(
-        (Cell(arm.title), *(Cell(row[index]) for index in stated)) for arm, row in zip(results.arms, words, strict=True)
+        (Cell(arm.title), *(Cell(row[column]) for column in stated))
+        for arm, row in zip(results.arms, words, strict=True)
     )
     sentences = (
         uneven_budgets({arm.title: arm.cost for arm in results.arms}),
@@ -295,12 +295,12 @@ def _costs(results: Results) -> Grid | None:
         "Passes: one batch forward and backward. Images: through such passes, each once whatever its views.",
         "Products: of second order, counted apart.",
         "Model-epochs: images over the size of the unlabelled set.",
-        "Time: in which its stages were at work; one that arms share counts for each." if 4 in stated else "",
+        "Time: in which its stages were at work; one that arms share counts for each." if "Time" in stated else "",
         "Peak memory: the most that one of these stages held, of the GPU where there is one, else of the process."
-        if 5 in stated
+        if "Peak memory" in stated
         else "",
     )
-    return Grid(("Cost", *(COSTS[index] for index in stated)), rows, " ".join(filter(None, sentences)))
+    return Grid(("Cost", *stated), rows, " ".join(filter(None, sentences)))
 
 
 def _quantity(results: Results) -> str:
