@@ -25,6 +25,7 @@ usage: bissl-fast COMMAND [OPTIONS]     (bissl-fast COMMAND --help tells more)
   data     list, download, prepare and verify data sets
   bench    measure losses, products and data beside their peers on this machine: `bissl-fast bench data`
   report   write report.html of a run anew
+  track    tell Weights & Biases or MLflow of a run afterwards: `bissl-fast track runs/demo --to wandb`
   doctor   versions, device, active backends, and what would make it faster
 """
 
@@ -43,6 +44,7 @@ COMMANDS = {
     "data": "data",
     "bench": "bench",
     "report": "report",
+    "track": "track",
     "doctor": "doctor",
 }
 """The file of each, which holds a function of its name."""
