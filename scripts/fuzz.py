@@ -1,4 +1,4 @@
-"""Damaged files for every reader, odd arguments for every op: counted, and kept where one ends in anything but a sentence.
+"""Damaged files for every reader, odd arguments for every op: counted, and told where one ends in no sentence.
 
     python scripts/fuzz.py --inputs 1000000 --output docs/results/fuzz    all; the last is for .md and .json
     python scripts/fuzz.py --only cache,config --inputs 50000
@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
+import math
 import multiprocessing
 import os
 import platform
@@ -23,11 +25,14 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -69,7 +74,9 @@ def too_long(*_: Any) -> None:
     raise HangError
 
 
-def work(name: str, seed: int, start: int, stop: int, folder: Path, seconds: float, tell: Callable[[Any], None]) -> None:
+def work(
+    name: str, seed: int, start: int, stop: int, folder: Path, seconds: float, tell: Callable[[Any], None]
+) -> None:
     """Try the inputs of a target, and tell of each batch before and after it."""
     one = OPS.get(name) or Damaged(named([name])[0], folder)
     limited()
@@ -149,8 +156,10 @@ def again(name: str, draw: random.Random) -> None:
 
 
 def shares(names: list[str], inputs: int) -> dict[str, int]:
-    """How many inputs each target gets: alike."""
-    return {name: -(-inputs // len(names)) for name in names}
+    """How many inputs each target gets: alike, but for those that take long."""
+    weights = {target.name: target.share for target in every()}
+    total = sum(weights.get(name, 1.0) for name in names)
+    return {name: math.ceil(inputs * weights.get(name, 1.0) / total) for name in names}
 
 
 def markdown(told: dict[str, Any]) -> str:
@@ -184,6 +193,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="without its ending: for .md and .json")
     parser.add_argument("--again", type=int, help="number of an input of the one target")
     given = parser.parse_args()
+    logging.disable()  # what libraries say of damaged files
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
     wanted = [name for name in given.only.split(",") if name]
     names = wanted or [*(target.name for target in every()), *OPS]
     if given.again is not None:
@@ -193,8 +205,8 @@ def main() -> None:
     for name, count in shares(names, given.inputs).items():
         found = targets[name] = tried(name, given.seed, count, given.seconds)
         rate = found["inputs"] / max(found["seconds"], 1e-9)
-        print(f"{name}: {found['inputs']:,} inputs at {rate:,.0f}/s, {found['read']:,} read, {found['refused']:,} refused, "
-              f"{found['failed']:,} failed, {found['crashed']} crashed", flush=True)  # fmt: skip
+        counts = ", ".join(f"{found[kind]:,} {kind}" for kind in ("read", "refused", "failed", "crashed"))
+        print(f"{name}: {found['inputs']:,} inputs at {rate:,.0f}/s, {counts}", flush=True)
         for where, times in Counter(failure["at"] for failure in found["failures"]).most_common(KEPT):
             first = next(failure for failure in found["failures"] if failure["at"] == where)
             print(f"    {times} x {where} (first: {first['number']}): {first['error']}", flush=True)

@@ -21,6 +21,7 @@ from bissl_fast.evaluation.verdict import verdict
 from bissl_fast.export.choice import Choice
 from bissl_fast.export.loading import TrainedModel
 from bissl_fast.export.usage import Usage, preprocessing
+from bissl_fast.plain import parse_yaml
 from bissl_fast.version import __version__
 
 OF_A_MACHINE = ("output", "name", "cache_dir", "data_root", "device", "threads", "loop")
@@ -137,8 +138,8 @@ def _intervals(arm: ArmResult, results: Results) -> str:
 
 def _settings(run: RunFolder) -> dict[str, Any]:
     """config.yaml as it is written, but for what is of the machine."""
-    with suppress(yaml.YAMLError):
-        settings = yaml.safe_load(run.text("config.yaml"))
+    with suppress(ValueError):
+        settings = parse_yaml(run.text("config.yaml"))
         if isinstance(settings, dict) and "dataset" in settings:
             return {name: value for name, value in settings.items() if name not in OF_A_MACHINE}
     raise UserError(f"{run.path / 'config.yaml'} is not as `bissl-fast train` writes it.")

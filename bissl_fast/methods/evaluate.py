@@ -25,6 +25,7 @@ from bissl_fast.methods.embed import Embedder, config_beside, embedder
 from bissl_fast.methods.settings import RunSettings
 from bissl_fast.models import place
 from bissl_fast.models.weights import TIMM_PREFIX, digest_of
+from bissl_fast.plain import parse_json
 from bissl_fast.training.environment import describe_environment
 from bissl_fast.training.files import exclusive, make_folder, write_json
 from bissl_fast.training.precision import apply_precision, find_device
@@ -255,7 +256,7 @@ class _Kept:
 def _read(file: Path, asked: Mapping[str, Any]) -> Scores | None:
     """The scores of a file, if it is whole and answers what is asked."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse_json(file.read_bytes())
         if content["asked"] == asked:
             return {key: Score(**score) for key, score in content["scores"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

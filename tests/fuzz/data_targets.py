@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -102,10 +103,8 @@ def pictures(root: Path) -> None:
     image.save(root / "turned.jpg", exif=b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0")
 
 
-def each_picture(root: Path) -> None:
-    """Every file by itself, of which one is damaged: the others cost little."""
-    for path in sorted(root.iterdir()):
-        decode(path, 8, as_shown=True)
+def picture(path: Path) -> None:
+    decode(path, 8, as_shown=True)
 
 
 def stacks(root: Path) -> None:
@@ -113,9 +112,8 @@ def stacks(root: Path) -> None:
     np.save(root / "real.npy", np.linspace(0, 1, 120, dtype=np.float32).reshape(12, 10))
 
 
-def each_stack(root: Path) -> None:
-    for path in sorted(root.iterdir()):
-        decode_channels(path, 8, channels=1)
+def stack(path: Path) -> None:
+    decode_channels(path, 8, channels=1)
 
 
 def many_channels(root: Path) -> None:
@@ -125,9 +123,8 @@ def many_channels(root: Path) -> None:
     np.save(root / "five.npy", np.zeros((5, 12, 10), dtype=np.uint8))
 
 
-def each_of_many_channels(root: Path) -> None:
-    for path in sorted(root.iterdir()):
-        decode_channels(path, 8, channels=5)
+def five_channels(path: Path) -> None:
+    decode_channels(path, 8, channels=5)
 
 
 def cached_source(root: Path) -> Source:
@@ -165,8 +162,6 @@ def unpacked(extension: str, root: Path) -> None:
         unpack(path, place, LIMIT)
         assert sum(file.stat().st_size for file in place.rglob("*") if file.is_file()) <= LIMIT
     finally:
-        import shutil
-
         shutil.rmtree(place, ignore_errors=True)
         assert len(list(root.iterdir())) == 4, sorted(root.iterdir())
 
@@ -197,9 +192,9 @@ def targets() -> list[Target]:
         of_set("omniglot-zips", omniglot_zips, omniglot.omniglot_few_shot, "*.zip"),
         of_set("table", table, lambda root: labelled_table(root / "photos", root / "labels.csv"), "labels.csv"),
         of_set("folder", lambda root: trees.class_folders(root, {"a": 3, "b": 3}), image_folder, "*/000.png"),
-        Target("pictures", pictures, each_picture, ("*",)),
-        Target("stacks", stacks, each_stack, ("*",)),
-        Target("many-channels", many_channels, each_of_many_channels, ("*",)),
+        Target("pictures", pictures, picture, ("*",), by_file=True),
+        Target("stacks", stacks, stack, ("*",), by_file=True),
+        Target("many-channels", many_channels, five_channels, ("*",), by_file=True),
         Target("cache", cached, cached, ("*/*",)),
         *(Target(f"archive-{extension}", archives, partial(unpacked, extension), (f"*.{extension}",))
           for extension in ("zip", "tar", "gz", "xz")),

@@ -15,12 +15,13 @@ MOST_BYTES = 1 << 20
 INTEGERS = (0, 1, 2, 127, 128, 255, 256, 32767, 32768, 65535, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63 - 1, 2**63)
 TOKENS = (
     b"", b"\0", b"\xff", b"\n", b"\r\n", b" ", b"0", b"-1", b"1e999", b"9" * 30, b"9" * 5000, b"NaN", b"null", b"true",
-    b"[", b"{", b"]", b"}", b'"', b"'", b":", b",", b"../", b"/", b"\\", b"..", b"<b>", b"&a ", b"*a", b"!!python/name:x",
-    b"!!binary x", b"2001-99-99", b"[" * 3000, b'{"a":' * 3000, b"a" * 5000, "\u202e\u00e9\U0001f600".encode(),
+    b"[", b"{", b"]", b"}", b'"', b"'", b":", b",", b"../", b"/", b"\\", b"..", b"<b>", b"&a ", b"*a",
+    b"!!python/name:x", b"!!binary x", b"2001-99-99", b"[" * 3000, b'{"a":' * 3000, b"a" * 5000,
+    "\u202e\u00e9\U0001f600".encode(),
 )  # fmt: skip
 VALUES: tuple[Any, ...] = (
     None, True, False, 0, -1, 1, 2**31, 2**63, -(2**63), 10**30, 10**400, 0.0, -0.5, 1e308, float("nan"), float("inf"),
-    "", "a", "\0", "9" * 30, "<b>", "../..", "é\u202e", "nan", [], {}, [[]], [0], [None], ["a", 1], {"a": 1}, {"": None},
+    "", "a", "\0", "9" * 30, "<b>", "../..", "é\u202e", "nan", [], {}, [[]], [0], [None], ["a", 1], {"a": 1}, {"": 0},
     [1.0, 2.0, 3.0], [{}], "x" * 3000,
 )  # fmt: skip
 
@@ -104,5 +105,5 @@ def _changed(value: Any, draw: random.Random) -> Any:
     kind = draw.random()
     if isinstance(value, dict):
         rest = {name: inner for name, inner in value.items() if name != key}
-        return rest if kind < 0.1 else value | {str(draw.choice(VALUES))[:9]: child} if kind < 0.2 else value | {key: child}
+        return rest if kind < 0.1 else {**value, (str(draw.choice(VALUES))[:9] if kind < 0.2 else key): child}
     return value[:key] + ([] if kind < 0.1 else [child, child] if kind < 0.2 else [child]) + value[key + 1 :]

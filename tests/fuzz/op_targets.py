@@ -1,7 +1,7 @@
 """Odd arguments for every op: random shapes, strides, dtypes, empty and huge tensors.
 
-An op holds its promise if it gives what plain PyTorch gives or raises with a sentence; a raw op, whose arguments a caller
-vouches for, if it gives something or raises.
+An op holds its promise if it gives what plain PyTorch gives or raises with a sentence; a raw op, whose arguments a
+caller vouches for, if it gives something or raises.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def odd(draw: random.Random, tensor: Tensor) -> Any:
         return tensor.unsqueeze(0) if draw.random() < 0.5 or not shape else tensor[0] if shape[0] else tensor
     if kind == 7 and shape:  # no memory behind it, or a single number
         shape[draw.randrange(len(shape))] = draw.choice(HUGE)
-        return torch.empty(0, dtype=tensor.dtype).reshape(*shape[:-1], 0) if draw.random() < 0.5 else huge(tensor, shape)
+        return tensor.new_empty((*shape[:-1], 0)) if draw.random() < 0.5 else huge(tensor, shape)
     if kind == 8:
         return draw.choice((None, tensor.to_sparse() if tensor.dim() else tensor, tensor.to("meta"), 1.0, [tensor]))
     return strided(draw, tensor)
@@ -93,7 +93,8 @@ def perturbed(draw: random.Random, arguments: list[Any], often: float = 0.7) -> 
         elif isinstance(value, float):
             arguments[at] = draw.choice(NUMBERS)
         elif isinstance(value, list) and value and isinstance(value[0], int):
-            arguments[at] = draw.choice(([], [-1], [0], value + [1], value[::-1], [2**62, 2**62], [0, *value], value[:-1]))
+            odd_lists = ([], [-1], [0], [*value, 1], value[::-1], [2**62, 2**62], [0, *value], value[:-1])
+            arguments[at] = list(draw.choice(odd_lists))
         elif isinstance(value, list) and value:
             k = draw.randrange(len(value))
             arguments[at] = draw.choice(([], value[1:], [*value[:k], odd(draw, value[k]), *value[k + 1 :]], value * 2))
@@ -111,7 +112,8 @@ def called(op: Callable[..., Any], arguments: list[Any]) -> tuple[Any, str]:
     try:
         return op(*arguments), ""
     except REFUSALS as error:
-        assert str(error).strip(), f"{type(error).__name__} without a word"
+        if not str(error).strip():
+            raise AssertionError(f"{type(error).__name__} without a word") from error
         return None, str(error)
 
 
@@ -148,7 +150,9 @@ def compare(found: Any, expected: Any) -> None:
             return
         wide = found.dtype in (torch.float16, torch.bfloat16)
         scale = float(other.abs().max()) if other.numel() else 0.0
-        torch.testing.assert_close(one, other, rtol=2e-2 if wide else 1e-3, atol=(2e-2 if wide else 1e-3) * (1e-3 + scale))
+        torch.testing.assert_close(
+            one, other, rtol=2e-2 if wide else 1e-3, atol=(2e-2 if wide else 1e-3) * (1e-3 + scale)
+        )
     elif isinstance(found, tuple | list):
         for one, other in zip(found, expected, strict=True):
             compare(one, other)
@@ -171,7 +175,11 @@ def losses(draw: random.Random) -> bool:
 def batch_norms(draw: random.Random) -> bool:
     """Batch norm with residual and ReLU."""
     dtype, channels, groups = draw.choice(FLOATS), draw.choice(SIZES[1:9]), draw.choice((1, 1, 2, 3))
-    shape = (groups * draw.choice((1, 2, 3)), channels, *(draw.choice(SIZES[1:8]) for _ in range(draw.choice((0, 1, 2, 2)))))
+    shape = (
+        groups * draw.choice((1, 2, 3)),
+        channels,
+        *(draw.choice(SIZES[1:8]) for _ in range(draw.choice((0, 1, 2, 2)))),
+    )
     x, residual = (strided(draw, numbers(draw, shape, dtype)) for _ in range(2))
     weight, bias = (numbers(draw, (channels,), draw.choice((dtype, torch.float32))) for _ in range(2))
     relu = draw.random() < 0.5
@@ -183,7 +191,10 @@ def batch_norms(draw: random.Random) -> bool:
 
 
 def segments_of(draw: random.Random) -> list[int]:
-    return [draw.choice((0, 1, 2, 7, 100, 9000) if draw.random() < 0.05 else (0, 1, 2, 7, 40)) for _ in range(draw.randint(1, 5))]
+    return [
+        draw.choice((0, 1, 2, 7, 100, 9000) if draw.random() < 0.05 else (0, 1, 2, 7, 40))
+        for _ in range(draw.randint(1, 5))
+    ]
 
 
 def vectors(draw: random.Random) -> bool:
@@ -200,7 +211,9 @@ def vectors(draw: random.Random) -> bool:
 def lars(draw: random.Random) -> bool:
     """A LARS step of a few tensors."""
     dtype = draw.choice(FLOATS)
-    shapes = [tuple(draw.choice(SIZES[:9]) for _ in range(draw.choice((0, 1, 2, 4)))) for _ in range(draw.randint(1, 3))]
+    shapes = [
+        tuple(draw.choice(SIZES[:9]) for _ in range(draw.choice((0, 1, 2, 4)))) for _ in range(draw.randint(1, 3))
+    ]
     lists = [[strided(draw, numbers(draw, shape, dtype)).clone() for shape in shapes] for _ in range(3)]
     settings = LarsSettings(0.1, draw.choice((0.0, 0.1)), 0.9, 0.1, draw.random() < 0.5)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from bissl_fast.evaluation.confusion import confused
 from bissl_fast.evaluation.facts import facts
 from bissl_fast.evaluation.page import page
 from bissl_fast.evaluation.plan import read_plan
+from bissl_fast.evaluation.report import write_report
 from bissl_fast.evaluation.run_folder import RunFolder
 from bissl_fast.evaluation.table import results_table
 from bissl_fast.evaluation.verdict import verdict
@@ -41,9 +43,8 @@ def config(root: Path) -> None:
     (root / "compare.yaml").write_text(save_config(ComparisonConfig(seeds=2)))
 
 
-def read_config(root: Path) -> None:
-    load_config(root / "train.yaml", TrainConfig)
-    load_config(root / "compare.yaml", ComparisonConfig)
+def read_config(path: Path) -> None:
+    load_config(path, TrainConfig if path.stem == "train" else ComparisonConfig)
 
 
 class Fitting:
@@ -82,11 +83,8 @@ def checkpoint(root: Path) -> None:
         return step(index)
 
     task.step = stops  # type: ignore[method-assign]
-    try:
+    with suppress(UserError):
         run_loop(task, root, torch.device("cpu"), 0, LoopSettings(0), QUIET)
-    except UserError:
-        pass
-    (root / "kept.pt").write_bytes((root / "checkpoint.pt").read_bytes())
 
 
 def resume(root: Path) -> None:
@@ -117,16 +115,14 @@ def weights(root: Path) -> None:
     torch.save({"model": small}, root / "old.pth", _use_new_zipfile_serialization=False)
 
 
-def read_weights(root: Path) -> None:
+def read_weights(path: Path) -> None:
     """Read, and held against a backbone, which these are too few for."""
-    for path in sorted(root.iterdir()):
-        found = read_tensors(path)
-        assert all(isinstance(value, torch.Tensor) for value in found.values())
-        try:
-            fit(found, BACKBONE, "conv4", str(path))
-        except UserError as error:
-            assert len(str(error)) < 10_000
-    load_weights(root / "some.safetensors", "backbone.")
+    found = read_tensors(path)
+    assert all(isinstance(value, torch.Tensor) for value in found.values())
+    with suppress(UserError):
+        fit(found, BACKBONE, "conv4", str(path))
+    if path.suffix == ".safetensors":
+        load_weights(path, "backbone.")
 
 
 def run(root: Path) -> None:
@@ -203,13 +199,16 @@ def read_names_of_classes(root: Path) -> None:
 def targets() -> list[Target]:
     """All readers of runs."""
     return [
-        Target("config", config, read_config, ("*.yaml",)),
+        Target("config", config, read_config, ("*.yaml",), by_file=True, share=0.1),
         Target("checkpoint", checkpoint, resume, ("checkpoint.pt", "seconds.json", "metrics.jsonl")),
-        Target("weights", weights, read_weights, ("*",)),
-        Target("run", run, read_run, ("run/*.json", "run/config.yaml", "run/*/seconds.json", "run/*/metrics.jsonl")),
-        Target("run-arrays", run, read_arrays, ("run/test/*.npz",)),
+        Target("weights", weights, read_weights, ("*",), by_file=True),
+        Target("run", run, read_run, ("run/*.json", "run/config.yaml", "run/*/seconds.json", "run/*/metrics.jsonl"),
+               share=0.1),
+        Target("report", run, lambda root: write_report(root / "run"), ("run/*.json", "run/*.yaml", "run/*/*.jsonl",
+                                                                       "run/test/*.npz"), share=0.001),
+        Target("run-arrays", run, read_arrays, ("run/test/*.npz",), share=0.3),
         Target("comparison", plan, read_comparison_of, ("compared/plan.json", "compared/*/results.json",
-                                                        "compared/*/*/seconds.json")),
+                                                        "compared/*/*/seconds.json"), share=0.3),
         Target("stage", stage, read_stage, ("run/pretext/DONE", "run/pretext/key.json")),
         Target("class-names", names_of_classes, read_names_of_classes, ("stage/classes.json",)),
     ]  # fmt: skip

@@ -29,12 +29,16 @@ class Target:
         plant: writes a whole tree into a folder.
         read: the tree in that folder.
         files: patterns of the files that are damaged.
+        by_file: whether it reads one of these, and not the folder.
+        share: of the inputs, beside 1 of those that read quickly.
     """
 
     name: str
     plant: Callable[[Path], Any]
     read: Callable[[Path], Any]
     files: tuple[str, ...]
+    by_file: bool = False
+    share: float = 1.0
 
 
 class Planted:
@@ -53,7 +57,8 @@ class Planted:
         found = sorted({path for pattern in target.files for path in folder.glob(pattern) if path.is_file()})
         assert found, f"{target.name} has no file like {target.files}"
         self.whole = {path: path.read_bytes() for path in found}
-        target.read(folder)
+        for path in found if target.by_file else [folder]:
+            target.read(path)
 
     def damage(self, draw: random.Random) -> tuple[Path, bytes]:
         """A file and what it is to hold; now and then that of another file."""
@@ -69,7 +74,7 @@ class Planted:
         """
         path.write_bytes(content)
         try:
-            self.target.read(self.folder)
+            self.target.read(path if self.target.by_file else self.folder)
         except EXPECTED as error:
             _require_sentence(error)
             return False
@@ -86,7 +91,7 @@ def _require_sentence(error: BaseException) -> None:
     while cause is not None:
         if isinstance(cause, MemoryError | RecursionError):
             raise cause
-        cause = cause.__cause__ or cause.__context__
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
 
 
 def every() -> list[Target]:

@@ -38,7 +38,7 @@ class Matrix(NamedTuple):
     content: Reader
 
     @property
-    def count(self) -> int:
+    def size(self) -> int:
         return math.prod(self.shape)
 
 
@@ -148,22 +148,22 @@ def _value(matrix: Matrix, depth: int = 0) -> Any:
         raise ValueError("it is nested too deeply")
     if kind in NUMERIC:
         values = inner.numbers()
-        if len(values) != matrix.count:
-            raise ValueError(f"it announces {matrix.count} numbers and holds {len(values)}")
+        if len(values) != matrix.size:
+            raise ValueError(f"it announces {matrix.size} numbers and holds {len(values)}")
         return values.reshape(shape, order="F")
     if kind == CHAR:
-        return inner.text() if matrix.count else ""
+        return inner.text() if matrix.size else ""
     if kind not in (CELL, STRUCT):
         raise ValueError(f"it holds a matrix of the class {kind}, which no set's labels have")
-    if matrix.count > len(inner.data):
+    if matrix.size > len(inner.data):
         raise ValueError("it is cut off")
     if kind == CELL:
-        return [_inside(inner, depth) for _ in range(matrix.count)]
+        return [_inside(inner, depth) for _ in range(matrix.size)]
     width, names = inner.numbers(), inner.element().data
     if width.dtype.kind != "i" or len(width) != 1 or width[0] < 1:
         raise ValueError("its structures have no fields")
     fields = [names[at : at + width[0]].split(b"\0")[0].decode("latin1") for at in range(0, len(names), width[0])]
-    return [{field: _inside(inner, depth) for field in fields} for _ in range(matrix.count)]
+    return [{field: _inside(inner, depth) for field in fields} for _ in range(matrix.size)]
 
 
 def _inside(inner: Reader, depth: int) -> Any:

@@ -45,7 +45,8 @@ def cars(folder: Path) -> Listing:
     splits = {}
     for split, path in paths.items():
         rows = [_annotation(path, row) for row in _list(_variable(path, "annotations", "Stanford Cars"))]
-        splits[split] = [(f"cars_{split}/{file}", classes[label_of(number, len(classes), path)]) for file, number in rows]
+        labels = [label_of(number, len(classes), path) for _, number in rows]
+        splits[split] = [(f"cars_{split}/{file}", classes[k]) for (file, _), k in zip(rows, labels, strict=True)]
     return from_lists("cars", "Stanford Cars", folder, splits, classes, 196)
 
 
