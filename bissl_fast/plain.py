@@ -121,7 +121,7 @@ def _array(data: bytes) -> npt.NDArray[Any]:
     shape, by_columns, dtype = header(file)
     if dtype.hasobject or not dtype.itemsize:
         raise ValueError("it holds objects, which are never unpickled here")
-    if math.prod(shape) * dtype.itemsize > len(data):
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize > len(data):
         raise ValueError(f"it announces {shape} {dtype} and is cut off")
     flat = np.frombuffer(data, dtype, math.prod(shape), file.tell())
     return flat.reshape(shape, order="F" if by_columns else "C").copy()

@@ -40,7 +40,7 @@ from tests.fuzz.op_targets import OPS
 from tests.fuzz.targets import Planted, Target, every, named
 
 FORK = multiprocessing.get_context("fork")  # what every target needs is imported once
-SECONDS = 10  # that an input may take
+SECONDS = 20  # of computing that an input may take, and ten times as many of waiting
 BYTES = 2 << 30  # of address space that the inputs of a process may take together
 BATCH = 200  # inputs between two looks at the clock
 KEPT = 40  # failures of a target that are told
@@ -81,13 +81,15 @@ def work(
     one = OPS.get(name) or Damaged(named([name])[0], folder)
     limited()
     signal.signal(signal.SIGALRM, too_long)
+    signal.signal(signal.SIGPROF, too_long)
     begun, number = time.monotonic(), start
     while number < stop and time.monotonic() - begun < seconds:
         counts: Counter[str] = Counter()
         failures = []
         tell({"from": number})
         for number in range(number, min(stop, number + BATCH)):  # noqa: B020
-            signal.setitimer(signal.ITIMER_REAL, SECONDS)
+            signal.setitimer(signal.ITIMER_PROF, SECONDS)
+            signal.setitimer(signal.ITIMER_REAL, 10 * SECONDS)
             try:
                 counts["read" if one(draw_of(seed, name, number)) else "refused"] += 1
             except (Exception, HangError) as error:
@@ -95,6 +97,7 @@ def work(
                 failures.append({"number": number, "at": place(error), "error": str(error)[:300]})
                 one = OPS.get(name) or Damaged(named([name])[0], folder)
             finally:
+                signal.setitimer(signal.ITIMER_PROF, 0)
                 signal.setitimer(signal.ITIMER_REAL, 0)
         number += 1
         tell({"done": number, "counts": counts, "failures": failures})

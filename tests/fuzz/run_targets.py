@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from contextlib import suppress
@@ -34,7 +35,7 @@ from tests.evaluation.comparisons import write_comparison_of
 from tests.evaluation.conftest import make_arms, write_run
 from tests.fuzz.targets import Target
 
-QUIET = Console(quiet=True)
+QUIET = Console(quiet=True, file=io.StringIO())
 
 
 def config(root: Path) -> None:
@@ -68,6 +69,9 @@ class Fitting:
         return {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def restore(self, state: dict[str, Any]) -> None:
+        wanted = self.optimizer.state_dict()["param_groups"][0].keys()  # PyTorch takes a group that lacks some of them
+        if wanted - state["optimizer"]["param_groups"][0].keys():
+            raise ValueError("an optimiser of another kind")
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
 

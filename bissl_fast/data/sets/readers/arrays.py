@@ -247,7 +247,7 @@ def _empty_array(*_: Any) -> npt.NDArray[np.int8]:
 def _require_few_parts(data: bytes) -> None:
     """Refuse numbers of parts beyond their count: the unpickler takes memory for all numbers below."""
     for opcode, argument, _ in pickletools.genops(data):
-        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > len(data):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > len(data):
             raise pickle.UnpicklingError(f"it numbers one of its parts {argument}")
 
 

@@ -58,7 +58,7 @@ def food101(folder: Path) -> Listing:
         try:
             images: dict[str, list[str]] = parse_json(path.read_bytes())
             splits[split] = [(f"{image}.jpg", label) for label in sorted(images) for image in images[label]]
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, LookupError) as error:
             raise UserError(f"{path} is damaged ({error}): download Food-101 again.") from error
     classes = sorted({label for entries in splits.values() for _, label in entries})
     return from_lists("food101", "Food-101", folder / "images", splits, classes, 101)
