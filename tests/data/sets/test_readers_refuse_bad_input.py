@@ -338,7 +338,7 @@ def test_breeds_of_one_number_and_two_names(tmp_path):
     folder = published.pets(tmp_path)
     listed = folder / "annotations" / "test.txt"
     listed.write_text(listed.read_text().replace("Bengal_", "Bengali_"))
-    with pytest.raises(UserError, match="for train in .* names the class 'Bengal', which it has none of"):
+    with pytest.raises(UserError, match=r"for train in .* names the class 'Bengal', which it has none of"):
         lists.pets(folder)
 
 
