@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, is_dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
+from bissl_fast.plain import parse_json
 from bissl_fast.training.clock import Clock
 from bissl_fast.training.files import digest, make_folder, unwritable, write_json
 from bissl_fast.training.tracking import say
@@ -112,9 +114,9 @@ def _plain(value: Any) -> Any:
 def _finished(folder: Path, key: str) -> str | None:
     """Hash of the outputs if the folder holds them whole for this key."""
     try:
-        done = json.loads((folder / "DONE").read_text())
+        done = parse_json((folder / "DONE").read_bytes())
         whole = done["key"] == key and all(digest(folder / name) == sha for name, sha in done["outputs"].items())
-    except (OSError, ValueError, KeyError, AttributeError):
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return None
     return hashlib.sha256(json.dumps(done["outputs"], sort_keys=True).encode()).hexdigest() if whole else None
 
@@ -134,8 +136,10 @@ def _set_aside(folder: Path, key: str, console: Console) -> None:
     if not folder.exists():
         return
     try:
-        other = json.loads((folder / "key.json").read_text())["key"]
-    except (OSError, ValueError, KeyError):
+        other = parse_json((folder / "key.json").read_bytes())["key"]
+    except (OSError, ValueError, KeyError, TypeError):
+        other = None
+    if not isinstance(other, str) or not re.fullmatch("[0-9a-f]{64}", other):  # it becomes part of a folder's name
         other = "unknown"
     if other == key:
         return

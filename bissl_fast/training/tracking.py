@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from bissl_fast.plain import parse_json
 from bissl_fast.training.files import unwritable
 
 Item = TypeVar("Item")
@@ -87,8 +88,8 @@ def read_metrics(path: Path) -> list[Record]:
     by_step: dict[int, Record] = {}
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
+            record = parse_json(line)
+        except ValueError:
             continue
         if isinstance(record, dict) and isinstance(record.get("step"), int):
             by_step[record["step"]] = record

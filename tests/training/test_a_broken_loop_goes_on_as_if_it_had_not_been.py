@@ -194,3 +194,28 @@ def test_a_checkpoint_executes_nothing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a readable checkpoint"):
         loop(Wanderer(), tmp_path)
     assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"done": "2"},
+        {"done": -1},
+        {"done": 10**6},
+        {"window": 3},
+        {"rng": 3},
+        {"offset": None},
+        {"task": [1]},
+        {"task": 3},
+    ],
+    ids=str,
+)
+def test_a_checkpoint_with_strange_values_is_refused_with_a_way_out(tmp_path: Path, change: dict[str, Any]) -> None:
+    with pytest.raises(Interrupted):
+        loop(stop_at(2, signal.SIGTERM), tmp_path / "run")
+    path = tmp_path / "run" / "checkpoint.pt"
+    saved = torch.load(path, weights_only=True)
+    for state in (saved | change, {k: v for k, v in saved.items() if k not in change}, [saved], torch.zeros(2)):
+        torch.save(state, path)
+        with pytest.raises(UserError, match=r"is a checkpoint of another model \(.+\); move it away"):
+            loop(Wanderer(), tmp_path / "run")
