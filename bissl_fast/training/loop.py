@@ -12,8 +12,8 @@ from rich.console import Console
 
 from bissl_fast.errors import UserError
 from bissl_fast.training.allocator import keep_freed_memory
+from bissl_fast.training.checkpoint import Checkpoints
 from bissl_fast.training.clock import Clock
-from bissl_fast.training.files import load_checkpoint, save_checkpoint
 from bissl_fast.training.interruption import Interrupted, Interruption
 from bissl_fast.training.tracking import Metrics, ProgressBar, say
 
@@ -42,11 +42,15 @@ class LoopSettings:
 
     Attributes:
         checkpoint_seconds: time between checkpoints; 0 writes one after each step.
+        checkpoints: how many are kept while a stage runs: where the last is damaged, the one before it serves.
     """
 
     checkpoint_seconds: float = 60.0
+    checkpoints: int = 2
 
     def __post_init__(self) -> None:
+        if self.checkpoints < 1:
+            raise UserError(f"--loop.checkpoints must be at least 1, found {self.checkpoints}.")
         if not self.checkpoint_seconds >= 0:
             raise UserError(f"--loop.checkpoint-seconds must not be negative, found {self.checkpoint_seconds}.")
 
@@ -100,13 +104,12 @@ class _Loop:
     ) -> None:
         self.task, self.folder, self.settings, self.console = task, folder, settings, console
         self.watch, self.warned = watch, False
-        self.checkpoint = folder / "checkpoint.pt"
+        self.checkpoints = Checkpoints(folder, settings.checkpoints, console)
         self.device = device
         self.done, self.clock = 0, Clock(folder)
         self.window: list[dict[str, Any]] = []
         torch.manual_seed(seed)
-        offset = self._resume(device) if self.checkpoint.exists() else 0
-        self.metrics = Metrics(folder, offset, self.done)
+        self.metrics = Metrics(folder, self._resume(device), self.done)
         self.saved = self.done
 
     def run(self) -> None:
@@ -136,7 +139,10 @@ class _Loop:
         return ProgressBar(self.console, self.folder.name, self.task.steps, self.done)
 
     def _resume(self, device: torch.device) -> int:
-        saved = load_checkpoint(self.checkpoint, device)
+        """Take over the last whole checkpoint, if there is one; returns the length of the log at that time, bytes."""
+        saved = self.checkpoints.newest(device)
+        if saved is None:
+            return 0
         try:
             self.task.restore(saved["task"])
             self.done, self.window = saved["done"], saved["window"]
@@ -145,7 +151,7 @@ class _Loop:
                 torch.cuda.set_rng_state(saved["cuda_rng"].cpu(), device)
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             raise UserError(
-                f"{self.checkpoint} is a checkpoint of another model ({str(error).splitlines()[0]}); "
+                f"the checkpoint in {self.folder} is one of another model ({str(error).splitlines()[0]}); "
                 "move it away to start the stage over."
             ) from None
         say(self.console, f"{self.folder.name}: goes on after step {self.done} of {self.task.steps}", "dim")
@@ -155,8 +161,8 @@ class _Loop:
         state = self.task.state()
         self._settle()
         self._check_finite(state)
-        save_checkpoint(
-            self.checkpoint,
+        self.metrics.sync()
+        self.checkpoints.save(
             {
                 "task": state,
                 "done": self.done,
@@ -164,7 +170,7 @@ class _Loop:
                 "offset": self.metrics.offset,
                 "rng": torch.get_rng_state(),
                 "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
-            },
+            }
         )
         self.clock.keep()
         self.saved = self.done

@@ -11,20 +11,30 @@ import torch
 
 from bissl_fast.errors import UserError
 
+_FULL = ("can't allocate memory", "out of memory", "_ALLOC_FAILED")
+"""Words of PyTorch's allocators and of CUDA's libraries."""
+
 
 @contextmanager
 def memory_told() -> Iterator[None]:
     """Make a sentence of memory that is full."""
     try:
         yield
-    except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+    except (RuntimeError, MemoryError) as error:
+        if not is_full(error):
             raise
         raise UserError(
             f"memory is full ({str(error).splitlines()[0]}); lower --pretrain.batch-size, --finetune.batch-size or "
             "--images.size, or set --pretrain.chunk, then run the same command again: finished stages that it leaves "
             "alone are kept."
         ) from None
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error says that memory is full, of the machine or of a GPU."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in _FULL)
+    )
 
 
 def peak_of_process() -> int:

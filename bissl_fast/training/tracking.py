@@ -1,6 +1,7 @@
 """Metrics as JSON lines and TensorBoard events; progress on the terminal."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -42,7 +43,7 @@ class Metrics:
         self._path = folder / "metrics.jsonl"
         try:
             self._file = open(self._path, "ab")  # noqa: SIM115
-            self._file.truncate(offset)
+            self._file.truncate(min(offset, self._file.tell()))  # a file that lost its end is not filled up with zeros
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
         except OSError as error:
             raise unwritable(self._path, error) from None
@@ -57,6 +58,13 @@ class Metrics:
         for name, value in values.items():
             if isinstance(value, int | float):
                 self._board.add_scalar(name, value, step)
+
+    def sync(self) -> None:
+        """Let what was written outlast a power failure, as the checkpoint that counts on it does."""
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise unwritable(self._path, error) from None
 
     @property
     def offset(self) -> int:
