@@ -20,7 +20,7 @@ from bissl_fast.methods.run import Run
 from bissl_fast.methods.stages.downstream import Downstream
 from bissl_fast.methods.stages.pretrain import Pretext
 from bissl_fast.methods.stages.sgd import SGDSettings
-from bissl_fast.training.files import exclusive, make_folder, write_atomic, write_json
+from bissl_fast.training.files import disk_told, exclusive, make_folder, write_atomic, write_json
 from bissl_fast.training.memory import memory_told
 from bissl_fast.training.stage import StageOutput
 
@@ -146,7 +146,7 @@ def require_no_comparison(folder: Path) -> None:
 def train(config: TrainConfig, console: Console) -> Path:
     """Run or resume everything that a config stands for; returns the run's folder."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorBoard's writer may pull in a talkative TensorFlow
-    with memory_told():
+    with memory_told(), disk_told(config.run_folder):
         require_no_comparison(config.run_folder)
         training = Training(config, console)
         make_folder(training.context.folder)
@@ -157,7 +157,7 @@ def train(config: TrainConfig, console: Console) -> Path:
 def pretrain(config: PretextConfig, console: Console) -> Path:
     """Train a pretext task alone, or resume it; returns the folder of its stage, with the backbone in its weights."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    with memory_told():
+    with memory_told(), disk_told(config.run_folder):
         run = Run(config, config.views, console, tested=config.exclude_test)
         pretext = Pretext(config.pretext, config.pretrain)
         steps = pretext.steps(run, config.pretrain.epochs)

@@ -37,6 +37,8 @@ _ADVICE = {
     **dict.fromkeys(GONE, "its disk no longer answers: see that it is connected and mounted"),
 }
 
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, *GONE}
+
 
 def unwritable(path: Path, error: OSError) -> UserError:
     """The sentence for a path that cannot be written."""
@@ -44,6 +46,17 @@ def unwritable(path: Path, error: OSError) -> UserError:
     return UserError(
         f"{path} could not be written, {reason}, then run the same command again; what was written before is whole."
     )
+
+
+@contextlib.contextmanager
+def disk_told(folder: Path) -> Iterator[None]:
+    """Make a sentence of a disk that is full, read-only or gone, wherever work in a folder meets it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        raise unwritable(Path(os.fsdecode(error.filename)) if error.filename else folder, error) from None
 
 
 def make_folder(path: Path) -> None:

@@ -5,6 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any, TypeVar
@@ -53,11 +54,11 @@ class Metrics:
         try:
             self._file.write((json.dumps({"step": step, **values}) + "\n").encode())
             self._file.flush()
+            for name, value in values.items():
+                if isinstance(value, int | float):
+                    self._board.add_scalar(name, value, step)
         except OSError as error:
             raise unwritable(self._path, error) from None
-        for name, value in values.items():
-            if isinstance(value, int | float):
-                self._board.add_scalar(name, value, step)
 
     def sync(self) -> None:
         """Let what was written outlast a power failure, as the checkpoint that counts on it does."""
@@ -72,8 +73,10 @@ class Metrics:
         return self._file.tell()
 
     def close(self) -> None:
-        self._file.close()
-        self._board.close()
+        """Let go of the files. A disk that fails only now is met by what the stage writes next."""
+        for file in (self._file, self._board):
+            with suppress(OSError):
+                file.close()
 
 
 def tracked(console: Console, items: Iterable[Item], total: int, title: str) -> Iterator[Item]:

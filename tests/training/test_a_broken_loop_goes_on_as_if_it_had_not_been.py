@@ -1,6 +1,5 @@
 """Checkpoint, interruption, non-finite numbers and full disks in the loop that every stage shares."""
 
-import errno
 import json
 import os
 import signal
@@ -153,27 +152,3 @@ def test_a_checkpoint_of_another_model_is_refused_with_a_way_out(tmp_path: Path)
         loop(stop_at(2, signal.SIGTERM), tmp_path / "run")
     with pytest.raises(UserError, match=r"one of another model \(size mismatch for weight\); move it away"):
         loop(Wanderer(size=9), tmp_path / "run")
-
-
-@pytest.mark.parametrize(
-    ("number", "sentence"), [(errno.ENOSPC, "the disk is full"), (errno.EROFS, "the file system is read-only")]
-)
-def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before_it_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, sentence: str
-) -> None:
-    task = Wanderer()
-
-    def fill() -> None:
-        def refuse(descriptor: int) -> None:
-            raise OSError(number, os.strerror(number))
-
-        monkeypatch.setattr(os, "fsync", refuse)
-
-    task.at[3] = fill
-    with pytest.raises(UserError, match=sentence):
-        loop(task, tmp_path / "run")
-    monkeypatch.undo()
-    assert read_checkpoint(tmp_path / "run" / "checkpoint.pt", CPU)["done"] == 3
-    assert not list((tmp_path / "run").glob("*.partial"))
-    whole = loop(Wanderer(), tmp_path / "whole")
-    assert torch.equal(loop(Wanderer(), tmp_path / "run").weight, whole.weight)
