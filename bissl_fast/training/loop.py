@@ -14,6 +14,7 @@ from bissl_fast.errors import UserError
 from bissl_fast.training.allocator import keep_freed_memory
 from bissl_fast.training.checkpoint import Checkpoints
 from bissl_fast.training.clock import Clock
+from bissl_fast.training.finite import GradientWatch, first_non_finite
 from bissl_fast.training.interruption import Interrupted, Interruption
 from bissl_fast.training.tracking import Metrics, ProgressBar, say
 
@@ -21,8 +22,15 @@ Values = Mapping[str, "torch.Tensor | float | str | None"]
 """What a step logs. None is written as null: what could not be measured and decides nothing, a reason beside it."""
 
 
+REMEDY = "Another precision than fp32, or a learning rate that is too high, is the usual cause."
+"""Of numbers that are not finite."""
+
+
 class Task(Protocol):
-    """What a stage does in one step. All that a step changes is in ``state``; the rest follows from its index."""
+    """What a stage does in one step. All that a step changes is in ``state``; the rest follows from its index.
+
+    A task may have a sentence ``remedy``: what to change where its numbers stop being finite.
+    """
 
     steps: int
     images_per_step: int
@@ -56,7 +64,7 @@ class LoopSettings:
 
 
 class NonFiniteError(UserError):
-    """A loss or a weight is no longer a number."""
+    """A loss, a gradient or a weight is no longer a number."""
 
 
 def run_loop(
@@ -108,16 +116,18 @@ class _Loop:
         self.device = device
         self.done, self.clock = 0, Clock(folder)
         self.window: list[dict[str, Any]] = []
+        self.gradients = GradientWatch()
         torch.manual_seed(seed)
         self.metrics = Metrics(folder, self._resume(device), self.done)
         self.saved = self.done
 
     def run(self) -> None:
         try:
-            with Interruption() as interruption, self._progress() as progress:
+            with Interruption() as interruption, self._progress() as progress, self.gradients.watching():
                 saved_at = time.monotonic()
                 self.window_start, self.window_first = saved_at, self.done
                 while self.done < self.task.steps:
+                    self.gradients.begin(self.done)
                     self.window.append(dict(self.task.step(self.done)))
                     self.done += 1
                     if self.done % self.task.log_every == 0 or self.done == self.task.steps:
@@ -187,16 +197,23 @@ class _Loop:
                 if not all(math.isfinite(v) for v in (value if isinstance(value, list) else [value])):
                     raise self._non_finite(f"{name} became {value}", first + index + 1)
 
+        if (bad := self.gradients.first()) is not None:
+            raise self._non_finite(f"{bad.words(self.task.state())} became not finite", bad.step + 1)
+
     def _check_finite(self, state: dict[str, Any] | None = None) -> None:
-        name = _first_non_finite(self.task.state() if state is None else state)
+        name = first_non_finite(self.task.state() if state is None else state)
         if name is not None:
             raise self._non_finite(f"the weights {name} hold a number that is not finite", self.done)
 
     def _non_finite(self, what: str, step: int) -> NonFiniteError:
         kept = f"the checkpoint of step {self.saved} is kept" if self.saved else "no checkpoint had been written yet"
+        bad = self.gradients.first()
+        if bad is not None and bad.step < step and "gradient of" not in what:
+            first = f"{bad.words(self.task.state())} in step {bad.step + 1}"
+            what = f"{what} (first of all gradients that are not finite: {first})"
+        remedy = getattr(self.task, "remedy", REMEDY)
         return NonFiniteError(
-            f"{self.folder.name} stopped: {what} at step {step} of {self.task.steps}; {kept}. "
-            "Another precision than fp32, or a learning rate that is too high, is the usual cause."
+            f"{self.folder.name} stopped: {what} at step {step} of {self.task.steps}; {kept}. {remedy}"
         )
 
     def _log(self, progress: ProgressBar) -> None:
@@ -227,14 +244,3 @@ def _mean(values: list[Any]) -> Any:
     if isinstance(values[0], list):
         return [math.fsum(column) / len(values) for column in zip(*values, strict=True)]
     return math.fsum(values) / len(values)
-
-
-def _first_non_finite(value: Any, path: str = "") -> str | None:
-    """Path of the first floating tensor in nested containers that holds something else than numbers."""
-    if isinstance(value, torch.Tensor):
-        return path if value.is_floating_point() and not bool(torch.isfinite(value).all()) else None
-    if isinstance(value, list | tuple):
-        value = dict(enumerate(value))
-    children = value.items() if isinstance(value, Mapping) else ()
-    names = (_first_non_finite(child, f"{path}.{key}".strip(".")) for key, child in children)
-    return next((name for name in names if name is not None), None)

@@ -73,6 +73,8 @@ class FineTuneTask:
         loss: of scores and targets.
     """
 
+    remedy = "Lower the --finetune-….learning-rate of this arm (bissl or baseline), or take --precision fp32."
+
     def __init__(
         self,
         network: Network,
