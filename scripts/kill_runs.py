@@ -38,6 +38,7 @@ RUNS = {
     "--gessl.inner-rate 0.001 --gessl.outer.learning-rate 0.001",
     "fussl": "train --methods fussl --fussl.blocks 2 --fussl.first-epochs 3 --fussl.second-epochs 3",
     "abrl": "train --methods abrl --abrl.batch-size 6 --abrl.epochs 2",
+    "search": "train --methods baseline --search.trials 3 --pretrain.epochs 2 --finetune.epochs 2",
     "compare": "compare --methods baseline bissl --seeds 2 --pretrain.epochs 2 --pretrain.warmup-epochs 0.5 "
     "--head.epochs 1 --finetune.epochs 1 --bissl.alternations 2",
 }
