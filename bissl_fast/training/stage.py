@@ -146,8 +146,19 @@ def _set_aside(folder: Path, key: str, console: Console) -> None:
             folder.rename(kept)
     except OSError as error:
         raise unwritable(folder, error) from None
-    why = "settings or inputs changed" if other else "its key.json is missing or damaged"
+    why = _reason(kept)
     say(console, f"{folder.name}: {why}; the earlier result is kept in {kept}", "yellow")
+
+
+def _reason(folder: Path) -> str:
+    """Why the result in a folder is of no use now."""
+    try:
+        number = json.loads((folder / "key.json").read_text())["format"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "its key.json is missing or damaged" if _begun(folder) is None else "settings or inputs changed"
+    if number != FORMAT:
+        return f"this bissl-fast computes it otherwise (stage format {FORMAT}) than the one that made it ({number})"
+    return "settings or inputs changed"
 
 
 def _begun(folder: Path) -> str | None:
