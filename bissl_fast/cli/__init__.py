@@ -12,6 +12,7 @@ USAGE = f"""bissl-fast {__version__}: bilevel self-supervised learning, exact an
 usage: bissl-fast COMMAND [OPTIONS]     (bissl-fast COMMAND --help tells more)
 
   train    run methods from pretext training to test, BiSSL and its baseline unless --methods names others
+  plan     what a run needs before it is made, with the options of train: time, memory, products, disk
   compare  methods over pretext seeds at equal budget: `bissl-fast compare --methods baseline,bissl --seeds 3`
   ablate   a study's arms likewise: `bissl-fast ablate --list`
   pretrain train a pretext task alone and leave its backbone: `bissl-fast pretrain --pretext byol`
@@ -29,6 +30,7 @@ usage: bissl-fast COMMAND [OPTIONS]     (bissl-fast COMMAND --help tells more)
 
 COMMANDS = {
     "train": "train",
+    "plan": "plan",
     "compare": "compare",
     "ablate": "compare",
     "pretrain": "pretrain",

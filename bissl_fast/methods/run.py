@@ -21,6 +21,7 @@ from bissl_fast.pretext.collapse import alarm
 from bissl_fast.training.environment import describe_environment
 from bissl_fast.training.files import load_weights, write_json
 from bissl_fast.training.loop import Task, run_loop
+from bissl_fast.training.memory import memory_told
 from bissl_fast.training.precision import apply_precision, find_device
 from bissl_fast.training.serving import doubts, path
 from bissl_fast.training.stage import StageOutput, run_stage
@@ -97,7 +98,8 @@ class Run:
             write_json(folder / "environment.json", self.environment)  # a copied stage keeps the one it was made in
             body(folder)
 
-        return run_stage(self.folder / name, {**self.shared, **settings}, inputs, recorded, outputs, self.console)
+        with memory_told(self.folder / name):
+            return run_stage(self.folder / name, {**self.shared, **settings}, inputs, recorded, outputs, self.console)
 
     @property
     def shared(self) -> dict[str, Any]:

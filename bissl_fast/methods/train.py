@@ -74,6 +74,7 @@ class Training:
     Args:
         config: the run's settings.
         console: terminal.
+        kind: of the run that its stages are made in.
 
     Attributes:
         arms: by name, each ready to run, with the SGD that its backbone is fine-tuned by.
@@ -85,10 +86,10 @@ class Training:
         UserError: for settings, data or folders that cannot be used.
     """
 
-    def __init__(self, config: TrainConfig, console: Console) -> None:
+    def __init__(self, config: TrainConfig, console: Console, kind: type[Run] = Run) -> None:
         self.config = config
         self.arms = methods_of(config)
-        self.context = Run(config, config.views, console)
+        self.context = kind(config, config.views, console)
         self.context.data.load_both()
         self.judge = judge_of(self.context, Downstream(config.finetune), config.protocols, config.search)
         self.judge.require(self.context, [name for name, (method, _) in self.arms.items() if method.supervised])
