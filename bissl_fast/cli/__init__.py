@@ -12,6 +12,7 @@ USAGE = f"""bissl-fast {__version__}: bilevel self-supervised learning, exact an
 usage: bissl-fast COMMAND [OPTIONS]     (bissl-fast COMMAND --help tells more)
 
   train    run methods from pretext training to test, BiSSL and its baseline unless --methods names others
+  plan     what a run needs before it is made, with the options of train: time, memory, products, disk
   compare  methods over pretext seeds at equal budget: `bissl-fast compare --methods baseline,bissl --seeds 3`
   ablate   a study's arms likewise: `bissl-fast ablate --list`
   reproduce a table or a figure of BiSSL's paper beside what it prints: `bissl-fast reproduce table1 --plan`
@@ -31,6 +32,7 @@ usage: bissl-fast COMMAND [OPTIONS]     (bissl-fast COMMAND --help tells more)
 
 COMMANDS = {
     "train": "train",
+    "plan": "plan",
     "compare": "compare",
     "ablate": "compare",
     "reproduce": "reproduce",

@@ -112,6 +112,11 @@ class BiSSLTask:
         loss: of scores and targets, L^D.
     """
 
+    remedy = (
+        "Raise --bissl.damping, lower --bissl.learning-rate or --upper.learning-rate, or take --precision fp32 and "
+        "--bilevel.products-dtype float32."
+    )
+
     def __init__(
         self,
         learner: Learner,
@@ -209,7 +214,7 @@ class BiSSLTask:
         settings = self.settings
         solver = self._solver(stored)
         total = settings.alternations * settings.upper_steps
-        losses, plain_losses, residuals, events, products = [], [], [], [], []
+        losses, plain_losses, gradients, residuals, events, products = [], [], [], [], [], []
         for index in range(alternation * settings.upper_steps, (alternation + 1) * settings.upper_steps):
             rate = warmup_cosine(index, total, self.sgd.learning_rate, floor=self.sgd.final_share)
             set_learning_rate(self.upper_optimizer, rate)
@@ -225,12 +230,14 @@ class BiSSLTask:
             self.upper_optimizer.step()  # line 15
             losses.append(loss)
             plain_losses.append(plain)
+            gradients.append(norm(solution.x))
             residuals.append(solution.relative_residuals)
             events.append(solution.events)
             products.append((solution.products, solution.rough_products))
         values: dict[str, torch.Tensor | float] = {
             "upper_loss": _mean(losses),
             "upper_loss_downstream": _mean(plain_losses),
+            "implicit_gradient_norm": _mean(gradients),
             "lr_upper": rate,
             **event_shares(events),
         }
