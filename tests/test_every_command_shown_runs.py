@@ -23,16 +23,22 @@ import timm
 import tyro
 
 from bissl_fast.cli import COMMANDS, main
+from bissl_fast.data.sets import textures
 from bissl_fast.methods.run import Run
+from tests.experiments.comparisons import SMALLER as SHORTER
 from tests.methods.conftest import SMALL
 from tests.shown import PAGES, ROOT, commands, write_world
 
 BEGUN = ("train", "pretrain", "compare", "ablate")
 IMAGES = SMALL[: SMALL.index("--pretrain.epochs")]
-SMALLER = dict.fromkeys(BEGUN, SMALL) | {
+TRAINING = [*SMALL, *SHORTER, "--bissl.stored-batches", "1"]
+SMALLER = {
+    "train": TRAINING,
+    "compare": TRAINING,
+    "ablate": TRAINING,
     "pretrain": [*IMAGES, "--pretrain.epochs", "1", "--pretrain.warmup-epochs", "0.5"],
     "evaluate": [
-        f"--{name}={2}" for name in ("linear.epochs", "semi.epochs", "fewshot.episodes", "crossdomain.episodes")
+        f"--{name}=2" for name in ("linear.epochs", "semi.epochs", "fewshot.episodes", "crossdomain.episodes")
     ],
     "sigma": ["--tasks", "2"],
     "one-step": ["--tasks", "2"],
@@ -41,6 +47,8 @@ TRAIN = "bissl-fast train --dataset folder:photos/labelled --pretext-dataset fol
 PRETRAIN = next(line for line in commands("bissl-fast pretrain") if line.endswith("--name omniglot"))
 LINES = commands("bissl-fast")
 BEGINNING = [line for line in LINES if line.split()[1] in BEGUN and not line.endswith(("--help", "--list"))]
+LACKING = "bissl-fast train --dataset folder:photos --labels classes.csv"
+XFAIL = pytest.mark.xfail(strict=True, reason="STL-10 is not there: the line lacks --pretext-dataset folder:photos")
 BENCH = commands("bissl-fast bench")
 ENDING = [line for line in LINES if line not in (*BEGINNING, *BENCH)]
 
@@ -52,6 +60,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     write_world(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BISSL_FAST_CACHE", str(folder / "cache"))
+        patch.setattr(textures, "COUNTS", {"unlabelled": 128, "train": 48, "val": 24, "test": 240})  # whole: 8 s
         os.chdir(folder)
         yield folder
     os.chdir(before)
@@ -73,7 +82,7 @@ class Begins(Exception):
     """A first stage."""
 
 
-@pytest.mark.parametrize("line", BEGINNING)
+@pytest.mark.parametrize("line", [pytest.param(line, marks=XFAIL) if line == LACKING else line for line in BEGINNING])
 def test_training_gets_to_its_first_stage(line: str, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def begins(*_: Any) -> None:
         raise Begins
@@ -86,6 +95,7 @@ def test_training_gets_to_its_first_stage(line: str, world: Path, monkeypatch: p
 def test_what_follows_training_runs_on_a_trained_run(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     create = timm.create_model
     monkeypatch.setattr(timm, "create_model", lambda name, **options: create(name, **options | {"pretrained": False}))
+    shutil.rmtree("runs", ignore_errors=True)  # what has begun
     run(TRAIN)
     for name in ("demo", "a", "b", "c"):
         shutil.copytree("runs/photos", f"runs/{name}")
