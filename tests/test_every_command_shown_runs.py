@@ -31,7 +31,7 @@ from tests.shown import PAGES, ROOT, commands, write_world
 
 BEGUN = ("train", "pretrain", "compare", "ablate")
 IMAGES = SMALL[: SMALL.index("--pretrain.epochs")]
-TRAINING = [*SMALL, *SHORTER, "--bissl.stored-batches", "1"]
+TRAINING = [*SMALL, *SHORTER, "--bissl.stored-batches", "1", "--gessl.tasks", "1", "--gessl.batch-size", "4"]
 SMALLER = {
     "train": TRAINING,
     "compare": TRAINING,
