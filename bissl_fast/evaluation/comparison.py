@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,8 @@ class Compared:
             if all(metric in result.intervals for result in found):
                 told["intervals"] = [result.intervals[metric] for result in found]
             scores[metric] = told
-        return {"title": over.title, "scores": scores, "cost": over.cost.told()}
+        searched = {"rates": [asdict(rates) for rates in over.rates]} if over.rates else {}
+        return {"title": over.title, "scores": scores, "cost": over.cost.told(), **searched}
 
 
 def read_comparison(folder: Path) -> Compared:
@@ -162,7 +163,8 @@ def _over_seeds(arms: Sequence[ArmResult]) -> ArmResult:
     seconds = math.fsum(times) / len(times) if len(times) == len(arms) else None
     peaks = [arm.cost.memory for arm in arms if arm.cost.memory is not None]
     cost = replace(arms[0].cost, seconds=seconds, memory=max(peaks, default=None))
-    return replace(arms[0], scores=scores, intervals={}, cost=cost)
+    rates = tuple(dict.fromkeys(found for arm in arms for found in arm.rates))  # of one search, for all seeds: once
+    return replace(arms[0], scores=scores, intervals={}, cost=cost, rates=rates)
 
 
 def _tested(results: Results, metric: Metric) -> dict[str, Comparison]:

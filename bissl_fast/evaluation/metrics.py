@@ -13,6 +13,7 @@ from torch import nn
 
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.average_precision import Difficult, MeanAveragePrecision
+from bissl_fast.training.loop import NonFiniteError
 from bissl_fast.training.supervised import DownstreamLoss, downstream_loss
 
 if TYPE_CHECKING:
@@ -122,8 +123,9 @@ def evaluate(
         The metrics over all images, each image weighing the same whatever its batch.
 
     Raises:
-        UserError: if there is no image, a batch has no labels, the model has fewer than two outputs, an output is not
-            finite, or no image of a multi-label set shows any class.
+        UserError: if there is no image, a batch has no labels, the model has fewer than two outputs, or no image of a
+            multi-label set shows any class.
+        NonFiniteError: if an output is not finite.
 
     Example:
         >>> evaluation = evaluate(model, sequential_batches(splits.test, view, 256, "cpu"), "cpu")  # doctest: +SKIP
@@ -147,7 +149,7 @@ def evaluate(
         raise UserError("There is no image to evaluate: the split is empty.")
     mean = float(loss_sum) / count
     if not math.isfinite(mean):  # NaN or +∞ among the scores always reaches the log-sum
-        raise UserError(
+        raise NonFiniteError(
             "The model's outputs are not finite, so its accuracy would mean nothing: "
             "training diverged; lower the learning rate and run it again."
         )

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from bissl_fast.evaluation.protocols.subject import Scores
 
 EPISODES = "Of few-shot tasks: mean ± 95 % interval over the episodes."
+RULES = {
+    "balanced": "of the trials within one standard error of the highest score, the one with the lowest loss",
+    "accuracy": "the highest score",
+}
+"""Of the choice among trials, by the names that ``--search.rule`` takes."""
 COSTS = ("Images", "Passes", "Products", "Model-epochs", "Time", "Peak memory")
 
 
@@ -130,8 +135,8 @@ def results_table(results: Results) -> ResultTable:
         >>> rich.print(results_table(Results.from_json(json.loads(path.read_text()))).to_rich())  # doctest: +SKIP
     """
     layout = {1: _one_arm, 2: _two_arms}.get(len(results.arms), _many_arms)
-    costs = _costs(results)
-    return ResultTable((layout(results),) if costs is None else (layout(results), costs))
+    grids = (layout(results), _rates(results), _costs(results))
+    return ResultTable(tuple(grid for grid in grids if grid is not None))
 
 
 def scores_grid(dataset: str, scores: Mapping[str, Scores]) -> Grid:
@@ -225,6 +230,33 @@ def _difference(comparison: Comparison) -> tuple[Cell, Cell]:
     mark = " *" if comparison.significant(ALPHA) else ""
     p = "—" if comparison.p is None else p_words(comparison.p).removeprefix("= ") + mark
     return Cell(signed(comparison.difference)), Cell(p)
+
+
+def _rates(results: Results) -> Grid | None:
+    """What the searches have found, a row for each backbone that had one."""
+    rows, told = [], set()
+    for arm in results.arms:
+        for rates in arm.rates:
+            numbers = (f"{rates.learning_rate:.3g}", f"{rates.weight_decay:.3g}")
+            found = (f"{rates.score:.1f}", f"{rates.loss:.3f}", str(rates.trials))
+            rows.append((Cell(arm.title), *map(Cell, (*numbers, *found))))
+            told.add(rates.rule)
+    if not rows:
+        return None
+    columns = (
+        "Searched rates",
+        "Learning rate",
+        "Weight decay",
+        f"Val. {results.metrics[0].row}",
+        "Val. loss",
+        "Trials",
+    )
+    sentences = (
+        "Rates of fine-tuning, chosen by validation images, which every arm had the same number of trials for.",
+        f"Rule: {listed([RULES.get(rule, rule) for rule in sorted(told)])}.",
+        "Score and loss are of the trial's one model, at its best epoch.",
+    )
+    return Grid(columns, tuple(rows), " ".join(sentences))
 
 
 def _costs(results: Results) -> Grid | None:

@@ -12,17 +12,20 @@ from bissl_fast.evaluation import protocols
 from bissl_fast.evaluation.arms import BASELINE, listed
 from bissl_fast.evaluation.protocols import ProtocolName
 from bissl_fast.evaluation.results import FEW_SHOT, FINE_TUNING
+from bissl_fast.methods.checks import without_effect
 from bissl_fast.methods.run import Run
+from bissl_fast.methods.search import SearchSettings
 from bissl_fast.methods.stages.downstream import Downstream
 from bissl_fast.methods.stages.finetune import finetune
 from bissl_fast.methods.stages.protocols import score
+from bissl_fast.methods.stages.search import Search
 from bissl_fast.methods.stages.sgd import SGDSettings
 from bissl_fast.methods.stages.test import test
 from bissl_fast.training.stage import StageOutput
 
 Found = dict[str, dict[str, Any]]
-"""Of an arm, as `results.json` has it: `scores` in percent by key, a list each, and `intervals` of those over
-episodes."""
+"""Of an arm, as `results.json` has it: `scores` in percent by key, a list each, `intervals` of those over
+episodes, and `search`, what the search for its rates has found."""
 
 
 class Judge(Protocol):
@@ -55,15 +58,16 @@ class Judge(Protocol):
         """What an arm is called, given what its method is called."""
 
 
-def judge_of(run: Run, downstream: Downstream, chosen: tuple[ProtocolName, ...]) -> Judge:
+def judge_of(run: Run, downstream: Downstream, chosen: tuple[ProtocolName, ...], search: SearchSettings) -> Judge:
     """The judge that a run's set asks for.
 
     Args:
         run: the run.
         downstream: its task.
         chosen: protocols that are asked for.
+        search: for rates of fine-tuning.
     """
-    return ByFewShots(chosen) if run.data.splits.disjoint else ByFineTuning(downstream, chosen)
+    return ByFewShots(chosen) if run.data.splits.disjoint else ByFineTuning(downstream, chosen, search)
 
 
 @dataclass(frozen=True)
@@ -73,18 +77,39 @@ class ByFineTuning:
     Attributes:
         downstream: the task.
         chosen: the protocols.
+        search: for rates of fine-tuning.
     """
 
     downstream: Downstream
     chosen: tuple[ProtocolName, ...]
+    search: SearchSettings
 
     def require(self, run: Run, supervised: Sequence[str]) -> None:
-        """As :class:`Judge`."""
+        """As :class:`Judge`; tells which settings the search leaves without effect."""
         for name in self.chosen:
             protocols.require(name, run.data.splits)
+        for sentence in without_effect("search", self.search, self.search.idle):
+            run.say(sentence)
+        if self.search.searched:
+            run.say(
+                "fine-tuning: learning rates and weight decays are searched; those of --finetune-bissl and "
+                "--finetune-baseline have no effect, momentum and final share have"
+            )
+
+    def searches(
+        self, run: Run, backbones: Mapping[str, StageOutput], rates: Mapping[str, SGDSettings]
+    ) -> dict[str, Search]:
+        """The search of each arm; arguments as of :meth:`scores`."""
+        given = (self.downstream, self.search)
+        return {arm: Search(run, arm, given[0], backbones[arm], rates[arm], given[1]) for arm in backbones}
 
     def scores(self, run: Run, backbones: Mapping[str, StageOutput], rates: Mapping[str, SGDSettings]) -> Found:
         """As :class:`Judge`."""
+        searched: dict[str, dict[str, Any]] = {}
+        if self.search.searched:
+            found = {arm: search.rates() for arm, search in self.searches(run, backbones, rates).items()}
+            rates = {arm: sgd for arm, (sgd, _) in found.items()}
+            searched = {arm: {"search": told} for arm, (_, told) in found.items()}
         models = {
             arm: [
                 finetune(run, f"finetune-{arm}-{k}", self.downstream, backbone, rates[arm], k)
@@ -95,7 +120,10 @@ class ByFineTuning:
         tested = test(run, self.downstream, backbones, models)
         tuned = json.loads((tested.folder / "results.json").read_text())
         beside = by_protocols(run, backbones, self.chosen)
-        return {arm: {**found, "scores": tuned[arm] | found["scores"]} for arm, found in beside.items()}
+        return {
+            arm: {**scores, **searched.get(arm, {}), "scores": tuned[arm] | scores["scores"]}
+            for arm, scores in beside.items()
+        }
 
     def about(self, run: Run) -> dict[str, Any]:
         """As :class:`Judge`."""
@@ -130,8 +158,8 @@ class ByFewShots:
         for name in self._protocols:
             protocols.require(name, run.data.splits)
         run.say(
-            f"{other}: nothing is fine-tuned, and --finetune.* has no effect; arms are judged by few-shot tasks on "
-            "their frozen backbones"
+            f"{other}: nothing is fine-tuned, and --finetune.* and --search.* have no effect; arms are judged by "
+            "few-shot tasks on their frozen backbones"
         )
         if "crossdomain" in self.chosen and run.settings.pretext_dataset in (None, dataset):
             run.say(f"crossdomain: backbones are trained on {dataset} itself: this is no other domain")

@@ -92,14 +92,18 @@ class Run:
             outputs: what later stages read.
         """
         self.stages.append(name)
-        shared: dict[str, Any] = {name: getattr(self.settings, name) for name in ("seed", "backbone", "precision")}
-        shared |= self.data.pipeline.key
 
         def recorded(folder: Path) -> None:
             write_json(folder / "environment.json", self.environment)  # a copied stage keeps the one it was made in
             body(folder)
 
-        return run_stage(self.folder / name, {**shared, **settings}, inputs, recorded, outputs, self.console)
+        return run_stage(self.folder / name, {**self.shared, **settings}, inputs, recorded, outputs, self.console)
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """The settings that every stage is kept by."""
+        shared: dict[str, Any] = {name: getattr(self.settings, name) for name in ("seed", "backbone", "precision")}
+        return shared | self.data.pipeline.key
 
     def loop(self, task: Task, folder: Path, watch: Watch = alarm) -> None:
         """Take a task to its last step, in a stage's folder; ``watch`` has a sentence for logged values, or none."""

@@ -90,7 +90,7 @@ class Training:
         self.arms = methods_of(config)
         self.context = Run(config, config.views, console)
         self.context.data.load_both()
-        self.judge = judge_of(self.context, Downstream(config.finetune), config.protocols)
+        self.judge = judge_of(self.context, Downstream(config.finetune), config.protocols, config.search)
         self.judge.require(self.context, [name for name, (method, _) in self.arms.items() if method.supervised])
         self.titles = {name: self.judge.title(name, method.title) for name, (method, _) in self.arms.items()}
         self.configured = {name: method.cost(self.context) for name, (method, _) in self.arms.items()}

@@ -72,18 +72,36 @@ def exclusive(folder: Path) -> Iterator[None]:
     Raises:
         UserError: if another process holds it.
     """
+    with locked(folder / ".lock") as held:
+        if not held:
+            raise UserError(f"another bissl-fast is at work in {folder}; wait for it, or choose another --name.")
+        yield
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[bool]:
+    """Hold a lock file for this process if no other holds it; the hold ends with the process, however that ends.
+
+    Args:
+        path: of the file, which is made and stays.
+
+    Yields:
+        Whether it is held.
+
+    Raises:
+        UserError: if it cannot be written.
+    """
     try:
-        file = open(folder / ".lock", "w")  # noqa: SIM115
+        file = open(path, "w")  # noqa: SIM115
     except OSError as error:
-        raise unwritable(folder / ".lock", error) from None
+        raise unwritable(path, error) from None
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(
-                f"another bissl-fast is at work in {folder}; wait for it, or choose another --name."
-            ) from None
-        yield
+            yield False
+        else:
+            yield True
 
 
 def write_atomic(path: Path, content: bytes) -> None:

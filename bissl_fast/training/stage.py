@@ -59,8 +59,7 @@ def run_stage(
         UserError: if the folder cannot be written.
     """
     console = console or Console()
-    fields = {"stage": folder.name, "format": FORMAT, "settings": _plain(settings), "inputs": dict(inputs)}
-    key = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+    key, fields = stage_key(folder.name, settings, inputs)
     found = _finished(folder, key)
     if found is not None:
         say(console, f"{folder.name}: done before, skipped", "dim")
@@ -85,6 +84,18 @@ def run_stage(
     found = _finished(folder, key)
     assert found is not None, f"{folder} did not keep {outputs}"
     return StageOutput(folder, found)
+
+
+def stage_key(name: str, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
+    """What a stage is kept by, and the plain values that it is the hash of; arguments as of :func:`run_stage`."""
+    fields = {"stage": name, "format": FORMAT, "settings": _plain(settings), "inputs": dict(inputs)}
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest(), fields
+
+
+def finished_stage(folder: Path, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> StageOutput | None:
+    """The stage in a folder if it is finished with these settings and inputs; nothing is begun or moved."""
+    found = _finished(folder, stage_key(folder.name, settings, inputs)[0])
+    return None if found is None else StageOutput(folder, found)
 
 
 def _plain(value: Any) -> Any:

@@ -1,6 +1,7 @@
 """Fine-tuning on the downstream task (BiSSL, section 4.2)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,26 +28,38 @@ def finetune(
     run: Run, name: str, downstream: Downstream, backbone: StageOutput, sgd: SGDSettings, number: int
 ) -> StageOutput:
     """The stage ``name``: fine-tune backbone and a new head with the ``number``-th seed, the same for all arms."""
-    settings, splits, purpose = downstream.settings, run.data.splits, f"finetune-{number}"
-
-    def validate(network: Network) -> Evaluation:
-        return downstream.evaluate(run, network, splits.val)
 
     def body(folder: Path) -> None:
-        network = downstream.network(run, backbone, purpose)
-        steps = downstream.epoch_steps(run)
-        with downstream.loader(run, purpose, keep_last=True) as loader:
-            task = FineTuneTask(network, loader, validate, sgd, settings.epochs, steps, run.forward, downstream.loss)
+        with finetuning(run, downstream, backbone, sgd, f"finetune-{number}") as task:
             run.loop(task, folder)
-        write_json(folder / CLASSES, splits.train.classes)
+        write_json(folder / CLASSES, run.data.splits.train.classes)
         save_weights(folder / "weights.safetensors", task.best)
 
-    images = run.settings.images
+    key, inputs = finetuning_key(run, downstream, backbone)
+    return run.stage(name, {**key, "sgd": sgd, "seed_number": number}, inputs, body)
+
+
+@contextmanager
+def finetuning(
+    run: Run, downstream: Downstream, backbone: StageOutput, sgd: SGDSettings, purpose: str
+) -> Iterator["FineTuneTask"]:
+    """The task of fine-tuning a backbone with a new head; ``purpose`` gives what it draws its seeds."""
+    settings, steps = downstream.settings, downstream.epoch_steps(run)
+
+    def validate(network: Network) -> Evaluation:
+        return downstream.evaluate(run, network, run.data.splits.val)
+
+    network = downstream.network(run, backbone, purpose)
+    with downstream.loader(run, purpose, keep_last=True) as loader:
+        yield FineTuneTask(network, loader, validate, sgd, settings.epochs, steps, run.forward, downstream.loss)
+
+
+def finetuning_key(run: Run, downstream: Downstream, backbone: StageOutput) -> tuple[dict[str, Any], dict[str, str]]:
+    """Settings and inputs that determine fine-tuning, but for its SGD and seed."""
+    settings, images, splits = downstream.settings, run.settings.images, run.data.splits
     key = {
-        "sgd": sgd,
         "epochs": settings.epochs,
         "batch_size": settings.batch_size,
-        "seed_number": number,
         "views": (images.finetune_view, images.evaluation_view),
         **downstream.loss_key(run),
         **downstream.score_key(run),
@@ -56,7 +69,7 @@ def finetune(
         "validation": splits.val.content_hash,
         "backbone": backbone.hash,
     }
-    return run.stage(name, key, inputs, body)
+    return key, inputs
 
 
 class FineTuneTask:
@@ -71,7 +84,12 @@ class FineTuneTask:
         steps_per_epoch: batches between two validations.
         forward: precision context of a forward pass.
         loss: of scores and targets.
+
+    Attributes:
+        validated: what the last validation has found.
     """
+
+    validated: Evaluation
 
     def __init__(
         self,
@@ -107,7 +125,7 @@ class FineTuneTask:
         return values
 
     def _end_epoch(self, epoch: int) -> dict[str, float]:
-        result = self._validate(self.network)
+        self.validated = result = self._validate(self.network)
         if result.score > self.best_score:
             self.best_score = result.score
             self.best = {name: value.clone() for name, value in self.network.state_dict().items()}
