@@ -31,7 +31,11 @@ from tests.shown import PAGES, ROOT, commands, write_world
 
 BEGUN = ("train", "pretrain", "compare", "ablate")
 IMAGES = SMALL[: SMALL.index("--pretrain.epochs")]
-TRAINING = [*SMALL, *SHORTER, "--bissl.stored-batches", "1", "--gessl.tasks", "1", "--gessl.batch-size", "4"]
+TRAINING = [
+    *SMALL,
+    *SHORTER,
+    *("--bissl.stored-batches=1", "--gessl.tasks=1", "--gessl.batch-size=4", "--abrl.batch-size=8"),
+]
 SMALLER = {
     "train": TRAINING,
     "compare": TRAINING,
