@@ -4,9 +4,9 @@ All of them run to their end, made small by further options, but for
 
 - ``train``, ``pretrain``, ``compare`` and ``ablate``, which end where their first stage would begin: settings are
   read, data opened, arms prepared and products tried. The stages are those of the runs that go through here;
-- ``bench`` and ``python -m benchmarks.…``, which measure for minutes: their options are read;
+- ``bench``, ``reproduce`` and ``python -m benchmarks.…``, which take minutes to weeks: their options are read;
 - pretrained weights of timm's, for which random ones stand in, since there is no network;
-- ``make``, ``scripts/`` and ``source``, which no test can run within itself: their targets and files are there.
+- ``make``, ``scripts/`` and what sets up a shell, which no test can run within itself: targets and files are there.
 """
 
 import importlib
@@ -24,6 +24,8 @@ import tyro
 
 from bissl_fast.cli import COMMANDS, main
 from bissl_fast.data.sets import textures
+from bissl_fast.experiments.reproduction import Reproduction
+from bissl_fast.methods.presets import preset_config
 from bissl_fast.methods.run import Run
 from tests.experiments.comparisons import SMALLER as SHORTER
 from tests.methods.conftest import SMALL
@@ -31,6 +33,14 @@ from tests.shown import PAGES, ROOT, commands, write_world
 
 BEGUN = ("train", "pretrain", "compare", "ablate")
 IMAGES = SMALL[: SMALL.index("--pretrain.epochs")]
+EVALUATED = (
+    "linear.epochs",
+    "semi.epochs",
+    "finetune.epochs",
+    "finetune.seeds",
+    "fewshot.episodes",
+    "crossdomain.episodes",
+)
 TRAINING = [
     *SMALL,
     *SHORTER,
@@ -41,9 +51,7 @@ SMALLER = {
     "compare": TRAINING,
     "ablate": TRAINING,
     "pretrain": [*IMAGES, "--pretrain.epochs", "1", "--pretrain.warmup-epochs", "0.5"],
-    "evaluate": [
-        f"--{name}=2" for name in ("linear.epochs", "semi.epochs", "fewshot.episodes", "crossdomain.episodes")
-    ],
+    "evaluate": [f"--{name}=2" for name in EVALUATED],
     "sigma": ["--tasks", "2"],
     "one-step": ["--tasks", "2"],
 }
@@ -53,8 +61,8 @@ LINES = commands("bissl-fast")
 BEGINNING = [line for line in LINES if line.split()[1] in BEGUN and not line.endswith(("--help", "--list"))]
 LACKING = "bissl-fast train --dataset folder:photos --labels classes.csv"
 XFAIL = pytest.mark.xfail(strict=True, reason="STL-10 is not there: the line lacks --pretext-dataset folder:photos")
-BENCH = commands("bissl-fast bench")
-ENDING = [line for line in LINES if line not in (*BEGINNING, *BENCH)]
+READ = commands("bissl-fast bench", "bissl-fast reproduce")
+ENDING = [line for line in LINES if line not in (*BEGINNING, *READ)]
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +71,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder, before = tmp_path_factory.mktemp("world"), Path.cwd()
     write_world(folder)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_MODE", "offline")
         patch.setenv("BISSL_FAST_CACHE", str(folder / "cache"))
         patch.setattr(textures, "COUNTS", {"unlabelled": 128, "train": 48, "val": 24, "test": 240})  # whole: 8 s
         os.chdir(folder)
@@ -110,8 +119,8 @@ def test_what_follows_training_runs_on_a_trained_run(world: Path, monkeypatch: p
     assert all(map(os.path.exists, made))
 
 
-@pytest.mark.parametrize("line", BENCH)
-def test_the_options_of_a_benchmark_are_read(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("line", READ)
+def test_the_options_of_what_takes_long_are_read(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     class Read(Exception):
         """All options."""
 
@@ -122,6 +131,7 @@ def test_the_options_of_a_benchmark_are_read(line: str, monkeypatch: pytest.Monk
         raise Read
 
     monkeypatch.setattr(tyro, "cli", read)
+    monkeypatch.setattr(Reproduction, "plan", lambda asked: asked.lay(preset_config("paper", "dtd")))
     with pytest.raises(Read):
         run(line)
 
@@ -146,6 +156,7 @@ def test_targets_and_scripts_are_there() -> None:
 
 def test_no_line_and_no_command_within_a_sentence_is_of_another_kind() -> None:
     kinds = ("bissl-fast", "python", "make", "scripts/")
-    assert set(commands("")) - set(commands(*kinds)) == {"source .venv/bin/activate"}
+    other = {line.split()[0] for line in set(commands("")) - set(commands(*kinds))}
+    assert other == {"source", "pip", "tensorboard"}
     named = {name for page in PAGES for name in re.findall(r"`bissl-fast ([a-z][a-z-]*)", page.read_text())}
     assert named <= set(COMMANDS)

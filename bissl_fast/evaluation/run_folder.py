@@ -20,8 +20,8 @@ from bissl_fast.evaluation.arms import BASELINE, TITLES, owner_of, title_of
 from bissl_fast.evaluation.cost import Cost
 from bissl_fast.evaluation.results import ArmResult, Results
 from bissl_fast.training.clock import active_seconds, peak_memory
+from bissl_fast.training.tracking import Record, read_metrics
 
-Record = dict[str, Any]
 SHARED = ("pretext-warmup", "head-warmup")
 PRETEXT = "pretext"
 """The one stage of `bissl-fast pretrain`."""
@@ -249,32 +249,6 @@ def _told(name: str) -> Iterator[None]:
         raise UserError(f"{name} has not been written yet.") from None
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{name} cannot be read: {error}.") from None
-
-
-def read_metrics(path: Path) -> list[Record]:
-    """Read a metrics.jsonl.
-
-    A killed writer leaves at most one truncated line, at the end or where the resumed run went on: lines that
-    are not a JSON object with an integer `step` are skipped. Of a step that was logged twice, the later
-    record counts.
-
-    Args:
-        path: the file; it may be absent.
-
-    Returns:
-        The records in the order of their steps; empty where there is no file.
-    """
-    if not path.is_file():
-        return []
-    by_step: dict[int, Record] = {}
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(record, dict) and isinstance(record.get("step"), int):
-            by_step[record["step"]] = record
-    return [by_step[step] for step in sorted(by_step)]
 
 
 def _find(settings: Any, key: str) -> Any:

@@ -12,7 +12,6 @@ from torch.nn.utils import clip_grad_norm_
 from bissl_fast.bilevel import Operator, ParameterVector, RitzValues, frozen_buffers
 from bissl_fast.data.pipelines.loader import Batch, Loader
 from bissl_fast.errors import UserError
-from bissl_fast.evaluation.run_folder import read_metrics
 from bissl_fast.methods.bilevel import BilevelSettings, Hessian, PhaseSolver, event_shares, troubles
 from bissl_fast.methods.checks import require
 from bissl_fast.methods.cost import Cost, steps_cost
@@ -33,6 +32,7 @@ from bissl_fast.training.precision import Forward
 from bissl_fast.training.schedules import set_learning_rate, warmup_cosine
 from bissl_fast.training.stage import StageOutput
 from bissl_fast.training.supervised import DownstreamLoss, downstream_loss
+from bissl_fast.training.tracking import read_metrics
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,8 @@ class TrainConfig(PretextConfig):
         protocols: `linear`, `knn`, `semi`, `fewshot`: further scores of each backbone as it is before fine-tuning, with
             the settings of their papers (docs/evaluation.md). On sets with other classes to test than to train
             nothing is fine-tuned, and `fewshot` judges, named or not.
+        controls: judge beside the arms, fine-tuned as the baseline is, the backbone before any training and, where an
+            arm starts from one, after the pretext warm-up: what has training brought?
         budget: what every arm's backbone may cost, in epochs of the unlabelled images through a forward and a backward
             pass of a model: each takes its longest schedule within; left out: the schedules of the other settings.
         head: warm-up of the downstream head.
@@ -90,6 +92,7 @@ class TrainConfig(PretextConfig):
 
     methods: tuple[MethodName, ...] = DEFAULT_METHODS
     protocols: tuple[ProtocolName, ...] = ()
+    controls: bool = False
     budget: float | None = None
     head: HeadSettings = HeadSettings()
     bissl: BiSSLSettings = BiSSLSettings()
