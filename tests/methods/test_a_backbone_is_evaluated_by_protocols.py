@@ -15,7 +15,6 @@ from safetensors.torch import save_file
 from torchmetrics.functional.classification import binary_calibration_error
 
 from bissl_fast.cli import main
-from bissl_fast.cli.evaluate import parse_evaluation
 from bissl_fast.data.pipelines.loader import sequential_batches
 from bissl_fast.data.sets.catalogue import load_downstream
 from bissl_fast.errors import UserError
@@ -344,16 +343,6 @@ def test_a_run_that_has_not_ended_has_the_backbones_of_stages_that_have(run: Pat
     shutil.copytree(unfinished / "pretext-baseline", unfinished / "baseline-again")
     with pytest.raises(UserError, match="and baseline-again, pretext-baseline hold weights: give one of them"):
         RunFolder(unfinished).backbone_stage("baseline")
-
-
-def test_every_command_of_the_page_is_understood() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
-    lines = [line.split("#")[0].split()[2:] for line in page.splitlines() if line.startswith("bissl-fast evaluate ")]
-    assert len(lines) >= 5
-    for words in lines:
-        config = parse_evaluation(words)
-        assert config.model == words[0]
-    assert parse_evaluation(lines[1]).protocol == ("all",)
 
 
 def test_a_comparison_is_no_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
