@@ -12,7 +12,8 @@ All ranks have to call the same functions in the same order on tensors of the sa
 """
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -184,13 +185,42 @@ def applied(x: Tensor, name: str, transpose: str, ranks: Ranks) -> Tensor:
     return found
 
 
+@contextmanager
+def gradients_of_all(parameters: Iterable[Tensor], ranks: Ranks | None) -> Iterator[None]:
+    """Let what the block adds to the gradients of parameters be the sum over the ranks, by one reduction of them all.
+
+    A parameter that the block gives no gradient on this rank gets none on any: all ranks do the same.
+    """
+    if ranks is None:
+        yield
+        return
+    given = list(parameters)
+    before = [parameter.grad for parameter in given]
+    for parameter in given:
+        parameter.grad = None
+    yield
+    made = [(p, e, p.grad) for p, e in zip(given, before, strict=True) if p.grad is not None]
+    for parameter, earlier in zip(given, before, strict=True):
+        parameter.grad = earlier
+    total = summed(torch.cat([gradient.reshape(-1) for *_, gradient in made]), ranks)
+    pieces = torch.split(total, [parameter.numel() for parameter, *_ in made])
+    for (parameter, earlier, _), flat in zip(made, pieces, strict=True):
+        found = torch.empty_like(parameter).copy_(flat.view(parameter.shape))
+        parameter.grad = found if earlier is None else earlier.add_(found)
+
+
 def checksum(tensors: Sequence[Tensor]) -> int:
     """Of shapes, dtypes and every bit. Waits for the device."""
-    found = zlib.crc32(repr([(tuple(t.shape), t.dtype) for t in tensors]).encode())
+    found = checksum_of(repr([(tuple(t.shape), t.dtype) for t in tensors]))
     for tensor in tensors:
         bits = tensor.detach().reshape(-1).contiguous().view(torch.uint8)
         found = zlib.crc32(bits.cpu().numpy().tobytes(), found)
     return found
+
+
+def checksum_of(text: str) -> int:
+    """Of a text."""
+    return zlib.crc32(text.encode())
 
 
 def require_same(found: int, ranks: Ranks, device: torch.device, what: str) -> None:
