@@ -117,16 +117,16 @@ class LinearMap(TwiceDifferentiable):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, ctx.name, ctx.transpose, ctx.ranks = inputs
+        _, *ctx.way, ctx.ranks = inputs  # a node's `name` is PyTorch's
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None, None, None]:
-        return LinearMap.apply(cotangent, ctx.transpose, ctx.name, ctx.ranks), None, None, None
+        return LinearMap.apply(cotangent, *reversed(ctx.way), ctx.ranks), None, None, None
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
         refuse_forward_over_forward(FORWARD_TWICE)
-        moved: Tensor = LinearMap.apply(tangent, ctx.name, ctx.transpose, ctx.ranks)
+        moved: Tensor = LinearMap.apply(tangent, *ctx.way, ctx.ranks)
         return moved
 
 
