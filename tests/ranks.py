@@ -14,7 +14,7 @@ import torch.multiprocessing as mp
 from bissl_fast.ops import Ranks
 
 SIZE = 2
-WAIT = 120.0
+WAIT = 250.0
 """Seconds until a rank that says nothing is given up."""
 
 
