@@ -202,11 +202,18 @@ def gradients_of_all(parameters: Iterable[Tensor], ranks: Ranks | None) -> Itera
     made = [(p, e, p.grad) for p, e in zip(given, before, strict=True) if p.grad is not None]
     for parameter, earlier in zip(given, before, strict=True):
         parameter.grad = earlier
-    total = summed(torch.cat([gradient.reshape(-1) for *_, gradient in made]), ranks)
-    pieces = torch.split(total, [parameter.numel() for parameter, *_ in made])
-    for (parameter, earlier, _), flat in zip(made, pieces, strict=True):
-        found = torch.empty_like(parameter).copy_(flat.view(parameter.shape))
-        parameter.grad = found if earlier is None else earlier.add_(found)
+    total = summed_together([gradient for *_, gradient in made], ranks)
+    for (parameter, earlier, _), found in zip(made, total, strict=True):
+        parameter.grad = torch.empty_like(parameter).copy_(found) if earlier is None else earlier.add_(found)
+
+
+def summed_together(tensors: Sequence[Tensor], ranks: Ranks | None) -> list[Tensor]:
+    """The sum over the ranks of each of several tensors of one dtype, by one reduction; without a derivative."""
+    if ranks is None:
+        return list(tensors)
+    total = summed(torch.cat([tensor.detach().reshape(-1) for tensor in tensors]), ranks)
+    pieces = torch.split(total, [tensor.numel() for tensor in tensors])
+    return [piece.view(tensor.shape) for piece, tensor in zip(pieces, tensors, strict=True)]
 
 
 def checksum(tensors: Sequence[Tensor]) -> int:
