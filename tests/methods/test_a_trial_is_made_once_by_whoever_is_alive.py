@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 from scipy.stats import kstest, pearsonr
+from sqlalchemy import text
 
 from bissl_fast.errors import UserError
 from bissl_fast.methods.search import SearchSettings, Trial
 from bissl_fast.methods.search_study import Attempt, SearchStudy
+from bissl_fast.training.databases import ServerLeases, engine
 from tests.methods.postgres import postgresql
 
 TRIALS = 8
@@ -183,3 +185,22 @@ def test_a_database_that_does_not_serve_is_a_sentence(tmp_path: Path) -> None:
         SearchStudy(f"sqlite:///{tmp_path / 'no.db'}", "study", SearchSettings(1), 0, 1)
     with pytest.raises(UserError, match=r"does not serve \(.*(No such file|refused)"):
         SearchStudy(f"postgresql://me@/db?host={tmp_path}", "study", SearchSettings(1), 0, 1)
+
+
+def test_a_lease_is_lost_with_its_connection_unless_it_can_be_had_again(tmp_path: Path) -> None:
+    with postgresql() as url:
+        ours, theirs = (ServerLeases(engine(url), "group") for _ in range(2))
+        with ours.take("trial") as held, theirs.take("trial") as refused, theirs.take("other") as other:
+            assert (held(), refused(), other()) == (True, False, True)
+            end_connections(url)
+            assert held()
+            assert not refused()
+            end_connections(url)
+            with theirs.take("trial") as taken:
+                assert taken()
+                assert not held()
+
+
+def end_connections(url: str) -> None:
+    with engine(url).connect() as session:
+        session.execute(text("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'"))
