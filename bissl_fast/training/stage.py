@@ -92,9 +92,13 @@ def stage_key(name: str, settings: Mapping[str, Any], inputs: Mapping[str, str])
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest(), fields
 
 
-def finished_stage(folder: Path, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> StageOutput | None:
-    """The stage in a folder if it is finished with these settings and inputs; nothing is begun or moved."""
-    found = _finished(folder, stage_key(folder.name, settings, inputs)[0])
+def finished_stage(folder: Path) -> StageOutput | None:
+    """The stage that a folder holds, if it is finished and whole, whatever its settings."""
+    try:
+        key = json.loads((folder / "DONE").read_text())["key"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    found = _finished(folder, key)
     return None if found is None else StageOutput(folder, found)
 
 
