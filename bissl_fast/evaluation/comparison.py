@@ -179,6 +179,7 @@ def _tests_told(results: Results) -> dict[str, Any]:
         metric.key: {
             name: {
                 "difference": test.difference,
+                "interval": test.interval,
                 "p": test.p,
                 "p_corrected": test.corrected if test.corrected is not None else test.p,
                 "significant": test.significant(ALPHA),

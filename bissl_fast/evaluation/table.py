@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from bissl_fast.evaluation.arms import listed, title_of
 from bissl_fast.evaluation.cost import uneven_budgets
-from bissl_fast.evaluation.metrics import METRICS, Metric
+from bissl_fast.evaluation.metrics import BESIDE, METRICS, Metric
 from bissl_fast.evaluation.results import ALPHA, ArmResult, Results
 from bissl_fast.evaluation.statistics import Comparison, p_words
 
@@ -19,7 +19,13 @@ if TYPE_CHECKING:
 
     from bissl_fast.evaluation.protocols.subject import Scores
 
+SEEDS = "Of fine-tuning: mean ± sample standard deviation over its seeds."
+CALIBRATION = "Calibration error: expected, of the top label in 15 equal bins; lower is better."
 EPISODES = "Of few-shot tasks: mean ± 95 % interval over the episodes."
+INTERVAL = (
+    "in brackets its 95 % bootstrap interval (percentiles over the seeds, three at least), which with few seeds is too "
+    "narrow."
+)
 RULES = {
     "balanced": "of the trials within one standard error of the highest score, the one with the lowest loss",
     "accuracy": "the highest score",
@@ -148,15 +154,20 @@ def scores_grid(dataset: str, scores: Mapping[str, Scores]) -> Grid:
     Example:
         >>> rich.print(scores_grid("dtd", {"baseline": {"knn_top1": Score(41.5)}}).to_rich())  # doctest: +SKIP
     """
-    rows = {metric.key: metric.row for metric in METRICS}
+    rows = {metric.key: metric.row for metric in (*METRICS, *BESIDE)}
     keys = dict.fromkeys(key for found in scores.values() for key in found)
     lines = tuple(
         (Cell(rows.get(key, key.replace("_", " "))), *(Cell(str(found[key])) for found in scores.values()))
         for key in keys
     )
-    intervals = any(score.interval is not None for found in scores.values() for score in found.values())
-    spread = f" {EPISODES}" if intervals else ""
-    return Grid(("Test score (%)", *map(title_of, scores)), lines, f"{dataset}.{spread}")
+    every = [score for found in scores.values() for score in found.values()]
+    sentences = (
+        f"{dataset}.",
+        SEEDS if any(len(score.seeds) > 1 for score in every) else "",
+        EPISODES if any(score.interval is not None for score in every) else "",
+        CALIBRATION if any(key.endswith("_ece") for key in keys) else "",
+    )
+    return Grid(("Test score (%)", *map(title_of, scores)), lines, " ".join(filter(None, sentences)))
 
 
 def _one_arm(results: Results) -> Grid:
@@ -179,7 +190,7 @@ def _two_arms(results: Results) -> Grid:
         rows.append((Cell(metric.row), ours, theirs, *_difference(comparison)))
     sentences = (
         *_seeds(results),
-        f"Avg diff is {candidate} minus {reference}, in percentage points.",
+        f"Avg diff is {candidate} minus {reference}, in percentage points; {INTERVAL}",
         "Bold, as in the paper's Table 1: the intervals mean ± standard deviation do not overlap.",
         "*: significantly different by Welch's t-test at 5 %.",
         *_untested(results),
@@ -200,7 +211,7 @@ def _many_arms(results: Results) -> Grid:
     sentences = (
         f"{_quantity(results)}:",
         *_seeds(results),
-        f"Diff is the arm minus {title}, in percentage points; p is Welch's.",
+        f"Diff is the arm minus {title}, in percentage points; {INTERVAL} p is Welch's.",
         f"Bold: the interval mean ± standard deviation lies above that of {title}, or for {title} above all others.",
         f"*: significantly different from {title} at 5 %, by Welch's t-test after Holm's correction for the "
         f"{count} comparisons per metric.",
@@ -228,7 +239,7 @@ def _reference(arm: ArmResult, metric: Metric, comparisons: tuple[Comparison, ..
 def _difference(comparison: Comparison) -> tuple[Cell, Cell]:
     mark = " *" if comparison.significant(ALPHA) else ""
     p = "—" if comparison.p is None else p_words(comparison.p).removeprefix("= ") + mark
-    return Cell(signed(comparison.difference)), Cell(p)
+    return Cell(difference_words(comparison)), Cell(p)
 
 
 def _origins(results: Results) -> Grid | None:
@@ -347,6 +358,21 @@ def _remarks(results: Results) -> list[str]:
     if "top5" in keys and results.classes <= 5:
         sentences.append("With five classes or fewer, top-5 is 100 % by definition.")
     return sentences
+
+
+def difference_words(comparison: Comparison) -> str:
+    """A difference, and its interval where there is one.
+
+    Example:
+        >>> from bissl_fast.evaluation.statistics import compare
+        >>> difference_words(compare([50.0, 51.0, 52.0], [50.0, 50.5, 50.0]))
+        '+0.8 [−0.2, 1.8]'
+    """
+    difference = signed(comparison.difference)
+    if comparison.interval is None:
+        return difference
+    low, high = (signed(end).removeprefix("+") for end in comparison.interval)
+    return f"{difference} [{low}, {high}]"
 
 
 def signed(value: float) -> str:

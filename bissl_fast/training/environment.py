@@ -19,7 +19,6 @@ _PACKAGES = (
     "numpy",
     "scipy",
     "scikit-learn",
-    "torchmetrics",
     "safetensors",
     "wandb",
     "mlflow-skinny",
