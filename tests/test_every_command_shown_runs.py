@@ -24,8 +24,6 @@ import tyro
 
 from bissl_fast.cli import COMMANDS, main
 from bissl_fast.data.sets import textures
-from bissl_fast.experiments.reproduction import Reproduction
-from bissl_fast.methods.presets import preset_config
 from bissl_fast.methods.run import Run
 from tests.experiments.comparisons import SMALLER as SHORTER
 from tests.methods.conftest import SMALL
@@ -131,7 +129,6 @@ def test_the_options_of_what_takes_long_are_read(line: str, monkeypatch: pytest.
         raise Read
 
     monkeypatch.setattr(tyro, "cli", read)
-    monkeypatch.setattr(Reproduction, "plan", lambda asked: asked.lay(preset_config("paper", "dtd")))
     with pytest.raises(Read):
         run(line)
 
