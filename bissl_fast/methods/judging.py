@@ -18,7 +18,7 @@ from bissl_fast.methods.search import SearchSettings
 from bissl_fast.methods.stages.downstream import Downstream
 from bissl_fast.methods.stages.finetune import finetune
 from bissl_fast.methods.stages.protocols import score
-from bissl_fast.methods.stages.search import Search
+from bissl_fast.methods.stages.search import Search, announce
 from bissl_fast.methods.stages.sgd import SGDSettings
 from bissl_fast.methods.stages.test import test, test_controls
 from bissl_fast.training.stage import StageOutput
@@ -107,29 +107,31 @@ class ByFineTuning:
                 "--finetune-baseline have no effect, momentum and final share have"
             )
 
-    def searches(
-        self, run: Run, backbones: Mapping[str, StageOutput], rates: Mapping[str, SGDSettings]
-    ) -> dict[str, Search]:
-        """The search of each arm; arguments as of :meth:`scores`."""
-        given = (self.downstream, self.search)
-        return {arm: Search(run, arm, given[0], backbones[arm], rates[arm], given[1]) for arm in backbones}
-
     def scores(self, run: Run, backbones: Mapping[str, StageOutput], rates: Mapping[str, SGDSettings]) -> Found:
         """As :class:`Judge`."""
-        searched: dict[str, dict[str, Any]] = {}
-        if self.search.searched:
-            found = {arm: search.rates() for arm, search in self.searches(run, backbones, rates).items()}
-            rates = {arm: sgd for arm, (sgd, _) in found.items()}
-            searched = {arm: {"search": told} for arm, (_, told) in found.items()}
-        models = self._finetuned(run, backbones, rates)
+        found = self._searched(run, backbones, rates)
+        models = self._finetuned(run, backbones, {**rates, **{arm: sgd for arm, (sgd, _) in found.items()}})
         tested = test(run, self.downstream, backbones, models)
         beside = self._beside(run, backbones, json.loads((tested.folder / "results.json").read_text()))
-        return {arm: {**scores, **searched.get(arm, {})} for arm, scores in beside.items()}
+        told = {arm: {"search": told} for arm, (_, told) in found.items()}
+        return {arm: {**scores, **told.get(arm, {})} for arm, scores in beside.items()}
 
     def controls(self, run: Run, backbones: Mapping[str, StageOutput], rate: SGDSettings) -> Found:
         """As :class:`Judge`."""
         models = self._finetuned(run, backbones, dict.fromkeys(backbones, rate))
         return self._beside(run, backbones, test_controls(run, self.downstream, models))
+
+    def _searched(
+        self, run: Run, backbones: Mapping[str, StageOutput], rates: Mapping[str, SGDSettings]
+    ) -> dict[str, tuple[SGDSettings, dict[str, Any]]]:
+        """What the search of each arm has found, if there is one."""
+        if not self.search.searched:
+            return {}
+        downstream, settings = self.downstream, self.search
+        searches = [Search(run, arm, downstream, backbones[arm], rates[arm], settings) for arm in backbones]
+        if settings.rates_of is None:
+            announce(searches)
+        return {search.arm: search.rates() for search in searches}
 
     def about(self, run: Run) -> dict[str, Any]:
         """As :class:`Judge`."""

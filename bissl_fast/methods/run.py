@@ -20,6 +20,7 @@ from bissl_fast.pretext.collapse import alarm
 from bissl_fast.training.environment import describe_environment
 from bissl_fast.training.files import load_weights, write_json
 from bissl_fast.training.loop import Task, run_loop
+from bissl_fast.training.memory import memory_told
 from bissl_fast.training.precision import apply_precision, find_device
 from bissl_fast.training.seeds import derive_seed
 from bissl_fast.training.serving import doubts, path
@@ -105,7 +106,8 @@ class Run:
             self.following.follow(folder)
             body(folder)
 
-        done = run_stage(self.folder / name, {**self.shared, **settings}, inputs, recorded, outputs, self.console)
+        with memory_told(self.folder / name):
+            done = run_stage(self.folder / name, {**self.shared, **settings}, inputs, recorded, outputs, self.console)
         self.following.follow(done.folder)
         self.done[name] = done
         return done

@@ -24,7 +24,7 @@ from bissl_fast.methods.stages.pretrain import Pretext
 from bissl_fast.methods.stages.sgd import SGDSettings
 from bissl_fast.methods.stages.untrained import untrained
 from bissl_fast.methods.tracking import following
-from bissl_fast.training.files import exclusive, make_folder, write_atomic, write_json
+from bissl_fast.training.files import disk_told, exclusive, make_folder, write_atomic, write_json
 from bissl_fast.training.memory import memory_told
 from bissl_fast.training.stage import StageOutput
 
@@ -81,6 +81,7 @@ class Training:
     Args:
         config: the run's settings.
         console: terminal.
+        kind: of the run that its stages are made in.
 
     Attributes:
         arms: by name, each ready to run, with the SGD that its backbone is fine-tuned by.
@@ -92,10 +93,10 @@ class Training:
         UserError: for settings, data or folders that cannot be used.
     """
 
-    def __init__(self, config: TrainConfig, console: Console) -> None:
+    def __init__(self, config: TrainConfig, console: Console, kind: type[Run] = Run) -> None:
         self.config = config
         self.arms = methods_of(config)
-        self.context = Run(config, config.views, console)
+        self.context = kind(config, config.views, console)
         self.context.data.load_both()
         self.judge = judge_of(self.context, Downstream(config.finetune), config.protocols, config.search)
         self.judge.require(self.context, [name for name, (method, _) in self.arms.items() if method.supervised])
@@ -192,7 +193,7 @@ def _worked(
     config: TrainConfig, console: Console, work: Callable[[Training], Path], then: Callable[[Path], object] = str
 ) -> Path:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorBoard's writer may pull in a talkative TensorFlow
-    with memory_told():
+    with memory_told(), disk_told(config.run_folder):
         require_no_comparison(config.run_folder)
         training = Training(config, console)
         make_folder(training.context.folder)
@@ -206,7 +207,7 @@ def _worked(
 def pretrain(config: PretextConfig, console: Console) -> Path:
     """Train a pretext task alone, or resume it; returns the folder of its stage, with the backbone in its weights."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    with memory_told():
+    with memory_told(), disk_told(config.run_folder):
         run = Run(config, config.views, console, tested=config.exclude_test)
         pretext = Pretext(config.pretext, config.pretrain)
         steps = pretext.steps(run, config.pretrain.epochs)
