@@ -34,6 +34,7 @@ class FineTuneTask:
         validated: what the last validation has found.
     """
 
+    remedy = "Lower the learning rate of this fine-tuning, or take --precision fp32."
     validated: Evaluation
 
     def __init__(

@@ -38,6 +38,11 @@ class Metric:
     words: str
     quantity: str
 
+    @property
+    def frozen(self) -> bool:
+        """Whether it is of a protocol on a backbone as it is, not of models that were fine-tuned from it."""
+        return self.key not in ("top1", "top5", "map")
+
 
 METRICS = (
     Metric("top1", "Top-1", "top-1 accuracy", "accuracy"),

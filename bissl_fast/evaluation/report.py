@@ -15,11 +15,11 @@ from bissl_fast.evaluation.confusion import confused
 from bissl_fast.evaluation.drawing import looks, png
 from bissl_fast.evaluation.page import Section, page, plate
 from bissl_fast.evaluation.pretext_stages import pretext_stages
-from bissl_fast.evaluation.run_folder import RunFolder
+from bissl_fast.evaluation.run_folder import RunFolder, strange
 from bissl_fast.evaluation.svg import svg
 from bissl_fast.evaluation.table import Grid, results_table
 from bissl_fast.evaluation.telling import curves, numbers, sentence
-from bissl_fast.evaluation.verdict import verdict
+from bissl_fast.evaluation.verdict import gained, verdict
 from bissl_fast.training.files import make_folder, write_atomic
 
 if TYPE_CHECKING:
@@ -94,7 +94,8 @@ def write_report(run: Path) -> Path:
         sections.insert(1, confused(folder))
     with suppress(UserError):  # which the page tells
         results = folder.results()
-        write_atomic(run / "table.md", f"{results_table(results).to_markdown()}\n{verdict(results)}\n".encode())
+        sentences = "".join(f"\n{sentence}\n" for sentence in (verdict(results), gained(results)) if sentence)
+        write_atomic(run / "table.md", f"{results_table(results).to_markdown()}{sentences}".encode())
     report = run / "report.html"
     write_atomic(report, page(folder, sections).encode())
     return report
@@ -259,14 +260,16 @@ def _section(run: RunFolder, drawn: Plate) -> tuple[Section, bytes | None]:
     """A plate's place in the page, and its figure as a PNG where the run has what it shows."""
     caption = drawn.caption + (_channels_drawn(run) if drawn.draw is _sample_views else "")
     try:
-        figure = drawn.draw(run)
-        found = curves(figure)
-        told = sentence(found) if drawn.tell is None else drawn.tell(run)
-        table = numbers(found) if drawn.table is None else drawn.table(run)
+        with strange("What is drawn here"):
+            figure = drawn.draw(run)
+            found = curves(figure)
+            told = sentence(found) if drawn.tell is None else drawn.tell(run)
+            table = numbers(found) if drawn.table is None else drawn.table(run)
+            key = "" if drawn.key is None else drawn.key(run)
+            picture = plate(svg(figure, drawn.name, f"{drawn.title}. {told}")) + key
+            return Section(drawn.name, drawn.title, caption, picture, told, table), png(figure)
     except UserError as error:
         return Section(drawn.name, drawn.title, caption, missing=str(error)), None
-    picture = plate(svg(figure, drawn.name, f"{drawn.title}. {told}")) + ("" if drawn.key is None else drawn.key(run))
-    return Section(drawn.name, drawn.title, caption, picture, told, table), png(figure)
 
 
 def _channels_drawn(run: RunFolder) -> str:

@@ -35,6 +35,7 @@ from bissl_fast.methods.presets import preset_config
 from bissl_fast.methods.settings import RunSettings
 from bissl_fast.models import place
 from bissl_fast.models.weights import TIMM_PREFIX, digest_of
+from bissl_fast.plain import parse_json
 from bissl_fast.training.environment import describe_environment
 from bissl_fast.training.files import exclusive, make_folder, write_json
 from bissl_fast.training.precision import apply_precision, find_device
@@ -302,7 +303,7 @@ class _Kept:
 def _read(file: Path, asked: Mapping[str, Any]) -> Outcome | None:
     """What a file tells, if it is whole and answers what is asked."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse_json(file.read_bytes())
         if content["asked"] == asked:
             scores = {key: Score(**{**told, "seeds": tuple(told["seeds"])}) for key, told in content["scores"].items()}
             return Outcome(scores, content["details"])

@@ -20,6 +20,8 @@ _PACKAGES = (
     "scipy",
     "scikit-learn",
     "safetensors",
+    "wandb",
+    "mlflow-skinny",
 )
 
 

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from bissl_fast.methods.seeds import derive_seed
 from safetensors.torch import save_file
 from torchmetrics.functional.classification import binary_calibration_error
 
 from bissl_fast.cli import main
-from bissl_fast.cli.evaluate import parse_evaluation
 from bissl_fast.data.pipelines.loader import sequential_batches
 from bissl_fast.data.sets.catalogue import load_downstream
 from bissl_fast.errors import UserError
@@ -66,6 +66,47 @@ def test_a_run_adds_the_scores_of_its_backbones_to_its_results(run: Path) -> Non
     assert "k-NN top-1" in (run / "table.md").read_text()
     drawn = pretext_stages(RunFolder(run), {"baseline": Look("Only FT", "#000000")})
     assert [stage.label for stage in drawn] == ["Only pretext (baseline)"]  # no curve of a stage that has none
+
+
+def expected_top1(run: Path, stage: str) -> float:
+    """Accuracy of a fine-tuned model, from features that are extracted by hand."""
+    config, weights = load_config(run / "config.yaml", TrainConfig), run / stage / "weights.safetensors"
+    backbone = build_backbone("test_resnet", 0)
+    backbone.load_state_dict(load_weights(weights, "backbone."))
+    head = load_weights(weights, "head.")
+    test = load_downstream(config.dataset, None, config.images.cache_size, config.cache_dir, progress=False).test
+    features, labels = extract_features(backbone, sequential_batches(test, config.images.evaluation_view, 64, "cpu"))
+    return float(100 * ((features @ head["weight"].numpy().T + head["bias"].numpy()).argmax(1) == labels).mean())
+
+
+def test_controls_are_the_backbones_that_they_are_named_after_and_leave_the_arms_as_they_are(
+    run: Path, small_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = "--methods bissl,baseline --finetune.epochs 1 --pretrain.epochs 1 --protocols knn --controls"
+    options += " --head.epochs 1 --bilevel.solver identity --name controlled"
+    assert main(["train", *train_arguments(small_data, run.parent, *options.split())]) == 0
+    output = " ".join(capsys.readouterr().out.split())
+    controlled = run.parent / "controlled"
+    before, after = (json.loads((folder / "results.json").read_text()) for folder in (run, controlled))
+    assert "controls" not in before
+    assert after["arms"]["baseline"]["scores"] == before["arms"]["baseline"]["scores"]
+    found = {name: control["scores"] for name, control in after["controls"].items()}
+    assert list(found) == ["untrained", "pretext"]
+    for name, stage in (("untrained", "untrained"), ("pretext", "pretext-warmup")):
+        assert found[name]["knn_top1"] == [pytest.approx(expected_knn(controlled, stage))]
+        assert found[name]["top1"] == [pytest.approx(expected_top1(controlled, f"finetune-{name}-0"))]
+    untrained = load_weights(controlled / "untrained" / "weights.safetensors", "backbone.")
+    first = build_backbone("test_resnet", derive_seed(0, "backbone"), 16, 3).state_dict()
+    moved = {name.rsplit(".", 1)[1] for name in first if not torch.equal(first[name], untrained[name])}
+    assert moved == {"running_mean", "running_var", "num_batches_tracked"}
+    table = (controlled / "table.md").read_text()
+    scores = [found["untrained"][key][0] for key in ("knn_top1", "top1")]
+    assert f"| Untrained | {scores[0]:.1f} | {scores[1]:.1f} |" in table
+    gain = after["arms"]["bissl"]["scores"]["knn_top1"][0] - scores[0]
+    sentence = f"BiSSL {abs(gain):.1f} points {'above' if gain >= 0 else 'below'}"
+    assert sentence in table
+    assert sentence in output
+    assert sentence in (controlled / "report.html").read_text()
 
 
 def test_evaluate_gives_a_runs_arm_the_score_that_the_run_gave_it(
@@ -302,16 +343,6 @@ def test_a_run_that_has_not_ended_has_the_backbones_of_stages_that_have(run: Pat
     shutil.copytree(unfinished / "pretext-baseline", unfinished / "baseline-again")
     with pytest.raises(UserError, match="and baseline-again, pretext-baseline hold weights: give one of them"):
         RunFolder(unfinished).backbone_stage("baseline")
-
-
-def test_every_command_of_the_page_is_understood() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
-    lines = [line.split("#")[0].split()[2:] for line in page.splitlines() if line.startswith("bissl-fast evaluate ")]
-    assert len(lines) >= 5
-    for words in lines:
-        config = parse_evaluation(words)
-        assert config.model == words[0]
-    assert parse_evaluation(lines[1]).protocol == ("all",)
 
 
 def test_a_comparison_is_no_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

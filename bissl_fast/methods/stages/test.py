@@ -1,5 +1,6 @@
 """The last stage: every fine-tuned model is tested once."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,36 @@ def test(
     views = (*run.views, images.evaluation_view)
     key = {"format": FORMAT, "views": views, "statistics": run.settings.statistics, **downstream.score_key(run)}
     return run.stage("test", key, inputs, body, ("results.json", "features.npz", "views.npz"))
+
+
+def test_controls(
+    run: Run, downstream: Downstream, models: Mapping[str, Sequence[StageOutput]]
+) -> dict[str, dict[str, list[float]]]:
+    """The stage ``test-controls``: scores alone, of models that no arm has left.
+
+    Args:
+        run: the run.
+        downstream: its task.
+        models: fine-tuned ones, by what their backbones are called.
+
+    Returns:
+        Scores in percent by name and metric, one for each model.
+    """
+    splits = run.data.splits
+
+    def body(folder: Path) -> None:
+        found: dict[str, dict[str, list[float]]] = {}
+        for name, stages in models.items():
+            scores = [downstream.evaluate(run, finetuned(run, downstream, stage), splits.test) for stage in stages]
+            found[name] = {key: [score.metrics[key] for score in scores] for key in scores[0].metrics}
+        write_json(folder / "results.json", found)
+
+    inputs = {stage.folder.name: stage.hash for stages in models.values() for stage in stages}
+    inputs["images"] = splits.test.content_hash
+    key = {"views": (run.settings.images.evaluation_view,), **downstream.score_key(run)}
+    stage = run.stage("test-controls", key, inputs, body, ("results.json",))
+    tested: dict[str, dict[str, list[float]]] = json.loads((stage.folder / "results.json").read_text())
+    return tested
 
 
 class Recorder(nn.Module):
