@@ -120,7 +120,10 @@ def native_build() -> tuple[list[Extension], type[build_ext]]:
         library_dirs=[str(root / "lib64")] if root else [],
         libraries=[CUDA_RUNTIME, "dl", "rt", "pthread"] if root else [],
         define_macros=[("TORCH_TARGET_VERSION", OLDEST_TORCH)],
-        extra_compile_args={"cxx": [*CXX_FLAGS, *without_paths(torch)], "nvcc": NVCC_FLAGS + host(without_paths(torch))},
+        extra_compile_args={
+            "cxx": [*CXX_FLAGS, *without_paths(torch)],
+            "nvcc": NVCC_FLAGS + host(without_paths(torch)),
+        },
         depends=[str(path.relative_to(ROOT)) for path in sorted((ROOT / CSRC).rglob("*.*h"))],
     )
     return [extension], forgiving(cpp_extension.BuildExtension, lambda: write_build_info(torch, ""))

@@ -17,8 +17,8 @@ from bissl_fast.evaluation.cost import Cost
 from bissl_fast.evaluation.results import ArmResult, Results
 from bissl_fast.plain import array_names, load_arrays, parse_json, parse_yaml
 from bissl_fast.training.clock import active_seconds, peak_memory
+from bissl_fast.training.tracking import Record, read_metrics
 
-Record = dict[str, Any]
 SHARED = ("pretext-warmup", "head-warmup")
 PRETEXT = "pretext"
 """The one stage of `bissl-fast pretrain`."""
@@ -252,32 +252,6 @@ def strange(name: str) -> Iterator[None]:
         yield
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise UserError(f"{name} is not as a run writes it ({type(error).__name__}: {str(error)[:200]}).") from None
-
-
-def read_metrics(path: Path) -> list[Record]:
-    """Read a metrics.jsonl.
-
-    A killed writer leaves at most one truncated line, at the end or where the resumed run went on: lines that
-    are not a JSON object with an integer `step` are skipped. Of a step that was logged twice, the later
-    record counts.
-
-    Args:
-        path: the file; it may be absent.
-
-    Returns:
-        The records in the order of their steps; empty where there is no file.
-    """
-    if not path.is_file():
-        return []
-    by_step: dict[int, Record] = {}
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            record = parse_json(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict) and isinstance(record.get("step"), int):
-            by_step[record["step"]] = record
-    return [by_step[step] for step in sorted(by_step)]
 
 
 def _find(settings: Any, key: str) -> Any:

@@ -13,8 +13,9 @@ from PIL import Image
 
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.report import PLATES, write_report
-from bissl_fast.evaluation.run_folder import RunFolder, read_metrics
-from tests.evaluation.conftest import make_arms
+from bissl_fast.evaluation.run_folder import RunFolder
+from bissl_fast.training.tracking import read_metrics
+from tests.evaluation.conftest import CLASSES, make_arms
 
 MakeRun = Callable[..., Path]
 VOID = {"meta", "img", "br"}
@@ -254,6 +255,29 @@ def test_predictions_of_no_arm_or_none_at_all_leave_no_place_for_confused_classe
     page = write_report(run).read_text()
     assert "Classes most often confused" not in page
     assert 'class="missing"' not in page
+
+
+def test_classes_and_calibration_are_told_in_words_and_numbers_and_have_no_place_where_the_test_kept_none(
+    make_run: MakeRun,
+) -> None:
+    run = make_run(images=24)
+    page = write_report(run).read_text()
+    details = json.loads((run / "test" / "details.json").read_text())["arms"]["bissl"]
+    mean, spread = np.mean(details["ece"]), np.std(details["ece"], ddof=1)
+    assert f"BiSSL {mean:.1f} ± {spread:.1f}\u00a0%, " in page
+    by_class = np.mean(details["per_class"], axis=0)
+    assert f"BiSSL: mean {np.mean(details['mean_per_class']):.1f} ± " in page
+    assert f"to {by_class.max():.1f}\u00a0% (class &lt;{by_class.argmax()}&gt;)" in page
+    assert page.split('<section id="classes">')[1].split("</section>")[0].count('<th scope="row">') == CLASSES
+    filled = sum(count > 0 for count in details["reliability"]["counts"])
+    assert filled <= len(re.findall(r'<th scope="row">\d+\.\d to \d+\.\d', page)) <= 15
+    for content in ("{}", '{"classes": [], "arms": {"bissl": 7}}', "[", None):
+        (run / "test" / "details.json").write_text(content) if content else (run / "test" / "details.json").unlink()
+        page = write_report(run).read_text()
+        parse(page)
+        assert "calibration error" not in page
+        assert 'class="missing"' not in page
+        assert not (run / "figures" / "calibration.png").exists()
 
 
 def test_a_run_that_has_logged_no_spread_has_no_place_for_it(make_run: MakeRun) -> None:

@@ -1,5 +1,6 @@
 """Stages are keyed by settings and inputs."""
 
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -125,12 +126,14 @@ def test_a_folder_that_cannot_be_made_ends_in_a_sentence(tmp_path: Path) -> None
         stage(tmp_path / "run" / "pretext", [])
 
 
-def test_a_result_that_was_damaged_is_made_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["weights.safetensors", "DONE"])
+def test_a_result_that_was_damaged_is_named_and_made_again(tmp_path: Path, name: str) -> None:
     calls: list[Path] = []
-    folder = tmp_path / "run" / "pretext"
+    folder, told = tmp_path / "run" / "pretext", io.StringIO()
     stage(folder, calls)
-    (folder / "weights.safetensors").write_text("cut of")
-    stage(folder, calls)
+    (folder / name).write_text("cut of")
+    run_stage(folder, {"rate": 1.0}, {"images": "abc"}, writer(calls), console=Console(file=told))
+    assert f"{name} in {folder} is not as it was written: done again" in told.getvalue()
     assert len(calls) == 2
 
 
@@ -158,3 +161,23 @@ def test_a_key_that_is_none_names_no_folder(tmp_path: Path, key: str) -> None:
         "run",
         "superseded",
     ]
+
+
+@pytest.mark.parametrize("left", [[], ["key.json.partial"]], ids=["nothing", "half a key"])
+def test_a_folder_whose_making_was_killed_is_gone_on_with_in_silence(tmp_path: Path, left: list[str]) -> None:
+    folder, told = tmp_path / "run" / "pretext", io.StringIO()
+    folder.mkdir(parents=True)
+    for name in left:
+        (folder / name).write_text("{")
+    run_stage(folder, {"rate": 1.0}, {"images": "abc"}, writer([]), console=Console(file=told))
+    assert not told.getvalue()
+
+
+def test_a_half_done_stage_whose_key_is_damaged_is_kept_and_made_again(tmp_path: Path) -> None:
+    folder, told = tmp_path / "run" / "pretext", io.StringIO()
+    folder.mkdir(parents=True)
+    (folder / "key.json").write_text('{"key": 12')
+    (folder / "checkpoint.pt").write_text("half way")
+    run_stage(folder, {"rate": 1.0}, {"images": "abc"}, writer([]), console=Console(file=told))
+    assert "its key.json is missing or damaged" in told.getvalue()
+    assert (tmp_path / "run" / "superseded" / "pretext-unknown" / "checkpoint.pt").read_text() == "half way"
