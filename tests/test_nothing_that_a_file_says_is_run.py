@@ -23,7 +23,8 @@ def faults(source: str, file: str = "a.py") -> Iterator[str]:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
-            yield from (f"imports {name}" for name in names if name.split(".")[0] in MODULES)
+            allowed = file == "workers.py"  # which starts this Python anew, with a list of arguments
+            yield from (f"imports {name}" for name in names if name.split(".")[0] in MODULES and not allowed)
         if not isinstance(node, ast.Call):
             continue
         name, given = ast.unparse(node.func), {word.arg: ast.unparse(word.value) for word in node.keywords}
