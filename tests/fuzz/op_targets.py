@@ -55,7 +55,9 @@ def strided(draw: random.Random, tensor: Tensor) -> Tensor:
 
 def odd(draw: random.Random, tensor: Tensor) -> Any:
     """Something else in its place: another shape, dtype or layout, an empty or huge tensor, or none."""
-    if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.numel() > 1 << 20:  # odd already
+    if (
+        not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_meta or tensor.numel() > 1 << 20
+    ):  # odd already
         return tensor
     kind, shape = draw.randrange(10), list(tensor.shape)
     if kind <= 2:
