@@ -76,7 +76,7 @@ def render_views(
         ``(N, 3, S, S)`` channels-last, on the images' device, or on that of the samples if it is CUDA.
 
     Raises:
-        ValueError: for another dtype, or samples that are no list.
+        ValueError: for another dtype.
         RuntimeError: for shapes, dtypes, samples or crops that do not fit.
 
     Example:
@@ -84,8 +84,6 @@ def render_views(
     """
     if dtype not in DTYPES:
         raise ValueError(f"Views are rendered to float32 or bfloat16, not {dtype}.")
-    if samples.dim() != 1:
-        raise ValueError(f"samples must have shape (N,), found {tuple(samples.shape)}.")
     bfloat16 = dtype == torch.bfloat16
     arguments = (images, samples, integers, numbers, channels, size, cubic, box_blur, threshold, bfloat16)
     views: Tensor = torch.ops.bissl_fast.render_views(*arguments)
