@@ -8,8 +8,6 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
-
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation import figures
 from bissl_fast.evaluation.drawing import canvas, legend, looks, png
@@ -25,6 +23,7 @@ from bissl_fast.experiments.beside_paper import TITLES, Beside, beside, beside_t
 from bissl_fast.experiments.paper_runs import Asked, PaperRun, lasting, scaled
 from bissl_fast.methods.config import TrainConfig, save_config
 from bissl_fast.methods.presets import preset_config
+from bissl_fast.plain import parse_yaml
 from bissl_fast.training.files import make_folder, write_atomic, write_json
 
 if TYPE_CHECKING:
@@ -67,7 +66,7 @@ class Reproduced:
         """Settings of the first run that are not the paper's, with both values."""
         run = self.runs[0]
         told = {"here": run.config, "paper": _paper(run)}
-        return differing({name: yaml.safe_load(save_config(config)) for name, config in told.items()})
+        return differing({name: parse_yaml(save_config(config)) for name, config in told.items()})
 
     @property
     def note(self) -> str:
