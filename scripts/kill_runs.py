@@ -6,7 +6,7 @@ Runs of every method on tiny images, each with a data cache of its own that is b
 A run is killed by SIGKILL up to --each times, each time at a moment drawn uniformly over the first half of what an
 unbroken one takes: as finished stages are skipped, later ones come into that half. Then it is left to finish.
 A share of the attempts (--cold) starts a new interpreter, so that imports are hit as well; the others are forks of a
-process that has imported everything, which is quicker. Compared are the hashes of all files that stages hand on, and the
+process that has imported everything, which is quicker. Compared are hashes of all files that stages hand on, and the
 results.
 """
 
