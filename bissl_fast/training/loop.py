@@ -159,13 +159,16 @@ class _Loop:
             torch.set_rng_state(saved["rng"].cpu())
             if saved["cuda_rng"] is not None and device.type == "cuda":
                 torch.cuda.set_rng_state(saved["cuda_rng"].cpu(), device)
-        except (KeyError, RuntimeError, ValueError, TypeError) as error:
+            offset = int(saved["offset"])
+            if not (type(self.done) is int and 0 <= self.done <= self.task.steps and isinstance(self.window, list)):
+                raise ValueError("no step of this stage")
+        except (LookupError, RuntimeError, ValueError, TypeError, AttributeError, OverflowError) as error:
             raise UserError(
-                f"the checkpoint in {self.folder} is one of another model ({str(error).splitlines()[0]}); "
+                f"the checkpoint in {self.folder} is one of another model ({(str(error) or 'empty').splitlines()[0]}); "
                 "move it away to start the stage over."
             ) from None
         say(self.console, f"{self.folder.name}: goes on after step {self.done} of {self.task.steps}", "dim")
-        return int(saved["offset"])
+        return offset
 
     def _save(self) -> None:
         state = self.task.state()

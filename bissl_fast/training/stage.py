@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, is_dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
+from bissl_fast.plain import parse_json
 from bissl_fast.training import checkpoint
 from bissl_fast.training.clock import Clock
 from bissl_fast.training.files import digest, make_folder, unwritable, write_json
@@ -90,9 +92,13 @@ def stage_key(name: str, settings: Mapping[str, Any], inputs: Mapping[str, str])
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest(), fields
 
 
-def finished_stage(folder: Path, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> StageOutput | None:
-    """The stage in a folder if it is finished with these settings and inputs; nothing is begun or moved."""
-    found = _finished(folder, stage_key(folder.name, settings, inputs)[0])
+def finished_stage(folder: Path) -> StageOutput | None:
+    """The stage that a folder holds, if it is finished and whole, whatever its settings."""
+    try:
+        key = json.loads((folder / "DONE").read_text())["key"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    found = _finished(folder, key)
     return None if found is None else StageOutput(folder, found)
 
 
@@ -110,7 +116,7 @@ def _plain(value: Any) -> Any:
 def _finished(folder: Path, key: str) -> str | None:
     """Hash of the outputs if the folder holds them whole for this key."""
     try:
-        done = json.loads((folder / "DONE").read_text())
+        done = parse_json((folder / "DONE").read_bytes())
         whole = done["key"] == key and all(digest(folder / name) == sha for name, sha in done["outputs"].items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -153,7 +159,7 @@ def _set_aside(folder: Path, key: str, console: Console) -> None:
 def _reason(folder: Path) -> str:
     """Why the result in a folder is of no use now."""
     try:
-        number = json.loads((folder / "key.json").read_text())["format"]
+        number = parse_json((folder / "key.json").read_bytes())["format"]
     except (OSError, ValueError, KeyError, TypeError):
         return "its key.json is missing or damaged" if _begun(folder) is None else "settings or inputs changed"
     if number != FORMAT:
@@ -164,15 +170,16 @@ def _reason(folder: Path) -> str:
 def _begun(folder: Path) -> str | None:
     """The key that a folder was begun with; ``None`` where that cannot be read, as in one whose making was killed."""
     try:
-        return str(json.loads((folder / "key.json").read_text())["key"])
+        key = parse_json((folder / "key.json").read_bytes())["key"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    return key if isinstance(key, str) and re.fullmatch("[0-9a-f]{64}", key) else None  # it becomes part of a name
 
 
 def _damaged(folder: Path) -> str:
     """Which file of a finished stage is not as it was written."""
     try:
-        hashes = json.loads((folder / "DONE").read_text())["outputs"]
+        hashes = parse_json((folder / "DONE").read_bytes())["outputs"]
         return next(str(name) for name, sha in hashes.items() if not _holds(folder / name, sha))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration):
         return "DONE"

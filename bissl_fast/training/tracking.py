@@ -13,9 +13,11 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from bissl_fast.plain import parse_json
 from bissl_fast.training.files import unwritable
 
 Item = TypeVar("Item")
+Record = dict[str, Any]
 
 LINE_SECONDS = 15.0
 """Time between two progress lines where the output is not a terminal."""
@@ -79,6 +81,32 @@ class Metrics:
                 file.close()
 
 
+def read_metrics(path: Path) -> list[Record]:
+    """Read a metrics.jsonl.
+
+    A killed writer leaves at most one truncated line, at the end or where the resumed run went on: lines that
+    are not a JSON object with an integer `step` are skipped. Of a step that was logged twice, the later
+    record counts.
+
+    Args:
+        path: the file; it may be absent.
+
+    Returns:
+        The records in the order of their steps; empty where there is no file.
+    """
+    if not path.is_file():
+        return []
+    by_step: dict[int, Record] = {}
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            record = parse_json(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            by_step[record["step"]] = record
+    return [by_step[step] for step in sorted(by_step)]
+
+
 def tracked(console: Console, items: Iterable[Item], total: int, title: str) -> Iterator[Item]:
     """The items, under a progress bar that says how many of them are behind us."""
     with ProgressBar(console, title, total, 0) as bar:
@@ -120,7 +148,8 @@ class ProgressBar:
         rate = "" if images_per_second is None else f"{images_per_second:,.0f} images/s"
         self._bar.update(self._task, completed=done, rate=rate, note=note)
         now = time.monotonic()
-        if not self._console.is_terminal and (now >= self._line_due or done == self._total):
+        lines = not (self._console.is_terminal or self._console.quiet)
+        if lines and (now >= self._line_due or done == self._total):
             self._line_due = now + LINE_SECONDS
             left = (now - self._started) / max(1, done - self._first) * (self._total - done)
             print(

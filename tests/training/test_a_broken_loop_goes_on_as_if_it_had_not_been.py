@@ -129,3 +129,28 @@ def test_a_checkpoint_of_another_model_is_refused_with_a_way_out(tmp_path: Path)
         loop(stop_at(2, signal.SIGTERM), tmp_path / "run")
     with pytest.raises(UserError, match=r"one of another model \(size mismatch for weight\); move it away"):
         loop(Wanderer(size=9), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"done": "2"},
+        {"done": -1},
+        {"done": 10**6},
+        {"window": 3},
+        {"rng": 3},
+        {"offset": None},
+        {"task": [1]},
+        {"task": 3},
+    ],
+    ids=str,
+)
+def test_a_checkpoint_with_strange_values_is_refused_with_a_way_out(tmp_path: Path, change: dict[str, Any]) -> None:
+    with pytest.raises(Interrupted):
+        loop(stop_at(2, signal.SIGTERM), tmp_path / "run")
+    kept = Checkpoints(tmp_path / "run", kept=1)
+    saved = read_checkpoint(tmp_path / "run" / "checkpoint.pt", CPU)
+    for state in (saved | change, {k: v for k, v in saved.items() if k not in change}, [saved], torch.zeros(2)):
+        kept.save(state)
+        with pytest.raises(UserError, match=r"is one of another model \(.+\); move it away"):
+            loop(Wanderer(), tmp_path / "run")

@@ -103,7 +103,10 @@ def test_what_a_killed_process_does_after_its_last_checkpoint_is_not_counted(
     assert active_seconds(tmp_path / "run" / "a") == 50
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[]", '{"seconds": "long"}', None])
+@pytest.mark.parametrize("content", [
+    "", "{}", "[]", '{"seconds": "long"}', '{"seconds": NaN, "peak_memory": Infinity}', None,
+    f'{{"seconds": {10**400}, "peak_memory": {10**400}}}', "[" * 100_000, '{"seconds": -1, "peak_memory": "-1"}',
+])  # fmt: skip
 def test_a_stage_without_a_clock_has_no_time(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / "seconds.json").write_text(content)
