@@ -2,7 +2,7 @@
 
 All of them run to their end, made small by further options, but for
 
-- ``train``, ``pretrain``, ``compare`` and ``ablate``, which end where their first stage would begin: settings are
+- ``train``, ``plan``, ``pretrain``, ``compare`` and ``ablate``, which end where their first stage would begin: settings are
   read, data opened, arms prepared and products tried. The stages are those of the runs that go through here;
 - ``bench``, ``reproduce`` and ``python -m benchmarks.…``, which take minutes to weeks: their options are read;
 - pretrained weights of timm's, for which random ones stand in, since there is no network;
@@ -31,7 +31,7 @@ from tests.experiments.comparisons import SMALLER as SHORTER
 from tests.methods.conftest import SMALL
 from tests.shown import PAGES, ROOT, commands, write_world
 
-BEGUN = ("train", "pretrain", "compare", "ablate")
+BEGUN = ("train", "plan", "pretrain", "compare", "ablate")
 IMAGES = SMALL[: SMALL.index("--pretrain.epochs")]
 EVALUATED = (
     "linear.epochs",
@@ -48,6 +48,7 @@ TRAINING = [
 ]
 SMALLER = {
     "train": TRAINING,
+    "plan": TRAINING,
     "compare": TRAINING,
     "ablate": TRAINING,
     "pretrain": [*IMAGES, "--pretrain.epochs", "1", "--pretrain.warmup-epochs", "0.5"],
