@@ -2,8 +2,8 @@
 
 All of them run to their end, made small by further options, but for
 
-- ``train``, ``plan``, ``pretrain``, ``compare`` and ``ablate``, which end where their first stage would begin: settings are
-  read, data opened, arms prepared and products tried. The stages are those of the runs that go through here;
+- ``train``, ``plan``, ``pretrain``, ``compare`` and ``ablate``, which end where their first stage would begin: settings
+  are read, data opened, arms prepared and products tried. The stages are those of the runs that go through here;
 - ``bench``, ``reproduce`` and ``python -m benchmarks.…``, which take minutes to weeks: their options are read;
 - pretrained weights of timm's, for which random ones stand in, since there is no network;
 - ``make``, ``scripts/`` and what sets up a shell, which no test can run within itself: targets and files are there.
