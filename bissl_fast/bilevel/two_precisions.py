@@ -21,7 +21,10 @@ class TwoPrecisions:
     random numbers both have the same masks.
 
     Args:
-        loss, parameters, batches, mode: as of :class:`HessianOperator`.
+        loss: as of :class:`HessianOperator`.
+        parameters: as there.
+        batches: as there.
+        mode: as there.
         dtype: of the rough products.
         memory_budget: bytes for both together.
         compiled: as there.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,8 @@ class Compared:
             if all(metric in result.intervals for result in found):
                 told["intervals"] = [result.intervals[metric] for result in found]
             scores[metric] = told
-        return {"title": over.title, "scores": scores, "cost": over.cost.told()}
+        searched = {"rates": [asdict(rates) for rates in over.rates]} if over.rates else {}
+        return {"title": over.title, "scores": scores, "cost": over.cost.told(), **searched}
 
 
 def read_comparison(folder: Path) -> Compared:
@@ -136,7 +137,7 @@ def _of_seed(folder: Path, plan: Plan, seed: int) -> Results:
     arms = tuple(_arm(plan, row, read[row.runs[seed]]) for row in plan.rows)
     first = read[plan.rows[0].runs[seed]]
     try:
-        return replace(first, metrics=metrics_of(arms), arms=arms, against=plan.reference)
+        return replace(first, metrics=metrics_of(arms), arms=arms, against=plan.reference, controls=())
     except KeyError as error:
         raise UserError(f"The arms of pretext seed {seed} have no metric in common ({error}).") from None
 
@@ -162,7 +163,8 @@ def _over_seeds(arms: Sequence[ArmResult]) -> ArmResult:
     seconds = math.fsum(times) / len(times) if len(times) == len(arms) else None
     peaks = [arm.cost.memory for arm in arms if arm.cost.memory is not None]
     cost = replace(arms[0].cost, seconds=seconds, memory=max(peaks, default=None))
-    return replace(arms[0], scores=scores, intervals={}, cost=cost)
+    rates = tuple(dict.fromkeys(found for arm in arms for found in arm.rates))  # of one search, for all seeds: once
+    return replace(arms[0], scores=scores, intervals={}, cost=cost, rates=rates)
 
 
 def _tested(results: Results, metric: Metric) -> dict[str, Comparison]:
@@ -177,6 +179,7 @@ def _tests_told(results: Results) -> dict[str, Any]:
         metric.key: {
             name: {
                 "difference": test.difference,
+                "interval": test.interval,
                 "p": test.p,
                 "p_corrected": test.corrected if test.corrected is not None else test.p,
                 "significant": test.significant(ALPHA),

@@ -106,11 +106,17 @@ def _pretext(settings: Mapping[str, Any]) -> str:
 def _fine_tuning(run: RunFolder, settings: Mapping[str, Any]) -> str:
     if run.pretext_only or not run.fine_tuned:
         return ""
-    tuned = settings.get("finetune")
-    return (
-        _words(tuned, "seeds: {seeds}", "epochs: {epochs}", "batch size: {batch_size}")
-        if isinstance(tuned, dict)
-        else ""
+    tuned, search = settings.get("finetune"), settings.get("search")
+    if not isinstance(tuned, dict):
+        return ""
+    told = _words(tuned, "seeds: {seeds}", "epochs: {epochs}", "batch size: {batch_size}")
+    if not isinstance(search, dict) or not (search.get("trials") or search.get("rates_of")):
+        return told
+    return told + _words(
+        search,
+        ", rates as searched by {rates_of}"
+        if search.get("rates_of")
+        else ", rates searched by {trials} trials for each arm",
     )
 
 

@@ -70,6 +70,7 @@ class Plan:
         budget: what every backbone may cost; None where there is none.
         budget_of: whose cost that is, in words.
         kept: whether rows run as configured, whatever they cost.
+        search: how the rates of fine-tuning are found, in a sentence; empty where they are given.
     """
 
     subject: str
@@ -80,6 +81,7 @@ class Plan:
     budget: Cost | None = None
     budget_of: str = ""
     kept: bool = False
+    search: str = ""
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Plan:
@@ -98,6 +100,7 @@ class Plan:
                 None if content["budget"] is None else Cost.from_json(content["budget"]),
                 str(content["budget_of"]),
                 bool(content["kept"]),
+                str(content.get("search", "")),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(
@@ -114,6 +117,7 @@ class Plan:
             "budget": None if self.budget is None else self.budget.told(),
             "budget_of": self.budget_of,
             "kept": self.kept,
+            "search": self.search,
             "rows": [row.told() for row in self.rows],
         }
 
@@ -136,7 +140,8 @@ class Plan:
         return Grid(columns, tuple(self._cells(row, budgeted) for row in self.rows), caption)
 
     def sentences(self) -> tuple[str, ...]:
-        """What is done about rows that would exceed the budget, or stay far below it, one sentence each."""
+        """What is done about rows that would exceed the budget, or stay far below it, one sentence each, and how rates
+        are found."""
         said = []
         for row in self.rows:
             share = self._share(row.configured)
@@ -147,14 +152,14 @@ class Plan:
         longer = [row.title for row in self.rows if _longer(row)]
         if longer:
             said.append(f"{listed(longer)} {'is' if len(longer) == 1 else 'are'} lengthened to it.")
-        return tuple(said)
+        return (*said, self.search) if self.search else tuple(said)
 
     def _cells(self, row: Row, budgeted: bool) -> tuple[Cell, ...]:
-        images, _, products, epochs, *_ = row.planned.words()
+        planned = row.planned.words()
         if not budgeted:
-            return Cell(row.title), Cell(epochs), Cell(images), Cell(products)
+            return Cell(row.title), *(Cell(planned[column]) for column in ("Model-epochs", "Images", "Products"))
         words = [epochs_words(row.configured.model_epochs), self._percent(row.configured)]
-        words += [epochs, self._percent(row.planned), products]
+        words += [planned["Model-epochs"], self._percent(row.planned), planned["Products"]]
         return (Cell(row.title), *map(Cell, words))
 
     def _share(self, cost: Cost) -> float | None:
@@ -170,8 +175,9 @@ class Plan:
     def _budget_words(self) -> str:
         if self.budget is None:
             return "No budget: every arm runs as configured."
-        images, _, _, epochs, *_ = self.budget.words()
-        return f"Budget of a backbone: {epochs} model-epochs ({images} images), {self.budget_of}."
+        words = self.budget.words()
+        spent = f"{words['Model-epochs']} model-epochs ({words['Images']} images)"
+        return f"Budget of a backbone: {spent}, {self.budget_of}."
 
 
 def read_plan(folder: Path) -> Plan:

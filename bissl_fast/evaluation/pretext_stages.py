@@ -11,7 +11,7 @@ from bissl_fast.evaluation.figures import PretextStage
 from bissl_fast.evaluation.run_folder import RunFolder
 
 WARMUP = "pretext-warmup"
-DOWNSTREAM = ("head-", "finetune-", "protocols-")
+DOWNSTREAM = ("head-", "finetune-", "protocols-", "search-")
 DASHES = (0, (4, 1.5))
 
 

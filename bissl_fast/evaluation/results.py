@@ -18,6 +18,33 @@ FINE_TUNING, FEW_SHOT = "fine-tuning", "few-shot tasks"
 
 
 @dataclass(frozen=True)
+class Rates:
+    """What a search has found for an arm's fine-tuning.
+
+    Attributes:
+        learning_rate: the peak.
+        weight_decay: of the same.
+        score: on the validation images, in percent, of the one model that was trained with them.
+        loss: likewise.
+        trials: among which they were chosen.
+        rule: by which.
+    """
+
+    learning_rate: float
+    weight_decay: float
+    score: float
+    loss: float
+    trials: int
+    rule: str
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Rates:
+        """Read the `search` of an arm."""
+        numbers = {name: float(content[name]) for name in ("learning_rate", "weight_decay", "score", "loss")}
+        return cls(**numbers, trials=int(content["trials"]), rule=str(content["rule"]))
+
+
+@dataclass(frozen=True)
 class ArmResult:
     """What one arm reached.
 
@@ -28,6 +55,7 @@ class ArmResult:
         cost: of its backbone.
         stages: that made it; none where the run has not said so.
         intervals: of single scores over episodes, half the width of the 95 % interval by key.
+        rates: that a search has found, of each backbone; none where they were given.
     """
 
     name: str
@@ -36,6 +64,7 @@ class ArmResult:
     cost: Cost
     stages: tuple[str, ...] = ()
     intervals: Mapping[str, float] = field(default_factory=dict)
+    rates: tuple[Rates, ...] = ()
 
     @classmethod
     def from_json(cls, name: str, content: Mapping[str, Any]) -> ArmResult:
@@ -45,7 +74,8 @@ class ArmResult:
         title = " ".join(str(content.get("title") or title_of(name)).split())
         stages = tuple(map(str, content.get("stages") or ()))
         intervals = {str(key): float(half) for key, half in (content.get("intervals") or {}).items()}
-        return cls(name, title, known, Cost.from_json(content.get("cost")), stages, intervals)
+        rates = (Rates.from_json(content["search"]),) if content.get("search") else ()
+        return cls(name, title, known, Cost.from_json(content.get("cost")), stages, intervals, rates)
 
     def words(self, metric: Metric) -> str:
         """Its score as text, with the deviation over the seeds or the interval over the episodes; a dash for none."""
@@ -67,6 +97,7 @@ class Results:
         difficult_present: whether mAP counts difficult objects as present.
         against: the arm that the others are measured against; left out: the baseline, or the last where there is none.
         seeds: what the scores of an arm differ by: `fine-tuning` or `pretext` seeds.
+        controls: backbones that the arms' have come from, in no comparison.
         judged_by: `fine-tuning`, or `few-shot tasks` of backbones that nothing was fine-tuned from.
     """
 
@@ -78,6 +109,7 @@ class Results:
     against: str | None = None
     seeds: str = "fine-tuning"
     judged_by: str = FINE_TUNING
+    controls: tuple[ArmResult, ...] = ()
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Results:
@@ -92,7 +124,9 @@ class Results:
             present, judge = content.get("difficult") == "present", str(content.get("judged_by", FINE_TUNING))
             seeds = FINE_TUNING if judge == FINE_TUNING else "pretext"
             about = (str(content["dataset"]), int(content["classes"]))
-            return cls(*about, metrics, arms, present, seeds=seeds, judged_by=judge)
+            others = (content.get("controls") or {}).items()
+            controls = tuple(ArmResult.from_json(str(name), other) for name, other in others)
+            return cls(*about, metrics, arms, present, seeds=seeds, judged_by=judge, controls=controls)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(
                 f"results.json is not as the test stage writes it ({error!r}): "

@@ -97,7 +97,7 @@ class Comparison:
             for seed in self.seeds:
                 for name, config in self._runs(seed, self._fitted).items():
                     say(self.console, f"{self.folder.name}/{name}, pretext seed {seed} of {list(self.seeds)}", "bold")
-                    write_report(train(config, self.console))
+                    train(config, self.console, write_report)
                 write_comparison(self.folder)
         return self.folder
 
@@ -112,8 +112,10 @@ class Comparison:
         reference = next(row.title for row in rows if row.label == question.reference)
         budget = None if epochs is None else Cost(images=round(epochs * unlabelled), model_epochs=epochs)
         whose = "as --budget says" if self.config.budget else f"the cost of {reference} as configured"
-        kept = self.config.keep_schedules
-        return Plan(question.subject, dataset, tuple(self.seeds), question.reference, rows, budget, whose, kept)
+        kept, seeds = self.config.keep_schedules, tuple(self.seeds)
+        tuned = not any(training.context.data.splits.disjoint for training in tried.values())
+        search = search_words(self.config) if tuned else ""
+        return Plan(question.subject, dataset, seeds, question.reference, rows, budget, whose, kept, search)
 
     def _tried(self, name: str, config: TrainConfig) -> Training:
         """A run before its first stage; a refusal says which it was, where there are several."""
@@ -172,9 +174,11 @@ class Comparison:
 
     def _config(self, arm: Arm, seed: int, budget: float | None) -> TrainConfig:
         """The config of an arm's run."""
-        methods = self.config.methods if self.question.together else (arm.method,)
-        config = self.config.of_run(self._folder(arm, seed), seed, methods=methods, budget=budget)
-        return laid_over(config, arm.settings)
+        methods, search = self.config.methods if self.question.together else (arm.method,), self.config.search
+        if search.trials and seed != self.seeds[0] and not self.config.search_each:
+            search = replace(search, trials=0, rates_of=self.folder / self._folder(arm, self.seeds[0]))
+        changes = {"methods": methods, "budget": budget, "search": search}
+        return laid_over(self.config.of_run(self._folder(arm, seed), seed, **changes), arm.settings)
 
 
 def compare(config: ComparisonConfig, question: Question, console: Console) -> Path:
@@ -188,6 +192,19 @@ def of_methods(config: ComparisonConfig) -> Question:
     """The methods of a config, each as it is, at equal budget."""
     arms = tuple(Arm(name, "", name) for name in config.methods)
     return Question("methods", arms, reference_of(config.methods), together=True, equal=True)
+
+
+def search_words(config: ComparisonConfig) -> str:
+    """How the rates of fine-tuning are found, in a sentence; empty where they are given."""
+    search, first = config.search, config.seed
+    if not search.searched:
+        return ""
+    if search.rates_of is not None:
+        return f"Rates of fine-tuning are those that {search.rates_of} has searched."
+    whose = "the backbone of every pretext seed"
+    if not config.search_each and config.seeds > 1:
+        whose = f"its backbone of pretext seed {first} alone, and those found serve all seeds"
+    return f"Rates of fine-tuning are searched, {search.trials} trials for each arm on {whose}."
 
 
 def laid_over(config: Settings, settings: Mapping[str, Any]) -> Settings:

@@ -12,7 +12,6 @@ from torch.nn.utils import clip_grad_norm_
 from bissl_fast.bilevel import Operator, ParameterVector, RitzValues, frozen_buffers
 from bissl_fast.data.pipelines.loader import Batch, Loader
 from bissl_fast.errors import UserError
-from bissl_fast.evaluation.run_folder import read_metrics
 from bissl_fast.methods.bilevel import BilevelSettings, Hessian, PhaseSolver, event_shares, troubles
 from bissl_fast.methods.checks import require
 from bissl_fast.methods.cost import Cost, steps_cost
@@ -35,6 +34,7 @@ from bissl_fast.training.precision import Forward
 from bissl_fast.training.schedules import set_learning_rate, warmup_cosine
 from bissl_fast.training.stage import StageOutput
 from bissl_fast.training.supervised import DownstreamLoss, downstream_loss
+from bissl_fast.training.tracking import read_metrics
 
 
 @dataclass(frozen=True)
@@ -114,6 +114,11 @@ class BiSSLTask:
         forward: precision context of a forward pass. Products have one of their own (``bilevel.products_dtype``).
         loss: of scores and targets, L^D.
     """
+
+    remedy = (
+        "Raise --bissl.damping, lower --bissl.learning-rate or --upper.learning-rate, or take --precision fp32 and "
+        "--bilevel.products-dtype float32."
+    )
 
     def __init__(
         self,
@@ -214,7 +219,7 @@ class BiSSLTask:
         settings = self.settings
         solver = self._solver(stored)
         total = settings.alternations * settings.upper_steps
-        losses, plain_losses, residuals, events, products = [], [], [], [], []
+        losses, plain_losses, gradients, residuals, events, products = [], [], [], [], [], []
         for index in range(alternation * settings.upper_steps, (alternation + 1) * settings.upper_steps):
             rate = warmup_cosine(index, total, self.sgd.learning_rate, floor=self.sgd.final_share)
             set_learning_rate(self.upper_optimizer, rate)
@@ -230,12 +235,14 @@ class BiSSLTask:
             self.upper_optimizer.step()  # line 15
             losses.append(loss)
             plain_losses.append(plain)
+            gradients.append(norm(solution.x))
             residuals.append(solution.relative_residuals)
             events.append(solution.events)
             products.append((solution.products, solution.rough_products))
         values: dict[str, torch.Tensor | float] = {
             "upper_loss": _mean(losses),
             "upper_loss_downstream": _mean(plain_losses),
+            "implicit_gradient_norm": _mean(gradients),
             "lr_upper": rate,
             **event_shares(events),
         }

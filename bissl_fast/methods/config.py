@@ -3,9 +3,9 @@
 import contextlib
 import types
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -18,11 +18,13 @@ from bissl_fast.methods.bissl import BiSSLSettings
 from bissl_fast.methods.checks import require
 from bissl_fast.methods.fussl import FUSSLSettings
 from bissl_fast.methods.gessl import GeSSLSettings
+from bissl_fast.methods.search import SearchSettings
 from bissl_fast.methods.settings import VIEWS, AnyRun, RunSettings
 from bissl_fast.methods.stages.downstream import FineTuneSettings
 from bissl_fast.methods.stages.head import HeadSettings
 from bissl_fast.methods.stages.pretrain import PretrainSettings
 from bissl_fast.methods.stages.sgd import SGDSettings
+from bissl_fast.plain import parse_yaml
 from bissl_fast.pretext import TASKS, PretextTask, SimCLR
 
 CONFIG_VERSION = 5
@@ -34,6 +36,8 @@ METHODS: tuple[MethodName, ...] = get_args(MethodName)
 
 DEFAULT_METHODS: tuple[MethodName, ...] = ("bissl", "baseline")
 """The arms of a run that names none."""
+
+AnyTrain = TypeVar("AnyTrain", bound="TrainConfig")
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,8 @@ class TrainConfig(PretextConfig):
         protocols: `linear`, `knn`, `semi`, `fewshot`: further scores of each backbone as it is before fine-tuning, with
             the settings of their papers (docs/evaluation.md). On sets with other classes to test than to train
             nothing is fine-tuned, and `fewshot` judges, named or not.
+        controls: judge beside the arms, fine-tuned as the baseline is, the backbone before any training and, where an
+            arm starts from one, after the pretext warm-up: what has training brought?
         budget: what every arm's backbone may cost, in epochs of the unlabelled images through a forward and a backward
             pass of a model: each takes its longest schedule within; left out: the schedules of the other settings.
         head: warm-up of the downstream head.
@@ -82,10 +88,12 @@ class TrainConfig(PretextConfig):
         finetune: all arms' fine-tuning.
         finetune_bissl: SGD of fine-tuning after BiSSL (Table 4).
         finetune_baseline: SGD of fine-tuning after pretext training alone (Table 2).
+        search: for learning rate and weight decay of all arms' fine-tuning, in place of those given.
     """
 
     methods: tuple[MethodName, ...] = DEFAULT_METHODS
     protocols: tuple[ProtocolName, ...] = ()
+    controls: bool = False
     budget: float | None = None
     head: HeadSettings = HeadSettings()
     bissl: BiSSLSettings = BiSSLSettings()
@@ -97,6 +105,7 @@ class TrainConfig(PretextConfig):
     finetune: FineTuneSettings = FineTuneSettings()
     finetune_bissl: SGDSettings = field(default_factory=lambda: SGDSettings(0.005, 0.00003))
     finetune_baseline: SGDSettings = field(default_factory=lambda: SGDSettings(0.0262, 0.00332))
+    search: SearchSettings = SearchSettings()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -109,6 +118,10 @@ class TrainConfig(PretextConfig):
         wanted = f"a divisor of --bissl.stored-batches, which is {stored}"
         require(stored % count == 0, "bilevel.batches-at-once", count, wanted)
 
+    def located(self: AnyTrain) -> AnyTrain:
+        """As of every run; the search's paths, too."""
+        return replace(super().located(), search=self.search.located())
+
 
 @dataclass(frozen=True)
 class ComparisonConfig(TrainConfig):
@@ -117,14 +130,18 @@ class ComparisonConfig(TrainConfig):
     Attributes:
         seeds: how many whole runs each arm has, from pretext training on: of --seed and the numbers after it.
         keep_schedules: arms run as configured, whatever they cost, and those over the budget are marked.
+        search_each: rates are searched for each pretext seed; else those that are found for the first serve all.
     """
 
     seeds: int = 3
     keep_schedules: bool = False
+    search_each: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.seeds >= 1, "seeds", self.seeds, "at least 1")
+        if self.search_each and not self.search.trials:
+            raise UserError("--search-each repeats a search, and there is none without --search.trials.")
 
     def of_run(self, folder: str, seed: int, **changes: Any) -> TrainConfig:
         """The config of one of its runs, below its own folder."""
@@ -152,11 +169,11 @@ def load_config(path: Path, kind: type[AnyRun]) -> AnyRun:
         UserError: for a missing file, another version, an unknown or ill-typed setting.
     """
     try:
-        values = yaml.safe_load(path.read_text())
+        values = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); a run keeps its settings in config.yaml.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}.") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())[:500]}.") from None
     if not isinstance(values, dict) or "version" not in values:
         raise UserError(f"{path} is not a config of bissl-fast: it names no version.")
     version = values.pop("version")
@@ -174,6 +191,12 @@ def load_config(path: Path, kind: type[AnyRun]) -> AnyRun:
     if not isinstance(config, kind):
         raise UserError(f"{path} is of `bissl-fast pretrain`, which trains no downstream task.")
     return config
+
+
+def shown(value: Any) -> str:
+    """A value in a sentence, not longer than one."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"
 
 
 def _kind_of(values: Mapping[str, Any], wanted: type[RunSettings]) -> type[PretextConfig]:
@@ -196,7 +219,7 @@ def _task(value: Any, path: Path) -> tuple[type[PretextTask], Any]:
     known = {task.name: task for task in TASKS}
     name = value.get("task") if isinstance(value, dict) else None
     if name not in known:
-        raise UserError(f"{path}: pretext must name its task, one of {sorted(known)}, found {name!r}.")
+        raise UserError(f"{path}: pretext must name its task, one of {sorted(known)}, found {shown(name)}.")
     return known[name], {key: child for key, child in value.items() if key != "task"}
 
 
@@ -206,7 +229,7 @@ def _build(kind: Any, value: Any, path: Path, name: str) -> Any:
         kind, value = _task(value, path)
     if is_dataclass(kind):
         if not isinstance(value, dict):
-            raise UserError(f"{path}: {name} must be a group of settings, found {value!r}.")
+            raise UserError(f"{path}: {name} must be a group of settings, found {shown(value)}.")
         hints = get_type_hints(kind)
         known = {f.name for f in fields(kind)}
         if unknown := sorted(set(value) - known):
@@ -234,4 +257,4 @@ def _build(kind: Any, value: Any, path: Path, name: str) -> Any:
     if kind in (int, str, bool) and type(value) is kind:
         return value
     expected = " or ".join(map(repr, get_args(kind))) if origin is Literal else getattr(kind, "__name__", str(kind))
-    raise UserError(f"{path}: {name} must be {expected}, found {value!r}.")
+    raise UserError(f"{path}: {name} must be {expected}, found {shown(value)}.")

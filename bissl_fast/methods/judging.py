@@ -12,17 +12,20 @@ from bissl_fast.evaluation import protocols
 from bissl_fast.evaluation.arms import BASELINE, listed
 from bissl_fast.evaluation.protocols import ProtocolName
 from bissl_fast.evaluation.results import FEW_SHOT, FINE_TUNING
+from bissl_fast.methods.checks import without_effect
 from bissl_fast.methods.run import Run
+from bissl_fast.methods.search import SearchSettings
 from bissl_fast.methods.stages.downstream import Downstream
 from bissl_fast.methods.stages.finetune import finetune
 from bissl_fast.methods.stages.protocols import score
+from bissl_fast.methods.stages.search import Search, announce
 from bissl_fast.methods.stages.sgd import SGDSettings
-from bissl_fast.methods.stages.test import test
+from bissl_fast.methods.stages.test import test, test_controls
 from bissl_fast.training.stage import StageOutput
 
 Found = dict[str, dict[str, Any]]
-"""Of an arm, as `results.json` has it: `scores` in percent by key, a list each, and `intervals` of those over
-episodes."""
+"""Of an arm, as `results.json` has it: `scores` in percent by key, a list each, `intervals` of those over
+episodes, and `search`, what the search for its rates has found."""
 
 
 class Judge(Protocol):
@@ -48,6 +51,15 @@ class Judge(Protocol):
             rates: SGD of the fine-tuning, likewise.
         """
 
+    def controls(self, run: Run, backbones: Mapping[str, StageOutput], rate: SGDSettings) -> Found:
+        """What other backbones have reached, likewise; they are in no comparison.
+
+        Args:
+            run: the run.
+            backbones: by what they are called.
+            rate: SGD of the fine-tuning.
+        """
+
     def about(self, run: Run) -> dict[str, Any]:
         """What `results.json` tells of all scores: `judged_by`, and how many `classes` the test has."""
 
@@ -55,15 +67,16 @@ class Judge(Protocol):
         """What an arm is called, given what its method is called."""
 
 
-def judge_of(run: Run, downstream: Downstream, chosen: tuple[ProtocolName, ...]) -> Judge:
+def judge_of(run: Run, downstream: Downstream, chosen: tuple[ProtocolName, ...], search: SearchSettings) -> Judge:
     """The judge that a run's set asks for.
 
     Args:
         run: the run.
         downstream: its task.
         chosen: protocols that are asked for.
+        search: for rates of fine-tuning.
     """
-    return ByFewShots(chosen) if run.data.splits.disjoint else ByFineTuning(downstream, chosen)
+    return ByFewShots(chosen) if run.data.splits.disjoint else ByFineTuning(downstream, chosen, search)
 
 
 @dataclass(frozen=True)
@@ -73,29 +86,52 @@ class ByFineTuning:
     Attributes:
         downstream: the task.
         chosen: the protocols.
+        search: for rates of fine-tuning.
     """
 
     downstream: Downstream
     chosen: tuple[ProtocolName, ...]
+    search: SearchSettings
 
     def require(self, run: Run, supervised: Sequence[str]) -> None:
-        """As :class:`Judge`."""
+        """As :class:`Judge`; tells which settings the search leaves without effect."""
+        if "finetune" in self.chosen:
+            raise UserError("--protocols finetune: a run fine-tunes the backbone of every arm as it is; leave it out.")
         for name in self.chosen:
             protocols.require(name, run.data.splits)
+        for sentence in without_effect("search", self.search, self.search.idle):
+            run.say(sentence)
+        if self.search.searched:
+            run.say(
+                "fine-tuning: learning rates and weight decays are searched; those of --finetune-bissl and "
+                "--finetune-baseline have no effect, momentum and final share have"
+            )
 
     def scores(self, run: Run, backbones: Mapping[str, StageOutput], rates: Mapping[str, SGDSettings]) -> Found:
         """As :class:`Judge`."""
-        models = {
-            arm: [
-                finetune(run, f"finetune-{arm}-{k}", self.downstream, backbone, rates[arm], k)
-                for k in range(self.downstream.settings.seeds)
-            ]
-            for arm, backbone in backbones.items()
-        }
+        found = self._searched(run, backbones, rates)
+        models = self._finetuned(run, backbones, {**rates, **{arm: sgd for arm, (sgd, _) in found.items()}})
         tested = test(run, self.downstream, backbones, models)
-        tuned = json.loads((tested.folder / "results.json").read_text())
-        beside = by_protocols(run, backbones, self.chosen)
-        return {arm: {**found, "scores": tuned[arm] | found["scores"]} for arm, found in beside.items()}
+        beside = self._beside(run, backbones, json.loads((tested.folder / "results.json").read_text()))
+        told = {arm: {"search": told} for arm, (_, told) in found.items()}
+        return {arm: {**scores, **told.get(arm, {})} for arm, scores in beside.items()}
+
+    def controls(self, run: Run, backbones: Mapping[str, StageOutput], rate: SGDSettings) -> Found:
+        """As :class:`Judge`."""
+        models = self._finetuned(run, backbones, dict.fromkeys(backbones, rate))
+        return self._beside(run, backbones, test_controls(run, self.downstream, models))
+
+    def _searched(
+        self, run: Run, backbones: Mapping[str, StageOutput], rates: Mapping[str, SGDSettings]
+    ) -> dict[str, tuple[SGDSettings, dict[str, Any]]]:
+        """What the search of each arm has found, if there is one."""
+        if not self.search.searched:
+            return {}
+        downstream, settings = self.downstream, self.search
+        searches = [Search(run, arm, downstream, backbones[arm], rates[arm], settings) for arm in backbones]
+        if settings.rates_of is None:
+            announce(searches)
+        return {search.arm: search.rates() for search in searches}
 
     def about(self, run: Run) -> dict[str, Any]:
         """As :class:`Judge`."""
@@ -105,6 +141,22 @@ class ByFineTuning:
     def title(self, arm: str, title: str) -> str:
         """As :class:`Judge`."""
         return title
+
+    def _finetuned(
+        self, run: Run, backbones: Mapping[str, StageOutput], rates: Mapping[str, SGDSettings]
+    ) -> dict[str, list[StageOutput]]:
+        return {
+            name: [
+                finetune(run, f"finetune-{name}-{k}", self.downstream, backbone, rates[name], k)
+                for k in range(self.downstream.settings.seeds)
+            ]
+            for name, backbone in backbones.items()
+        }
+
+    def _beside(self, run: Run, backbones: Mapping[str, StageOutput], tuned: Mapping[str, Any]) -> Found:
+        """The scores of protocols beside those of fine-tuned models."""
+        frozen = by_protocols(run, backbones, self.chosen)
+        return {name: {**found, "scores": tuned[name] | found["scores"]} for name, found in frozen.items()}
 
 
 @dataclass(frozen=True)
@@ -130,13 +182,17 @@ class ByFewShots:
         for name in self._protocols:
             protocols.require(name, run.data.splits)
         run.say(
-            f"{other}: nothing is fine-tuned, and --finetune.* has no effect; arms are judged by few-shot tasks on "
-            "their frozen backbones"
+            f"{other}: nothing is fine-tuned, and --finetune.* and --search.* have no effect; arms are judged by "
+            "few-shot tasks on their frozen backbones"
         )
         if "crossdomain" in self.chosen and run.settings.pretext_dataset in (None, dataset):
             run.say(f"crossdomain: backbones are trained on {dataset} itself: this is no other domain")
 
     def scores(self, run: Run, backbones: Mapping[str, StageOutput], rates: Mapping[str, SGDSettings]) -> Found:
+        """As :class:`Judge`."""
+        return by_protocols(run, backbones, self._protocols)
+
+    def controls(self, run: Run, backbones: Mapping[str, StageOutput], rate: SGDSettings) -> Found:
         """As :class:`Judge`."""
         return by_protocols(run, backbones, self._protocols)
 

@@ -33,7 +33,7 @@ SMALL = """
 --fussl.recipe pretext --name few
 """.split()  # noqa: SIM905
 METRICS = ["fewshot_5w1s", "fewshot_5w5s"]  # of (20, 1) the six characters are too few
-SENTENCE = "nothing is fine-tuned, and --finetune.* has no effect"
+SENTENCE = "nothing is fine-tuned, and --finetune.* and --search.* have no effect"
 
 
 @pytest.fixture(scope="module")
