@@ -22,7 +22,7 @@ from bissl_fast.evaluation.statistics import Arm
 from bissl_fast.evaluation.svg import svg
 from bissl_fast.evaluation.table import Cell, Grid
 from bissl_fast.experiments.beside_paper import TITLES, Beside, beside, beside_table, claim
-from bissl_fast.experiments.paper_runs import Asked, PaperRun, lasting, scaled
+from bissl_fast.experiments.paper_runs import Asked, PaperRun, Rates, lasting, scaled
 from bissl_fast.methods.config import TrainConfig, save_config
 from bissl_fast.methods.presets import preset_config
 from bissl_fast.training.files import make_folder, write_atomic, write_json
@@ -66,7 +66,7 @@ class Reproduced:
     def departures(self) -> dict[str, dict[str, str]]:
         """Settings of the first run that are not the paper's, with both values."""
         run = self.runs[0]
-        told = {"here": run.config, "paper": _paper(run)}
+        told = {"here": run.config, "paper": _paper(run, self.asked.rates)}
         return differing({name: yaml.safe_load(save_config(config)) for name, config in told.items()})
 
     @property
@@ -190,9 +190,9 @@ def _departing(made: Reproduced) -> str:
     return f"{heading}{scrolling(grid.to_html(), 'Settings')}</section>\n"
 
 
-def _paper(run: PaperRun) -> TrainConfig:
-    """The paper's settings of a run, in whichever place, on whichever machine."""
-    paper = lasting(scaled(preset_config("paper", run.dataset), 1.0, "search"), run.epochs, 1.0)
+def _paper(run: PaperRun, rates: Rates) -> TrainConfig:
+    """The paper's settings of a run, in whichever place, on whichever machine; the rates that it prints are its own."""
+    paper = lasting(scaled(preset_config("paper", run.dataset), 1.0, rates), run.epochs, 1.0)
     own = run.config
     kept = ("name", "output", "data_root", "cache_dir", "device", "threads", "seed", "loop")
     images = replace(paper.images, pipeline=own.images.pipeline, resident_share=own.images.resident_share)

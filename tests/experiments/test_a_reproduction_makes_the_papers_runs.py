@@ -92,6 +92,7 @@ def test_the_printed_rates_can_stand_in_place_of_the_search() -> None:
         printed = (TABLE_2_BASELINE[run.dataset], TABLE_4_AFTER_BISSL[run.dataset])
         assert tuple((sgd.learning_rate, sgd.weight_decay) for sgd in tuned) == printed
         assert run.config.search.trials == 0
+        assert Reproduced(Asked("table1", DATASETS, rates="paper"), Path(), (run,), {}).departures == {}
 
 
 def test_the_points_of_figure_2_keep_warm_up_and_baseline_100_epochs_apart() -> None:
