@@ -75,7 +75,7 @@ class Reproduced:
         if not self.departures:
             return ""
         return (
-            f"Settings are not the paper's (scale {self.asked.scale:g}; `{self.asked.what}.html` lists them): its "
+            f"Settings are not the paper's (scale {self.asked.scale:g}; {self.asked.what}.html lists them): its "
             "numbers cannot be compared with ours."
         )
 
