@@ -130,6 +130,7 @@ def _by_epochs(cells: Sequence[Beside]) -> str:
         means = [score.mean for score in scores]
         axes.errorbar(epochs, means, deviations, color=drawn[arm].colour, label=title_of_arm, capsize=3, marker="o")
         told.append(f"{title_of_arm}: {', '.join(f'{score} at {at:g}' for at, score in found)}")
+    axes.set_xticks(sorted({cell.run.epochs for cell in ended}))
     legend(axes)
     words = f"{'; '.join(told)}."
     return section(Section("epochs", title, caption, plate(svg(figure, "epochs", f"{title}. {words}")), words))
