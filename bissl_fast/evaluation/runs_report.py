@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NAME = "runs.html"
+COSTS = ("Images", "Products", "Model-epochs", "Time", "Peak memory")
 CAPTION = (
     "Test score of every arm of every run. Dots: the seeds. Bars: mean and one standard deviation. Scores of different "
     "data sets, or of runs that saw different numbers of images, cannot be compared; the tables tell."
@@ -147,14 +148,13 @@ def scores_table(members: Sequence[Member]) -> ResultTable:
             continue
         metric = member.results.metrics[0]
         for arm, found in member.compared():
-            name, (images, _, *others) = Cell(f"{member.name}: {arm.title}"), arm.cost.words()
+            name, words = Cell(f"{member.name}: {arm.title}"), arm.cost.words()
             texts = (member.results.dataset, metric.row, arm.words(metric), *_compared(found))
             scores.append((name, *map(Cell, texts)))
-            costs.append((name, *map(Cell, (images, *others))))
+            costs.append((name, *(Cell(words[column]) for column in COSTS)))
     grids = [Grid(("Run", "Data set", "Metric", "Test score (%)", "Diff", "p"), tuple(scores), SCORES)]
     if costs:
-        columns = ("Cost", "Images", "Products", "Model-epochs", "Time", "Peak memory")
-        grids.append(Grid(columns, tuple(costs), "Of a backbone, before fine-tuning."))
+        grids.append(Grid(("Cost", *COSTS), tuple(costs), "Of a backbone, before fine-tuning."))
     return ResultTable(tuple(grids))
 
 

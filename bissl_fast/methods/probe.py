@@ -12,12 +12,12 @@ import torch
 from bissl_fast.bilevel import ParameterVector
 from bissl_fast.data.sets.dataset import ImageSet
 from bissl_fast.data.views.parameters import ViewSettings
+from bissl_fast.evaluation.finetuning import FineTuneTask
 from bissl_fast.evaluation.metrics import Evaluation, evaluate
 from bissl_fast.methods.bissl import BiSSLTask
 from bissl_fast.methods.config import TrainConfig
 from bissl_fast.methods.run import Run
 from bissl_fast.methods.stages.downstream import Downstream
-from bissl_fast.methods.stages.finetune import FineTuneTask
 from bissl_fast.methods.stages.head import HeadWarmupTask
 from bissl_fast.methods.stages.pretrain import Pretext, PretrainSettings, PretrainTask
 from bissl_fast.methods.trial import usable
@@ -163,7 +163,8 @@ class _Probe:
         with run.data.loader(self.labelled, self._view, self.batch, "finetune") as loader:
             head = HeadWarmupTask(network, loader, config.upper, LONG, run.forward, downstream.loss)
             head_seconds = self._timed(head.step)
-            given = (config.finetune_baseline, 1, LONG, run.forward, downstream.loss)
+            optimizer = config.finetune_baseline.build(list(network.parameters()))
+            given = (optimizer, 1, LONG, run.forward, downstream.loss)
             tuning_seconds = self._timed(FineTuneTask(network, loader, self._evaluated, *given).step)
         scored = self._timed(lambda _: self._evaluated(network))
         return {

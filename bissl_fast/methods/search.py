@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from bissl_fast.errors import UserError
 from bissl_fast.methods.checks import require
-from bissl_fast.training.databases import located_database, require_database
+from bissl_fast.training.databases import SQLITE, located_database, require_database
 
 Sampler = Literal["random", "tpe"]
 Rule = Literal["balanced", "accuracy"]
@@ -67,6 +67,10 @@ class SearchSettings:
         if self.rates_of is not None:
             return dict.fromkeys(("trials", *names), "with --search.rates-of")
         return {} if self.trials else dict.fromkeys(names, "without --search.trials")
+
+    def database(self, run: Path) -> str:
+        """Where the trials of the run in a folder are kept."""
+        return self.storage or f"{SQLITE}{run.resolve() / 'search.db'}"
 
     def located(self) -> "SearchSettings":
         """The same with absolute paths."""

@@ -12,10 +12,10 @@ from pathlib import Path
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import NullPool
 
 from bissl_fast.errors import UserError
 from bissl_fast.methods.search import SearchSettings, State, Trial
-from bissl_fast.methods.seeds import derive_seed
 from bissl_fast.training.databases import (
     SQLITE,
     Held,
@@ -26,6 +26,7 @@ from bissl_fast.training.databases import (
     with_driver,
 )
 from bissl_fast.training.files import make_folder
+from bissl_fast.training.seeds import derive_seed
 
 STATES: dict[State, TrialState] = {
     "finished": TrialState.COMPLETE,
@@ -156,7 +157,7 @@ class SearchStudy:
         while True:
             with leases.take("made") as held:
                 if held() or time.monotonic() > until:
-                    arguments = {"connect_args": connect_arguments(self.url)}
+                    arguments = {"connect_args": connect_arguments(self.url), "poolclass": NullPool}
                     storage = optuna.storages.RDBStorage(with_driver(self.url), arguments)
                     return optuna.create_study(
                         storage=storage, study_name=self.name, direction="maximize", load_if_exists=True

@@ -13,8 +13,9 @@ from rich.console import Console
 
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.comparison import read_comparison
+from bissl_fast.evaluation.plan import read_plan
 from bissl_fast.experiments import comparison as module
-from bissl_fast.experiments.comparison import Arm, Question, compare, laid_over, of_methods
+from bissl_fast.experiments.comparison import Arm, Question, compare, laid_over, of_methods, search_words
 from bissl_fast.methods.config import ComparisonConfig, TrainConfig
 from bissl_fast.methods.train import Training, methods_of, train
 from tests.experiments.comparisons import Killed, Work, comparison
@@ -224,3 +225,32 @@ def test_a_setting_that_is_not_there_is_a_sentence() -> None:
         laid_over(TrainConfig(), {"bissl.damp": 3.0})
     with pytest.raises(UserError, match=r"bissl.damping \(λ_damp\) must be 0 or more"):
         laid_over(TrainConfig(), {"bissl.damping": -3.0})
+
+
+def test_rates_are_searched_on_the_first_pretext_seed_and_serve_the_others(small_data: Path, tmp_path: Path) -> None:
+    config = comparison(small_data, tmp_path, "--seeds", "3", "--seed", "4", "--search.trials", "2")
+    for each, source in ((False, config.run_folder / "seed-4"), (True, None)):
+        made = module.Comparison(replace(config, search_each=each), of_methods(config), Console(quiet=True))
+        runs = {seed: next(iter(made._runs(seed, None).values())) for seed in made.seeds}
+        assert [run.search.rates_of for run in runs.values()] == [None, source, source]
+        assert [run.search.trials for run in runs.values()] == ([2, 2, 2] if each else [2, 0, 0])
+    assert search_words(config).endswith(
+        "2 trials for each arm on its backbone of pretext seed 4 alone, and those found serve all seeds."
+    )
+    assert search_words(replace(config, search_each=True)).endswith("on the backbone of every pretext seed.")
+    assert search_words(comparison(small_data, tmp_path)) == ""
+
+
+def test_a_comparison_fine_tunes_all_seeds_by_one_search_and_tells_it_once(small_data: Path, tmp_path: Path) -> None:
+    config = comparison(small_data, tmp_path, "--seeds", "2", "--search.trials", "2", "--pretrain.epochs", "1")
+    arms = tuple(Arm(f"e-{n}", "", "baseline", {"pretrain.baseline_epochs": n}) for n in (1, 2))
+    folder = compare(config, Question("epochs", arms, "e-1"), Console(quiet=True))
+    assert read_plan(folder).search == search_words(config)
+    for arm, told in compared(folder)["arms"].items():
+        (found,) = told["rates"]
+        best = json.loads((folder / f"{arm}-seed-0" / "search-baseline" / "best.json").read_text())
+        assert found.items() <= best.items()
+        for seed in (0, 1):
+            key = json.loads((folder / f"{arm}-seed-{seed}" / "finetune-baseline-0" / "key.json").read_text())
+            assert key["settings"]["sgd"]["learning_rate"] == found["learning_rate"]
+    assert not list(folder.glob("*-seed-1/search-*"))

@@ -84,6 +84,8 @@ class PretrainTask:
         rate: the learning rate of a step, where it is not the settings' schedule.
     """
 
+    remedy = "Lower --pretrain.learning-rate, or take --precision fp32."
+
     def __init__(
         self,
         learner: Learner,

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from bissl_fast.methods.search import SearchSettings, Trial, choose, counted
 from bissl_fast.methods.stages.downstream import Downstream
 from bissl_fast.methods.stages.finetune import finetuning, finetuning_key
 from bissl_fast.methods.stages.sgd import SGDSettings
+from bissl_fast.methods.stages.workers import workers
 from bissl_fast.training.allocator import keep_freed_memory
 from bissl_fast.training.files import write_atomic, write_json
 from bissl_fast.training.interruption import Interrupted, Interruption
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from bissl_fast.methods.search_study import Attempt, SearchStudy
 
 BEST, TRIALS = "best.json", "trials.csv"
+ANNOUNCED = "search.json"
+"""Of a run that has come to its searches: by arm, the stage that holds its backbone, and the name of its study."""
 PURPOSE = "search"
 """What every trial of every arm draws its seeds by: head, order of the images and their views are the same in all."""
 POLL_SECONDS = 1.0
@@ -71,9 +74,9 @@ class Search:
         """The stage ``search-ARM``: make the trials that are left, with whoever else is at them, and choose one."""
 
         def body(folder: Path) -> None:
-            study = self.study()
-            self.make(study)
-            trials = list(study.trials().values())[: self.settings.trials]
+            with workers(self.run.folder, self.arm, self.settings.workers, folder) as tell:
+                trials = self.make()
+                tell(self.run.say)
             write_atomic(folder / TRIALS, _table(trials).encode())
             write_json(folder / BEST, self._best(trials))
 
@@ -85,15 +88,18 @@ class Search:
         """Its trials, in the database that is shared."""
         from bissl_fast.methods.search_study import SearchStudy
 
-        key, inputs = self._key()
-        name = f"{self.name}-{stage_key(self.name, {**self.run.shared, **key}, inputs)[0][:16]}"
-        url = self.settings.storage or f"sqlite:///{(self.run.folder / 'search.db').resolve()}"
-        epochs = self.downstream.settings.epochs
-        return SearchStudy(url, name, self.settings, self.run.seed(PURPOSE), epochs)
+        url, epochs = self.settings.database(self.run.folder), self.downstream.settings.epochs
+        return SearchStudy(url, self.study_name, self.settings, self.run.seed(PURPOSE), epochs)
 
-    def make(self, study: SearchStudy) -> None:
-        """Make trials until all are finished, here or elsewhere."""
-        total, told = self.settings.trials, False
+    @property
+    def study_name(self) -> str:
+        """What the trials are found by: it stands for all that determines their results."""
+        key, inputs = self._key()
+        return f"{self.name}-{stage_key(self.name, {**self.run.shared, **key}, inputs)[0][:16]}"
+
+    def make(self) -> list[Trial]:
+        """Make trials until all are finished, here or elsewhere; returns them."""
+        study, total, told = self.study(), self.settings.trials, False
         with ProgressBar(self.run.console, self.name, total, total - len(study.unfinished())) as progress:
             while left := study.unfinished():
                 if study.step(self.fine_tune) is not None:
@@ -103,6 +109,7 @@ class Search:
                     self.run.say(f"{self.name}: waits for trials of other processes ({_numbers(left)})", "dim")
                     told = True
                 time.sleep(POLL_SECONDS)
+        return [trial for number, trial in study.trials().items() if number < total]
 
     def fine_tune(self, attempt: Attempt) -> None:
         """Train the model of one trial from its start: equal bits, whoever does it and however often."""
@@ -164,6 +171,13 @@ class Search:
                 f"{folder} tells no rates ({error}): make the search of that run first, or leave out --search.rates-of."
             ) from None
         return told
+
+
+def announce(searches: Sequence[Search]) -> None:
+    """Leave in the run's folder what `bissl-fast sweep` has to know of its searches."""
+    run = searches[0].run
+    told = {search.arm: {"backbone": search.backbone.folder.name, "study": search.study_name} for search in searches}
+    write_json(run.folder / ANNOUNCED, {"validation_images": len(run.data.splits.val), "arms": told})
 
 
 def _table(trials: list[Trial]) -> str:
