@@ -69,7 +69,7 @@ class Reproduction:
             self.say(f"{self.folder.name}/{run.config.name}, run {number} of {len(self.there)}", "bold")
             without_earlier_results(run.config)
             if self.asked.tuned:
-                write_report(train(run.config, self.console))
+                train(run.config, self.console, write_report)
             else:
                 train_backbones(run.config, self.console)
             page = write_reproduction(self.made)

@@ -195,6 +195,6 @@ def _paper(run: PaperRun, rates: Rates) -> TrainConfig:
     """The paper's settings of a run, in whichever place, on whichever machine; the rates that it prints are its own."""
     paper = lasting(scaled(preset_config("paper", run.dataset), 1.0, rates), run.epochs, 1.0)
     own = run.config
-    kept = ("name", "output", "data_root", "cache_dir", "device", "threads", "seed", "loop")
+    kept = ("name", "output", "data_root", "cache_dir", "device", "threads", "seed", "loop", "track", "tracking")
     images = replace(paper.images, pipeline=own.images.pipeline, resident_share=own.images.resident_share)
     return replace(paper, images=images, **{name: getattr(own, name) for name in kept})
