@@ -143,7 +143,7 @@ def test_shared_pretext_stages_are_counted_once_and_units_times_counts_are_the_c
     done = 20 * 8 * units["head step"]
     assert expected.seconds == pytest.approx(4 * run + pretext_steps - done, rel=1e-12)
     dtd = next(row for row in expected.grid().rows if row[0].text == "dtd")
-    assert dtd[1].text == "with flowers"
+    assert dtd[1].text == "shared"
 
 
 def test_products_that_do_not_fit_their_budget_are_linearised_again() -> None:
