@@ -173,8 +173,8 @@ def feature_map(folder: Path) -> tuple[Figure, str]:
 
 def _ending(made: Reproduced) -> str:
     """What was left out, what departs from the paper, and where the runs lie."""
-    lost = "".join(f"<li>{escape(f'{name}: {reason}')}</li>" for name, reason in made.absent.items())
-    absent = f"<section><h2>Sets that are not there</h2>\n<ul>{lost}</ul></section>\n" if lost else ""
+    lost = "".join(missing(f"{name}: {reason}") for name, reason in made.absent.items())
+    absent = f"<section><h2>Sets that are not there</h2>\n{lost}</section>\n" if lost else ""
     names = [str(run.config.name) for run in made.runs]
     reports = [name for name in names if (made.folder / name / "report.html").is_file()]
     links = " · ".join(f'<a href="{escape(name)}/report.html">{escape(name)}</a>' for name in reports)
