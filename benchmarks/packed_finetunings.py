@@ -108,7 +108,7 @@ class Tuning:
 def processes(backbone: str, size: int, images: int, steps: int, count: int) -> Iterator[Callable[[], None]]:
     """A call that lets ``count`` processes of one thread make their steps, and waits for all of them."""
     context = multiprocessing.get_context("spawn")
-    begin, end = context.Barrier(count + 1), context.Barrier(count + 1)
+    begin, end = (context.Barrier(count + 1, timeout=600) for _ in range(2))  # a process that died ends the wait
     each = (begin, end, backbone, size, images, steps)
     started = [context.Process(target=_work, args=(*each, seed), daemon=True) for seed in range(count)]
     for process in started:
@@ -118,10 +118,12 @@ def processes(backbone: str, size: int, images: int, steps: int, count: int) -> 
         begin.wait()
         end.wait()
 
-    yield call
-    for process in started:
-        process.kill()
-        process.join()
+    try:
+        yield call
+    finally:
+        for process in started:
+            process.kill()
+            process.join()
 
 
 def _work(begin: Any, end: Any, backbone: str, size: int, images: int, steps: int, seed: int) -> None:

@@ -14,7 +14,7 @@ usage: bissl-fast COMMAND [OPTIONS]     (bissl-fast COMMAND --help tells more)
   train    run methods from pretext training to test, BiSSL and its baseline unless --methods names others
   compare  methods over pretext seeds at equal budget: `bissl-fast compare --methods baseline,bissl --seeds 3`
   ablate   a study's arms likewise: `bissl-fast ablate --list`
-  sweep    help with the search of a run's fine-tuning rates, from any number of processes: `bissl-fast sweep runs/demo`
+  sweep    make trials of a run's search for fine-tuning rates, beside others: `bissl-fast sweep runs/demo`
   pretrain train a pretext task alone and leave its backbone: `bissl-fast pretrain --pretext byol`
   embed    features of a folder of images by a run's or any other backbone: `bissl-fast embed runs/demo photos`
   evaluate score a run's backbones or any other weights: `bissl-fast evaluate runs/demo --protocol linear,knn`

@@ -12,7 +12,19 @@ from bissl_fast.methods.config import METHODS, save_config
 from bissl_fast.methods.presets import preset_config
 from bissl_fast.version import __version__
 
-COMMANDS = ("train", "compare", "ablate", "pretrain", "embed", "evaluate", "predict", "export", "data", "bench")
+COMMANDS = (
+    "train",
+    "compare",
+    "ablate",
+    "sweep",
+    "pretrain",
+    "embed",
+    "evaluate",
+    "predict",
+    "export",
+    "data",
+    "bench",
+)
 COMMANDS += ("report", "doctor")
 
 
