@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test peer gpu lint sanitize clean
+.PHONY: demo test peer gpu lint docs sanitize clean
 
 NATIVE := setup.py CMakeLists.txt $(wildcard csrc/* csrc/*/*)
 
@@ -14,7 +14,7 @@ $(VENV)/installed: pyproject.toml $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet 'torch>=2.11,<3'
-	$(BIN)/python -m pip install --quiet --editable '.[test,lint]'
+	$(BIN)/python -m pip install --quiet --editable '.[test,lint,docs]'
 	touch $@
 
 demo: $(VENV)/installed
@@ -38,6 +38,10 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The pages of docs/ as a site, which opens from site/index.html; a link that leads nowhere is an error.
+docs: $(VENV)/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 # The C++ unit test of the CPU kernels under AddressSanitizer and UBSan.
 sanitize: $(VENV)/installed
 	cmake -S . -B build/sanitize -DSANITIZE=ON -DPython3_EXECUTABLE=$(abspath $(BIN)/python)
@@ -45,4 +49,4 @@ sanitize: $(VENV)/installed
 	ctest --test-dir build/sanitize --output-on-failure
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist site *.egg-info

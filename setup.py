@@ -73,6 +73,18 @@ def cuda_architectures(root: Path) -> str:
     return ";".join(names) + "+PTX"
 
 
+def without_paths(torch) -> list[str]:
+    """Compiler flags by which the binary is the same wherever it is built: it names no folder of this machine."""
+    found = Path(torch.__file__).parent
+    names = {str(ROOT.resolve()): ".", str(found): "torch", str(found.resolve()): "torch"}
+    return ["-g0", *(f"-ffile-prefix-map={folder}={name}" for folder, name in names.items())]
+
+
+def host(flags: list[str]) -> list[str]:
+    """Flags that nvcc hands on to the host's compiler."""
+    return [part for flag in flags for part in ("-Xcompiler", flag)]
+
+
 def write_build_info(torch, architectures: str) -> None:
     """The header from which ``bissl_fast._C.build_info()`` speaks."""
     facts = {
@@ -108,7 +120,10 @@ def native_build() -> tuple[list[Extension], type[build_ext]]:
         library_dirs=[str(root / "lib64")] if root else [],
         libraries=[CUDA_RUNTIME, "dl", "rt", "pthread"] if root else [],
         define_macros=[("TORCH_TARGET_VERSION", OLDEST_TORCH)],
-        extra_compile_args={"cxx": CXX_FLAGS, "nvcc": NVCC_FLAGS},
+        extra_compile_args={
+            "cxx": [*CXX_FLAGS, *without_paths(torch)],
+            "nvcc": NVCC_FLAGS + host(without_paths(torch)),
+        },
         depends=[str(path.relative_to(ROOT)) for path in sorted((ROOT / CSRC).rglob("*.*h"))],
     )
     return [extension], forgiving(cpp_extension.BuildExtension, lambda: write_build_info(torch, ""))

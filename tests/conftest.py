@@ -1,9 +1,12 @@
 """Fixtures that several rooms share."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.ranks import TwoRanks
 
 
 @pytest.fixture(scope="session")
@@ -13,3 +16,11 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real images at {folder}; set BISSL_FAST_TEST_DATA to a folder that holds them")
     return folder
+
+
+@pytest.fixture(scope="session")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoRanks]:
+    """Two processes of one gloo group, started once for all tests that run on them."""
+    ranks = TwoRanks(tmp_path_factory.mktemp("ranks"))
+    yield ranks
+    ranks.stop()

@@ -24,7 +24,7 @@ ROOMS = (
     "bilevel",
     "ops",
 )
-EVERYWHERE = ("errors", "version", "_C")
+EVERYWHERE = ("errors", "plain", "version", "_C")
 
 
 def imported_rooms(path: Path) -> set[str]:

@@ -16,6 +16,7 @@ from bissl_fast.bilevel.precision import autocast, deterministic_convolutions, t
 from bissl_fast.bilevel.reverse import DifferenceProducts, ReverseProducts
 from bissl_fast.bilevel.traced import Loss, TracedProducts, modules_of
 from bissl_fast.bilevel.unseen import Versions, Watch, versions
+from bissl_fast.ops.collectives import Ranks, checksum, checksum_of, require_same, summed
 from bissl_fast.ops.krylov import check_tensors
 
 Mode = Literal["reverse", "linearized", "gauss_newton", "finite_difference"]
@@ -92,6 +93,11 @@ class HessianOperator:
         step: relative step of finite differences.
         weights: K numbers, how much each batch counts in the mean ``Σ w_k H_k / Σ w_k``; ``None``: all alike. Where a
             loss is a mean over rows, their numbers of rows make it the Hessian of the mean over all rows.
+        ranks: the loss is a rank's share, of which that of all is the sum (:mod:`bissl_fast.ops.collectives`), and
+            products are those of the sum, the same bits on every rank: one reduction each. All ranks have to build,
+            update and multiply together, at the same parameters.
+        check_every: with ``ranks``, compare parameters at each update and every so manieth vector over the ranks, and
+            raise where they differ: a debugger's help, which waits for the device.
 
     Raises:
         ValueError: without a batch, for a mode or dtype that does not exist, a tensor on the meta device, a loss that
@@ -124,6 +130,8 @@ class HessianOperator:
         compiled: bool | None = None,
         step: float = 1e-4,
         weights: Sequence[float] | None = None,
+        ranks: Ranks | None = None,
+        check_every: int | None = None,
     ) -> None:
         if not isinstance(parameters, ParameterVector):
             found = type(parameters).__name__  # type: ignore[unreachable]
@@ -134,6 +142,8 @@ class HessianOperator:
             raise ValueError(f"dtype {dtype!r} does not exist; expected one of {', '.join(get_args(ProductsDtype))}")
         if retain is not None and retain < 0:
             raise ValueError(f"retain must be 0 or more, found {retain}")
+        if check_every is not None and check_every < 1:
+            raise ValueError(f"check_every must be 1 or more, found {check_every}")
         self.mode, self._parameters = mode, parameters
         self._retain, self._budget = retain, memory_budget
         self._tf32 = dtype == "tf32"
@@ -144,7 +154,8 @@ class HessianOperator:
         self._watch = Watch()
         self._modules = modules_of(loss, parameters)
         self._attributes = Attributes(*self._modules)
-        self._updates = 0
+        self._updates = self._asked = 0
+        self._ranks, self._check_every = ranks, check_every
         self._device = parameters.tensors[0].device
         cast = torch.bfloat16 if dtype == "bfloat16" else torch.float32
         self._products: Products
@@ -183,6 +194,7 @@ class HessianOperator:
         if not set(self._parameters.tensors) <= set(self._parameters.module.parameters()):
             raise RuntimeError(STALE)
         refuse_meta(self._modules, batches)
+        self._compare_ranks(batches, weights)
         self.release()
         self._buffers = buffer_copies(self._parameters.module)
         with self._surroundings(), self._attributes.passing():
@@ -247,6 +259,7 @@ class HessianOperator:
     def matmat(self, vectors: torch.Tensor) -> torch.Tensor:
         """Products with the rows of ``(R, L)``: ``(R, L)``. A batch without a linearisation makes one for all rows."""
         self._check(vectors)
+        self._compare_vectors(vectors)
         with self._surroundings():
             self.point()
             self._watch.look()
@@ -265,7 +278,8 @@ class HessianOperator:
                             if part is not None:  # an unused gradient is zero
                                 piece.add_(part, alpha=weight)
                     del point
-            return total.div_(sum(self._weights))
+            total.div_(sum(self._weights))
+            return total if self._ranks is None else summed(total, self._ranks)
 
     def point(self) -> int:
         """Where the products are taken: a number that each :meth:`update` raises.
@@ -298,6 +312,23 @@ class HessianOperator:
             )
         if torch._C._functorch.is_gradtrackingtensor(vectors):
             raise RuntimeError("a product has no derivative: call it outside of torch.func.grad, vjp and jvp")
+
+    def _compare_ranks(self, batches: Sequence[Any], weights: Sequence[float]) -> None:
+        """Raise where ranks would wait for each other, or mix rows, because their batches differ in shape."""
+        if self._ranks is None:
+            return
+        forms = [tuple(leaf.shape) if isinstance(leaf, torch.Tensor) else type(leaf) for leaf in tree_leaves(batches)]
+        found = checksum_of(f"{len(batches)} {forms} {weights}")
+        require_same(found, self._ranks, self._device, "numbers, shapes and weights of stored batches")
+        if self._check_every is not None:
+            found = checksum(self._parameters.tensors)
+            require_same(found, self._ranks, self._device, "parameters that products are taken at")
+
+    def _compare_vectors(self, vectors: torch.Tensor) -> None:
+        """In every so manieth product, raise where solvers have gone different ways."""
+        self._asked += 1
+        if self._ranks is not None and self._check_every is not None and self._asked % self._check_every == 0:
+            require_same(checksum([vectors]), self._ranks, self._device, "vectors that are multiplied")
 
     def _most(self, batches: Sequence[Any]) -> int:
         """How many linearisations, of the first batches, are known to fit; traced programs know what they will hold."""

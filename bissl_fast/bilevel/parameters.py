@@ -15,8 +15,7 @@ SPREAD = ("DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule", "
 """Names of what torch wraps around modules; importing them all would take longer than everything else here."""
 SPREADS = (
     "the module, or what the loss calls, is or holds a {kind}: a product would be that of this process's batches "
-    "alone, or of its share of the parameters. Take the plain module (network.module), and average the products over "
-    "the processes"
+    "alone, or of its share of the parameters. Take the plain module (network.module), and give the operator its ranks"
 )
 
 

@@ -9,6 +9,7 @@ import torch
 from bissl_fast.bilevel.hessian import HessianOperator, Mode, ProductsDtype
 from bissl_fast.bilevel.parameters import ParameterVector
 from bissl_fast.bilevel.traced import Loss
+from bissl_fast.ops.collectives import Ranks
 
 HALVED = "{reason} (each of two precisions has half of the budget)"
 
@@ -20,11 +21,14 @@ class TwoPrecisions:
     random numbers both have the same masks.
 
     Args:
-        loss, parameters, batches, mode: as of :class:`HessianOperator`.
+        loss: as of :class:`HessianOperator`.
+        parameters: as there.
+        batches: as there.
+        mode: as there.
         dtype: of the rough products.
         memory_budget: bytes for both together.
         compiled: as there.
-        weights: as there.
+        weights, ranks, check_every: as there.
 
     Attributes:
         exact: the operator whose products are ``matvec``.
@@ -48,9 +52,12 @@ class TwoPrecisions:
         memory_budget: int | None = None,
         compiled: bool | None = None,
         weights: Sequence[float] | None = None,
+        ranks: Ranks | None = None,
+        check_every: int | None = None,
     ) -> None:
         def operator(dtype: ProductsDtype) -> HessianOperator:
-            return HessianOperator(loss, parameters, batches, mode, None, half, dtype, compiled, weights=weights)
+            shared: Any = {"weights": weights, "ranks": ranks, "check_every": check_every}
+            return HessianOperator(loss, parameters, batches, mode, None, half, dtype, compiled, **shared)
 
         half = None if memory_budget is None else memory_budget // 2
         try:

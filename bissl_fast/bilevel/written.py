@@ -29,7 +29,8 @@ VALUES_LEAVE = (
 MAKES_PARAMETERS = "it makes a parameter, or another tensor of its own, out of what it has computed"
 COMMUNICATES = (
     "the loss communicates by torch.distributed ({name}), through which no derivative passes and for which a traced "
-    "product would not wait; let it compute this process's part alone, and average the products over the processes"
+    "product would not wait; take bissl_fast.ops.collectives, or let it compute this process's part alone and average "
+    "the products over the processes"
 )
 REASONS = {
     "get value out of a tracing tensor": "it takes a value out of a tensor, as a branch on values does",

@@ -12,8 +12,10 @@ USAGE = f"""bissl-fast {__version__}: bilevel self-supervised learning, exact an
 usage: bissl-fast COMMAND [OPTIONS]     (bissl-fast COMMAND --help tells more)
 
   train    run methods from pretext training to test, BiSSL and its baseline unless --methods names others
+  plan     what a run needs before it is made, with the options of train: time, memory, products, disk
   compare  methods over pretext seeds at equal budget: `bissl-fast compare --methods baseline,bissl --seeds 3`
   ablate   a study's arms likewise: `bissl-fast ablate --list`
+  reproduce a table or a figure of BiSSL's paper beside what it prints: `bissl-fast reproduce table1 --plan`
   sweep    make trials of a run's search for fine-tuning rates, beside others: `bissl-fast sweep runs/demo`
   pretrain train a pretext task alone and leave its backbone: `bissl-fast pretrain --pretext byol`
   embed    features of a folder of images by a run's or any other backbone: `bissl-fast embed runs/demo photos`
@@ -25,13 +27,16 @@ usage: bissl-fast COMMAND [OPTIONS]     (bissl-fast COMMAND --help tells more)
   data     list, download, prepare and verify data sets
   bench    measure losses, products and data beside their peers on this machine: `bissl-fast bench data`
   report   write report.html of a run anew
+  track    tell Weights & Biases or MLflow of a run afterwards: `bissl-fast track runs/demo --to wandb`
   doctor   versions, device, active backends, and what would make it faster
 """
 
 COMMANDS = {
     "train": "train",
+    "plan": "plan",
     "compare": "compare",
     "ablate": "compare",
+    "reproduce": "reproduce",
     "sweep": "sweep",
     "pretrain": "pretrain",
     "embed": "embed",
@@ -43,6 +48,7 @@ COMMANDS = {
     "data": "data",
     "bench": "bench",
     "report": "report",
+    "track": "track",
     "doctor": "doctor",
 }
 """The file of each, which holds a function of its name."""

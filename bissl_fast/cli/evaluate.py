@@ -19,12 +19,16 @@ docs/evaluation.md says what each does.
 """
 
 
+def parse_evaluation(arguments: list[str]) -> EvaluateConfig:
+    """The settings that a command line stands for."""
+    words = [part for argument in arguments for part in spread(argument, (*PROTOCOLS, "all", *METHODS))]
+    return tyro.cli(EvaluateConfig, prog="bissl-fast evaluate", description=DESCRIPTION, args=words)
+
+
 def evaluate_command(arguments: list[str]) -> None:
     """Parse the settings, run the protocols, print the table."""
-    words = [part for argument in arguments for part in spread(argument, (*PROTOCOLS, "all", *METHODS))]
-    config = tyro.cli(EvaluateConfig, prog="bissl-fast evaluate", description=DESCRIPTION, args=words)
-    console = Console()
+    config, console = parse_evaluation(arguments), Console()
     with interruptible(), memory_told():
         found = evaluate(config, console)
-    console.print(scores_grid(found.dataset, found.scores).to_rich())
+    console.print(scores_grid(found.dataset, found.shown).to_rich())
     say(console, f"Scores: {found.folder}")

@@ -15,7 +15,7 @@ from bissl_fast.evaluation.report import write_report
 from bissl_fast.evaluation.run_folder import RunFolder
 from bissl_fast.evaluation.runs_report import claim, members_of, scores_table, write_runs
 from bissl_fast.evaluation.table import results_table
-from bissl_fast.evaluation.verdict import verdict
+from bissl_fast.evaluation.verdict import gained, verdict
 from bissl_fast.training.tracking import say
 
 
@@ -48,7 +48,8 @@ def print_results(folder: Path, console: Console) -> None:
     if (folder / "results.json").exists():
         results = run.results()
         console.print(results_table(results).to_rich())
-        say(console, verdict(results))
+        for sentence in filter(None, (verdict(results), gained(results))):
+            say(console, sentence)
     say(console, f"Report: {write_report(folder)}")
 
 

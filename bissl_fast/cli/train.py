@@ -3,6 +3,7 @@
 import argparse
 import shlex
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 import tyro
@@ -20,6 +21,7 @@ from bissl_fast.methods.presets import preset_config
 from bissl_fast.methods.settings import AnyRun
 from bissl_fast.pretext import TASKS
 from bissl_fast.training.interruption import Interrupted, interruptible
+from bissl_fast.training.trackers.tracker import TRACKERS
 from bissl_fast.training.tracking import say
 
 DESCRIPTION = f"""Run methods beside each other, from pretext training to test.
@@ -47,8 +49,7 @@ def train_command(arguments: list[str]) -> None:
 
     try:
         with interruptible():
-            folder = train(config, console)
-            print_results(folder, console)
+            folder = train(config, console, partial(print_results, console=console))
             for kind in formats:
                 say(console, f"Export: {export(load(folder), kind)}")
     except Interrupted as error:
@@ -112,7 +113,7 @@ def given_config(arguments: list[str], kind: type[AnyRun], prog: str) -> tuple[A
 
 def laid_over(default: AnyRun, arguments: list[str], prog: str, description: str) -> AnyRun:
     """The config that arguments make of another."""
-    arguments = [part for argument in arguments for part in spread(argument, (*METHODS, *PROTOCOLS))]
+    arguments = [part for argument in arguments for part in spread(argument, (*METHODS, *PROTOCOLS, *TRACKERS))]
     return tyro.cli(
         type(default),
         prog=prog,

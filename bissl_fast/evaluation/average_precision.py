@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from bissl_fast.data.sets.dataset import Targets, count_by_class
-from bissl_fast.errors import UserError
 
 Difficult = Literal["ignored", "present"]
 """What images that show a class only as difficult objects are to it."""
+
+CONVENTIONS: tuple[Difficult, ...] = get_args(Difficult)
 
 
 def average_precision(scores: NDArray[np.float32], targets: Targets) -> float:
@@ -41,47 +41,22 @@ def average_precision(scores: NDArray[np.float32], targets: Targets) -> float:
     return float(np.mean([precision[10 * found >= tenths * present.sum()].max() for tenths in range(11)]))
 
 
-def mean_average_precision(scores: NDArray[np.float32], targets: Targets) -> float:
-    """The mean of :func:`average_precision` over the classes that some image shows.
+def average_precisions(
+    scores: NDArray[np.float32], targets: Targets, difficult: Difficult = "ignored"
+) -> NDArray[np.float64]:
+    """:func:`average_precision` of every class.
 
     Args:
         scores: (N, classes).
         targets: (N, classes) with 1 present, 0 difficult, -1 absent.
+        difficult: `ignored`, as VOC2007 defines it, or `present`, as BiSSL's released code counts.
 
     Returns:
-        Between 0 and 1.
-
-    Raises:
-        UserError: if no image shows any class.
+        (classes,) between 0 and 1; NaN where no image shows a class.
     """
-    shown = np.flatnonzero(count_by_class(targets, targets.shape[1]))
-    if not len(shown):
-        raise UserError(
-            "Average precision needs an image that shows a class, and the split has none: use a larger one."
-        )
-    return float(np.mean([average_precision(scores[:, c], targets[:, c]) for c in shown]))
-
-
-class MeanAveragePrecision:
-    """:func:`mean_average_precision` of all batches, collected where they are and ranked on the host at the end.
-
-    Args:
-        difficult: `ignored`, as VOC2007 defines it, or `present`, as BiSSL's released code counts.
-    """
-
-    def __init__(self, difficult: Difficult = "ignored") -> None:
-        self._difficult = difficult
-        self._scores: list[torch.Tensor] = []
-        self._targets: list[torch.Tensor] = []
-
-    def update(self, scores: torch.Tensor, targets: torch.Tensor) -> None:
-        """Add (B, classes) scores and targets."""
-        self._scores.append(scores)
-        self._targets.append(targets)
-
-    def compute(self) -> float:
-        """Between 0 and 1."""
-        targets = torch.cat(self._targets).cpu().numpy()
-        if self._difficult == "present":
-            targets = np.where(targets == 0, 1, targets)
-        return mean_average_precision(torch.cat(self._scores).cpu().numpy(), targets)
+    if difficult == "present":
+        targets = np.where(targets == 0, 1, targets).astype(targets.dtype)
+    found = np.full(targets.shape[1], np.nan)
+    for shown in np.flatnonzero(count_by_class(targets, targets.shape[1])):
+        found[shown] = average_precision(scores[:, shown], targets[:, shown])
+    return found

@@ -137,7 +137,7 @@ def _of_seed(folder: Path, plan: Plan, seed: int) -> Results:
     arms = tuple(_arm(plan, row, read[row.runs[seed]]) for row in plan.rows)
     first = read[plan.rows[0].runs[seed]]
     try:
-        return replace(first, metrics=metrics_of(arms), arms=arms, against=plan.reference)
+        return replace(first, metrics=metrics_of(arms), arms=arms, against=plan.reference, controls=())
     except KeyError as error:
         raise UserError(f"The arms of pretext seed {seed} have no metric in common ({error}).") from None
 
@@ -179,6 +179,7 @@ def _tests_told(results: Results) -> dict[str, Any]:
         metric.key: {
             name: {
                 "difference": test.difference,
+                "interval": test.interval,
                 "p": test.p,
                 "p_corrected": test.corrected if test.corrected is not None else test.p,
                 "significant": test.significant(ALPHA),

@@ -15,6 +15,7 @@ from PIL import Image
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.arms import listed, reference_first
 from bissl_fast.evaluation.page import Section
+from bissl_fast.evaluation.run_folder import strange
 from bissl_fast.evaluation.table import Cell, Grid
 
 if TYPE_CHECKING:
@@ -86,8 +87,13 @@ def confused(run: RunFolder) -> Section:
     """The section of the report.
 
     Raises:
-        UserError: if the test has left no predictions, as of a set with several classes per image.
+        UserError: if the test has left no predictions, as of a set with several classes per image, or other arrays.
     """
+    with strange("test/predictions.npz or test/confused.npz"):
+        return _confused(run)
+
+
+def _confused(run: RunFolder) -> Section:
     images, indices, pairs = run.arrays("test/confused.npz", ("images", "indices", "pairs"))
     names, titles = set(run.array_names("test/predictions.npz")), run.titles()
     arms = [name for name in reference_first(run.arms()) if name in names]

@@ -39,8 +39,8 @@ class Cost:
             ValueError: if one is negative or not finite.
 
         Example:
-            >>> Cost.from_json({"images": 12345, "model_epochs": 12.5}).words()
-            ('12,345', '—', '—', '12.5', '—', '—')
+            >>> Cost.from_json({"images": 12345, "model_epochs": 12.5}).words()["Model-epochs"]
+            '12.5'
         """
         content = {} if content is None else content
         return cls(**{field.name: _number(content.get(field.name)) for field in fields(cls)})
@@ -49,10 +49,16 @@ class Cost:
         """As JSON has it: what is known."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
-    def words(self) -> tuple[str, ...]:
-        """The costs as text, in their order, a dash for what is not known."""
-        counts = (_count(self.images), _count(self.passes), _count(self.products))
-        return (*counts, epochs_words(self.model_epochs), duration(self.seconds), memory_words(self.memory))
+    def words(self) -> dict[str, str]:
+        """The costs as text, by the columns of a table, a dash for what is not known."""
+        return {
+            "Images": _count(self.images),
+            "Passes": _count(self.passes),
+            "Products": _count(self.products),
+            "Model-epochs": epochs_words(self.model_epochs),
+            "Time": duration(self.seconds),
+            "Peak memory": memory_words(self.memory),
+        }
 
 
 def uneven_budgets(costs: Mapping[str, Cost]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from html import escape
@@ -53,7 +53,11 @@ def draw(run: RunFolder) -> Figure:
 
 def tell(run: RunFolder) -> str:
     """What the maps show, in a sentence."""
-    found = _all(run)
+    return neighbours_told(_all(run))
+
+
+def neighbours_told(found: Sequence[Mapped]) -> str:
+    """How often the nearest image of each map's is of the same class, in a sentence."""
     told = [f"{each.title} {100 * neighbours_alike(each.features, each.labels):.0f}\u00a0%" for each in found]
     count = len(found[0].labels)
     return f"{count} test images. Their nearest neighbour among them is of the same class: {', '.join(told)}."
@@ -76,13 +80,13 @@ def key(run: RunFolder) -> str:
 def _all(run: RunFolder) -> list[Mapped]:
     """Before fine-tuning and, where the test has kept it, after."""
     titles = run.titles()
-    found = _of_file(run, "test/features.npz", titles | {BASELINE: "Only pretext"})
+    found = mapped_of(run, "test/features.npz", titles | {BASELINE: "Only pretext"})
     with suppress(UserError):  # which runs of earlier versions lack
-        found += _of_file(run, "test/tuned.npz", {name: f"{title}, fine-tuned" for name, title in titles.items()})
+        found += mapped_of(run, "test/tuned.npz", {name: f"{title}, fine-tuned" for name, title in titles.items()})
     return found
 
 
-def _of_file(run: RunFolder, file: str, titles: Mapping[str, str]) -> list[Mapped]:
+def mapped_of(run: RunFolder, file: str, titles: Mapping[str, str]) -> list[Mapped]:
     """What a file holds of each arm of a run, of images evenly over the split.
 
     Raises:

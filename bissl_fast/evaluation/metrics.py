@@ -6,13 +6,15 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import nn
 
 from bissl_fast.errors import UserError
-from bissl_fast.evaluation.average_precision import Difficult, MeanAveragePrecision
+from bissl_fast.evaluation.answers import Answers, Rankings, Record, record_of
+from bissl_fast.evaluation.average_precision import Difficult
 from bissl_fast.training.loop import NonFiniteError
 from bissl_fast.training.supervised import DownstreamLoss, downstream_loss
 
@@ -36,6 +38,11 @@ class Metric:
     words: str
     quantity: str
 
+    @property
+    def frozen(self) -> bool:
+        """Whether it is of a protocol on a backbone as it is, not of models that were fine-tuned from it."""
+        return self.key not in ("top1", "top5", "map")
+
 
 METRICS = (
     Metric("top1", "Top-1", "top-1 accuracy", "accuracy"),
@@ -45,6 +52,9 @@ METRICS = (
     Metric("linear_top5", "Linear top-5", "top-5 accuracy of a linear classifier", "accuracy"),
     Metric("linear_map", "Linear mAP", "11-point mAP of a linear classifier", "precision"),
     Metric("knn_top1", "k-NN top-1", "top-1 accuracy of nearest neighbours", "accuracy"),
+    Metric("finetune_top1", "Fine-tuned top-1", "top-1 accuracy after fine-tuning", "accuracy"),
+    Metric("finetune_top5", "Fine-tuned top-5", "top-5 accuracy after fine-tuning", "accuracy"),
+    Metric("finetune_map", "Fine-tuned mAP", "11-point mAP after fine-tuning", "precision"),
     Metric("semi_1_top1", "1 % of labels, top-1", "top-1 accuracy with 1 % of the labels", "accuracy"),
     Metric("semi_1_top5", "1 % of labels, top-5", "top-5 accuracy with 1 % of the labels", "accuracy"),
     Metric("semi_10_top1", "10 % of labels, top-1", "top-1 accuracy with 10 % of the labels", "accuracy"),
@@ -58,6 +68,19 @@ METRICS = (
 """All there are, fine-tuning's before those of protocols. Of those that a data set has, models are compared by the
 first."""
 
+_BESIDE = {
+    "mean_per_class": ("mean per class", "mean accuracy per class", "accuracy"),
+    "ece": ("calibration error", "expected calibration error", "error"),
+    "map_ignored": ("mAP, difficult ignored", "11-point mAP without difficult objects", "precision"),
+    "map_present": ("mAP, difficult present", "11-point mAP with difficult objects as present", "precision"),
+}
+BESIDE = tuple(
+    Metric(f"{name}_{key}", f"{title} {row}", words, quantity)
+    for name, title in (("linear", "Linear"), ("knn", "k-NN"), ("finetune", "Fine-tuned"))
+    for key, (row, words, quantity) in _BESIDE.items()
+)
+"""What protocols tell beside, by which nothing is compared."""
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -69,11 +92,13 @@ class Evaluation:
             11-point mean average precision.
         loss: mean over the images, in nats.
         count: number of images.
+        answers: what each image is taken for, in their order.
     """
 
     metrics: Mapping[str, float]
     loss: float
     count: int
+    answers: Answers | Rankings | None = None
 
     @property
     def key(self) -> str:
@@ -131,7 +156,8 @@ def evaluate(
         >>> evaluation = evaluate(model, sequential_batches(splits.test, view, 256, "cpu"), "cpu")  # doctest: +SKIP
         >>> print(f"{evaluation.score:.1f} %")  # doctest: +SKIP
     """
-    meters: dict[str, Meter] = {}
+    record: Record | None = None
+    accuracies: dict[str, TopAccuracy] = {}
     loss_sum = torch.zeros((), dtype=torch.float64, device=device)
     count = 0
     with evaluation_mode(model), torch.inference_mode():
@@ -140,12 +166,14 @@ def evaluate(
                 raise UserError("Accuracy needs labels, and this split has none: evaluate a labelled split.")
             targets = batch.labels.to(device)
             scores = model(batch.views[0].to(device)).float()  # (B, classes)
-            meters = meters or _meters(scores, targets, difficult)
-            for meter in meters.values():
-                meter.update(scores, targets)
+            if record is None:
+                accuracies, record = _accuracies(scores, targets), record_of(scores, targets)
+            record.update(scores, targets)
+            for accuracy in accuracies.values():
+                accuracy.update(scores, targets)
             loss_sum += len(targets) * loss(scores, targets)
             count += len(targets)
-    if not count:
+    if record is None:
         raise UserError("There is no image to evaluate: the split is empty.")
     mean = float(loss_sum) / count
     if not math.isfinite(mean):  # NaN or +∞ among the scores always reaches the log-sum
@@ -153,34 +181,48 @@ def evaluate(
             "The model's outputs are not finite, so its accuracy would mean nothing: "
             "training diverged; lower the learning rate and run it again."
         )
-    return Evaluation({key: 100 * float(meter.compute()) for key, meter in meters.items()}, mean, count)
+    answers = record.compute()
+    if isinstance(answers, Rankings):
+        return Evaluation({"map": answers.mean(difficult)}, mean, count, answers)
+    return Evaluation({key: found.compute() for key, found in accuracies.items()}, mean, count, answers)
 
 
-class Meter(Protocol):
-    """A metric of scores (B, classes) and targets, batch by batch."""
+class TopAccuracy:
+    """Images whose class is among those of the k highest scores. Of equal scores the lower class is the higher.
 
-    def update(self, scores: torch.Tensor, targets: torch.Tensor) -> None: ...
+    torchmetrics 1.9 takes the first of equal scores where k is 1, and any of them where it is more, so that its top-5
+    accuracy can lie below its top-1.
 
-    def compute(self) -> Any: ...
+    Args:
+        k: how many.
+        device: where it counts.
+    """
+
+    def __init__(self, k: int, device: torch.device | str) -> None:
+        self._k, self._count = k, 0
+        self._right = torch.zeros((), dtype=torch.int64, device=device)
+
+    def update(self, scores: torch.Tensor, targets: torch.Tensor) -> None:
+        """Add (B, classes) scores and (B,) targets."""
+        own, lower = scores.gather(1, targets[:, None]), torch.arange(scores.shape[1], device=scores.device)
+        before = (scores > own) | ((scores == own) & (lower < targets[:, None]))  # (B, classes)
+        self._right += (before.sum(dim=1) < self._k).sum()
+        self._count += len(targets)
+
+    def compute(self) -> float:
+        """In percent, of a quotient in float32: as it has always been rounded, so that no best epoch changes."""
+        return 100 * float(np.float32(int(self._right)) / np.float32(self._count))
 
 
-def _meters(scores: torch.Tensor, targets: torch.Tensor, difficult: Difficult) -> dict[str, Meter]:
-    """By key, the metrics of a set with targets like these."""
-    from torchmetrics.classification import MulticlassAccuracy
-
-    classes = _class_count(scores)
-    if targets.ndim == 2:
-        return {"map": MeanAveragePrecision(difficult)}
-    return {
-        "top1": MulticlassAccuracy(classes, top_k=1, average="micro").to(scores.device),
-        "top5": MulticlassAccuracy(classes, top_k=min(5, classes), average="micro").to(scores.device),
-    }
+def _accuracies(scores: torch.Tensor, targets: torch.Tensor) -> dict[str, TopAccuracy]:
+    """By key, those of a set with targets like these: none of several classes per image."""
+    _require_classes(scores)
+    return {f"top{k}": TopAccuracy(k, scores.device) for k in (1, 5)} if targets.ndim == 1 else {}
 
 
-def _class_count(scores: torch.Tensor) -> int:
+def _require_classes(scores: torch.Tensor) -> None:
     if scores.ndim != 2 or scores.shape[1] < 2:
         raise UserError(
             f"The model returned shape {tuple(scores.shape)} where (B, classes) with at least two classes "
             "was expected: evaluate the backbone together with its downstream head."
         )
-    return scores.shape[1]

@@ -18,11 +18,11 @@ from bissl_fast.evaluation.page_style import STYLE
 from bissl_fast.evaluation.results import Results
 from bissl_fast.evaluation.run_folder import RunFolder, read_text
 from bissl_fast.evaluation.table import Grid, ResultTable, results_table
-from bissl_fast.evaluation.verdict import verdict
+from bissl_fast.evaluation.verdict import gained, verdict
 from bissl_fast.training.clock import active_seconds, peak_memory
 from bissl_fast.version import __version__
 
-ARRAYS = ("features", "tuned", "predictions", "confused", "views")
+ARRAYS = ("features", "tuned", "predictions", "confidences", "confused", "views")
 """What the test stage leaves beside scores."""
 
 
@@ -113,7 +113,7 @@ def _outcome(results: Results) -> str:
         what = "test does not" if results.fine_tuned else "scores do not"
         seeds += f"; each arm is pre-trained once, so the {what} speak about luck in pre-training"
     return (
-        f'<p class="lead">{escape(verdict(results))}</p>\n'
+        f'<p class="lead">{escape(" ".join(filter(None, (verdict(results), gained(results)))))}</p>\n'
         f"{tables(results_table(results))}"
         f"<p>{escape(baseline)}{seeds}.</p>\n"
     )
@@ -215,7 +215,13 @@ def _files(run: RunFolder) -> str:
         time, memory = duration(active_seconds(run.path / stage)), memory_words(peak_memory(run.path / stage))
         cells = "".join(f"<td>{cell}</td>" for cell in (state, str(records), time, memory, link))
         rows.append(f'<tr><th scope="row">{escape(stage)}</th>{cells}</tr>')
-    raw = ("config.yaml", "environment.json", "results.json", *(f"test/{name}.npz" for name in ARRAYS))
+    raw = (
+        "config.yaml",
+        "environment.json",
+        "results.json",
+        "test/details.json",
+        *(f"test/{name}.npz" for name in ARRAYS),
+    )
     others = " · ".join(link for name in raw if (link := _link(run, name)))
     names = ("Stage", "State", "Records", "Time at work", "Peak memory", "Raw")
     head = "".join(f'<th scope="col">{name}</th>' for name in names)

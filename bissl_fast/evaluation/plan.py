@@ -155,11 +155,11 @@ class Plan:
         return (*said, self.search) if self.search else tuple(said)
 
     def _cells(self, row: Row, budgeted: bool) -> tuple[Cell, ...]:
-        images, _, products, epochs, *_ = row.planned.words()
+        planned = row.planned.words()
         if not budgeted:
-            return Cell(row.title), Cell(epochs), Cell(images), Cell(products)
+            return Cell(row.title), *(Cell(planned[column]) for column in ("Model-epochs", "Images", "Products"))
         words = [epochs_words(row.configured.model_epochs), self._percent(row.configured)]
-        words += [epochs, self._percent(row.planned), products]
+        words += [planned["Model-epochs"], self._percent(row.planned), planned["Products"]]
         return (Cell(row.title), *map(Cell, words))
 
     def _share(self, cost: Cost) -> float | None:
@@ -175,8 +175,9 @@ class Plan:
     def _budget_words(self) -> str:
         if self.budget is None:
             return "No budget: every arm runs as configured."
-        images, _, _, epochs, *_ = self.budget.words()
-        return f"Budget of a backbone: {epochs} model-epochs ({images} images), {self.budget_of}."
+        words = self.budget.words()
+        spent = f"{words['Model-epochs']} model-epochs ({words['Images']} images)"
+        return f"Budget of a backbone: {spent}, {self.budget_of}."
 
 
 def read_plan(folder: Path) -> Plan:

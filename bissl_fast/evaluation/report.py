@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bissl_fast.errors import UserError
-from bissl_fast.evaluation import figures, mapped
+from bissl_fast.evaluation import by_class, figures, mapped
 from bissl_fast.evaluation.arms import BASELINE, reference_first
 from bissl_fast.evaluation.confusion import confused
 from bissl_fast.evaluation.drawing import looks, png
 from bissl_fast.evaluation.page import Section, page, plate
 from bissl_fast.evaluation.pretext_stages import pretext_stages
-from bissl_fast.evaluation.run_folder import RunFolder
+from bissl_fast.evaluation.run_folder import RunFolder, strange
 from bissl_fast.evaluation.svg import svg
-from bissl_fast.evaluation.table import results_table
+from bissl_fast.evaluation.table import Grid, results_table
 from bissl_fast.evaluation.telling import curves, numbers, sentence
-from bissl_fast.evaluation.verdict import verdict
+from bissl_fast.evaluation.verdict import gained, verdict
 from bissl_fast.training.files import make_folder, write_atomic
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ class Plate:
         optional: whether the report has no place for it either where nothing has been logged, as by earlier versions.
         tell: what is seen, where that is more than where curves begin and end.
         key: HTML under the figure that names what it shows.
+        table: the numbers, where these are not those of curves.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Plate:
     optional: bool = False
     tell: Callable[[RunFolder], str] | None = None
     key: Callable[[RunFolder], str] | None = None
+    table: Callable[[RunFolder], Grid] | None = None
 
     def belongs_to(self, run: RunFolder) -> bool:
         """Whether the report of a run has a place for it."""
@@ -92,7 +94,8 @@ def write_report(run: Path) -> Path:
         sections.insert(1, confused(folder))
     with suppress(UserError):  # which the page tells
         results = folder.results()
-        write_atomic(run / "table.md", f"{results_table(results).to_markdown()}\n{verdict(results)}\n".encode())
+        sentences = "".join(f"\n{sentence}\n" for sentence in (verdict(results), gained(results)) if sentence)
+        write_atomic(run / "table.md", f"{results_table(results).to_markdown()}{sentences}".encode())
     report = run / "report.html"
     write_atomic(report, page(folder, sections).encode())
     return report
@@ -145,6 +148,32 @@ PLATES = (
         "The paper shows no such curve; Table 1 is where it ends.",
         _finetuning_curves,
         tested=True,
+    ),
+    Plate(
+        "classes",
+        "Class by class",
+        "Score of the fine-tuned models on the test images of each class, mean over the seeds. Of one class per image "
+        "that is the share that is recognised, of several VOC2007's 11-point average precision. Classes stand in the "
+        "order of the first arm named; their names are in the table of numbers. Where classes have unequally many test "
+        "images, the mean over the classes is not the accuracy of the table above. Not in the paper.",
+        by_class.classes_drawn,
+        tested=True,
+        optional=True,
+        tell=by_class.classes_told,
+        table=by_class.classes_numbers,
+    ),
+    Plate(
+        "calibration",
+        "Calibration",
+        "How often fine-tuned models are right, by how sure they are: the highest probability of their softmax, in 15 "
+        "bins of equal width; test images of all seeds, and the larger a point the more of them. On the dotted line "
+        "they are as often right as they are sure, below it they are too sure. The expected calibration error is the "
+        "mean distance from the line over the images, here of each seed. Not in the paper; after Guo et al. (2017).",
+        by_class.calibration_drawn,
+        tested=True,
+        optional=True,
+        tell=by_class.calibration_told,
+        table=by_class.calibration_numbers,
     ),
     Plate(
         "features",
@@ -231,13 +260,16 @@ def _section(run: RunFolder, drawn: Plate) -> tuple[Section, bytes | None]:
     """A plate's place in the page, and its figure as a PNG where the run has what it shows."""
     caption = drawn.caption + (_channels_drawn(run) if drawn.draw is _sample_views else "")
     try:
-        figure = drawn.draw(run)
-        found = curves(figure)
-        told = sentence(found) if drawn.tell is None else drawn.tell(run)
+        with strange("What is drawn here"):
+            figure = drawn.draw(run)
+            found = curves(figure)
+            told = sentence(found) if drawn.tell is None else drawn.tell(run)
+            table = numbers(found) if drawn.table is None else drawn.table(run)
+            key = "" if drawn.key is None else drawn.key(run)
+            picture = plate(svg(figure, drawn.name, f"{drawn.title}. {told}")) + key
+            return Section(drawn.name, drawn.title, caption, picture, told, table), png(figure)
     except UserError as error:
         return Section(drawn.name, drawn.title, caption, missing=str(error)), None
-    picture = plate(svg(figure, drawn.name, f"{drawn.title}. {told}")) + ("" if drawn.key is None else drawn.key(run))
-    return Section(drawn.name, drawn.title, caption, picture, told, numbers(found)), png(figure)
 
 
 def _channels_drawn(run: RunFolder) -> str:

@@ -97,6 +97,7 @@ class Results:
         difficult_present: whether mAP counts difficult objects as present.
         against: the arm that the others are measured against; left out: the baseline, or the last where there is none.
         seeds: what the scores of an arm differ by: `fine-tuning` or `pretext` seeds.
+        controls: backbones that the arms' have come from, in no comparison.
         judged_by: `fine-tuning`, or `few-shot tasks` of backbones that nothing was fine-tuned from.
     """
 
@@ -108,6 +109,7 @@ class Results:
     against: str | None = None
     seeds: str = "fine-tuning"
     judged_by: str = FINE_TUNING
+    controls: tuple[ArmResult, ...] = ()
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Results:
@@ -122,7 +124,9 @@ class Results:
             present, judge = content.get("difficult") == "present", str(content.get("judged_by", FINE_TUNING))
             seeds = FINE_TUNING if judge == FINE_TUNING else "pretext"
             about = (str(content["dataset"]), int(content["classes"]))
-            return cls(*about, metrics, arms, present, seeds=seeds, judged_by=judge)
+            others = (content.get("controls") or {}).items()
+            controls = tuple(ArmResult.from_json(str(name), other) for name, other in others)
+            return cls(*about, metrics, arms, present, seeds=seeds, judged_by=judge, controls=controls)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(
                 f"results.json is not as the test stage writes it ({error!r}): "

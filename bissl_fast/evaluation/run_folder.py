@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import re
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.arms import BASELINE, TITLES, owner_of, title_of
 from bissl_fast.evaluation.cost import Cost
 from bissl_fast.evaluation.results import ArmResult, Results
+from bissl_fast.plain import array_names, load_arrays, parse_json, parse_yaml
 from bissl_fast.training.clock import active_seconds, peak_memory
+from bissl_fast.training.tracking import Record, read_metrics
 
-Record = dict[str, Any]
 SHARED = ("pretext-warmup", "head-warmup")
 PRETEXT = "pretext"
 """The one stage of `bissl-fast pretrain`."""
@@ -141,30 +138,27 @@ class RunFolder:
     def settings(self) -> dict[str, Any]:
         """What `config.yaml` holds; empty where it cannot be read, which the page tells."""
         try:
-            found = yaml.safe_load(self.text("config.yaml"))
-        except (UserError, yaml.YAMLError):
+            found = parse_yaml(self.text("config.yaml"))
+        except (UserError, ValueError):
             return {}
         return found if isinstance(found, dict) else {}
 
     def setting(self, name: str, key: str) -> Any:
         """The first value under `key` at any depth of a file of settings, YAML or JSON; None where there is none."""
         try:
-            return _find(yaml.safe_load(self.text(name)), key)  # JSON is YAML
-        except (UserError, yaml.YAMLError, ValueError):
+            return _find(parse_yaml(self.text(name)), key)  # JSON is YAML
+        except (UserError, ValueError):
             return None
 
     def _seed_count(self) -> int | None:
         try:
-            return int(yaml.safe_load(self.text("config.yaml"))["finetune"]["seeds"])
-        except (UserError, yaml.YAMLError, KeyError, TypeError, ValueError):
+            return int(self.settings()["finetune"]["seeds"])
+        except (KeyError, TypeError, ValueError, OverflowError):
             return None
 
     def _listed_arms(self) -> list[str]:
         """The `methods` of config.yaml, each once; empty where it has none."""
-        try:
-            listed = yaml.safe_load(self.text("config.yaml"))["methods"]
-        except (UserError, yaml.YAMLError, KeyError, TypeError, ValueError):
-            return []
+        listed = self.settings().get("methods")
         return list(dict.fromkeys(map(str, listed))) if isinstance(listed, list) else []
 
     def _begun(self) -> set[str]:
@@ -192,8 +186,8 @@ class RunFolder:
         Raises:
             UserError: if the file is not there or is damaged.
         """
-        with _told(name), np.load(self.path / name, allow_pickle=False) as content:
-            return list(content.files)
+        with _told(name):
+            return array_names(self.path / name)
 
     def arrays(self, name: str, keys: tuple[str, ...]) -> tuple[NDArray[Any], ...]:
         """The arrays `keys` of an .npz file; nothing pickled is ever loaded.
@@ -201,8 +195,8 @@ class RunFolder:
         Raises:
             UserError: if the file is not there, is damaged or lacks one of the arrays.
         """
-        with _told(name), np.load(self.path / name, allow_pickle=False) as content:
-            return tuple(content[key] for key in keys)
+        with _told(name):
+            return tuple(load_arrays(self.path / name, keys).values())
 
 
 def read_text(path: Path, name: str = "") -> str:
@@ -232,8 +226,8 @@ def read_json(path: Path, name: str = "") -> Record:
     """
     name = name or path.name
     try:
-        content = json.loads(read_text(path, name))
-    except json.JSONDecodeError as error:
+        content = parse_json(read_text(path, name))
+    except ValueError as error:
         raise UserError(f"{name} is not valid JSON ({error}).") from None
     if not isinstance(content, dict):
         raise UserError(f"{name} holds a {type(content).__name__} where an object was expected.")
@@ -247,34 +241,17 @@ def _told(name: str) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise UserError(f"{name} has not been written yet.") from None
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, KeyError, ValueError) as error:
         raise UserError(f"{name} cannot be read: {error}.") from None
 
 
-def read_metrics(path: Path) -> list[Record]:
-    """Read a metrics.jsonl.
-
-    A killed writer leaves at most one truncated line, at the end or where the resumed run went on: lines that
-    are not a JSON object with an integer `step` are skipped. Of a step that was logged twice, the later
-    record counts.
-
-    Args:
-        path: the file; it may be absent.
-
-    Returns:
-        The records in the order of their steps; empty where there is no file.
-    """
-    if not path.is_file():
-        return []
-    by_step: dict[int, Record] = {}
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(record, dict) and isinstance(record.get("step"), int):
-            by_step[record["step"]] = record
-    return [by_step[step] for step in sorted(by_step)]
+@contextmanager
+def strange(name: str) -> Iterator[None]:
+    """What goes wrong with values that a run does not write, as a sentence."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise UserError(f"{name} is not as a run writes it ({type(error).__name__}: {str(error)[:200]}).") from None
 
 
 def _find(settings: Any, key: str) -> Any:

@@ -24,7 +24,7 @@ from bissl_fast.evaluation.results import ALPHA, ArmResult, Results
 from bissl_fast.evaluation.run_folder import RunFolder
 from bissl_fast.evaluation.statistics import Comparison, p_words
 from bissl_fast.evaluation.svg import svg
-from bissl_fast.evaluation.table import Cell, Grid, ResultTable, signed
+from bissl_fast.evaluation.table import INTERVAL, Cell, Grid, ResultTable, difference_words
 from bissl_fast.evaluation.verdict import verdict
 from bissl_fast.training.files import make_folder_of, write_atomic
 
@@ -32,13 +32,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NAME = "runs.html"
+COSTS = ("Images", "Products", "Model-epochs", "Time", "Peak memory")
 CAPTION = (
     "Test score of every arm of every run. Dots: the seeds. Bars: mean and one standard deviation. Scores of different "
     "data sets, or of runs that saw different numbers of images, cannot be compared; the tables tell."
 )
 SCORES = (
-    "Diff: the arm minus the reference of its own run, in percentage points. p: Welch's, over the seeds of that run, "
-    "corrected by Holm for the arms of the run and for nothing else; *: below 0.05."
+    f"Diff: the arm minus the reference of its own run, in percentage points; {INTERVAL} p: Welch's, over the seeds of "
+    "that run, corrected by Holm for the arms of the run and for nothing else; *: below 0.05."
 )
 
 
@@ -147,14 +148,13 @@ def scores_table(members: Sequence[Member]) -> ResultTable:
             continue
         metric = member.results.metrics[0]
         for arm, found in member.compared():
-            name, (images, _, *others) = Cell(f"{member.name}: {arm.title}"), arm.cost.words()
+            name, words = Cell(f"{member.name}: {arm.title}"), arm.cost.words()
             texts = (member.results.dataset, metric.row, arm.words(metric), *_compared(found))
             scores.append((name, *map(Cell, texts)))
-            costs.append((name, *map(Cell, (images, *others))))
+            costs.append((name, *(Cell(words[column]) for column in COSTS)))
     grids = [Grid(("Run", "Data set", "Metric", "Test score (%)", "Diff", "p"), tuple(scores), SCORES)]
     if costs:
-        columns = ("Cost", "Images", "Products", "Model-epochs", "Time", "Peak memory")
-        grids.append(Grid(columns, tuple(costs), "Of a backbone, before fine-tuning."))
+        grids.append(Grid(("Cost", *COSTS), tuple(costs), "Of a backbone, before fine-tuning."))
     return ResultTable(tuple(grids))
 
 
@@ -190,7 +190,7 @@ def _compared(found: Comparison | None) -> tuple[str, str]:
         return ("", "")
     p = found.p if found.corrected is None else found.corrected
     mark = " *" if found.significant(ALPHA) else ""
-    return signed(found.difference), "—" if p is None else p_words(p).removeprefix("= ") + mark
+    return difference_words(found), "—" if p is None else p_words(p).removeprefix("= ") + mark
 
 
 def _page(members: Sequence[Member], beside: Path) -> str:

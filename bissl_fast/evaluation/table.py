@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from bissl_fast.evaluation.arms import listed, title_of
 from bissl_fast.evaluation.cost import uneven_budgets
-from bissl_fast.evaluation.metrics import METRICS, Metric
+from bissl_fast.evaluation.metrics import BESIDE, METRICS, Metric
 from bissl_fast.evaluation.results import ALPHA, ArmResult, Results
 from bissl_fast.evaluation.statistics import Comparison, p_words
 
@@ -19,13 +19,18 @@ if TYPE_CHECKING:
 
     from bissl_fast.evaluation.protocols.subject import Scores
 
+SEEDS = "Of fine-tuning: mean ± sample standard deviation over its seeds."
+CALIBRATION = "Calibration error: expected, of the top label in 15 equal bins; lower is better."
 EPISODES = "Of few-shot tasks: mean ± 95 % interval over the episodes."
+INTERVAL = (
+    "in brackets its 95 % bootstrap interval (percentiles over the seeds, three at least), which with few seeds is too "
+    "narrow."
+)
 RULES = {
     "balanced": "of the trials within one standard error of the highest score, the one with the lowest loss",
     "accuracy": "the highest score",
 }
 """Of the choice among trials, by the names that ``--search.rule`` takes."""
-COSTS = ("Images", "Passes", "Products", "Model-epochs", "Time", "Peak memory")
 
 
 @dataclass(frozen=True)
@@ -135,7 +140,7 @@ def results_table(results: Results) -> ResultTable:
         >>> rich.print(results_table(Results.from_json(json.loads(path.read_text()))).to_rich())  # doctest: +SKIP
     """
     layout = {1: _one_arm, 2: _two_arms}.get(len(results.arms), _many_arms)
-    grids = (layout(results), _rates(results), _costs(results))
+    grids = (layout(results), _origins(results), _rates(results), _costs(results))
     return ResultTable(tuple(grid for grid in grids if grid is not None))
 
 
@@ -149,15 +154,20 @@ def scores_grid(dataset: str, scores: Mapping[str, Scores]) -> Grid:
     Example:
         >>> rich.print(scores_grid("dtd", {"baseline": {"knn_top1": Score(41.5)}}).to_rich())  # doctest: +SKIP
     """
-    rows = {metric.key: metric.row for metric in METRICS}
+    rows = {metric.key: metric.row for metric in (*METRICS, *BESIDE)}
     keys = dict.fromkeys(key for found in scores.values() for key in found)
     lines = tuple(
         (Cell(rows.get(key, key.replace("_", " "))), *(Cell(str(found[key])) for found in scores.values()))
         for key in keys
     )
-    intervals = any(score.interval is not None for found in scores.values() for score in found.values())
-    spread = f" {EPISODES}" if intervals else ""
-    return Grid(("Test score (%)", *map(title_of, scores)), lines, f"{dataset}.{spread}")
+    every = [score for found in scores.values() for score in found.values()]
+    sentences = (
+        f"{dataset}.",
+        SEEDS if any(len(score.seeds) > 1 for score in every) else "",
+        EPISODES if any(score.interval is not None for score in every) else "",
+        CALIBRATION if any(key.endswith("_ece") for key in keys) else "",
+    )
+    return Grid(("Test score (%)", *map(title_of, scores)), lines, " ".join(filter(None, sentences)))
 
 
 def _one_arm(results: Results) -> Grid:
@@ -180,7 +190,7 @@ def _two_arms(results: Results) -> Grid:
         rows.append((Cell(metric.row), ours, theirs, *_difference(comparison)))
     sentences = (
         *_seeds(results),
-        f"Avg diff is {candidate} minus {reference}, in percentage points.",
+        f"Avg diff is {candidate} minus {reference}, in percentage points; {INTERVAL}",
         "Bold, as in the paper's Table 1: the intervals mean ± standard deviation do not overlap.",
         "*: significantly different by Welch's t-test at 5 %.",
         *_untested(results),
@@ -201,7 +211,7 @@ def _many_arms(results: Results) -> Grid:
     sentences = (
         f"{_quantity(results)}:",
         *_seeds(results),
-        f"Diff is the arm minus {title}, in percentage points; p is Welch's.",
+        f"Diff is the arm minus {title}, in percentage points; {INTERVAL} p is Welch's.",
         f"Bold: the interval mean ± standard deviation lies above that of {title}, or for {title} above all others.",
         f"*: significantly different from {title} at 5 %, by Welch's t-test after Holm's correction for the "
         f"{count} comparisons per metric.",
@@ -229,7 +239,27 @@ def _reference(arm: ArmResult, metric: Metric, comparisons: tuple[Comparison, ..
 def _difference(comparison: Comparison) -> tuple[Cell, Cell]:
     mark = " *" if comparison.significant(ALPHA) else ""
     p = "—" if comparison.p is None else p_words(comparison.p).removeprefix("= ") + mark
-    return Cell(signed(comparison.difference)), Cell(p)
+    return Cell(difference_words(comparison)), Cell(p)
+
+
+def _origins(results: Results) -> Grid | None:
+    """Every backbone, from the untrained one on, as it is and fine-tuned; None where only the arms' were judged."""
+    if not results.controls:
+        return None
+    arms = (results.reference, *results.candidates)
+    frozen = [metric for metric in results.metrics if metric.frozen]
+    tuned = [metric for metric in results.metrics if not metric.frozen][:1]
+    columns = [f"{metric.row} (%)" for metric in frozen] + [f"Fine-tuned {metric.row} (%)" for metric in tuned]
+    rows = tuple(
+        (Cell(shown.title), *(Cell(shown.words(metric)) for metric in (*frozen, *tuned)))
+        for shown in (*results.controls, *arms)
+    )
+    sentences = [f"{results.controls[0].title}: the weights that all training starts from."]
+    if frozen:
+        sentences.append("Batch-norm statistics of all are those of pretext images, and no weight has moved since.")
+    if tuned:
+        sentences.append("Those of no arm are fine-tuned by the SGD of --finetune-baseline.")
+    return Grid(("Backbone", *columns), rows, " ".join(sentences))
 
 
 def _rates(results: Results) -> Grid | None:
@@ -261,11 +291,12 @@ def _rates(results: Results) -> Grid | None:
 
 def _costs(results: Results) -> Grid | None:
     words = [arm.cost.words() for arm in results.arms]
-    stated = [index for index in range(len(COSTS)) if any(row[index] != "—" for row in words)]
+    stated = [column for column in words[0] if any(row[column] != "—" for row in words)]
     if not stated:
         return None
     rows = tuple(
-        (Cell(arm.title), *(Cell(row[index]) for index in stated)) for arm, row in zip(results.arms, words, strict=True)
+        (Cell(arm.title), *(Cell(row[column]) for column in stated))
+        for arm, row in zip(results.arms, words, strict=True)
     )
     sentences = (
         uneven_budgets({arm.title: arm.cost for arm in results.arms}),
@@ -275,12 +306,12 @@ def _costs(results: Results) -> Grid | None:
         "Passes: one batch forward and backward. Images: through such passes, each once whatever its views.",
         "Products: of second order, counted apart.",
         "Model-epochs: images over the size of the unlabelled set.",
-        "Time: in which its stages were at work; one that arms share counts for each." if 4 in stated else "",
+        "Time: in which its stages were at work; one that arms share counts for each." if "Time" in stated else "",
         "Peak memory: the most that one of these stages held, of the GPU where there is one, else of the process."
-        if 5 in stated
+        if "Peak memory" in stated
         else "",
     )
-    return Grid(("Cost", *(COSTS[index] for index in stated)), rows, " ".join(filter(None, sentences)))
+    return Grid(("Cost", *stated), rows, " ".join(filter(None, sentences)))
 
 
 def _quantity(results: Results) -> str:
@@ -327,6 +358,21 @@ def _remarks(results: Results) -> list[str]:
     if "top5" in keys and results.classes <= 5:
         sentences.append("With five classes or fewer, top-5 is 100 % by definition.")
     return sentences
+
+
+def difference_words(comparison: Comparison) -> str:
+    """A difference, and its interval where there is one.
+
+    Example:
+        >>> from bissl_fast.evaluation.statistics import compare
+        >>> difference_words(compare([50.0, 51.0, 52.0], [50.0, 50.5, 50.0]))
+        '+0.8 [−0.2, 1.8]'
+    """
+    difference = signed(comparison.difference)
+    if comparison.interval is None:
+        return difference
+    low, high = (signed(end).removeprefix("+") for end in comparison.interval)
+    return f"{difference} [{low}, {high}]"
 
 
 def signed(value: float) -> str:

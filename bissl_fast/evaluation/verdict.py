@@ -30,6 +30,32 @@ def verdict(results: Results) -> str:
     return _of_many(results, metric, comparisons)
 
 
+def gained(results: Results) -> str:
+    """A sentence on how far the arms' backbones are above those of the controls; empty where there are none.
+
+    Of the metrics of backbones as they are the first counts, or without any that of fine-tuning.
+
+    Example:
+        >>> scores = {"bissl": 30, "untrained": 12}
+        >>> arms, controls = ({name: {"scores": {"knn_top1": [score]}}} for name, score in scores.items())
+        >>> results = Results.from_json({"dataset": "dtd", "classes": 10, "arms": arms, "controls": controls})
+        >>> gained(results).split(" (")[0]
+        'k-NN top-1: BiSSL 18.0 points above untrained'
+    """
+    if not results.controls:
+        return ""
+    control = results.controls[0]
+    shown = [metric for metric in results.metrics if metric.key in control.scores]
+    metric = next((metric for metric in shown if metric.frozen), shown[0])
+    start = control.scores[metric.key].mean
+    told = []
+    for backbone in (*results.controls[1:], *results.arms):
+        if metric.key in backbone.scores:
+            gain = backbone.scores[metric.key].mean - start
+            told.append(f"{backbone.title} {abs(gain):.1f} points {'above' if gain >= 0 else 'below'}")
+    return f"{metric.row}: {listed(told)} {control.title.lower()} ({start:.1f}{PERCENT})."
+
+
 def _of_two(results: Results, metric: Metric, score: Comparison) -> str:
     relation, preposition = _relation(score)
     tested = "" if score.p is None else f" ({_test(results)}, p {p_words(score.p)})"

@@ -97,7 +97,7 @@ class Comparison:
             for seed in self.seeds:
                 for name, config in self._runs(seed, self._fitted).items():
                     say(self.console, f"{self.folder.name}/{name}, pretext seed {seed} of {list(self.seeds)}", "bold")
-                    write_report(train(config, self.console))
+                    train(config, self.console, write_report)
                 write_comparison(self.folder)
         return self.folder
 

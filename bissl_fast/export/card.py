@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from bissl_fast.evaluation.verdict import verdict
 from bissl_fast.export.choice import Choice
 from bissl_fast.export.loading import TrainedModel
 from bissl_fast.export.usage import Usage, preprocessing
+from bissl_fast.plain import parse_yaml
 from bissl_fast.version import __version__
 
 OF_A_MACHINE = ("output", "name", "cache_dir", "data_root", "device", "threads", "loop")
@@ -48,7 +51,7 @@ def card(model: TrainedModel, usage: Usage) -> str:
 def _title(model: TrainedModel, settings: Mapping[str, Any]) -> str:
     arm = model.choice.arm
     method = model.choice.run.titles().get(arm, arm) if arm else settings["pretext"]["task"]
-    return f"{model.architecture}, {method} on {_called(settings['dataset'])}"
+    return f"{model.architecture}, {escape(method, quote=False)} on {_called(settings['dataset'])}"
 
 
 def _about(model: TrainedModel) -> str:
@@ -58,7 +61,7 @@ def _about(model: TrainedModel) -> str:
     text += f"Trained by bissl-fast {__version__}; stage `{model.choice.stage}` of its run.\n"
     if model.classes:
         each = "Each score has a probability of its own (sigmoid). " if model.multilabel else ""
-        text += f"\n{each}Classes, in the order of the scores: {', '.join(f'`{name}`' for name in model.classes)}.\n"
+        text += f"\n{each}Classes, in the order of the scores: {', '.join(map(code, model.classes))}.\n"
     return text
 
 
@@ -104,7 +107,14 @@ def _pretext_set(run: RunFolder, settings: Mapping[str, Any]) -> str:
 
 def _called(spec: str) -> str:
     """A set's name, of a folder only its own."""
-    return f"the folder `{Path(spec).name}`" if spec.startswith(FOLDER_PREFIX) else f"`{spec}`"
+    return f"the folder {code(Path(spec).name)}" if spec.startswith(FOLDER_PREFIX) else code(spec)
+
+
+def code(text: str) -> str:
+    """Text as Markdown shows code, whatever is in it: between more backticks than it has in a row, on one line."""
+    text = " ".join(text.split())
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}{text}{fence}" if fence == "`" else f"{fence} {text} {fence}"
 
 
 def _results(choice: Choice) -> str:
@@ -115,10 +125,10 @@ def _results(choice: Choice) -> str:
     except UserError as error:
         return f"None: {error}\n"
     results = replace(results, dataset=Path(results.dataset).name)  # of a folder
-    lines = [results_table(results).to_markdown(), f"\n{verdict(results)}\n"]
+    lines = [results_table(results).to_markdown(), f"\n{escape(verdict(results), quote=False)}\n"]
     arm = next((arm for arm in results.arms if arm.name == choice.arm), None)
     if arm is not None:
-        lines.append(f"\nThis is a network of the arm {arm.title}. {_intervals(arm, results)}\n")
+        lines.append(f"\nThis is a network of the arm {escape(arm.title, quote=False)}. {_intervals(arm, results)}\n")
     return "".join(lines)
 
 
@@ -137,8 +147,8 @@ def _intervals(arm: ArmResult, results: Results) -> str:
 
 def _settings(run: RunFolder) -> dict[str, Any]:
     """config.yaml as it is written, but for what is of the machine."""
-    with suppress(yaml.YAMLError):
-        settings = yaml.safe_load(run.text("config.yaml"))
+    with suppress(ValueError):
+        settings = parse_yaml(run.text("config.yaml"))
         if isinstance(settings, dict) and "dataset" in settings:
             return {name: value for name, value in settings.items() if name not in OF_A_MACHINE}
     raise UserError(f"{run.path / 'config.yaml'} is not as `bissl-fast train` writes it.")
@@ -154,4 +164,5 @@ def _recipe(model: TrainedModel, settings: Mapping[str, Any]) -> str:
         if shown.get(name) and not str(shown[name]).startswith("timm:"):
             shown[name] = Path(shown[name]).name
     text = yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)
-    return f"Settings of the run (`bissl-fast train --config`), without its folders:\n\n```yaml\n{text}```\n"
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"Settings of the run (`bissl-fast train --config`), without its folders:\n\n{fence}yaml\n{text}{fence}\n"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +21,7 @@ from bissl_fast.methods.embed import Embedder, embedder
 from bissl_fast.methods.settings import RunSettings
 from bissl_fast.methods.stages.finetune import CLASSES
 from bissl_fast.models import Network, build_classifier, place
+from bissl_fast.plain import parse_json
 from bissl_fast.training.files import load_weights
 from bissl_fast.training.precision import find_device
 
@@ -154,7 +154,7 @@ def class_names(choice: Choice, count: int) -> tuple[str, ...]:
     if not file.exists():
         return tuple(map(str, range(count)))
     try:
-        names = json.loads(file.read_text(encoding="utf-8"))
+        names = parse_json(file.read_bytes())
     except (OSError, ValueError) as error:
         raise UserError(
             f"{file} cannot be read ({error}): delete its folder and run the same training again."

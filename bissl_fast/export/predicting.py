@@ -33,12 +33,21 @@ class Predictions:
     notes: tuple[str, ...]
 
     def csv(self) -> bytes:
-        """As a table with a heading, in UTF-8; names that are not keep their bytes."""
+        """As a table with a heading, in UTF-8; names that are not keep their bytes.
+
+        A path that a spreadsheet would take for a formula begins with ``./``, which names the same file. Names of
+        classes, which are the user's own, stay as they are.
+        """
         text = io.StringIO(newline="")
         table = csv.writer(text, lineterminator="\n")
         table.writerow(COLUMNS)
-        table.writerows((path, name, f"{probability:.6f}") for path, name, probability in self.rows)
+        table.writerows((harmless(path), name, f"{probability:.6f}") for path, name, probability in self.rows)
         return text.getvalue().encode("utf-8", "surrogateescape")
+
+
+def harmless(path: str) -> str:
+    """The path of the same file, which is no formula."""
+    return f"./{path}" if path.startswith(("=", "+", "-", "@", "\t", "\r")) else path
 
 
 def predict(

@@ -177,6 +177,8 @@ class ABRLTask:
         loss: of scores and targets.
     """
 
+    remedy = "Raise --abrl.ridge or --abrl.damping, lower --abrl.outer.learning-rate, or take --precision fp32."
+
     def __init__(
         self,
         network: Network,

@@ -31,6 +31,7 @@ from bissl_fast.bilevel.solvers.solution import SENTENCES
 from bissl_fast.bilevel.traced import Loss
 from bissl_fast.errors import UserError
 from bissl_fast.methods.checks import require
+from bissl_fast.ops.collectives import Ranks
 from bissl_fast.training.environment import available_memory
 
 PhaseSolver = Callable[[torch.Tensor], Solution]
@@ -152,20 +153,25 @@ class BilevelSettings:
             )
         return [tuple(stored[k : k + count]) for k in range(0, len(stored), count)]
 
-    def build(self, loss: Loss, parameters: ParameterVector, batches: Sequence[Any]) -> Hessian:
+    def build(
+        self, loss: Loss, parameters: ParameterVector, batches: Sequence[Any], ranks: Ranks | None = None
+    ) -> Hessian:
         """The Hessian at the parameters' present values, in two precisions where a refinement needs them.
+
+        With ``ranks`` it is that of the sum of their shares of the loss.
 
         Raises:
             UserError: if the loss cannot be traced or the budget is too small.
         """
         if self.refine_to is None or self.products_dtype == "float32":
-            return self.operator(loss, parameters, batches)
+            return self.operator(loss, parameters, batches, ranks)
+        budget = self.budget(parameters.tensors[0].device)
         with self._told():
-            return TwoPrecisions(
-                loss, parameters, batches, self.mode, self.products_dtype, self.budget(parameters.tensors[0].device)
-            )
+            return TwoPrecisions(loss, parameters, batches, self.mode, self.products_dtype, budget, ranks=ranks)
 
-    def operator(self, loss: Loss, parameters: ParameterVector, batches: Sequence[Any]) -> HessianOperator:
+    def operator(
+        self, loss: Loss, parameters: ParameterVector, batches: Sequence[Any], ranks: Ranks | None = None
+    ) -> HessianOperator:
         """The Hessian in one precision.
 
         Raises:
@@ -174,7 +180,7 @@ class BilevelSettings:
         budget = self.budget(parameters.tensors[0].device)
         with self._told():
             return HessianOperator(
-                loss, parameters, batches, self.mode, memory_budget=budget, dtype=self.products_dtype
+                loss, parameters, batches, self.mode, memory_budget=budget, dtype=self.products_dtype, ranks=ranks
             )
 
     def budget(self, device: torch.device) -> int:

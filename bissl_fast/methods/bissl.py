@@ -12,7 +12,6 @@ from torch.nn.utils import clip_grad_norm_
 from bissl_fast.bilevel import Operator, ParameterVector, RitzValues, frozen_buffers
 from bissl_fast.data.pipelines.loader import Batch, Loader
 from bissl_fast.errors import UserError
-from bissl_fast.evaluation.run_folder import read_metrics
 from bissl_fast.methods.bilevel import BilevelSettings, Hessian, PhaseSolver, event_shares, troubles
 from bissl_fast.methods.checks import require
 from bissl_fast.methods.cost import Cost, steps_cost
@@ -23,6 +22,8 @@ from bissl_fast.methods.stages.pretrain import Pretext, tell_rising
 from bissl_fast.methods.stages.sgd import SGDSettings
 from bissl_fast.methods.trial import kept_or_tried
 from bissl_fast.models import Network, forward_each
+from bissl_fast.ops.batch_norm import share_statistics
+from bissl_fast.ops.collectives import all_reduce, gradients_of_all, summed_together
 from bissl_fast.ops.krylov import norm
 from bissl_fast.pretext import Learner, OptimizerSettings
 from bissl_fast.pretext.learner import Views
@@ -33,6 +34,7 @@ from bissl_fast.training.precision import Forward
 from bissl_fast.training.schedules import set_learning_rate, warmup_cosine
 from bissl_fast.training.stage import StageOutput
 from bissl_fast.training.supervised import DownstreamLoss, downstream_loss
+from bissl_fast.training.tracking import read_metrics
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,8 @@ class BiSSLTask:
     """Algorithm 1. One step is one alternation: N_L lower steps, then N_U upper steps.
 
     Args:
-        learner: the pretext task L^P with its network, θ_P and φ_P.
+        learner: the pretext task L^P with its network, θ_P and φ_P. If it has ranks, loaders give this rank's part of
+            each batch, and all that a step moves is what one process with the whole batches moves.
         downstream: θ_D and φ_D; θ_D starts as a copy of θ_P.
         pretext_loader: batches of the lower level, N_L per alternation.
         downstream_loader: batches of the upper level, N_U per alternation.
@@ -111,6 +114,11 @@ class BiSSLTask:
         forward: precision context of a forward pass. Products have one of their own (``bilevel.products_dtype``).
         loss: of scores and targets, L^D.
     """
+
+    remedy = (
+        "Raise --bissl.damping, lower --bissl.learning-rate or --upper.learning-rate, or take --precision fp32 and "
+        "--bilevel.products-dtype float32."
+    )
 
     def __init__(
         self,
@@ -131,9 +139,11 @@ class BiSSLTask:
         self.fresh_loader, self.bilevel = fresh_loader, bilevel
         self.optimizer, self.sgd, self.forward, self.loss = optimizer, sgd, forward, loss
         self.steps, self.log_every = settings.alternations, 1
-        self.images_per_step = (
-            settings.lower_steps * pretext_loader.batch_size + settings.upper_steps * downstream_loader.batch_size
-        )
+        self.ranks, size = learner.ranks, 1 if learner.ranks is None else learner.ranks.size
+        if self.ranks is not None:
+            share_statistics(downstream, self.ranks)
+        self.batch_size, downstream_size = size * pretext_loader.batch_size, size * downstream_loader.batch_size
+        self.images_per_step = settings.lower_steps * self.batch_size + settings.upper_steps * downstream_size
         self.theta_p = ParameterVector(self.pretext, "backbone.")  # θ_P
         self.theta_d = ParameterVector(downstream, "backbone.")  # θ_D
         self.phi_d = list(downstream.head.parameters())  # φ_D
@@ -163,7 +173,7 @@ class BiSSLTask:
         settings = self.settings
         stored: list[Views] = []
         losses, regularisers = [], []
-        peak = self.optimizer.peak(settings.learning_rate, self.pretext_loader.batch_size)
+        peak = self.optimizer.peak(settings.learning_rate, self.batch_size)
         total = settings.alternations * settings.lower_steps
         for index in range(alternation * settings.lower_steps, (alternation + 1) * settings.lower_steps):
             rate = warmup_cosine(index, total, peak, settings.warmup_steps or 0, settings.final_share)
@@ -209,7 +219,7 @@ class BiSSLTask:
         settings = self.settings
         solver = self._solver(stored)
         total = settings.alternations * settings.upper_steps
-        losses, plain_losses, residuals, events, products = [], [], [], [], []
+        losses, plain_losses, gradients, residuals, events, products = [], [], [], [], [], []
         for index in range(alternation * settings.upper_steps, (alternation + 1) * settings.upper_steps):
             rate = warmup_cosine(index, total, self.sgd.learning_rate, floor=self.sgd.final_share)
             set_learning_rate(self.upper_optimizer, rate)
@@ -225,12 +235,14 @@ class BiSSLTask:
             self.upper_optimizer.step()  # line 15
             losses.append(loss)
             plain_losses.append(plain)
+            gradients.append(norm(solution.x))
             residuals.append(solution.relative_residuals)
             events.append(solution.events)
             products.append((solution.products, solution.rough_products))
         values: dict[str, torch.Tensor | float] = {
             "upper_loss": _mean(losses),
             "upper_loss_downstream": _mean(plain_losses),
+            "implicit_gradient_norm": _mean(gradients),
             "lr_upper": rate,
             **event_shares(events),
         }
@@ -248,7 +260,7 @@ class BiSSLTask:
         """``v ↦ v_IG ≈ [I + ∇²L^P / (λ + λ_damp)]⁻¹ v`` for the right-hand sides of one upper phase."""
         batches = self.bilevel.grouped(self.learner.given(stored))
         if self.hessian is None:
-            self.hessian = self.bilevel.build(self.learner.product_loss, self.theta_p, batches)
+            self.hessian = self.bilevel.build(self.learner.product_loss, self.theta_p, batches, self.ranks)
         else:
             self.hessian.update(batches)
         settings = self.settings
@@ -271,21 +283,24 @@ class BiSSLTask:
         protected = [] if self.settings.leak_statistics else [self.pretext.backbone]
         with frozen_buffers(*protected):
             loss = self._downstream_loss(self.pretext.backbone, batch)
-        gradients = torch.autograd.grad(loss, [*self.theta_p.tensors, *self.phi_d])
+        own = torch.autograd.grad(loss, [*self.theta_p.tensors, *self.phi_d])
+        loss, *gradients = summed_together([loss.detach(), *own], self.ranks)
         backbone = len(self.theta_p.tensors)
-        return loss.detach(), self.theta_p.flatten(gradients[:backbone]), gradients[backbone:]
+        return loss, self.theta_p.flatten(gradients[:backbone]), gradients[backbone:]
 
     def _gradient_at_theta_d(self, batch: Batch) -> torch.Tensor:
         """Leave γ∇L^D(θ_D, φ_D) in ``.grad`` of θ_D and φ_D; returns L^D(θ_D, φ_D)."""
         self.upper_optimizer.zero_grad(set_to_none=True)
-        loss = self._downstream_loss(self.downstream.backbone, batch)
-        (self.settings.downstream_weight * loss).backward()  # type: ignore[no-untyped-call]
-        return loss.detach()
+        with gradients_of_all(self.downstream.parameters(), self.ranks):
+            loss = self._downstream_loss(self.downstream.backbone, batch)
+            (self.settings.downstream_weight * loss).backward()  # type: ignore[no-untyped-call]
+        return all_reduce(loss.detach(), self.ranks)
 
     def _downstream_loss(self, backbone: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        """L^D of a backbone with φ_D."""
+        """L^D of a backbone with φ_D, or a rank's share of it: it is a mean over images."""
         with self.forward():
-            return self.loss(self.downstream.head(backbone(batch.views[0])), batch.target)
+            loss = self.loss(self.downstream.head(backbone(batch.views[0])), batch.target)
+        return loss if self.ranks is None else loss / self.ranks.size
 
     @torch.no_grad()
     def _leak_statistics(self, stored: list[Views], products: int) -> None:

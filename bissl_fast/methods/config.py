@@ -24,6 +24,7 @@ from bissl_fast.methods.stages.downstream import FineTuneSettings
 from bissl_fast.methods.stages.head import HeadSettings
 from bissl_fast.methods.stages.pretrain import PretrainSettings
 from bissl_fast.methods.stages.sgd import SGDSettings
+from bissl_fast.plain import parse_yaml
 from bissl_fast.pretext import TASKS, PretextTask, SimCLR
 
 CONFIG_VERSION = 5
@@ -73,6 +74,8 @@ class TrainConfig(PretextConfig):
         protocols: `linear`, `knn`, `semi`, `fewshot`: further scores of each backbone as it is before fine-tuning, with
             the settings of their papers (docs/evaluation.md). On sets with other classes to test than to train
             nothing is fine-tuned, and `fewshot` judges, named or not.
+        controls: judge beside the arms, fine-tuned as the baseline is, the backbone before any training and, where an
+            arm starts from one, after the pretext warm-up: what has training brought?
         budget: what every arm's backbone may cost, in epochs of the unlabelled images through a forward and a backward
             pass of a model: each takes its longest schedule within; left out: the schedules of the other settings.
         head: warm-up of the downstream head.
@@ -90,6 +93,7 @@ class TrainConfig(PretextConfig):
 
     methods: tuple[MethodName, ...] = DEFAULT_METHODS
     protocols: tuple[ProtocolName, ...] = ()
+    controls: bool = False
     budget: float | None = None
     head: HeadSettings = HeadSettings()
     bissl: BiSSLSettings = BiSSLSettings()
@@ -165,11 +169,11 @@ def load_config(path: Path, kind: type[AnyRun]) -> AnyRun:
         UserError: for a missing file, another version, an unknown or ill-typed setting.
     """
     try:
-        values = yaml.safe_load(path.read_text())
+        values = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); a run keeps its settings in config.yaml.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}.") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())[:500]}.") from None
     if not isinstance(values, dict) or "version" not in values:
         raise UserError(f"{path} is not a config of bissl-fast: it names no version.")
     version = values.pop("version")
@@ -187,6 +191,12 @@ def load_config(path: Path, kind: type[AnyRun]) -> AnyRun:
     if not isinstance(config, kind):
         raise UserError(f"{path} is of `bissl-fast pretrain`, which trains no downstream task.")
     return config
+
+
+def shown(value: Any) -> str:
+    """A value in a sentence, not longer than one."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"
 
 
 def _kind_of(values: Mapping[str, Any], wanted: type[RunSettings]) -> type[PretextConfig]:
@@ -209,7 +219,7 @@ def _task(value: Any, path: Path) -> tuple[type[PretextTask], Any]:
     known = {task.name: task for task in TASKS}
     name = value.get("task") if isinstance(value, dict) else None
     if name not in known:
-        raise UserError(f"{path}: pretext must name its task, one of {sorted(known)}, found {name!r}.")
+        raise UserError(f"{path}: pretext must name its task, one of {sorted(known)}, found {shown(name)}.")
     return known[name], {key: child for key, child in value.items() if key != "task"}
 
 
@@ -219,7 +229,7 @@ def _build(kind: Any, value: Any, path: Path, name: str) -> Any:
         kind, value = _task(value, path)
     if is_dataclass(kind):
         if not isinstance(value, dict):
-            raise UserError(f"{path}: {name} must be a group of settings, found {value!r}.")
+            raise UserError(f"{path}: {name} must be a group of settings, found {shown(value)}.")
         hints = get_type_hints(kind)
         known = {f.name for f in fields(kind)}
         if unknown := sorted(set(value) - known):
@@ -247,4 +257,4 @@ def _build(kind: Any, value: Any, path: Path, name: str) -> Any:
     if kind in (int, str, bool) and type(value) is kind:
         return value
     expected = " or ".join(map(repr, get_args(kind))) if origin is Literal else getattr(kind, "__name__", str(kind))
-    raise UserError(f"{path}: {name} must be {expected}, found {value!r}.")
+    raise UserError(f"{path}: {name} must be {expected}, found {shown(value)}.")

@@ -3,8 +3,9 @@
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -17,23 +18,33 @@ from bissl_fast.data.sets.dataset import Splits
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation import protocols
 from bissl_fast.evaluation.plan import require_one_run
-from bissl_fast.evaluation.protocols import ProtocolName, ProtocolSettings, Score, Scores, Subject
+from bissl_fast.evaluation.protocols import (
+    Outcome,
+    ProtocolName,
+    ProtocolSettings,
+    Score,
+    Scores,
+    Subject,
+    TuningSettings,
+)
 from bissl_fast.evaluation.run_folder import PRETEXT, RunFolder
 from bissl_fast.methods.checks import require
-from bissl_fast.methods.config import load_config
+from bissl_fast.methods.config import TrainConfig, load_config
 from bissl_fast.methods.embed import Embedder, config_beside, embedder
+from bissl_fast.methods.presets import preset_config
 from bissl_fast.methods.settings import RunSettings
 from bissl_fast.models import place
 from bissl_fast.models.weights import TIMM_PREFIX, digest_of
+from bissl_fast.plain import parse_json
 from bissl_fast.training.environment import describe_environment
 from bissl_fast.training.files import exclusive, make_folder, write_json
 from bissl_fast.training.precision import apply_precision, find_device
-from bissl_fast.training.tracking import say, tracked
+from bissl_fast.training.tracking import say
 
-FORMAT = 1
-"""Raised when a protocol computes something else from the same settings."""
+FORMAT = 2
+"""Raised when a protocol computes something else from the same settings: 2 has details."""
 
-EVERY: tuple[ProtocolName, ...] = ("linear", "knn", "semi", "fewshot")
+EVERY: tuple[ProtocolName, ...] = ("linear", "knn", "finetune", "semi", "fewshot")
 """What `--protocol all` stands for, of those that a set can serve."""
 
 
@@ -44,7 +55,7 @@ class EvaluateConfig(ProtocolSettings):
     Attributes:
         model: A run's folder (all of its arms), one of its stages, a file of weights, or timm:NAME.
         dataset: Labelled set: a name that `bissl-fast data list` shows, or folder:PATH; left out: the run's.
-        protocol: One or more, with commas: linear, knn, semi, fewshot, crossdomain; or all but the last.
+        protocol: One or more, with commas: linear, knn, finetune, semi, fewshot, crossdomain; or all but the last.
         arm: Arms of the run, if not all of them.
         labels: Table of paths and classes of a folder:PATH whose sub-folders are no classes.
         data_root: Folder that holds the data sets; left out: the run's.
@@ -78,17 +89,25 @@ class EvaluateConfig(ProtocolSettings):
 
 @dataclass(frozen=True)
 class Evaluations:
-    """Scores by arm, of all protocols that were run.
+    """What all protocols that were run have found.
 
     Attributes:
-        dataset: that they are of.
-        scores: by arm, then by key.
+        dataset: that it is of.
+        outcomes: by arm, of each protocol.
         folder: where they are kept.
     """
 
     dataset: str
-    scores: Mapping[str, Scores]
+    outcomes: Mapping[str, Sequence[Outcome]]
     folder: Path
+
+    @property
+    def shown(self) -> dict[str, Scores]:
+        """What a table shows, by arm, then by key."""
+        return {
+            arm: {key: score for outcome in found for key, score in outcome.shown.items()}
+            for arm, found in self.outcomes.items()
+        }
 
 
 def evaluate(config: EvaluateConfig, console: Console) -> Evaluations:
@@ -116,23 +135,41 @@ def evaluate(config: EvaluateConfig, console: Console) -> Evaluations:
         say(console, f"{config.model} was trained on {dataset} itself: this is no other domain", "yellow")
     folder = config.output or (beside.parent if beside else Path()) / "evaluation"
     make_folder(folder)
-    scores: dict[str, Scores] = {}
+    outcomes: dict[str, list[Outcome]] = {}
     tell = _told_once(console)
     with exclusive(folder):
         for arm, model in models.items():
-            kept = _Kept(folder, arm, dataset, config, model, splits)
-            subject = Subject(
-                place(model.backbone, device),
-                splits,
-                model.view,
-                model.training_view,
-                device,
-                config.seed,
-                partial(tracked, console),
-                tell,
-            )
-            scores[arm] = {key: score for name in names for key, score in kept.scores(name, subject, console).items()}
-    return Evaluations(dataset, scores, folder)
+            own = replace(config, finetune=config.finetune.over(usual_tuning(beside, arm, dataset)))
+            kept = _Kept(folder, arm, dataset, own, model, splits)
+            backbone = place(model.backbone, device)
+            shown = (model.view, model.training_view)
+            subject = Subject(backbone, splits, *shown, device, config.seed, arm, console, tell)
+            outcomes[arm] = [kept.outcome(name, subject) for name in names]
+    return Evaluations(dataset, outcomes, folder)
+
+
+def usual_tuning(beside: Path | None, arm: str, dataset: str) -> TuningSettings:
+    """How an arm's backbone is fine-tuned where nothing else is said: as its run does, else as the paper's baseline.
+
+    Args:
+        beside: config of the run; ``None`` where there is none.
+        arm: of the run.
+        dataset: by which the paper's rates are looked up.
+    """
+    found = None if beside is None else load_config(beside, RunSettings)
+    config = found if isinstance(found, TrainConfig) else preset_config("paper", dataset)
+    sgd, settings = config.finetune_bissl if arm == "bissl" else config.finetune_baseline, config.finetune
+    searched = None if beside is None else _searched(RunFolder(beside.parent), arm)
+    return TuningSettings(
+        settings.epochs,
+        settings.batch_size,
+        settings.seeds,
+        *(searched or (sgd.learning_rate, sgd.weight_decay)),
+        sgd.momentum,
+        sgd.final_share,
+        settings.multilabel_loss,
+        settings.difficult,
+    )
 
 
 def _told_once(console: Console) -> Callable[[str], None]:
@@ -209,8 +246,17 @@ def _served(config: EvaluateConfig, splits: Splits, console: Console) -> list[Pr
     return names
 
 
+def _searched(run: RunFolder, arm: str) -> tuple[float, float] | None:
+    """Rate and decay that a run has searched for an arm, where it has."""
+    try:
+        found = next(found for found in run.results().arms if found.name == arm).rates
+    except (UserError, StopIteration):  # a run that has not ended, or no arm of it
+        return None
+    return (found[0].learning_rate, found[0].weight_decay) if found else None
+
+
 class _Kept:
-    """Scores of one backbone on one set, a file for each protocol and its settings.
+    """What was found of one backbone on one set, a file for each protocol and its settings.
 
     Args:
         folder: of the files.
@@ -235,29 +281,32 @@ class _Kept:
             "format": FORMAT,
         }
 
-    def scores(self, name: ProtocolName, subject: Subject, console: Console) -> Scores:
-        """Those of a protocol, read or made."""
+    def outcome(self, name: ProtocolName, subject: Subject) -> Outcome:
+        """That of a protocol, read or made; what was begun goes on."""
         asked = json.loads(json.dumps({**self.inputs, "protocol": name, "settings": asdict(self.config.of(name))}))
         key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
         words = (self.about["arm"], Path(self.about["dataset"]).name, name, key)
         file = self.folder / f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', '-'.join(words))}.json"
         found = _read(file, asked)
         if found is not None:
-            say(console, f"{file}: done before, read", "dim")
+            say(subject.console, f"{file}: done before, read", "dim")
             return found
-        scores = protocols.run(name, subject, self.config)
-        told = {key: asdict(score) for key, score in scores.items()}
+        work = file.with_suffix("")
+        found = protocols.run(name, subject, self.config, work)
+        told = {"scores": {key: asdict(score) for key, score in found.scores.items()}, "details": found.details}
         made_by = describe_environment(subject.device)
-        write_json(file, {**self.about, "protocol": name, "scores": told, "asked": asked, "environment": made_by})
-        return scores
+        write_json(file, {**self.about, "protocol": name, **told, "asked": asked, "environment": made_by})
+        shutil.rmtree(work, ignore_errors=True)
+        return found
 
 
-def _read(file: Path, asked: Mapping[str, Any]) -> Scores | None:
-    """The scores of a file, if it is whole and answers what is asked."""
+def _read(file: Path, asked: Mapping[str, Any]) -> Outcome | None:
+    """What a file tells, if it is whole and answers what is asked."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse_json(file.read_bytes())
         if content["asked"] == asked:
-            return {key: Score(**score) for key, score in content["scores"].items()}
+            scores = {key: Score(**{**told, "seeds": tuple(told["seeds"])}) for key, told in content["scores"].items()}
+            return Outcome(scores, content["details"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
     return None

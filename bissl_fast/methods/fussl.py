@@ -150,6 +150,8 @@ class PseudoLabelTask:
         chunk: images that pass at once, with batch-norm statistics of their own; ``None``: all of a batch.
     """
 
+    remedy = "Lower --pretrain.learning-rate, or take --precision fp32."
+
     def __init__(
         self,
         network: Network,

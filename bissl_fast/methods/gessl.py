@@ -148,6 +148,8 @@ class GeSSLTask:
         seed: of labels, and of layers that draw random numbers.
     """
 
+    remedy = "Lower --gessl.inner-rate or --gessl.outer.learning-rate, or take --precision fp32."
+
     def __init__(
         self,
         instances: Instances,

@@ -20,7 +20,7 @@ from bissl_fast.methods.stages.finetune import finetune
 from bissl_fast.methods.stages.protocols import score
 from bissl_fast.methods.stages.search import Search, announce
 from bissl_fast.methods.stages.sgd import SGDSettings
-from bissl_fast.methods.stages.test import test
+from bissl_fast.methods.stages.test import test, test_controls
 from bissl_fast.training.stage import StageOutput
 
 Found = dict[str, dict[str, Any]]
@@ -49,6 +49,15 @@ class Judge(Protocol):
             run: the run.
             backbones: by arm.
             rates: SGD of the fine-tuning, likewise.
+        """
+
+    def controls(self, run: Run, backbones: Mapping[str, StageOutput], rate: SGDSettings) -> Found:
+        """What other backbones have reached, likewise; they are in no comparison.
+
+        Args:
+            run: the run.
+            backbones: by what they are called.
+            rate: SGD of the fine-tuning.
         """
 
     def about(self, run: Run) -> dict[str, Any]:
@@ -86,6 +95,8 @@ class ByFineTuning:
 
     def require(self, run: Run, supervised: Sequence[str]) -> None:
         """As :class:`Judge`; tells which settings the search leaves without effect."""
+        if "finetune" in self.chosen:
+            raise UserError("--protocols finetune: a run fine-tunes the backbone of every arm as it is; leave it out.")
         for name in self.chosen:
             protocols.require(name, run.data.splits)
         for sentence in without_effect("search", self.search, self.search.idle):
@@ -99,21 +110,16 @@ class ByFineTuning:
     def scores(self, run: Run, backbones: Mapping[str, StageOutput], rates: Mapping[str, SGDSettings]) -> Found:
         """As :class:`Judge`."""
         found = self._searched(run, backbones, rates)
-        rates = {**rates, **{arm: sgd for arm, (sgd, _) in found.items()}}
-        models = {
-            arm: [
-                finetune(run, f"finetune-{arm}-{k}", self.downstream, backbone, rates[arm], k)
-                for k in range(self.downstream.settings.seeds)
-            ]
-            for arm, backbone in backbones.items()
-        }
+        models = self._finetuned(run, backbones, {**rates, **{arm: sgd for arm, (sgd, _) in found.items()}})
         tested = test(run, self.downstream, backbones, models)
-        scores = json.loads((tested.folder / "results.json").read_text())
+        beside = self._beside(run, backbones, json.loads((tested.folder / "results.json").read_text()))
         told = {arm: {"search": told} for arm, (_, told) in found.items()}
-        return {
-            arm: {**beside, **told.get(arm, {}), "scores": scores[arm] | beside["scores"]}
-            for arm, beside in by_protocols(run, backbones, self.chosen).items()
-        }
+        return {arm: {**scores, **told.get(arm, {})} for arm, scores in beside.items()}
+
+    def controls(self, run: Run, backbones: Mapping[str, StageOutput], rate: SGDSettings) -> Found:
+        """As :class:`Judge`."""
+        models = self._finetuned(run, backbones, dict.fromkeys(backbones, rate))
+        return self._beside(run, backbones, test_controls(run, self.downstream, models))
 
     def _searched(
         self, run: Run, backbones: Mapping[str, StageOutput], rates: Mapping[str, SGDSettings]
@@ -135,6 +141,22 @@ class ByFineTuning:
     def title(self, arm: str, title: str) -> str:
         """As :class:`Judge`."""
         return title
+
+    def _finetuned(
+        self, run: Run, backbones: Mapping[str, StageOutput], rates: Mapping[str, SGDSettings]
+    ) -> dict[str, list[StageOutput]]:
+        return {
+            name: [
+                finetune(run, f"finetune-{name}-{k}", self.downstream, backbone, rates[name], k)
+                for k in range(self.downstream.settings.seeds)
+            ]
+            for name, backbone in backbones.items()
+        }
+
+    def _beside(self, run: Run, backbones: Mapping[str, StageOutput], tuned: Mapping[str, Any]) -> Found:
+        """The scores of protocols beside those of fine-tuned models."""
+        frozen = by_protocols(run, backbones, self.chosen)
+        return {name: {**found, "scores": tuned[name] | found["scores"]} for name, found in frozen.items()}
 
 
 @dataclass(frozen=True)
@@ -167,6 +189,10 @@ class ByFewShots:
             run.say(f"crossdomain: backbones are trained on {dataset} itself: this is no other domain")
 
     def scores(self, run: Run, backbones: Mapping[str, StageOutput], rates: Mapping[str, SGDSettings]) -> Found:
+        """As :class:`Judge`."""
+        return by_protocols(run, backbones, self._protocols)
+
+    def controls(self, run: Run, backbones: Mapping[str, StageOutput], rate: SGDSettings) -> Found:
         """As :class:`Judge`."""
         return by_protocols(run, backbones, self._protocols)
 

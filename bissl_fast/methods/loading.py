@@ -14,8 +14,8 @@ from bissl_fast.data.sets.catalogue import FOLDER_PREFIX, entry_of, list_labelle
 from bissl_fast.data.sets.dataset import ImageSet, Splits, count_by_class, disjoint, is_multilabel
 from bissl_fast.data.views.parameters import ViewSettings
 from bissl_fast.errors import UserError
-from bissl_fast.methods.seeds import derive_seed
 from bissl_fast.methods.settings import RunSettings
+from bissl_fast.training.seeds import derive_seed
 from bissl_fast.training.tracking import say
 
 EVALUATION_BATCH = 256

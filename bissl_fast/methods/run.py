@@ -11,7 +11,6 @@ from torch import nn
 
 from bissl_fast.data.views.parameters import ViewSettings
 from bissl_fast.methods.loading import RunData
-from bissl_fast.methods.seeds import derive_seed
 from bissl_fast.methods.settings import RunSettings
 from bissl_fast.models import BackboneWeights, Network, backbone_weights, build_backbone, place, probe_features
 from bissl_fast.models.backbone import require_small
@@ -21,9 +20,13 @@ from bissl_fast.pretext.collapse import alarm
 from bissl_fast.training.environment import describe_environment
 from bissl_fast.training.files import load_weights, write_json
 from bissl_fast.training.loop import Task, run_loop
+from bissl_fast.training.memory import memory_told
 from bissl_fast.training.precision import apply_precision, find_device
+from bissl_fast.training.seeds import derive_seed
 from bissl_fast.training.serving import doubts, path
 from bissl_fast.training.stage import StageOutput, run_stage
+from bissl_fast.training.trackers.following import Following
+from bissl_fast.training.trackers.tracker import require_installed
 from bissl_fast.training.tracking import say
 
 Watch = Callable[[Mapping[str, Any]], str]
@@ -48,6 +51,8 @@ class Run:
         data: sets and loaders.
         environment: versions and machine.
         stages: names of those asked for, in their order.
+        done: what each has left.
+        following: what tells trackers of the stages; none, until it is given any.
 
     Raises:
         UserError: for settings, data or folders that cannot be used.
@@ -57,6 +62,7 @@ class Run:
         self, settings: RunSettings, views: tuple[ViewSettings, ...], console: Console, tested: bool = True
     ) -> None:
         self.settings, self.views, self.console = settings, views, console
+        require_installed(settings.track)
         self.folder = settings.run_folder
         if settings.threads:
             torch.set_num_threads(settings.threads)
@@ -73,6 +79,8 @@ class Run:
         self.data = RunData(settings, self.device, console, tested)
         self.environment = describe_environment(self.device)
         self.stages: list[str] = []
+        self.done: dict[str, StageOutput] = {}
+        self.following = Following()
 
     def stage(
         self,
@@ -95,9 +103,14 @@ class Run:
 
         def recorded(folder: Path) -> None:
             write_json(folder / "environment.json", self.environment)  # a copied stage keeps the one it was made in
+            self.following.follow(folder)
             body(folder)
 
-        return run_stage(self.folder / name, {**self.shared, **settings}, inputs, recorded, outputs, self.console)
+        with memory_told(self.folder / name):
+            done = run_stage(self.folder / name, {**self.shared, **settings}, inputs, recorded, outputs, self.console)
+        self.following.follow(done.folder)
+        self.done[name] = done
+        return done
 
     @property
     def shared(self) -> dict[str, Any]:
@@ -122,6 +135,13 @@ class Run:
         images = self.settings.images
         return build_backbone(self.settings.backbone, self.seed("backbone"), images.size, images.channels)
 
+    def started_backbone(self) -> nn.Module:
+        """The backbone with the weights that the run starts from, drawn or given."""
+        backbone = self.backbone()
+        if self.weights is not None:
+            self.weights.load_into(backbone)
+        return backbone
+
     def learner(self, task: PretextTask, start: StageOutput | None = None, chunk: int | None = None) -> Learner:
         """The pretext task with a network of its own.
 
@@ -130,9 +150,7 @@ class Run:
             start: the pretext stage that it goes on from; ``None``: the first weights of the run.
             chunk: images that pass at once; ``None``: all of a batch.
         """
-        network = Network(self.backbone(), task.head(self.features, self.seed("projector")))
-        if self.weights is not None:
-            self.weights.load_into(network.backbone)
+        network = Network(self.started_backbone(), task.head(self.features, self.seed("projector")))
         learner = Learner(task, place(network, self.device), self.forward, self.seed("store"), chunk)
         if start is not None:
             learner.load_state_dict(load_weights(start.folder / "weights.safetensors"))
@@ -140,11 +158,9 @@ class Run:
 
     def downstream_network(self, backbone: StageOutput | None, head: nn.Module) -> Network:
         """A backbone that a stage has left, or with the first weights of the run, with a head."""
-        network = Network(self.backbone(), head)
+        network = Network(self.started_backbone(), head)
         if backbone is not None:
             network.backbone.load_state_dict(load_weights(backbone.folder / "weights.safetensors", "backbone."))
-        elif self.weights is not None:
-            self.weights.load_into(network.backbone)
         return place(network, self.device)
 
     def _start(self) -> BackboneWeights | None:

@@ -16,7 +16,6 @@ from sqlalchemy.pool import NullPool
 
 from bissl_fast.errors import UserError
 from bissl_fast.methods.search import SearchSettings, State, Trial
-from bissl_fast.methods.seeds import derive_seed
 from bissl_fast.training.databases import (
     SQLITE,
     Held,
@@ -27,6 +26,7 @@ from bissl_fast.training.databases import (
     with_driver,
 )
 from bissl_fast.training.files import make_folder
+from bissl_fast.training.seeds import derive_seed
 
 STATES: dict[State, TrialState] = {
     "finished": TrialState.COMPLETE,

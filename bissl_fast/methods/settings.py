@@ -17,6 +17,7 @@ from bissl_fast.methods.checks import require
 from bissl_fast.models.weights import TIMM_PREFIX
 from bissl_fast.training.loop import LoopSettings
 from bissl_fast.training.precision import Precision
+from bissl_fast.training.trackers.tracker import TRACKERS, TrackerName, TrackingSettings
 
 VIEWS = ("first", "second", "local", "finetune", "evaluate")
 """The views of :class:`ImageSettings`."""
@@ -136,6 +137,9 @@ class RunSettings:
         images: sizes, and how views are drawn.
         statistics: batch-norm statistics behind the features that the report compares.
         loop: how the run is kept.
+        track: `wandb`, `mlflow`: who is told of the run beside its metrics.jsonl and TensorBoard files
+            (docs/tracking.md).
+        tracking: where these keep it.
     """
 
     dataset: str = "textures"
@@ -156,6 +160,8 @@ class RunSettings:
     images: ImageSettings = ImageSettings()
     statistics: StatisticsSettings = StatisticsSettings()
     loop: LoopSettings = LoopSettings()
+    track: tuple[TrackerName, ...] = ()
+    tracking: TrackingSettings = TrackingSettings()
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, "seed", self.seed, "0 or more")
@@ -163,6 +169,8 @@ class RunSettings:
         require(0 <= self.threads <= cores, "threads", self.threads, f"between 0 and the {cores} cores of this machine")
         plain = self.name is None or (self.name == Path(self.name).name and self.name not in ("", ".", ".."))
         require(plain, "name", repr(self.name), "the name of one folder")
+        once = len(self.track) == len(set(self.track))
+        require(once, "track", ",".join(self.track), f"any of {', '.join(TRACKERS)}, each once")
 
     @property
     def run_folder(self) -> Path:

@@ -1,6 +1,7 @@
 """The main job: the arms of a run, each a method's backbone, all judged alike (BiSSL, Figure 1)."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,11 +19,17 @@ from bissl_fast.methods.gessl import GeSSL
 from bissl_fast.methods.judging import Found, judge_of
 from bissl_fast.methods.run import Run
 from bissl_fast.methods.stages.downstream import Downstream
+from bissl_fast.methods.stages.features import features
 from bissl_fast.methods.stages.pretrain import Pretext
 from bissl_fast.methods.stages.sgd import SGDSettings
-from bissl_fast.training.files import exclusive, make_folder, write_atomic, write_json
+from bissl_fast.methods.stages.untrained import untrained
+from bissl_fast.methods.tracking import following
+from bissl_fast.training.files import disk_told, exclusive, make_folder, write_atomic, write_json
 from bissl_fast.training.memory import memory_told
 from bissl_fast.training.stage import StageOutput
+
+UNTRAINED, PRETEXT, WARMUP = "untrained", "pretext", "pretext-warmup"
+"""Controls, and the stage that has left the second."""
 
 
 class Method(Protocol):
@@ -74,6 +81,7 @@ class Training:
     Args:
         config: the run's settings.
         console: terminal.
+        kind: of the run that its stages are made in.
 
     Attributes:
         arms: by name, each ready to run, with the SGD that its backbone is fine-tuned by.
@@ -85,10 +93,10 @@ class Training:
         UserError: for settings, data or folders that cannot be used.
     """
 
-    def __init__(self, config: TrainConfig, console: Console) -> None:
+    def __init__(self, config: TrainConfig, console: Console, kind: type[Run] = Run) -> None:
         self.config = config
         self.arms = methods_of(config)
-        self.context = Run(config, config.views, console)
+        self.context = kind(config, config.views, console)
         self.context.data.load_both()
         self.judge = judge_of(self.context, Downstream(config.finetune), config.protocols, config.search)
         self.judge.require(self.context, [name for name, (method, _) in self.arms.items() if method.supervised])
@@ -106,8 +114,27 @@ class Training:
         describe(run, self.config)
         backbones = {name: self._backbone(name) for name in self.arms}
         found = self.judge.scores(run, backbones, {name: sgd for name, (_, sgd) in self.arms.items()})
-        write_json(run.folder / "results.json", self._results(found))
+        results = self._results(found)
+        if self.config.controls:
+            results["controls"] = self._controls()
+        write_json(run.folder / "results.json", results)
         return run.folder
+
+    def features(self) -> Path:
+        """The stages up to the backbones, and their features; returns the run's folder."""
+        run = self.context
+        describe(run, self.config)
+        features(run, Downstream(self.config.finetune), {name: self._backbone(name) for name in self.arms})
+        return run.folder
+
+    def _controls(self) -> dict[str, Any]:
+        """Scores of the backbones that the arms' have come from."""
+        run = self.context
+        backbones, titles = {UNTRAINED: untrained(run)}, {UNTRAINED: "Untrained" if run.weights is None else "As given"}
+        if WARMUP in run.done:
+            backbones[PRETEXT], titles[PRETEXT] = run.done[WARMUP], "Pretext warm-up"
+        found = self.judge.controls(run, backbones, self.config.finetune_baseline)
+        return {name: {"title": titles[name], **scores} for name, scores in found.items()}
 
     def _backbone(self, name: str) -> StageOutput:
         """An arm's backbone; the stages that it took are noted."""
@@ -143,25 +170,49 @@ def require_no_comparison(folder: Path) -> None:
         raise UserError(f"{folder} holds a comparison of `bissl-fast compare`: choose another --name for the run.")
 
 
-def train(config: TrainConfig, console: Console) -> Path:
-    """Run or resume everything that a config stands for; returns the run's folder."""
+def train(config: TrainConfig, console: Console, then: Callable[[Path], object] = str) -> Path:
+    """Run or resume everything that a config stands for.
+
+    Args:
+        config: the run's settings.
+        console: terminal.
+        then: what is done with the finished run's folder before trackers have their last word.
+
+    Returns:
+        The run's folder.
+    """
+    return _worked(config, console, Training.run, then)
+
+
+def train_backbones(config: TrainConfig, console: Console) -> Path:
+    """The same up to the backbones and their features, without fine-tuning; returns the run's folder."""
+    return _worked(config, console, Training.features)
+
+
+def _worked(
+    config: TrainConfig, console: Console, work: Callable[[Training], Path], then: Callable[[Path], object] = str
+) -> Path:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorBoard's writer may pull in a talkative TensorFlow
-    with memory_told():
+    with memory_told(), disk_told(config.run_folder):
         require_no_comparison(config.run_folder)
         training = Training(config, console)
         make_folder(training.context.folder)
-        with exclusive(training.context.folder):
-            return training.run()
+        run = training.context
+        run.following = following(run, config)
+        with exclusive(run.folder), run.following:
+            then(work(training))
+        return run.folder
 
 
 def pretrain(config: PretextConfig, console: Console) -> Path:
     """Train a pretext task alone, or resume it; returns the folder of its stage, with the backbone in its weights."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    with memory_told():
+    with memory_told(), disk_told(config.run_folder):
         run = Run(config, config.views, console, tested=config.exclude_test)
         pretext = Pretext(config.pretext, config.pretrain)
         steps = pretext.steps(run, config.pretrain.epochs)
         make_folder(run.folder)
-        with exclusive(run.folder):
+        run.following = following(run, config)
+        with exclusive(run.folder), run.following:
             describe(run, config)
             return pretext.train(run, "pretext", steps).folder

@@ -16,6 +16,7 @@ from bissl_fast.methods.run import Run
 from bissl_fast.models import Network
 from bissl_fast.models.backbone import reason_of
 from bissl_fast.models.separate import random_state
+from bissl_fast.plain import parse_json
 from bissl_fast.pretext import Learner, PretextTask
 from bissl_fast.pretext.drawing import drawing
 from bissl_fast.training.files import make_folder, write_json
@@ -83,7 +84,7 @@ def kept_or_tried(run: Run, bilevel: BilevelSettings, task: PretextTask, images:
     asked = json.loads(json.dumps(about))  # as it will be read
     kept: dict[str, Any] = {}
     with contextlib.suppress(OSError, ValueError):  # none, or none that can be read
-        kept = json.loads(record.read_text(encoding="utf-8"))
+        kept = parse_json(record.read_bytes())
     if not isinstance(kept, dict) or kept.keys() != {"asked", "mode", "note", "bytes"} or kept["asked"] != asked:
         found, note = usable(bilevel, run.learner(task), run.views)
         needed = 0 if images is None else bytes_needed(found, run.learner(task), run.views, images)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from bissl_fast.ops.batch_norm import statistics_groups
+from bissl_fast.ops.batch_norm import share_statistics, statistics_groups
 
 ANSWERS: "WeakKeyDictionary[nn.Module, dict[Any, bool]]" = WeakKeyDictionary()
 BATCHES, IMAGES = 2, 2
@@ -72,14 +72,14 @@ def alike(first: torch.Tensor, second: torch.Tensor) -> bool:
 
 
 def random_twin(network: nn.Module) -> nn.Module:
-    """A copy with random tensors of its own and without hooks; nothing of the network's tensors is read."""
+    """A copy with random tensors of its own, without hooks or other ranks; nothing of the network's tensors is read."""
     tensors = (*network.parameters(), *network.buffers())
     memo: dict[int, Any] = {id(tensor): random_like(tensor) for tensor in tensors}
     twin = copy.deepcopy(network, memo)
     for module in twin.modules():
         module._forward_hooks.clear()
         module._forward_pre_hooks.clear()
-    return twin
+    return share_statistics(twin, None)
 
 
 def random_like(tensor: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,7 @@ import argparse
 import hashlib
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path, PosixPath
 from typing import Any, cast
@@ -97,7 +97,9 @@ def backbone_weights(spec: str, backbone: nn.Module, name: str) -> BackboneWeigh
     if spec.startswith(TIMM_PREFIX):
         return fit(timm_tensors(spec.removeprefix(TIMM_PREFIX), name), backbone, name, spec)
     path = weights_file(Path(spec).expanduser())
-    return fit(read_tensors(path), backbone, name, str(path))
+    tensors, beside = read_tensors(path)
+    weights = fit(tensors, backbone, name, str(path))
+    return replace(weights, left_out=(*weights.left_out, *beside))
 
 
 def weights_file(path: Path) -> Path:
@@ -123,15 +125,15 @@ def _lateness(stage: str) -> tuple[bool, bool, str]:
     return stage.startswith(("finetune", "head")), "warmup" in stage, stage
 
 
-def read_tensors(path: Path) -> Tensors:
-    """All tensors of a file by name.
+def read_tensors(path: Path) -> tuple[Tensors, tuple[str, ...]]:
+    """The tensors by name of the network that a file holds, and names of those that lie beside it.
 
     Raises:
         UserError: if the file cannot be read, or holds something else.
     """
     try:
         if path.suffix == ".safetensors":
-            return load_safetensors(path.read_bytes())
+            return load_safetensors(path.read_bytes()), ()
         with torch.serialization.safe_globals(HARMLESS):
             content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, SafetensorError) as error:
@@ -141,18 +143,20 @@ def read_tensors(path: Path) -> Tensors:
             f"{path} is not a file of tensors ({type(error).__name__}), and code in a file is never run here: "
             "save the network's state_dict(), best as safetensors."
         ) from None
+    beside: Tensors = {}
     while isinstance(content, Mapping):
-        inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
-        if inner is None:
+        key = next((key for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
+        if key is None:
             break
-        content = inner
+        beside |= dict(_named({other: value for other, value in content.items() if other != key}))
+        content = content[key]
     if not isinstance(content, Mapping):
         raise UserError(f"{path} holds a {type(content).__name__}, not weights by name: save a state_dict().")
     tensors = dict(_named(content))
     if not tensors:
-        found = listed([str(key) for key in content])
+        found = listed([str(key) for key in content]) or "nothing"
         raise UserError(f"{path} holds no weights by name, but {found}: save the network's state_dict().")
-    return tensors
+    return tensors, tuple(beside)
 
 
 def _named(content: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
@@ -215,6 +219,10 @@ def fit(found: Tensors, backbone: nn.Module, name: str, origin: str) -> Backbone
     tensors = {key: inside[key] for key in wanted if key in inside}
     if not tensors:
         raise UserError(f"{origin} holds nothing of the backbone {name}, but: {listed(sorted(found)) or 'no tensor'}.")
+    if strange := [f"{key} ({kind})" for key, value in tensors.items() if (kind := _strange(value, wanted[key]))]:
+        raise UserError(
+            f"{origin} does not fit the backbone {name}; not dense numbers like its own: {listed(strange)}."
+        )
     adapted = first_convolutions(tensors, wanted, name)
     tensors |= adapted
     parts = {key.split(".")[0] for key in wanted}
@@ -226,7 +234,7 @@ def fit(found: Tensors, backbone: nn.Module, name: str, origin: str) -> Backbone
             for k, v in tensors.items()
             if v.shape != wanted[k].shape
         ],
-        "not finite": [k for k, v in tensors.items() if v.is_floating_point() and not torch.isfinite(v).all()],
+        "not finite": [k for k, v in tensors.items() if v.is_floating_point() and not torch.isfinite(v.float()).all()],
     }
     if any(faults.values()):
         told = "; ".join(f"{what}: {listed(names)}" for what, names in faults.items() if names)
@@ -236,6 +244,16 @@ def fit(found: Tensors, backbone: nn.Module, name: str, origin: str) -> Backbone
         )
     left_out = tuple(key for key in found if own.get(key) not in tensors)
     return BackboneWeights(tensors, origin, prefix, left_out, tuple(adapted))
+
+
+def _strange(found: torch.Tensor, wanted: torch.Tensor) -> str:
+    """Why the values of a tensor cannot be those of another; empty where they can."""
+    if found.is_meta:
+        return "without values"
+    if found.layout is not torch.strided or found.is_quantized:
+        return "quantised" if found.is_quantized else "sparse"
+    kind = str(found.dtype).removeprefix("torch.")
+    return kind if wanted.is_floating_point() and not found.is_floating_point() else ""
 
 
 def first_convolutions(found: Tensors, wanted: Tensors, name: str) -> Tensors:

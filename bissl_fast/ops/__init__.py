@@ -1,7 +1,8 @@
 """Fused kernels behind differentiable functions, one folder each, and the choice of their backend."""
 
 from bissl_fast.ops.backend import available_backends, backend
-from bissl_fast.ops.batch_norm import BatchNormAct, batch_norm_act, statistics_groups
+from bissl_fast.ops.batch_norm import BatchNormAct, batch_norm_act, share_statistics, statistics_groups
+from bissl_fast.ops.collectives import Ranks
 from bissl_fast.ops.info_nce import info_nce_loss
 from bissl_fast.ops.krylov import cg_update, segment_dots
 from bissl_fast.ops.lars import lars_step
@@ -11,6 +12,7 @@ from bissl_fast.ops.render_views import render_views
 __all__ = [
     "BatchNormAct",
     "NTXentLoss",
+    "Ranks",
     "available_backends",
     "backend",
     "batch_norm_act",
@@ -20,5 +22,6 @@ __all__ = [
     "nt_xent_loss",
     "render_views",
     "segment_dots",
+    "share_statistics",
     "statistics_groups",
 ]

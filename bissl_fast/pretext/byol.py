@@ -45,7 +45,7 @@ class BYOL(PretextTask):
 
     @property
     def needs(self) -> Needs:
-        return Needs(target=(0, 1), momentum=(self.momentum, 1.0))
+        return Needs(target=(0, 1), momentum=(self.momentum, 1.0), whole_batch=False)
 
     def views(self, size: int) -> tuple[ViewSettings, ...]:
         return byol_views(size)

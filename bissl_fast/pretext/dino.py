@@ -110,6 +110,7 @@ class DINO(PretextTask):
             momentum=(self.momentum, 1.0),
             centre=self.prototypes,
             centre_momentum=self.centre_momentum,
+            whole_batch=False,
         )
 
     def views(self, size: int) -> tuple[ViewSettings, ...]:

@@ -14,11 +14,13 @@ from bissl_fast.bilevel import CompositeLoss, frozen_buffers
 from bissl_fast.errors import UserError
 from bissl_fast.models import Network, forward_each
 from bissl_fast.models.together import in_chunks, joined
+from bissl_fast.ops.batch_norm import share_statistics
+from bissl_fast.ops.collectives import Ranks, all_reduce, gradients_of_all
 from bissl_fast.pretext.collapse import diagnose
 from bissl_fast.pretext.drawing import drawing
 from bissl_fast.pretext.recipe import half_cosine
 from bissl_fast.pretext.store import Store
-from bissl_fast.pretext.task import Constants, Output, PretextTask
+from bissl_fast.pretext.task import Constants, Output, PretextTask, gathered
 
 Views = Sequence[torch.Tensor]
 Seen = tuple[tuple[torch.Tensor, ...], Constants]
@@ -34,16 +36,20 @@ class Learner:
     With ``chunk``, L^P is one loss over all images of a batch whose batch-norm statistics are those of a chunk, in each
     view: in :meth:`loss`, :meth:`backward` and products alike.
 
+    With ``ranks``, L^P is that of the images of all of them, and so are batch-norm statistics, gradients, momentum
+    copy, queue and centre: a step is that of one process with the whole batch. :meth:`loss` gives a rank's share.
+
     Args:
         task: the pretext task.
         network: backbone and head, trained in place.
         forward: the context of a forward pass, as autocast. Products have one of their own.
         seed: of the state's first values.
         chunk: images, in all their views, that :meth:`backward` passes at once; the last chunk of a batch may be
-            smaller. Left out: all.
+            smaller. Left out: all. Batch-norm statistics are then those of a chunk of each rank.
+        ranks: each has as many images of a batch as this one; left out: there is this process alone.
 
     Raises:
-        UserError: for a chunk without an image.
+        UserError: for a chunk without an image, or a batch norm that cannot take statistics over ranks.
     """
 
     def __init__(
@@ -53,10 +59,13 @@ class Learner:
         forward: Callable[[], AbstractContextManager[Any]] = nullcontext,
         seed: int = 0,
         chunk: int | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         if chunk is not None and chunk < 1:
             raise UserError(f"A chunk has 1 image or more, found {chunk}; left out, a whole batch passes at once.")
-        self.task, self.network, self.forward, self.chunk = task, network, forward, chunk
+        self.task, self.network, self.forward, self.chunk, self.ranks = task, network, forward, chunk, ranks
+        if ranks is not None:
+            share_statistics(network, ranks)
         like = next(network.parameters())
         self.store = Store(task.needs, seed).to(like)
         self.momentum: Network | None = None
@@ -78,8 +87,8 @@ class Learner:
             return [self.see(views) for views in stored]
 
     def loss(self, views: Views) -> torch.Tensor:
-        """L^P of one batch; batch-norm statistics are a view's own, or those of a chunk of it."""
-        return self.task.loss(*self._pass(views))
+        """L^P of one batch, or a rank's share of it; batch-norm statistics are a view's own, or those of a chunk."""
+        return share_of(self.task, *self._pass(views), self.ranks)
 
     def backward(self, views: Views) -> torch.Tensor:
         """L^P of one batch, whose gradient is added to that of the network's parameters.
@@ -89,9 +98,10 @@ class Learner:
         if self.chunk is not None:
             parts = in_chunks(views, self.chunk)
             return self.backward_in_chunks(parts, parts)
-        loss = self.loss(views)
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss.detach()
+        with gradients_of_all(self.network.parameters(), self.ranks):
+            loss = self.loss(views)
+            loss.backward()  # type: ignore[no-untyped-call]
+        return all_reduce(loss.detach(), self.ranks)
 
     def backward_in_chunks(self, first: Iterable[Views], again: Iterable[Views]) -> torch.Tensor:
         """L^P of all chunks together, whose gradient is added as by :meth:`backward`, in the memory of one chunk.
@@ -116,15 +126,16 @@ class Learner:
         made = tree_map(lambda output: output.requires_grad_(), joined(outputs))
         images = [len(tree_leaves(output)[0]) for output in outputs]
         del outputs, targets
-        loss = self.task.loss(made, constants)
+        loss = share_of(self.task, made, constants, self.ranks)
         cotangents = torch.autograd.grad(loss, tree_leaves(made), allow_unused=True)
         self._last = tree_map(torch.Tensor.detach, made), constants
         parts = [repeat(None) if c is None else torch.split(c, images) for c in cotangents]
-        for seed, views, *part in zip(seeds, again, *parts, strict=False):
-            found = zip(tree_leaves(self._embed(views, seed)), part, strict=True)
-            pulled = {output: part for output, part in found if output.requires_grad and part is not None}
-            torch.autograd.backward(list(pulled), list(pulled.values()))
-        return loss.detach()
+        with gradients_of_all(self.network.parameters(), self.ranks):
+            for seed, views, *part in zip(seeds, again, *parts, strict=False):
+                found = zip(tree_leaves(self._embed(views, seed)), part, strict=True)
+                pulled = {output: part for output, part in found if output.requires_grad and part is not None}
+                torch.autograd.backward(list(pulled), list(pulled.values()))
+        return all_reduce(loss.detach(), self.ranks)
 
     @torch.no_grad()
     def observe(self, views: Views) -> None:
@@ -157,14 +168,14 @@ class Learner:
         return outputs, constants
 
     def compare(self, outputs: Sequence[Output], constants: Constants) -> torch.Tensor:
-        """L^P of the outputs for what :meth:`see` gave, wherever they were made."""
+        """As :meth:`loss`, of the outputs for what :meth:`see` gave, wherever they were made."""
         self._last = outputs, constants
-        return self.task.loss(outputs, constants)
+        return share_of(self.task, outputs, constants, self.ranks)
 
     @property
     def product_loss(self) -> CompositeLoss:
         """``loss(network, batches)``: L^P, its mean over batches of :data:`Seen`, in one pass where that can be."""
-        return product_loss(self.task, self.chunk)
+        return product_loss(self.task, self.chunk, self.ranks)
 
     def begin_step(self) -> None:
         """Before a step's forward pass."""
@@ -189,12 +200,12 @@ class Learner:
         online = (self.network.backbone, self.task.target_head(self.network.head))
         old: list[torch.Tensor] = list(self.momentum.parameters())
         torch._foreach_lerp_(old, [p for part in online for p in part.parameters()], 1 - kept)
-        self.store.move(self._last[1]["targets"])
+        self.store.move(gathered(self._last[1]["targets"], self.ranks))
 
     def diagnostics(self) -> dict[str, torch.Tensor]:
         """Spread and effective rank of the last step's embeddings of the first view."""
         assert self._last is not None, "nothing has been embedded yet"
-        return diagnose(self.task.embedding(self._last[0][0]))
+        return diagnose(gathered(self.task.embedding(self._last[0][0]).detach(), self.ranks))
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Everything by name: ``backbone.``, ``head.``, ``momentum.`` and ``store.``."""
@@ -218,12 +229,18 @@ class Learner:
         yield "store.", self.store
 
 
-def product_loss(task: PretextTask, chunk: int | None = None) -> CompositeLoss:
+def share_of(task: PretextTask, outputs: Sequence[Output], constants: Constants, ranks: Ranks | None) -> torch.Tensor:
+    """The loss of a task, or a rank's share of it."""
+    return task.loss(outputs, constants) if ranks is None else task.share(outputs, constants, ranks)
+
+
+def product_loss(task: PretextTask, chunk: int | None = None, ranks: Ranks | None = None) -> CompositeLoss:
     """``loss(network, batches)`` of a task: the mean over batches of :data:`Seen`, in one pass where that can be.
 
     Args:
         task: the pretext task.
         chunk: images that share batch-norm statistics; ``None``: those of a batch.
+        ranks: then it is a rank's share of that, as a :class:`HessianOperator` of these ranks takes it.
     """
 
     def outputs(network: Network, batches: Sequence[Seen]) -> list[tuple[Sequence[Output], Constants]]:
@@ -231,6 +248,6 @@ def product_loss(task: PretextTask, chunk: int | None = None) -> CompositeLoss:
         return [([made.pop(0) for _ in views], constants) for views, constants in batches]
 
     def mean(outputs: Sequence[tuple[Sequence[Output], Constants]]) -> torch.Tensor:
-        return torch.stack([task.loss(made, constants) for made, constants in outputs]).mean()
+        return torch.stack([share_of(task, made, constants, ranks) for made, constants in outputs]).mean()
 
     return CompositeLoss(outputs, mean)

@@ -58,7 +58,8 @@ class MoCo(PretextTask):
     def needs(self) -> Needs:
         queue = (self.queue, self.projector[-1] if self.queue else 0)
         online, target = ((0, 1), (0, 1)) if self.symmetric else ((0,), (1,))
-        return Needs(online, target, momentum=(self.momentum, self.momentum), queue=queue)
+        kept = (self.momentum, self.momentum)
+        return Needs(online, target, momentum=kept, queue=queue, whole_batch=not self.queue)
 
     def views(self, size: int) -> tuple[ViewSettings, ...]:
         return moco_views(size)

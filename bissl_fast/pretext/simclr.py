@@ -11,6 +11,7 @@ from torch import nn
 from bissl_fast.data.views.parameters import ViewSettings
 from bissl_fast.data.views.presets import simclr_views
 from bissl_fast.models import build_projector
+from bissl_fast.ops.collectives import Ranks
 from bissl_fast.ops.nt_xent import nt_xent_loss
 from bissl_fast.pretext.recipe import OptimizerSettings
 from bissl_fast.pretext.task import Constants, PretextTask, require, require_widths
@@ -46,3 +47,8 @@ class SimCLR(PretextTask):
         """NT-Xent of the projections (B, D) of two views (Eq. 1)."""
         first, second = outputs
         return nt_xent_loss(first, second, self.temperature)
+
+    def share(self, outputs: Sequence[torch.Tensor], constants: Constants, ranks: Ranks) -> torch.Tensor:
+        """Of this rank's anchors alone, with the negatives of all ranks."""
+        first, second = outputs
+        return nt_xent_loss(first, second, self.temperature, ranks)

@@ -12,7 +12,7 @@ from bissl_fast.data.views.presets import moco_views
 from bissl_fast.models import PredictorHead, build_mlp
 from bissl_fast.ops.rows import unit_rows
 from bissl_fast.pretext.recipe import OptimizerSettings
-from bissl_fast.pretext.task import Constants, Output, PretextTask, require, require_widths
+from bissl_fast.pretext.task import Constants, Needs, Output, PretextTask, require, require_widths
 from bissl_fast.pretext.wide import in_wide_dtype
 
 
@@ -38,6 +38,10 @@ class SimSiam(PretextTask):
     def __post_init__(self) -> None:
         require_widths("projector", self.projector)
         require(self.predictor >= 1, "predictor", self.predictor, "a positive layer width")
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(whole_batch=False)
 
     def views(self, size: int) -> tuple[ViewSettings, ...]:
         return moco_views(size)

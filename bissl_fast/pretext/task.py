@@ -6,9 +6,11 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map
 
 from bissl_fast.data.views.parameters import ViewSettings
 from bissl_fast.errors import UserError
+from bissl_fast.ops.collectives import Ranks, all_gather
 from bissl_fast.pretext.recipe import OptimizerSettings
 
 Output = Any
@@ -31,6 +33,8 @@ class Needs:
         centre: width of the running mean of targets; 0: none is kept.
         centre_momentum: share of it that a step keeps.
         batch_multiple: what the images of a batch must be a multiple of.
+        whole_batch: whether the loss compares images of a batch with each other; else it is a mean over images, of
+            which each rank can take its own alone.
     """
 
     online: tuple[int, ...] = (0, 1)
@@ -41,6 +45,7 @@ class Needs:
     centre: int = 0
     centre_momentum: float = 0.9
     batch_multiple: int = 1
+    whole_batch: bool = True
 
     @property
     def large(self) -> int:
@@ -111,6 +116,24 @@ class PretextTask:
         """
         raise NotImplementedError
 
+    def share(self, outputs: Sequence[Output], constants: Constants, ranks: Ranks) -> torch.Tensor:
+        """A rank's share of the loss of all ranks' images: shares are to be added, and so are their derivatives.
+
+        Where images are compared with each other, those of all ranks are gathered, and each rank takes an even share of
+        the whole loss, at R times the work of one. A task with a loss of its own for that has its own ``share``.
+
+        Args:
+            outputs: for this rank's images, of which each rank has as many; in one process those of one rank would
+                stand behind those of the rank before.
+            constants: likewise.
+            ranks: two or more.
+        """
+        if self.needs.whole_batch:
+            outputs = gathered(outputs, ranks)
+            if "targets" in constants:
+                constants = {**constants, "targets": gathered(constants["targets"], ranks)}
+        return self.loss(outputs, constants) / ranks.size
+
     def embedding(self, output: Output) -> torch.Tensor:
         """What must not collapse, (B, D): of an output, that which is compared with other views."""
         found: torch.Tensor = output[0] if isinstance(output, tuple) else output
@@ -134,6 +157,11 @@ class PretextTask:
     def constant_rate(self) -> tuple[str, ...]:
         """Beginnings of the names of parameters whose rate does not follow the schedule, as ``head.predictor.``."""
         return ()
+
+
+def gathered(outputs: Any, ranks: Ranks | None) -> Any:
+    """Tensors (B, …) in any nesting, of all ranks."""
+    return tree_map(lambda output: all_gather(output, ranks), outputs)
 
 
 def require(holds: bool, setting: str, found: object, expected: str) -> None:

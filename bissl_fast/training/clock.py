@@ -1,11 +1,12 @@
 """How long a stage has been at work and the most memory that it held, over all processes that worked at it."""
 
 import contextlib
-import json
+import math
 import time
 from pathlib import Path
 
 from bissl_fast.errors import UserError
+from bissl_fast.plain import parse_json
 from bissl_fast.training.files import write_json
 from bissl_fast.training.memory import forget_peak, peak_of_process
 
@@ -39,15 +40,18 @@ class Clock:
 
 def active_seconds(folder: Path) -> float | None:
     """What was last kept; None for a stage without a clock, as of earlier versions."""
-    try:
-        return float(json.loads((folder / FILE).read_text())["seconds"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    return _told(folder, "seconds")
 
 
 def peak_memory(folder: Path) -> int | None:
     """Bytes, likewise."""
+    peak = _told(folder, "peak_memory")
+    return None if peak is None else int(peak)
+
+
+def _told(folder: Path, name: str) -> float | None:
     try:
-        return int(json.loads((folder / FILE).read_text())["peak_memory"])
-    except (OSError, ValueError, KeyError, TypeError):
+        value = float(parse_json((folder / FILE).read_bytes())[name])
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return None
+    return value if 0 <= value < math.inf else None

@@ -19,8 +19,9 @@ _PACKAGES = (
     "numpy",
     "scipy",
     "scikit-learn",
-    "torchmetrics",
     "safetensors",
+    "wandb",
+    "mlflow-skinny",
 )
 
 

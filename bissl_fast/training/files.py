@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,9 @@ from safetensors.torch import save as save_safetensors
 
 from bissl_fast.errors import UserError
 
+GONE = (errno.EIO, errno.ENXIO, errno.ENODEV, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN)
+"""Of disks that fail or vanish."""
+
 _ADVICE = {
     errno.ENOSPC: "the disk is full: make room",
     errno.EDQUOT: "the disk quota is used up: make room",
@@ -31,7 +34,10 @@ _ADVICE = {
     errno.ENOTDIR: "a file stands where a folder is wanted: choose another folder with --output",
     errno.EISDIR: "a folder stands where a file is wanted: name the file with --output",
     errno.EEXIST: "a file stands where a folder is wanted: choose another folder with --output",
+    **dict.fromkeys(GONE, "its disk no longer answers: see that it is connected and mounted"),
 }
+
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, *GONE}
 
 
 def unwritable(path: Path, error: OSError) -> UserError:
@@ -40,6 +46,17 @@ def unwritable(path: Path, error: OSError) -> UserError:
     return UserError(
         f"{path} could not be written, {reason}, then run the same command again; what was written before is whole."
     )
+
+
+@contextlib.contextmanager
+def disk_told(folder: Path) -> Iterator[None]:
+    """Make a sentence of a disk that is full, read-only or gone, wherever work in a folder meets it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        raise unwritable(Path(os.fsdecode(error.filename)) if error.filename else folder, error) from None
 
 
 def make_folder(path: Path) -> None:
@@ -104,8 +121,13 @@ def locked(path: Path) -> Iterator[bool]:
             yield True
 
 
-def write_atomic(path: Path, content: bytes) -> None:
+def write_atomic(path: Path, *content: bytes | memoryview, before: Sequence[Path] = ()) -> None:
     """Replace a file in one step: after a crash it holds the old content or the new, never a part.
+
+    Args:
+        path: of the file.
+        content: parts that follow each other.
+        before: names that contents of before move on to, the youngest first; the last falls out.
 
     Raises:
         UserError: if the disk is full or the folder read-only; the old file is then untouched.
@@ -113,14 +135,31 @@ def write_atomic(path: Path, content: bytes) -> None:
     partial = path.with_name(path.name + ".partial")
     try:
         with open(partial, "wb") as file:
-            file.write(content)
+            for part in content:
+                file.write(part)
             file.flush()
             os.fsync(file.fileno())
+        for younger, older in reversed(list(zip((path, *before), before, strict=False))):
+            if younger.exists():
+                os.replace(younger, older)
         os.replace(partial, path)
+        sync_folder(path.parent)
     except OSError as error:
         with contextlib.suppress(OSError):  # the first error is the one that helps
             partial.unlink(missing_ok=True)
         raise unwritable(path, error) from None
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until what was renamed in a folder would outlast a power failure, on file systems that can promise it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -133,28 +172,6 @@ def write_arrays(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
     write_atomic(path, buffer.getvalue())
-
-
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write tensors and plain values atomically."""
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    write_atomic(path, buffer.getvalue())
-
-
-def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
-    """Read what :func:`save_checkpoint` wrote. Nothing in the file is executed.
-
-    Raises:
-        UserError: if the file is not a checkpoint.
-    """
-    try:
-        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # torch raises a different type for each way in which a file can be broken
-        raise UserError(
-            f"{path} is not a readable checkpoint ({type(error).__name__}); delete it to start its stage over."
-        ) from None
-    return state
 
 
 def save_weights(path: Path, tensors: dict[str, torch.Tensor]) -> None:

@@ -12,8 +12,9 @@ from rich.console import Console
 
 from bissl_fast.errors import UserError
 from bissl_fast.training.allocator import keep_freed_memory
+from bissl_fast.training.checkpoint import Checkpoints
 from bissl_fast.training.clock import Clock
-from bissl_fast.training.files import load_checkpoint, save_checkpoint
+from bissl_fast.training.finite import GradientWatch, first_non_finite
 from bissl_fast.training.interruption import Interrupted, Interruption
 from bissl_fast.training.tracking import Metrics, ProgressBar, say
 
@@ -21,8 +22,15 @@ Values = Mapping[str, "torch.Tensor | float | str | None"]
 """What a step logs. None is written as null: what could not be measured and decides nothing, a reason beside it."""
 
 
+REMEDY = "Another precision than fp32, or a learning rate that is too high, is the usual cause."
+"""Of numbers that are not finite."""
+
+
 class Task(Protocol):
-    """What a stage does in one step. All that a step changes is in ``state``; the rest follows from its index."""
+    """What a stage does in one step. All that a step changes is in ``state``; the rest follows from its index.
+
+    A task may have a sentence ``remedy``: what to change where its numbers stop being finite.
+    """
 
     steps: int
     images_per_step: int
@@ -42,17 +50,21 @@ class LoopSettings:
 
     Attributes:
         checkpoint_seconds: time between checkpoints; 0 writes one after each step.
+        checkpoints: how many are kept while a stage runs: where the last is damaged, the one before it serves.
     """
 
     checkpoint_seconds: float = 60.0
+    checkpoints: int = 2
 
     def __post_init__(self) -> None:
+        if self.checkpoints < 1:
+            raise UserError(f"--loop.checkpoints must be at least 1, found {self.checkpoints}.")
         if not self.checkpoint_seconds >= 0:
             raise UserError(f"--loop.checkpoint-seconds must not be negative, found {self.checkpoint_seconds}.")
 
 
 class NonFiniteError(UserError):
-    """A loss or a weight is no longer a number."""
+    """A loss, a gradient or a weight is no longer a number."""
 
 
 def run_loop(
@@ -100,21 +112,22 @@ class _Loop:
     ) -> None:
         self.task, self.folder, self.settings, self.console = task, folder, settings, console
         self.watch, self.warned = watch, False
-        self.checkpoint = folder / "checkpoint.pt"
+        self.checkpoints = Checkpoints(folder, settings.checkpoints, console)
         self.device = device
         self.done, self.clock = 0, Clock(folder)
         self.window: list[dict[str, Any]] = []
+        self.gradients = GradientWatch()
         torch.manual_seed(seed)
-        offset = self._resume(device) if self.checkpoint.exists() else 0
-        self.metrics = Metrics(folder, offset, self.done)
+        self.metrics = Metrics(folder, self._resume(device), self.done)
         self.saved = self.done
 
     def run(self) -> None:
         try:
-            with Interruption() as interruption, self._progress() as progress:
+            with Interruption() as interruption, self._progress() as progress, self.gradients.watching():
                 saved_at = time.monotonic()
                 self.window_start, self.window_first = saved_at, self.done
                 while self.done < self.task.steps:
+                    self.gradients.begin(self.done)
                     self.window.append(dict(self.task.step(self.done)))
                     self.done += 1
                     if self.done % self.task.log_every == 0 or self.done == self.task.steps:
@@ -136,27 +149,33 @@ class _Loop:
         return ProgressBar(self.console, self.folder.name, self.task.steps, self.done)
 
     def _resume(self, device: torch.device) -> int:
-        saved = load_checkpoint(self.checkpoint, device)
+        """Take over the last whole checkpoint, if there is one; returns the length of the log at that time, bytes."""
+        saved = self.checkpoints.newest(device)
+        if saved is None:
+            return 0
         try:
             self.task.restore(saved["task"])
             self.done, self.window = saved["done"], saved["window"]
             torch.set_rng_state(saved["rng"].cpu())
             if saved["cuda_rng"] is not None and device.type == "cuda":
                 torch.cuda.set_rng_state(saved["cuda_rng"].cpu(), device)
-        except (KeyError, RuntimeError, ValueError, TypeError) as error:
+            offset = int(saved["offset"])
+            if not (type(self.done) is int and 0 <= self.done <= self.task.steps and isinstance(self.window, list)):
+                raise ValueError("no step of this stage")
+        except (LookupError, RuntimeError, ValueError, TypeError, AttributeError, OverflowError) as error:
             raise UserError(
-                f"{self.checkpoint} is a checkpoint of another model ({str(error).splitlines()[0]}); "
+                f"the checkpoint in {self.folder} is one of another model ({(str(error) or 'empty').splitlines()[0]}); "
                 "move it away to start the stage over."
             ) from None
         say(self.console, f"{self.folder.name}: goes on after step {self.done} of {self.task.steps}", "dim")
-        return int(saved["offset"])
+        return offset
 
     def _save(self) -> None:
         state = self.task.state()
         self._settle()
         self._check_finite(state)
-        save_checkpoint(
-            self.checkpoint,
+        self.metrics.sync()
+        self.checkpoints.save(
             {
                 "task": state,
                 "done": self.done,
@@ -164,7 +183,7 @@ class _Loop:
                 "offset": self.metrics.offset,
                 "rng": torch.get_rng_state(),
                 "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
-            },
+            }
         )
         self.clock.keep()
         self.saved = self.done
@@ -181,16 +200,23 @@ class _Loop:
                 if not all(math.isfinite(v) for v in (value if isinstance(value, list) else [value])):
                     raise self._non_finite(f"{name} became {value}", first + index + 1)
 
+        if (bad := self.gradients.first()) is not None:
+            raise self._non_finite(f"{bad.words(self.task.state())} became not finite", bad.step + 1)
+
     def _check_finite(self, state: dict[str, Any] | None = None) -> None:
-        name = _first_non_finite(self.task.state() if state is None else state)
+        name = first_non_finite(self.task.state() if state is None else state)
         if name is not None:
             raise self._non_finite(f"the weights {name} hold a number that is not finite", self.done)
 
     def _non_finite(self, what: str, step: int) -> NonFiniteError:
         kept = f"the checkpoint of step {self.saved} is kept" if self.saved else "no checkpoint had been written yet"
+        bad = self.gradients.first()
+        if bad is not None and bad.step < step and "gradient of" not in what:
+            first = f"{bad.words(self.task.state())} in step {bad.step + 1}"
+            what = f"{what} (first of all gradients that are not finite: {first})"
+        remedy = getattr(self.task, "remedy", REMEDY)
         return NonFiniteError(
-            f"{self.folder.name} stopped: {what} at step {step} of {self.task.steps}; {kept}. "
-            "Another precision than fp32, or a learning rate that is too high, is the usual cause."
+            f"{self.folder.name} stopped: {what} at step {step} of {self.task.steps}; {kept}. {remedy}"
         )
 
     def _log(self, progress: ProgressBar) -> None:
@@ -221,14 +247,3 @@ def _mean(values: list[Any]) -> Any:
     if isinstance(values[0], list):
         return [math.fsum(column) / len(values) for column in zip(*values, strict=True)]
     return math.fsum(values) / len(values)
-
-
-def _first_non_finite(value: Any, path: str = "") -> str | None:
-    """Path of the first floating tensor in nested containers that holds something else than numbers."""
-    if isinstance(value, torch.Tensor):
-        return path if value.is_floating_point() and not bool(torch.isfinite(value).all()) else None
-    if isinstance(value, list | tuple):
-        value = dict(enumerate(value))
-    children = value.items() if isinstance(value, Mapping) else ()
-    names = (_first_non_finite(child, f"{path}.{key}".strip(".")) for key, child in children)
-    return next((name for name in names if name is not None), None)

@@ -1,5 +1,6 @@
 """Memory: the most that was held, and, told in a sentence, that it is full."""
 
+import json
 import re
 import resource
 import sys
@@ -11,20 +12,65 @@ import torch
 
 from bissl_fast.errors import UserError
 
+_FULL = ("can't allocate memory", "out of memory", "_ALLOC_FAILED")
+"""Words of PyTorch's allocators and of CUDA's libraries."""
+
+
+NEEDS = "needs.json"
+"""What `bissl-fast plan` leaves in a run's folder: by stage, what it needs."""
+
+_LOWER = {
+    "pretext": "--pretrain.batch-size or --images.size, or set --pretrain.chunk",
+    "bissl": "--pretrain.batch-size, --bilevel.memory-budget, --bissl.stored-batches or --bilevel.batches-at-once, or "
+    "take --bilevel.products-dtype bfloat16",
+    "gessl": "--gessl.tasks, --gessl.batch-size or --images.size",
+    "fussl": "--fussl.blocks, --pretrain.batch-size or --images.size, or set --pretrain.chunk",
+    "abrl": "--abrl.batch-size or --images.size",
+    "head": "--finetune.batch-size or --images.size",
+    "finetune": "--finetune.batch-size or --images.size",
+    "search": "--search.workers, --finetune.batch-size or --images.size",
+}
+"""Settings that a stage's memory grows with, by the first word of its name."""
+
+_ANY = "--pretrain.batch-size, --finetune.batch-size or --images.size, or set --pretrain.chunk"
+
 
 @contextmanager
-def memory_told() -> Iterator[None]:
-    """Make a sentence of memory that is full."""
+def memory_told(stage: Path | None = None) -> Iterator[None]:
+    """Make a sentence of memory that is full.
+
+    Args:
+        stage: folder of the one that is at work, if it is known which.
+    """
     try:
         yield
-    except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+    except (RuntimeError, MemoryError) as error:
+        if not is_full(error):
             raise
+        where, lower = "", _ANY
+        if stage is not None:
+            where, lower = f" in the stage {stage.name}", _LOWER.get(stage.name.partition("-")[0], _ANY)
+        what = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(
-            f"memory is full ({str(error).splitlines()[0]}); lower --pretrain.batch-size, --finetune.batch-size or "
-            "--images.size, or set --pretrain.chunk, then run the same command again: finished stages that it leaves "
-            "alone are kept."
+            f"memory is full{where} ({what}); lower {lower}, then run the same command again: finished stages that it "
+            f"leaves alone are kept. {_planned(stage)}"
         ) from None
+
+
+def _planned(stage: Path | None) -> str:
+    """What `bissl-fast plan` has said about a stage's memory, or that it can be asked."""
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        if stage is not None:
+            needed = int(json.loads((stage.parent / NEEDS).read_text())[stage.name]["memory"])
+            return f"`bissl-fast plan` had estimated {needed / 1e9:.1f} GB for it."
+    return "`bissl-fast plan` with the options of `train` tells beforehand what each stage needs."
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error says that memory is full, of the machine or of a GPU."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in _FULL)
+    )
 
 
 def peak_of_process() -> int:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, is_dataclass
@@ -10,15 +11,14 @@ from typing import Any
 
 from rich.console import Console
 
+from bissl_fast.plain import parse_json
+from bissl_fast.training import checkpoint
 from bissl_fast.training.clock import Clock
 from bissl_fast.training.files import digest, make_folder, unwritable, write_json
 from bissl_fast.training.tracking import say
 
 FORMAT = 2
 """Raised when a stage computes something else from the same settings."""
-
-TRANSIENT = {"checkpoint.pt"}
-"""Files that a finished stage no longer needs."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,8 @@ def run_stage(
             clock.keep()
         hashes = {name: digest(folder / name) for name in outputs}
         write_json(folder / "DONE", {"key": key, "outputs": hashes})
-        for name in TRANSIENT:
-            (folder / name).unlink(missing_ok=True)
+        for file in folder.glob(checkpoint.FILES):
+            file.unlink(missing_ok=True)
     found = _finished(folder, key)
     assert found is not None, f"{folder} did not keep {outputs}"
     return StageOutput(folder, found)
@@ -116,9 +116,9 @@ def _plain(value: Any) -> Any:
 def _finished(folder: Path, key: str) -> str | None:
     """Hash of the outputs if the folder holds them whole for this key."""
     try:
-        done = json.loads((folder / "DONE").read_text())
+        done = parse_json((folder / "DONE").read_bytes())
         whole = done["key"] == key and all(digest(folder / name) == sha for name, sha in done["outputs"].items())
-    except (OSError, ValueError, KeyError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return hashlib.sha256(json.dumps(done["outputs"], sort_keys=True).encode()).hexdigest() if whole else None
 
@@ -134,26 +134,62 @@ def _kept_name(folder: Path, key: str) -> str:
 
 
 def _set_aside(folder: Path, key: str, console: Console) -> None:
-    """Move a folder that was begun with another key out of the way."""
+    """Move a folder that was begun with another key out of the way; tell where a finished result was damaged."""
     if not folder.exists():
         return
-    try:
-        other = json.loads((folder / "key.json").read_text())["key"]
-    except (OSError, ValueError, KeyError):
-        other = "unknown"
-    if other == key:
+    other = _begun(folder)
+    if other == key and (folder / "DONE").exists():
+        say(console, f"{folder.name}: {_damaged(folder)} in {folder} is not as it was written: done again", "yellow")
+    if other == key or (other is None and not any(folder.glob(checkpoint.FILES)) and not (folder / "DONE").exists()):
         return
-    kept = folder.parent / "superseded" / _kept_name(folder, other)
+    kept = folder.parent / "superseded" / _kept_name(folder, other or "unknown")
     make_folder(kept.parent)
     try:
-        if _finished(kept, other):
+        if other is not None and _finished(kept, other):
             shutil.rmtree(folder)  # begun again with settings whose result is kept already
         else:
             shutil.rmtree(kept, ignore_errors=True)
             folder.rename(kept)
     except OSError as error:
         raise unwritable(folder, error) from None
-    say(console, f"{folder.name}: settings or inputs changed; the earlier result is kept in {kept}", "yellow")
+    why = _reason(kept)
+    say(console, f"{folder.name}: {why}; the earlier result is kept in {kept}", "yellow")
+
+
+def _reason(folder: Path) -> str:
+    """Why the result in a folder is of no use now."""
+    try:
+        number = parse_json((folder / "key.json").read_bytes())["format"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "its key.json is missing or damaged" if _begun(folder) is None else "settings or inputs changed"
+    if number != FORMAT:
+        return f"this bissl-fast computes it otherwise (stage format {FORMAT}) than the one that made it ({number})"
+    return "settings or inputs changed"
+
+
+def _begun(folder: Path) -> str | None:
+    """The key that a folder was begun with; ``None`` where that cannot be read, as in one whose making was killed."""
+    try:
+        key = parse_json((folder / "key.json").read_bytes())["key"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return key if isinstance(key, str) and re.fullmatch("[0-9a-f]{64}", key) else None  # it becomes part of a name
+
+
+def _damaged(folder: Path) -> str:
+    """Which file of a finished stage is not as it was written."""
+    try:
+        hashes = parse_json((folder / "DONE").read_bytes())["outputs"]
+        return next(str(name) for name, sha in hashes.items() if not _holds(folder / name, sha))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration):
+        return "DONE"
+
+
+def _holds(file: Path, sha: str) -> bool:
+    try:
+        return digest(file) == sha
+    except OSError:
+        return False
 
 
 def _copy(source: Path, folder: Path) -> None:

@@ -1,9 +1,11 @@
 """Metrics as JSON lines and TensorBoard events; progress on the terminal."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any, TypeVar
@@ -11,9 +13,11 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from bissl_fast.plain import parse_json
 from bissl_fast.training.files import unwritable
 
 Item = TypeVar("Item")
+Record = dict[str, Any]
 
 LINE_SECONDS = 15.0
 """Time between two progress lines where the output is not a terminal."""
@@ -42,7 +46,7 @@ class Metrics:
         self._path = folder / "metrics.jsonl"
         try:
             self._file = open(self._path, "ab")  # noqa: SIM115
-            self._file.truncate(offset)
+            self._file.truncate(min(offset, self._file.tell()))  # a file that lost its end is not filled up with zeros
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
         except OSError as error:
             raise unwritable(self._path, error) from None
@@ -52,11 +56,18 @@ class Metrics:
         try:
             self._file.write((json.dumps({"step": step, **values}) + "\n").encode())
             self._file.flush()
+            for name, value in values.items():
+                if isinstance(value, int | float):
+                    self._board.add_scalar(name, value, step)
         except OSError as error:
             raise unwritable(self._path, error) from None
-        for name, value in values.items():
-            if isinstance(value, int | float):
-                self._board.add_scalar(name, value, step)
+
+    def sync(self) -> None:
+        """Let what was written outlast a power failure, as the checkpoint that counts on it does."""
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise unwritable(self._path, error) from None
 
     @property
     def offset(self) -> int:
@@ -64,8 +75,36 @@ class Metrics:
         return self._file.tell()
 
     def close(self) -> None:
-        self._file.close()
-        self._board.close()
+        """Let go of the files. A disk that fails only now is met by what the stage writes next."""
+        for file in (self._file, self._board):
+            with suppress(OSError):
+                file.close()
+
+
+def read_metrics(path: Path) -> list[Record]:
+    """Read a metrics.jsonl.
+
+    A killed writer leaves at most one truncated line, at the end or where the resumed run went on: lines that
+    are not a JSON object with an integer `step` are skipped. Of a step that was logged twice, the later
+    record counts.
+
+    Args:
+        path: the file; it may be absent.
+
+    Returns:
+        The records in the order of their steps; empty where there is no file.
+    """
+    if not path.is_file():
+        return []
+    by_step: dict[int, Record] = {}
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            record = parse_json(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            by_step[record["step"]] = record
+    return [by_step[step] for step in sorted(by_step)]
 
 
 def tracked(console: Console, items: Iterable[Item], total: int, title: str) -> Iterator[Item]:
@@ -109,7 +148,8 @@ class ProgressBar:
         rate = "" if images_per_second is None else f"{images_per_second:,.0f} images/s"
         self._bar.update(self._task, completed=done, rate=rate, note=note)
         now = time.monotonic()
-        if not self._console.is_terminal and (now >= self._line_due or done == self._total):
+        lines = not (self._console.is_terminal or self._console.quiet)
+        if lines and (now >= self._line_due or done == self._total):
             self._line_due = now + LINE_SECONDS
             left = (now - self._started) / max(1, done - self._first) * (self._total - done)
             print(

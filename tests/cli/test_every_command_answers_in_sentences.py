@@ -12,20 +12,8 @@ from bissl_fast.methods.config import METHODS, save_config
 from bissl_fast.methods.presets import preset_config
 from bissl_fast.version import __version__
 
-COMMANDS = (
-    "train",
-    "compare",
-    "ablate",
-    "sweep",
-    "pretrain",
-    "embed",
-    "evaluate",
-    "predict",
-    "export",
-    "data",
-    "bench",
-)
-COMMANDS += ("report", "doctor")
+COMMANDS = ("train", "compare", "ablate", "pretrain", "embed", "evaluate", "predict", "export", "data", "bench")
+COMMANDS += ("report", "doctor", "reproduce", "sweep")
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -66,6 +54,14 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         (["compare", "--budget", "nan"], "--budget must be finite and a positive number of epochs, found nan"),
         (["compare", "--dataset", "nothing"], "There is no data set 'nothing'"),
         (["compare", "--config", "nowhere.yaml"], "nowhere.yaml cannot be read"),
+        (["reproduce", "table1", "--datasets", "textures"], "--datasets must be of table1: stl10, flowers, cars,"),
+        (
+            ["reproduce", "table1", "--scale", "2"],
+            "--scale must be above 0 and at most 1, the paper's lengths, found 2.0",
+        ),
+        (["reproduce", "figure2", "--epochs", "many"], "--epochs takes numbers with commas between them, as 200,400"),
+        (["reproduce", "figure3", "--preset", "quick"], "--preset is the paper's here: choose sets with --datasets"),
+        (["reproduce", "figure3", "--methods", "gessl,baseline"], "reproduce compares bissl with baseline, as the pap"),
         (["ablate", "everything"], "there is no study 'everything'; `bissl-fast ablate --list` tells bissl-solver,"),
         (["ablate", "bissl-solver", "--dataset", "nothing"], "There is no data set 'nothing'"),
         (["train", "--methods", "bissl,bissl"], f"--methods must be one or more of {', '.join(METHODS)}, each once"),

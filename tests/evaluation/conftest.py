@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bissl_fast.evaluation.answers import Answers, told
 from bissl_fast.evaluation.confusion import examples, most_confused
 
 CLASSES = 12
@@ -102,7 +103,13 @@ def _write_arrays(folder: Path, images: int, rng: np.random.Generator) -> None:
 def _write_predictions(folder: Path, labels: Any, rng: np.random.Generator) -> None:
     wrong = rng.random((2, 3, len(labels))) < 0.4
     bissl, baseline = np.where(wrong, (labels + 1) % CLASSES, labels)
+    confidences = rng.uniform(0.3, 1.0, wrong.shape)
     names = np.array([f"class <{k}>" for k in range(CLASSES)])
+    details = {
+        arm: told([Answers(labels, *model, CLASSES) for model in zip(*models, strict=True)])
+        for arm, *models in (("bissl", bissl, confidences[0]), ("baseline", baseline, confidences[1]))
+    }
+    (folder / "details.json").write_text(json.dumps({"classes": names.tolist(), "arms": details}))
     np.savez(folder / "predictions.npz", bissl=bissl, baseline=baseline, labels=labels, classes=names)
     predictions = {"bissl": bissl, "baseline": baseline}
     pairs = most_confused(labels, predictions, CLASSES)
@@ -135,6 +142,9 @@ def make_arms(run: Path, names: tuple[str, ...]) -> None:
     np.savez(run / "test" / "features.npz", **kept)
     predictions = dict(np.load(run / "test" / "predictions.npz"))
     found = {name: predictions.get(name, predictions["bissl"]) for name in names}
+    details = json.loads((run / "test" / "details.json").read_text())
+    details["arms"] = {name: details["arms"].get(name, details["arms"]["bissl"]) for name in names}
+    (run / "test" / "details.json").write_text(json.dumps(details))
     np.savez(run / "test" / "predictions.npz", **found, labels=predictions["labels"], classes=predictions["classes"])
 
 

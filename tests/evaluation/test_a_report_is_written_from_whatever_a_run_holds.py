@@ -13,8 +13,9 @@ from PIL import Image
 
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.report import PLATES, write_report
-from bissl_fast.evaluation.run_folder import RunFolder, read_metrics
-from tests.evaluation.conftest import make_arms
+from bissl_fast.evaluation.run_folder import RunFolder
+from bissl_fast.training.tracking import read_metrics
+from tests.evaluation.conftest import CLASSES, make_arms
 
 MakeRun = Callable[..., Path]
 VOID = {"meta", "img", "br"}
@@ -256,6 +257,29 @@ def test_predictions_of_no_arm_or_none_at_all_leave_no_place_for_confused_classe
     assert 'class="missing"' not in page
 
 
+def test_classes_and_calibration_are_told_in_words_and_numbers_and_have_no_place_where_the_test_kept_none(
+    make_run: MakeRun,
+) -> None:
+    run = make_run(images=24)
+    page = write_report(run).read_text()
+    details = json.loads((run / "test" / "details.json").read_text())["arms"]["bissl"]
+    mean, spread = np.mean(details["ece"]), np.std(details["ece"], ddof=1)
+    assert f"BiSSL {mean:.1f} ± {spread:.1f}\u00a0%, " in page
+    by_class = np.mean(details["per_class"], axis=0)
+    assert f"BiSSL: mean {np.mean(details['mean_per_class']):.1f} ± " in page
+    assert f"to {by_class.max():.1f}\u00a0% (class &lt;{by_class.argmax()}&gt;)" in page
+    assert page.split('<section id="classes">')[1].split("</section>")[0].count('<th scope="row">') == CLASSES
+    filled = sum(count > 0 for count in details["reliability"]["counts"])
+    assert filled <= len(re.findall(r'<th scope="row">\d+\.\d to \d+\.\d', page)) <= 15
+    for content in ("{}", '{"classes": [], "arms": {"bissl": 7}}', "[", None):
+        (run / "test" / "details.json").write_text(content) if content else (run / "test" / "details.json").unlink()
+        page = write_report(run).read_text()
+        parse(page)
+        assert "calibration error" not in page
+        assert 'class="missing"' not in page
+        assert not (run / "figures" / "calibration.png").exists()
+
+
 def test_a_run_that_has_logged_no_spread_has_no_place_for_it(make_run: MakeRun) -> None:
     run = make_run(images=24)
     assert "effective rank" in write_report(run).read_text()
@@ -276,3 +300,30 @@ def test_the_table_lies_beside_the_report_as_markdown(make_run: MakeRun) -> None
     text = (run / "table.md").read_text()
     assert text.startswith("| Test accuracy (%) | BiSSL | Only FT |")
     assert "than fine-tuning only" in text or "from fine-tuning only" in text
+
+
+def test_arrays_and_logs_of_strange_shapes_and_values_do_not_stop_the_report(make_run: MakeRun) -> None:
+    run = make_run(seeds=1, alternations=3, images=14)
+    test = run / "test"
+    np.savez(test / "confused.npz", pairs=np.array([[10**12, -3]]), indices=np.array(3), images=np.zeros((1, 2)))
+    np.savez(test / "views.npz", images=np.zeros(3))
+    np.savez(test / "features.npz", bissl=np.zeros((2, 3)), baseline=np.array("a"), labels=np.zeros((4, 4)))
+    strange = ['{"step": 1, "loss": "high"}', '{"step": 2, "loss": [[]]}', "[" * 100_000, '{"step": true, "loss": {}}']
+    for stage in ("pretext-warmup", "bissl", "finetune-bissl-0"):
+        (run / stage / "metrics.jsonl").write_text("\n".join(strange))
+    (run / "config.yaml").write_text("a: &a [*a]")
+    (run / "environment.json").write_text("[" * 100_000)
+    page = write_report(run).read_text()
+    assert "What is drawn here is not as a run writes it" in page
+    assert "environment.json is not valid JSON (it is nested too deeply)" in page
+
+
+def test_a_hostile_class_is_escaped_in_page_and_figures(make_run: MakeRun) -> None:
+    run = make_run(seeds=1, alternations=3, images=24)
+    predictions = dict(np.load(run / "test" / "predictions.npz"))
+    predictions["classes"] = np.array([f"<script>{k}</script><img src=x onerror=alert(1)>" for k in range(12)])
+    np.savez(run / "test" / "predictions.npz", **predictions)
+    page = write_report(run).read_text()
+    assert "&lt;script&gt;" in page
+    assert "<script" not in page
+    assert "<img src=x" not in page

@@ -42,9 +42,9 @@ def test_more_than_two_arms_have_a_row_each_in_the_order_of_the_methods() -> Non
     assert markdown.splitlines()[:5] == [
         "| Arm | Top-1 (%) | Top-1 diff | Top-1 p |",
         "| --- | ---: | ---: | ---: |",
-        "| BiSSL | **52.1 ± 0.5** | +2.7 | 0.002 * |",
+        "| BiSSL | **52.1 ± 0.5** | +2.7 [2.1, 3.4] | 0.002 * |",
         "| Only FT | 49.4 ± 0.5 |  |  |",
-        "| Mine | 50.0 ± 0.7 | +0.6 | 0.279 |",
+        "| Mine | 50.0 ± 0.7 | +0.6 [−0.2, 1.4] | 0.279 |",
     ]
     assert "Holm's correction for the 2 comparisons per metric" in markdown
 

@@ -4,11 +4,11 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-import torch
 from sklearn.metrics import precision_recall_curve
 
 from bissl_fast.errors import UserError
-from bissl_fast.evaluation.average_precision import MeanAveragePrecision, average_precision, mean_average_precision
+from bissl_fast.evaluation.answers import Rankings
+from bissl_fast.evaluation.average_precision import CONVENTIONS, average_precision, average_precisions
 
 
 def literal(scores: np.ndarray, targets: np.ndarray) -> float:
@@ -74,13 +74,9 @@ def test_neither_the_order_of_images_nor_the_scores_of_difficult_ones_matter() -
 
 
 def test_difficult_objects_count_as_present_where_the_released_code_is_followed() -> None:
-    scores, targets = torch.tensor([[3.0], [2.0], [1.0]]), torch.tensor([[-1], [0], [1]], dtype=torch.int8)
-    found = {}
-    for difficult in ("ignored", "present"):
-        meter = MeanAveragePrecision(difficult)
-        meter.update(scores, targets)
-        found[difficult] = meter.compute()
-    assert found == {"ignored": 1 / 2, "present": pytest.approx(2 / 3)}
+    scores, targets = np.array([[3.0], [2.0], [1.0]], np.float32), np.array([[-1], [0], [1]], np.int8)
+    found = {way: Rankings(scores, targets).mean(way) for way in CONVENTIONS}
+    assert found == {"ignored": 50.0, "present": pytest.approx(200 / 3)}
 
 
 def test_a_constant_score_is_as_precise_as_the_class_is_frequent() -> None:
@@ -91,9 +87,10 @@ def test_a_class_that_no_image_shows_is_left_out_of_the_mean() -> None:
     scores = np.array([[3, 1, 9], [2, 2, 9], [1, 3, 9]], np.float32)
     targets = np.array([[1, 1, -1], [-1, -1, 0], [1, -1, -1]], np.int8)
     expected = (average_precision(scores[:, 0], targets[:, 0]) + 1 / 3) / 2
-    assert mean_average_precision(scores, targets) == pytest.approx(expected, rel=1e-14)
+    assert np.isnan(average_precisions(scores, targets)).tolist() == [False, False, True]
+    assert Rankings(scores, targets).mean("ignored") == pytest.approx(100 * expected, rel=1e-14)
 
 
 def test_a_split_that_shows_no_class_is_a_sentence() -> None:
     with pytest.raises(UserError, match="needs an image that shows a class"):
-        mean_average_precision(np.zeros((2, 3), np.float32), np.array([[-1, 0, -1], [0, -1, -1]], np.int8))
+        Rankings(np.zeros((2, 3), np.float32), np.array([[-1, 0, -1], [0, -1, -1]], np.int8)).mean("ignored")

@@ -10,7 +10,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from bissl_fast.data.pipelines.loader import Batch
 from bissl_fast.errors import UserError
-from bissl_fast.evaluation.average_precision import mean_average_precision
+from bissl_fast.evaluation.average_precision import average_precisions
 from bissl_fast.evaluation.metrics import evaluate
 
 
@@ -57,10 +57,27 @@ def test_average_precision_and_loss_of_a_multi_label_set_equal_their_definitions
     targets = torch.randint(-1, 2, (50, 12), generator=generator, dtype=torch.int8)
     evaluation = evaluate(Scores(12), batches_of(scores, targets, 16), "cpu")
     assert evaluation.metrics.keys() == {"map"}
-    assert evaluation.score == pytest.approx(100 * mean_average_precision(scores.numpy(), targets.numpy()))
+    assert evaluation.score == pytest.approx(100 * average_precisions(scores.numpy(), targets.numpy()).mean())
     losses = binary_cross_entropy_with_logits(scores, (targets == 1).float(), reduction="none")
     assert evaluation.loss == pytest.approx(losses[targets != 0].sum().item() / 50, rel=1e-6)
     assert evaluation.count == 50
+
+
+@pytest.mark.parametrize("size", [1, 7, 50])
+def test_a_batch_norm_shows_neither_the_batch_nor_the_mode_of_training(size: int) -> None:
+    """In training mode it would take its statistics from the batch, move them, and refuse a batch of one."""
+    generator = torch.Generator().manual_seed(0)
+    scores, labels = torch.randn(50, 4, generator=generator) + 3, torch.randint(4, (50,), generator=generator)
+    model = nn.Sequential(Scores(4), nn.BatchNorm1d(4)).train()
+    model[1].running_mean.copy_(torch.tensor([0.0, 1.0, 2.0, 3.0]))
+    model[1].running_var.copy_(torch.tensor([1.0, 4.0, 9.0, 16.0]))
+    found = evaluate(model, batches_of(scores, labels, size), "cpu")
+    normalised = (scores - torch.arange(4)) / (torch.tensor([1.0, 4.0, 9.0, 16.0]) + 1e-5).sqrt()
+    assert found.answers is not None
+    assert found.answers.predicted.tolist() == normalised.argmax(1).tolist()  # type: ignore[union-attr]
+    assert found.loss == pytest.approx(cross_entropy(normalised, labels).item(), rel=1e-5)
+    assert model[1].running_mean.tolist() == [0.0, 1.0, 2.0, 3.0]
+    assert model[1].training
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -14,12 +14,14 @@ import bissl_fast
 from bissl_fast.cli import main
 from tests.methods.conftest import SMALL
 
+CLASSES = ("<img src=x onerror=alert(1)><script>", "moss", "stone`s")
+
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     """JPEGs of three classes and odd sizes, one of them broken."""
     folder, rng = tmp_path / "photos", np.random.default_rng(0)
-    for level, name in enumerate(("bark", "moss", "stone")):
+    for level, name in enumerate(CLASSES):
         (folder / name).mkdir(parents=True)
         for number in range(20):
             height, width = rng.integers(17, 60, 2)
@@ -54,5 +56,13 @@ def test_one_command_goes_from_a_folder_to_a_report_and_an_exported_backbone(
     with (tmp_path / "classes.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 60
-    assert {row["class"] for row in rows} <= {"bark", "moss", "stone"}
-    assert json.loads((run / "finetune-bissl-0" / "classes.json").read_text()) == ["bark", "moss", "stone"]
+    assert {row["class"] for row in rows} <= set(CLASSES)
+    assert json.loads((run / "finetune-bissl-0" / "classes.json").read_text()) == list(CLASSES)
+    card = (run / "export" / "bissl-hf" / "README.md").read_text()
+    for shown in (
+        (run / "report.html").read_text(),
+        (run / "table.md").read_text(),
+        card.replace(f"`{CLASSES[0]}`", ""),
+    ):
+        assert "<script" not in shown
+        assert "onerror=" not in shown or "&lt;img src=x onerror=" in shown

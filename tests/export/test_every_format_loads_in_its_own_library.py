@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 import bissl_fast
 from bissl_fast.cli import main
+from bissl_fast.export.card import code
 from bissl_fast.export.to_torchvision import renamed, torchvision_network
 from bissl_fast.models import build_backbone
 from tests.export.runs import CLASSES, write_run
@@ -202,3 +203,8 @@ def test_an_export_is_whole_and_replaces_only_exports(
 def test_the_default_folder_lies_in_the_run(tiny: Path) -> None:
     assert main(["export", str(tiny), "--format", "timm", "--arm", "baseline"]) == 0
     assert (tiny / "export" / "pretext-baseline-timm" / "model.safetensors").is_file()
+
+
+def test_no_name_leaves_its_place_in_the_card() -> None:
+    assert code("moss, wet") == "`moss, wet`"
+    assert code("a`</code><script>\n# b``c") == "``` a`</code><script> # b``c ```"

@@ -107,6 +107,14 @@ def test_names_that_are_no_utf8_keep_their_bytes_and_commas_are_quoted() -> None
     assert made.csv() == b'path,class,probability\na\xff.png,"moss, wet",0.250000\n'
 
 
+def test_no_path_is_a_formula_to_a_spreadsheet_and_each_still_names_its_file() -> None:
+    names = ("=1+1.png", "@a.png", "-b/c.png", "+d.png", "e=f.png")
+    rows = list(csv.reader(Predictions(tuple((n, "moss", 1.0) for n in names), 5, (), ()).csv().decode().splitlines()))
+    found = [path for path, *_ in rows[1:]]
+    assert found == ["./=1+1.png", "./@a.png", "./-b/c.png", "./+d.png", "e=f.png"]
+    assert [os.path.normpath(path) for path in found] == list(names)
+
+
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [

@@ -11,8 +11,8 @@ from torch import nn
 
 from bissl_fast.data.pipelines.loader import Batch, Loader
 from bissl_fast.data.pipelines.order import BatchOrder
+from bissl_fast.evaluation.finetuning import FineTuneTask
 from bissl_fast.evaluation.metrics import Evaluation
-from bissl_fast.methods.stages.finetune import FineTuneTask
 from bissl_fast.methods.stages.head import HeadWarmupTask
 from bissl_fast.methods.stages.sgd import SGDSettings
 from bissl_fast.models import Network
@@ -34,8 +34,9 @@ class Noise(Loader):
 @pytest.mark.parametrize("share", [0.0, 1e-3])
 def test_the_rate_falls_from_its_peak_to_the_final_share(share: float) -> None:
     torch.manual_seed(0)
-    network, sgd = Network(nn.Linear(3, 4), nn.Linear(4, 2)), SGDSettings(0.1, 0.0, final_share=share)
-    task = FineTuneTask(network, Noise(), lambda _: Evaluation({"top1": 1.0}, 0.0, 4), sgd, 50, 2, nullcontext)
+    network = Network(nn.Linear(3, 4), nn.Linear(4, 2))
+    sgd = SGDSettings(0.1, 0.0).build(list(network.parameters()))
+    task = FineTuneTask(network, Noise(), None, sgd, 50, 2, nullcontext, final_share=share)
     rates = [float(task.step(index)["lr"]) for index in range(task.steps)]
     assert rates[0] == 0.1
     assert rates[50] == pytest.approx(0.1 * (1 + share) / 2)
@@ -68,7 +69,8 @@ def test_the_epoch_that_is_kept(accuracies: tuple[float, ...], best: int, metric
         after.append({name: value.clone() for name, value in network.state_dict().items()})
         return Evaluation({metric: accuracies[len(after) - 1]}, loss=0.0, count=4)
 
-    task = FineTuneTask(network, Noise(), validate, SGDSettings(0.1, 0.0), len(accuracies), 2, nullcontext)
+    sgd = SGDSettings(0.1, 0.0).build(list(network.parameters()))
+    task = FineTuneTask(network, Noise(), validate, sgd, len(accuracies), 2, nullcontext)
     for index in range(task.steps):
         task.step(index)
     assert len(after) == len(accuracies)

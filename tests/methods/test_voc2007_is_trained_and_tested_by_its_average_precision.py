@@ -20,7 +20,7 @@ from bissl_fast.data.pipelines.loader import sequential_batches
 from bissl_fast.data.sets.catalogue import list_labelled
 from bissl_fast.data.sets.readers.voc import CLASSES
 from bissl_fast.errors import UserError
-from bissl_fast.evaluation.average_precision import mean_average_precision
+from bissl_fast.evaluation.answers import Rankings
 from bissl_fast.evaluation.run_folder import RunFolder
 from bissl_fast.export.predicting import predict
 from bissl_fast.methods.train import Training, train
@@ -79,7 +79,22 @@ def scored(network: Network, training: Training, images: Any) -> float:
     view = training.config.images.evaluation_view
     with torch.inference_mode():
         outputs = [network(batch.views[0]) for batch in sequential_batches(images, view, 24, "cpu")]
-    return 100 * mean_average_precision(torch.cat(outputs).numpy(), images.labels)
+    return Rankings(torch.cat(outputs).numpy(), images.labels).mean("ignored")
+
+
+def test_both_conventions_for_difficult_objects_are_told_by_class_and_one_of_them_judges(voc: Path, run: Path) -> None:
+    details = json.loads((run / "test" / "details.json").read_text())
+    scores = json.loads((run / "results.json").read_text())["arms"]
+    assert tuple(details["classes"]) == CLASSES
+    for arm, told in details["arms"].items():
+        assert told["map"]["ignored"] == pytest.approx(scores[arm]["scores"]["map"])
+        for way in ("ignored", "present"):
+            assert np.array(told["per_class"][way]).shape == (2, 20)
+            assert np.mean(told["per_class"][way], axis=1) == pytest.approx(told["map"][way])
+    report = (run / "report.html").read_text()
+    assert "(difficult objects ignored) and " in report
+    assert "test AP (%)" in report
+    assert "calibration error" not in report
 
 
 def test_predictions_for_the_test_images_have_the_average_precision_of_the_results(
@@ -93,7 +108,7 @@ def test_predictions_for_the_test_images_have_the_average_precision_of_the_resul
     told = {(path, name): probability for path, name, probability in predict(model, tmp_path, top=20).rows}
     found = np.array([[told[file.name, name] for name in CLASSES] for file in test.files])
     scores = json.loads((run / "results.json").read_text())["arms"]["bissl"]["scores"]["map"]
-    assert 100 * mean_average_precision(found, test.labels) == pytest.approx(scores[1], rel=1e-6)
+    assert Rankings(found, test.labels).mean("ignored") == pytest.approx(scores[1], rel=1e-6)
 
 
 def test_table_and_report_speak_of_precision_and_draw_images_of_one_class(run: Path) -> None:

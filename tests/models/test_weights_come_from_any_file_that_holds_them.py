@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,14 @@ def layouts() -> dict[str, tuple[Any, str]]:
         "torchvision": (own | prefixed("fc.", nn.Linear(2, 2)), "fc.* (2)"),
         "moco": ({"arch": NAME, "state_dict": moco, **rate}, "module.encoder_q.fc.* (4), module.queue (1)"),
         "simsiam": ({"state_dict": simsiam | prefixed("module.predictor.", head), **rate}, "module.predictor.* (4)"),
-        "dino": ({"student": student, "teacher": teacher, "args": args, **rate}, "head.* (4)"),
+        "dino": (
+            {"student": student, "teacher": teacher, "args": args, **rate},
+            f"head.* (4), optimizer.* (1), student.* ({len(student)})",
+        ),
+        "timm with an average": (
+            {"state_dict": prefixed("module.", own), "state_dict_ema": other, "arch": NAME},
+            f"state_dict_ema.* ({len(other)})",
+        ),
         "dino, student alone": (
             {"student": student, "args": args, **rate},
             "optimizer.* (1), student.module.head.* (4)",
@@ -170,6 +178,34 @@ def test_what_does_not_fit_is_listed(tmp_path: Path, fault: str) -> None:
         read(str(tmp_path / "w.safetensors"))
 
 
+@pytest.mark.parametrize(
+    ("kind", "changed"),
+    [
+        ("int32", lambda value: value.int()),
+        ("bool", lambda value: value.bool()),
+        ("complex64", lambda value: value.to(torch.complex64)),
+        ("without values", lambda value: value.to("meta")),
+        ("sparse", lambda value: value.to_sparse()),
+        ("quantised", lambda value: torch.quantize_per_tensor(value, 0.1, 0, torch.qint8)),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of torch, that quantisation moves
+def test_what_would_be_cast_to_other_numbers_or_has_none_is_listed(
+    tmp_path: Path, kind: str, changed: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    torch.save(tensors() | {"conv1.0.weight": changed(tensors()["conv1.0.weight"])}, tmp_path / "w.pt")
+    with pytest.raises(UserError, match=rf"not dense numbers like its own: conv1\.0\.weight \({kind}\)"):
+        read(str(tmp_path / "w.pt"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64, torch.float8_e4m3fn])
+def test_numbers_of_other_precisions_are_taken(tmp_path: Path, dtype: torch.dtype) -> None:
+    torch.save({name: value.to(dtype) for name, value in tensors().items()}, tmp_path / "w.pt")
+    backbone = build_backbone(NAME, 0)
+    read(str(tmp_path / "w.pt")).load_into(backbone)
+    assert same(backbone.state_dict(), {name: value.to(dtype).to(value.dtype) for name, value in tensors().items()})
+
+
 def test_counters_of_batches_may_be_missing(tmp_path: Path) -> None:
     found = {name: value for name, value in tensors().items() if not name.endswith("num_batches_tracked")}
     save_file(found, tmp_path / "w.safetensors")
@@ -190,6 +226,8 @@ def test_a_file_executes_nothing_and_files_without_weights_say_what_they_hold(tm
     torch.save({"state_dict": Trap(tmp_path / "executed")}, tmp_path / "trap.pt")
     torch.save(nn.Linear(2, 2), tmp_path / "module.pt")
     torch.save({"optimizer": {}, "epoch": 3}, tmp_path / "other.pt")
+    torch.save({"state_dict": {}}, tmp_path / "none.pt")
+    save_file({}, tmp_path / "none.safetensors")
     torch.save(torch.zeros(3), tmp_path / "tensor.pt")
     (tmp_path / "text.pth").write_text("no weights")
     (tmp_path / "text.safetensors").write_text("no weights")
@@ -198,6 +236,8 @@ def test_a_file_executes_nothing_and_files_without_weights_say_what_they_hold(tm
         "trap.pt": "code in a file is never run here",
         "module.pt": "code in a file is never run here",
         "other.pt": "holds no weights by name, but optimizer, epoch",
+        "none.pt": "holds no weights by name, but nothing: save",
+        "none.safetensors": f"holds nothing of the backbone {NAME}, but: no tensor",
         "tensor.pt": "holds a Tensor, not weights by name",
         "text.pth": "is not a file of tensors",
         "text.safetensors": "holds no readable weights",

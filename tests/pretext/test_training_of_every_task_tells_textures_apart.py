@@ -11,13 +11,13 @@ from torch import nn
 
 from bissl_fast.data.views.parameters import ViewSettings
 from bissl_fast.evaluation.features import StatisticsSettings, extract_features, reestimate_batch_norm
-from bissl_fast.evaluation.run_folder import read_metrics
 from bissl_fast.methods.config import PretextConfig
 from bissl_fast.methods.presets import preset_config
 from bissl_fast.methods.run import Run
 from bissl_fast.methods.stages.pretrain import Pretext, PretrainSettings
 from bissl_fast.pretext import TASKS, OptimizerSettings
 from bissl_fast.training.files import load_weights
+from bissl_fast.training.tracking import read_metrics
 
 SIZE = 48
 NEIGHBOURS = 20

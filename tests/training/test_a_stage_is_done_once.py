@@ -1,5 +1,7 @@
 """Stages are keyed by settings and inputs."""
 
+import io
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -124,10 +126,58 @@ def test_a_folder_that_cannot_be_made_ends_in_a_sentence(tmp_path: Path) -> None
         stage(tmp_path / "run" / "pretext", [])
 
 
-def test_a_result_that_was_damaged_is_made_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["weights.safetensors", "DONE"])
+def test_a_result_that_was_damaged_is_named_and_made_again(tmp_path: Path, name: str) -> None:
+    calls: list[Path] = []
+    folder, told = tmp_path / "run" / "pretext", io.StringIO()
+    stage(folder, calls)
+    (folder / name).write_text("cut of")
+    run_stage(folder, {"rate": 1.0}, {"images": "abc"}, writer(calls), console=Console(file=told))
+    assert f"{name} in {folder} is not as it was written: done again" in told.getvalue()
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("done", ["[]", "3", '{"key": 3}', "{}", "[" * 100_000, '{"key": "KEY", "outputs": [1]}'])
+def test_a_stage_whose_mark_is_damaged_is_done_again(tmp_path: Path, done: str) -> None:
     calls: list[Path] = []
     folder = tmp_path / "run" / "pretext"
     stage(folder, calls)
-    (folder / "weights.safetensors").write_text("cut of")
+    key = json.loads((folder / "key.json").read_text())["key"]
+    (folder / "DONE").write_text(done.replace("KEY", key))
     stage(folder, calls)
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize("key", ['"/../../../elsewhere"', "3", "null", "[1]", '{"a": 1}'])
+def test_a_key_that_is_none_names_no_folder(tmp_path: Path, key: str) -> None:
+    calls: list[Path] = []
+    folder = tmp_path / "run" / "pretext"
+    stage(folder, calls)
+    (folder / "key.json").write_text(f'{{"key": {key}}}')
+    stage(folder, calls, rate=2.0)
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_dir()) == [
+        "pretext",
+        "pretext-unknown",
+        "run",
+        "superseded",
+    ]
+
+
+@pytest.mark.parametrize("left", [[], ["key.json.partial"]], ids=["nothing", "half a key"])
+def test_a_folder_whose_making_was_killed_is_gone_on_with_in_silence(tmp_path: Path, left: list[str]) -> None:
+    folder, told = tmp_path / "run" / "pretext", io.StringIO()
+    folder.mkdir(parents=True)
+    for name in left:
+        (folder / name).write_text("{")
+    run_stage(folder, {"rate": 1.0}, {"images": "abc"}, writer([]), console=Console(file=told))
+    assert not told.getvalue()
+
+
+def test_a_half_done_stage_whose_key_is_damaged_is_kept_and_made_again(tmp_path: Path) -> None:
+    folder, told = tmp_path / "run" / "pretext", io.StringIO()
+    folder.mkdir(parents=True)
+    (folder / "key.json").write_text('{"key": 12')
+    (folder / "checkpoint.pt").write_text("half way")
+    run_stage(folder, {"rate": 1.0}, {"images": "abc"}, writer([]), console=Console(file=told))
+    assert "its key.json is missing or damaged" in told.getvalue()
+    assert (tmp_path / "run" / "superseded" / "pretext-unknown" / "checkpoint.pt").read_text() == "half way"

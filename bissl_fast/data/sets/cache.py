@@ -28,6 +28,7 @@ from bissl_fast.data.sets.dataset import Images, ImageSet, Labels, Targets
 from bissl_fast.data.sets.readers.decode import UnreadableImageError
 from bissl_fast.data.sets.readers.source import Source, digest, listed
 from bissl_fast.errors import UserError
+from bissl_fast.plain import load_array, parse_json
 
 FORMAT = 2
 FOLDER_VARIABLE = "BISSL_FAST_CACHE"
@@ -232,22 +233,23 @@ def _write_description(
 def _open(entry: Path, source: Source, check: bool = True) -> ImageSet | None:
     """The images of an intact entry; `None` if there is none, or it is damaged in any way that `check` can tell."""
     try:
-        description: dict[str, Any] = json.loads((entry / "entry.json").read_text())
+        description: dict[str, Any] = parse_json((entry / "entry.json").read_bytes())
         classes = tuple(description["classes"])
         images, labels, sizes = _read_arrays(entry, description["labelled"], description["whole"])
         if check and content_hash(images, labels, classes, sizes) != description["content_hash"]:
             return None
-        notes = (*source.notes, *description["notes"])
-        skipped = tuple(description["skipped"])
+        notes, skipped = (*source.notes, *description["notes"]), tuple(description["skipped"])
+        if not all(isinstance(told, str) for told in (*notes, *skipped)):  # beside what is hashed
+            return None
         return ImageSet(source.name, images, labels, classes, description["content_hash"], skipped, notes, sizes)
-    except (OSError, ValueError, KeyError, TypeError, EOFError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def _read_arrays(folder: Path, labelled: bool, whole: bool) -> tuple[Images, Targets | None, Labels | None]:
-    images: Images = np.load(folder / "images.npy", mmap_mode="r")
-    labels: Targets | None = np.load(folder / "labels.npy") if labelled else None
-    return images, labels, np.load(folder / "sizes.npy") if whole else None
+    images: Images = load_array(folder / "images.npy", mapped=True)
+    labels: Targets | None = load_array(folder / "labels.npy") if labelled else None
+    return images, labels, load_array(folder / "sizes.npy") if whole else None
 
 
 def content_hash(images: Images, labels: Targets | None, classes: tuple[str, ...], sizes: Labels | None = None) -> str:

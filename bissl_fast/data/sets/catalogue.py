@@ -195,14 +195,16 @@ def locate(entry: Entry, root: Path | None) -> Path:
     found = entry.find(root) if root is not None else None
     if found is not None:
         return found
+    raise UserError(f"{absent(entry, root)}, or use the embedded set with `--dataset textures`.")
+
+
+def absent(entry: Entry, root: Path | None) -> str:
+    """That a set is not there, where it belongs and how it gets there, without a full stop."""
     where = "DIR" if root is None else root
     reason = "no --data-root was given" if root is None else f"{root} does not hold it"
     command = f"download it with `bissl-fast data prepare {entry.name} --data-root {where}`"
     way = command if entry.downloads else f"{entry.undownloadable}, {BY_HAND}"
-    raise UserError(
-        f"{entry.title} was not found: {reason}. Expected is {where}/{entry.folders[0]}: {way}, or use the embedded "
-        f"set with `--dataset textures`."
-    )
+    return f"{entry.title} was not found: {reason}. Expected is {where}/{entry.folders[0]}: {way}"
 
 
 def download(entry: Entry, root: Path) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import lzma
+import errno
 import os
 import shutil
 import stat
 import tarfile
 import zipfile
-import zlib
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from bissl_fast.errors import UserError
+
+OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO, errno.EMFILE}
+"""What goes wrong with the folder; all else goes wrong with the archive."""
 
 
 def unpack(archive: Path, root: Path, limit: int) -> None:
@@ -44,7 +46,11 @@ def unpack(archive: Path, root: Path, limit: int) -> None:
                 shutil.copytree(made, place, copy_function=os.replace, dirs_exist_ok=True)
             else:
                 made.replace(place)
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, UnicodeError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # a damaged archive can make its reader raise anything
+        if isinstance(error, OSError) and error.errno in OF_THE_DISK:
+            raise
         reason = str(error).splitlines()[0].rstrip(":") if str(error) else type(error).__name__
         raise UserError(f"{archive} is cut off or damaged ({reason}): remove it and download it again.") from error
     finally:

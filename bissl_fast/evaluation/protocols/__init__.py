@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from bissl_fast.data.sets.dataset import Splits
-from bissl_fast.evaluation.protocols import fewshot, knn, linear, semi
+from bissl_fast.evaluation.protocols import fewshot, finetune, knn, linear, semi
 from bissl_fast.evaluation.protocols.fewshot import FewShotSettings
+from bissl_fast.evaluation.protocols.finetune import TuningSettings
 from bissl_fast.evaluation.protocols.knn import NeighbourSettings
 from bissl_fast.evaluation.protocols.linear import LinearSettings
 from bissl_fast.evaluation.protocols.semi import SemiSettings
-from bissl_fast.evaluation.protocols.subject import Score, Scores, Subject
+from bissl_fast.evaluation.protocols.subject import Outcome, Score, Scores, Subject
 
-ProtocolName = Literal["linear", "knn", "semi", "fewshot", "crossdomain"]
+ProtocolName = Literal["linear", "knn", "finetune", "semi", "fewshot", "crossdomain"]
 PROTOCOLS: tuple[ProtocolName, ...] = get_args(ProtocolName)
 
 __all__ = [
@@ -23,12 +25,14 @@ __all__ = [
     "FewShotSettings",
     "LinearSettings",
     "NeighbourSettings",
+    "Outcome",
     "ProtocolName",
     "ProtocolSettings",
     "Score",
     "Scores",
     "SemiSettings",
     "Subject",
+    "TuningSettings",
     "require",
     "run",
     "scores",
@@ -42,6 +46,7 @@ class ProtocolSettings:
     Attributes:
         linear: a linear classifier on frozen features.
         knn: nearest neighbours among frozen features.
+        finetune: fine-tuning of the whole backbone with all labels.
         semi: fine-tuning with few labels.
         fewshot: few-shot episodes of the test split's classes.
         crossdomain: few-shot episodes of another set than the backbone was trained on (GeSSL's pairs).
@@ -49,6 +54,7 @@ class ProtocolSettings:
 
     linear: LinearSettings = LinearSettings()
     knn: NeighbourSettings = NeighbourSettings()
+    finetune: TuningSettings = TuningSettings()
     semi: SemiSettings = SemiSettings()
     fewshot: FewShotSettings = FewShotSettings()
     crossdomain: FewShotSettings = field(default_factory=lambda: FewShotSettings(((5, 5), (5, 20))))
@@ -73,11 +79,19 @@ def require(name: ProtocolName, splits: Splits, settings: ProtocolSettings = PAP
     elif name == "knn":
         knn.require(splits, settings.knn)
     else:
-        {"linear": linear.require, "semi": semi.require}[name](splits)
+        {"linear": linear.require, "finetune": finetune.require, "semi": semi.require}[name](splits)
 
 
-def run(name: ProtocolName, subject: Subject, settings: ProtocolSettings = PAPERS) -> Scores:
-    """The scores of one protocol, in percent.
+def run(
+    name: ProtocolName, subject: Subject, settings: ProtocolSettings = PAPERS, folder: Path | None = None
+) -> Outcome:
+    """What one protocol finds, in percent.
+
+    Args:
+        name: of the protocol.
+        subject: a backbone and a set.
+        settings: of all.
+        folder: where those that train the backbone keep their stages, so that what is broken off goes on.
 
     Raises:
         UserError: if the set cannot serve it.
@@ -86,8 +100,10 @@ def run(name: ProtocolName, subject: Subject, settings: ProtocolSettings = PAPER
         return linear.linear(subject, settings.linear)
     if name == "knn":
         return knn.knn(subject, settings.knn)
+    if name == "finetune":
+        return finetune.finetune(subject, settings.finetune, folder)
     if name == "semi":
-        return semi.semi(subject, settings.semi)
+        return semi.semi(subject, settings.semi, folder)
     return fewshot.fewshot(subject, settings.of(name), name)
 
 
@@ -108,4 +124,4 @@ def scores(subject: Subject, names: Sequence[ProtocolName], settings: ProtocolSe
     """
     for name in names:
         require(name, subject.splits, settings)
-    return {key: score.value for name in names for key, score in run(name, subject, settings).items()}
+    return {key: score.value for name in names for key, score in run(name, subject, settings).scores.items()}

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from bissl_fast.data.sets.dataset import ImageSet, Splits
 from bissl_fast.errors import UserError
-from bissl_fast.evaluation.protocols.subject import Labelled, Score, Scores, Subject, Track, require_one_label, silent
+from bissl_fast.evaluation.protocols.subject import Labelled, Outcome, Score, Subject, Track, require_one_label, silent
 
 Z = 1.96  # of a two-sided 95 % interval
 
@@ -84,7 +84,7 @@ def require(
     return served, sentences
 
 
-def fewshot(subject: Subject, settings: FewShotSettings, protocol: str = "fewshot") -> Scores:
+def fewshot(subject: Subject, settings: FewShotSettings, protocol: str = "fewshot") -> Outcome:
     """`fewshot_5w1s` and so on: mean accuracy over the episodes, drawn from the test split, with its 95 % interval.
 
     A task that the split cannot serve is told and left out.
@@ -100,12 +100,14 @@ def fewshot(subject: Subject, settings: FewShotSettings, protocol: str = "fewsho
     tasks, sentences = require(subject.splits, settings, protocol)
     for sentence in sentences:
         subject.tell(sentence)
-    return {
-        f"{protocol}_{ways}w{shots}s": summary(
-            accuracies(subject.test, ways, shots, settings, subject.seed, subject.track)
-        )
-        for ways, shots in tasks
-    }
+    return Outcome(
+        {
+            f"{protocol}_{ways}w{shots}s": summary(
+                accuracies(subject.test, ways, shots, settings, subject.seed, subject.track)
+            )
+            for ways, shots in tasks
+        }
+    )
 
 
 def summary(found: NDArray[np.float64]) -> Score:

@@ -9,10 +9,11 @@ import numpy as np
 
 from bissl_fast.data.sets.dataset import Splits
 from bissl_fast.errors import UserError
+from bissl_fast.evaluation.answers import Answers, told
 from bissl_fast.evaluation.protocols.subject import (
     Labelled,
+    Outcome,
     Score,
-    Scores,
     Subject,
     require_one_label,
     require_same_classes,
@@ -46,7 +47,7 @@ def require(splits: Splits, settings: NeighbourSettings) -> None:
         )
 
 
-def knn(subject: Subject, settings: NeighbourSettings) -> Scores:
+def knn(subject: Subject, settings: NeighbourSettings) -> Outcome:
     """`knn_top1` of all test images.
 
     Raises:
@@ -54,19 +55,31 @@ def knn(subject: Subject, settings: NeighbourSettings) -> Scores:
             training images than neighbours.
     """
     require(subject.splits, settings)
-    return {"knn_top1": Score(accuracy(subject.train, subject.test, settings))}
+    found = answers(subject.train, subject.test, settings, len(subject.splits.test.classes))
+    return Outcome({"knn_top1": Score(accuracy(found))}, {"knn": told([found])})
 
 
-def accuracy(train: Labelled, test: Labelled, settings: NeighbourSettings) -> float:
-    """Share of test features, in percent, that their neighbours classify rightly.
+def answers(train: Labelled, test: Labelled, settings: NeighbourSettings, classes: int) -> Answers:
+    """What neighbours take each test image for; the confidence is the share of them that agree.
+
+    Args:
+        train: the neighbours.
+        test: who asks them.
+        settings: how many, and what is near.
+        classes: how many there are.
 
     Example:
         >>> corners = Labelled(np.eye(3, dtype=np.float32), np.arange(3))
-        >>> accuracy(corners, corners, NeighbourSettings(k=1))
+        >>> accuracy(answers(corners, corners, NeighbourSettings(k=1), 3))
         100.0
     """
     from sklearn.neighbors import KNeighborsClassifier
 
     neighbours = KNeighborsClassifier(settings.k, metric=settings.metric, algorithm="brute")
-    found = neighbours.fit(train.features, train.labels).predict(test.features)
-    return float(100 * np.mean(found == test.labels))
+    shares = neighbours.fit(train.features, train.labels).predict_proba(test.features)  # (N, classes of train)
+    return Answers(test.labels, neighbours.classes_[shares.argmax(axis=1)], shares.max(axis=1), classes)
+
+
+def accuracy(found: Answers) -> float:
+    """Share of images that are taken for what they are, in percent."""
+    return float(100 * np.mean(found.predicted == found.labels))

@@ -14,11 +14,12 @@ from torch import nn
 from bissl_fast.data.pipelines.loader import Batch
 from bissl_fast.data.sets.dataset import Splits
 from bissl_fast.errors import UserError
+from bissl_fast.evaluation.answers import told
 from bissl_fast.evaluation.metrics import evaluate
 from bissl_fast.evaluation.protocols.subject import (
     Labelled,
+    Outcome,
     Score,
-    Scores,
     Subject,
     Track,
     require_same_classes,
@@ -73,7 +74,7 @@ def require(splits: Splits) -> None:
     require_same_classes(splits, "linear")
 
 
-def linear(subject: Subject, settings: LinearSettings) -> Scores:
+def linear(subject: Subject, settings: LinearSettings) -> Outcome:
     """`linear_top1` and `linear_top5` of all test images, or `linear_map` where images have several classes.
 
     Raises:
@@ -83,7 +84,9 @@ def linear(subject: Subject, settings: LinearSettings) -> Scores:
     classes = len(subject.splits.train.classes)
     head = fit(subject.train, classes, settings, subject.seed, subject.device, subject.track)
     found = evaluate(head, _batches(subject.test, 4096, subject.device), subject.device)
-    return {f"linear_{key}": Score(value) for key, value in found.metrics.items()}
+    assert found.answers is not None
+    scores = {f"linear_{key}": Score(value) for key, value in found.metrics.items()}
+    return Outcome(scores, {"linear": told([found.answers])})
 
 
 def fit(

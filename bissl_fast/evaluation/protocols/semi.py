@@ -6,28 +6,21 @@ backbone, both falling to 0 by a half cosine.
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
+from pathlib import Path
 
-import torch
-
-from bissl_fast.data.pipelines.loader import ViewLoader, sequential_batches
-from bissl_fast.data.pipelines.order import BatchOrder
 from bissl_fast.data.sets.dataset import ImageSet, Splits
 from bissl_fast.data.sets.splits import labelled_share
 from bissl_fast.errors import UserError
-from bissl_fast.evaluation.metrics import evaluate, evaluation_mode
 from bissl_fast.evaluation.protocols.subject import (
-    BATCH,
+    Outcome,
     Score,
     Scores,
     Subject,
     require_one_label,
     require_same_classes,
 )
-from bissl_fast.models import Network, build_classifier
-from bissl_fast.training.schedules import warmup_cosine
-from bissl_fast.training.supervised import downstream_loss
+from bissl_fast.evaluation.protocols.tuning import Tuning, tested, tuned
 
 
 @dataclass(frozen=True)
@@ -60,6 +53,11 @@ class SemiSettings:
         if self.epochs < 1 or self.batch_size < 2:
             raise UserError("--semi.epochs must be at least 1 and --semi.batch-size at least 2.")
 
+    def tuning(self, head_rate: float, backbone_rate: float, seed: int) -> Tuning:
+        """Of one share."""
+        rates = (head_rate, backbone_rate)
+        return Tuning(*rates, seed, seed, self.epochs, self.batch_size, self.weight_decay, self.momentum)
+
 
 def require(splits: Splits) -> None:
     """Raise the sentence for a set that it makes no sense on."""
@@ -67,8 +65,13 @@ def require(splits: Splits) -> None:
     require_same_classes(splits, "semi")
 
 
-def semi(subject: Subject, settings: SemiSettings) -> Scores:
+def semi(subject: Subject, settings: SemiSettings, folder: Path | None = None) -> Outcome:
     """`semi_1_top1`, `semi_1_top5`, `semi_10_top1` and so on, of all test images after the last epoch.
+
+    Args:
+        subject: a backbone and a set.
+        settings: of the fine-tuning.
+        folder: in which each share is a stage, so that what is broken off goes on.
 
     Raises:
         UserError: if images have several classes, the set has other classes to test than to train, or fine-tuning
@@ -79,12 +82,12 @@ def semi(subject: Subject, settings: SemiSettings) -> Scores:
     for share, head_rate, backbone_rate in zip(
         settings.shares, settings.head_rates, settings.backbone_rates, strict=True
     ):
-        images = labelled_part(subject.splits.train, share, subject.seed)
-        network = finetuned(subject, images, head_rate, backbone_rate, settings)
-        batches = sequential_batches(subject.splits.test, subject.view, BATCH, subject.device)
-        found = evaluate(network, batches, subject.device)
-        scores |= {f"semi_{100 * share:g}_{key}": Score(value) for key, value in found.metrics.items()}
-    return scores
+        images, name = labelled_part(subject.splits.train, share, subject.seed), f"semi_{100 * share:g}"
+        tuning = settings.tuning(head_rate, backbone_rate, subject.seed)
+        network = tuned(subject, f"{name}-{subject.name}", images, tuning, folder=folder)
+        found = tested(subject, network, subject.splits.test, tuning)
+        scores |= {f"{name}_{key}": Score(value) for key, value in found.metrics.items()}
+    return Outcome(scores)
 
 
 def labelled_part(train: ImageSet, share: float, seed: int) -> ImageSet:
@@ -92,49 +95,3 @@ def labelled_part(train: ImageSet, share: float, seed: int) -> ImageSet:
     assert train.labels is not None
     rows = labelled_share(train.labels.astype("int64", copy=False), share, seed)
     return train.subset(rows, f"{train.name}, {100 * share:g} %")
-
-
-def finetuned(
-    subject: Subject, images: ImageSet, head_rate: float, backbone_rate: float, settings: SemiSettings
-) -> Network:
-    """A copy of the backbone with a new classifier, both trained on all of the images.
-
-    Args:
-        subject: the backbone, and how images are drawn.
-        images: labelled.
-        head_rate: first learning rate of the classifier.
-        backbone_rate: of the backbone.
-        settings: the others.
-    """
-    batch_size = min(settings.batch_size, len(images))
-    order = BatchOrder(len(images), batch_size, subject.seed, keep_last=True)
-    network = _network(subject, len(images.classes))
-    groups = [(network.head, head_rate), (network.backbone, backbone_rate)]
-    optimizer = torch.optim.SGD(
-        [{"params": list(part.parameters()), "lr": rate} for part, rate in groups],
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-    )
-    per_epoch = len(images) // batch_size + (len(images) % batch_size > 1)
-    steps = settings.epochs * per_epoch
-    network.train()
-    loader = ViewLoader(images, (subject.training_view,), order, subject.seed, subject.device)
-    with loader, torch.random.fork_rng():
-        torch.manual_seed(subject.seed)  # of layers such as dropout
-        for step in subject.track(range(steps), steps, f"{len(images):,} labelled images, steps"):
-            for group, (_, rate) in zip(optimizer.param_groups, groups, strict=True):
-                group["lr"] = warmup_cosine(step, steps, rate)
-            batch = loader.load(step)
-            optimizer.zero_grad(set_to_none=True)
-            downstream_loss(network(batch.views[0]), batch.target).backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-    return network
-
-
-def _network(subject: Subject, classes: int) -> Network:
-    view = subject.view
-    with evaluation_mode(subject.backbone), torch.no_grad():
-        nothing = torch.zeros(1, len(view.mean), view.size, view.size, device=subject.device)
-        features = subject.backbone(nothing).shape[1]
-    head = build_classifier(features, classes, subject.seed).to(subject.device)
-    return Network(copy.deepcopy(subject.backbone), head)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rich.console import Console
 from torch import nn
 
 from bissl_fast.data.pipelines.loader import sequential_batches
@@ -17,6 +18,7 @@ from bissl_fast.data.sets.dataset import ImageSet, Splits, Targets, is_multilabe
 from bissl_fast.data.views.parameters import ViewSettings
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.features import extract_features
+from bissl_fast.training.tracking import tracked
 
 BATCH = 256  # images per pass; in eval mode it changes no feature but by rounding
 
@@ -39,19 +41,56 @@ class Score:
     """A test score in percent.
 
     Attributes:
-        value: the score, of several episodes their mean.
+        value: the score, of several episodes or seeds their mean.
         interval: half the width of its 95 % interval over episodes, where there are any.
+        seeds: the score of each, where several models were trained.
     """
 
     value: float
     interval: float | None = None
+    seeds: tuple[float, ...] = ()
+
+    @classmethod
+    def over_seeds(cls, found: Sequence[float]) -> Score:
+        """The mean over models.
+
+        Example:
+            >>> print(Score.over_seeds([50.0, 52.0]))
+            51.0 ± 1.4
+        """
+        return cls(float(np.mean(found)), seeds=tuple(found))
 
     def __str__(self) -> str:
-        return f"{self.value:.1f}" if self.interval is None else f"{self.value:.1f} ± {self.interval:.1f}"
+        spread = self.interval if len(self.seeds) < 2 else float(np.std(self.seeds, ddof=1))
+        return f"{self.value:.1f}" if spread is None else f"{self.value:.1f} ± {spread:.1f}"
 
 
 Scores = dict[str, Score]
 """By key, as in :data:`bissl_fast.evaluation.metrics.METRICS`."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a protocol has found.
+
+    Attributes:
+        scores: by which backbones are compared.
+        details: what :func:`bissl_fast.evaluation.answers.told` tells beside, by what the keys of the scores begin
+            with.
+    """
+
+    scores: Scores
+    details: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def shown(self) -> Scores:
+        """The scores, and of the details what a table has room for."""
+        shown = dict(self.scores)
+        for name, details in self.details.items():
+            beside = {key: details[key] for key in ("mean_per_class", "ece") if key in details}
+            beside |= {f"map_{way}": values for way, values in details.get("map", {}).items()}
+            shown |= {f"{name}_{key}": Score.over_seeds(values) for key, values in beside.items()}
+        return shown
 
 
 @dataclass(frozen=True)
@@ -76,7 +115,8 @@ class Subject:
         training_view: how they are drawn where the backbone is trained on.
         device: where all of it runs.
         seed: of everything that is drawn.
-        track: shows progress.
+        name: what the backbone is called.
+        console: where progress is shown; left out: nowhere.
         tell: takes a sentence that a user should read.
 
     Example:
@@ -91,8 +131,13 @@ class Subject:
     training_view: ViewSettings
     device: torch.device
     seed: int = 0
-    track: Track = silent
+    name: str = "backbone"
+    console: Console = field(default_factory=partial(Console, quiet=True))
     tell: Callable[[str], None] = print
+
+    def track(self, items: Iterable[Item], total: int, title: str) -> Iterable[Item]:
+        """Goes through items and shows how far it is."""
+        return tracked(self.console, items, total, title)
 
     @cached_property
     def train(self) -> Labelled:

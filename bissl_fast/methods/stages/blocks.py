@@ -25,6 +25,8 @@ class BlocksTask:
         stack: of the backbones, if they pass side by side.
     """
 
+    remedy = "Lower --pretrain.learning-rate, or take --precision fp32."
+
     def __init__(
         self, blocks: Sequence[PretrainTask], loader: Loader, first: int, steps: int, stack: Stack | None = None
     ) -> None:

@@ -67,8 +67,16 @@ class Downstream:
         Raises:
             UserError: if the training split is smaller than a batch.
         """
-        train, batch = len(run.data.splits.train), self.settings.batch_size
-        return steps_per_epoch(train, batch, "--finetune.batch-size") + (train % batch > 1)
+        return self.epoch_steps_on(len(run.data.splits.train))
+
+    def epoch_steps_on(self, images: int) -> int:
+        """The same of a training split of so many images.
+
+        Raises:
+            UserError: if they are fewer than a batch.
+        """
+        batch = self.settings.batch_size
+        return steps_per_epoch(images, batch, "--finetune.batch-size") + (images % batch > 1)
 
     def classifier(self, run: Run, purpose: str) -> nn.Linear:
         """A new linear head."""

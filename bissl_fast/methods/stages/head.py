@@ -85,6 +85,8 @@ class HeadWarmupTask:
         leak_statistics: let the batch norms' buffers move; else they are left alone.
     """
 
+    remedy = "Lower --upper.learning-rate, or take --precision fp32."
+
     def __init__(
         self,
         network: Network,

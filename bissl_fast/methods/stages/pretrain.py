@@ -84,6 +84,8 @@ class PretrainTask:
         rate: the learning rate of a step, where it is not the settings' schedule.
     """
 
+    remedy = "Lower --pretrain.learning-rate, or take --precision fp32."
+
     def __init__(
         self,
         learner: Learner,
@@ -147,7 +149,15 @@ class Pretext:
         Raises:
             UserError: if the unlabelled set is smaller than a batch.
         """
-        epoch = steps_per_epoch(len(run.data.unlabelled), self.settings.batch_size, "--pretrain.batch-size")
+        return self.steps_on(len(run.data.unlabelled), epochs)
+
+    def steps_on(self, images: int, epochs: float) -> int:
+        """The same on so many unlabelled images.
+
+        Raises:
+            UserError: if they are fewer than a batch.
+        """
+        epoch = steps_per_epoch(images, self.settings.batch_size, "--pretrain.batch-size")
         return max(1, round(epochs * epoch)) if epochs else 0
 
     def lasting(self, run: Run, images: int) -> "Pretext":

@@ -1,9 +1,9 @@
 """Protocols on an arm's backbone as it is before fine-tuning."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -13,10 +13,12 @@ from bissl_fast.evaluation.protocols import PAPERS, ProtocolName, ProtocolSettin
 from bissl_fast.methods.run import Run
 from bissl_fast.training.files import write_json
 from bissl_fast.training.stage import StageOutput
-from bissl_fast.training.tracking import tracked
 
 FORMAT = 2
 """Raised when the stage's results are laid out otherwise: 2 has intervals."""
+
+WORK = "work"
+"""Where protocols that train keep what they have begun; gone when they have ended."""
 
 
 def score(
@@ -42,8 +44,10 @@ def score(
 
     def body(folder: Path) -> None:
         subject = subject_of(run, backbone)
-        found = {key: made for name in chosen for key, made in protocols.run(name, subject, settings).items()}
+        outcomes = [protocols.run(name, subject, settings, folder / WORK) for name in chosen]
+        found = {key: made for outcome in outcomes for key, made in outcome.scores.items()}
         write_json(folder / "results.json", {key: asdict(made) for key, made in found.items()})
+        shutil.rmtree(folder / WORK, ignore_errors=True)
 
     key = {
         "format": FORMAT,
@@ -60,5 +64,5 @@ def subject_of(run: Run, backbone: StageOutput) -> Subject:
     images = run.settings.images
     network = run.downstream_network(backbone, nn.Identity()).backbone
     shown = (images.evaluation_view, images.finetune_view)
-    seed, track = run.seed("protocols"), partial(tracked, run.console)
-    return Subject(network, run.data.splits, *shown, run.device, seed, track, run.say)
+    name, seed = backbone.folder.name, run.seed("protocols")
+    return Subject(network, run.data.splits, *shown, run.device, seed, name, run.console, run.say)

@@ -9,11 +9,14 @@ x stands in its place, so that an activation after it may overwrite the output.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from bissl_fast.ops.batch_norm import across_ranks
+from bissl_fast.ops.collectives import Ranks
 from bissl_fast.ops.contrastive import refuse_forward_over_forward
 from bissl_fast.ops.functions import TwiceDifferentiable
 
@@ -30,8 +33,10 @@ PREFIX = {"cpp": "batch_norm_", "triton": "triton_batch_norm_"}
 """Of the ops of each backend that has batch norm."""
 
 
-def kernel(backend: str, name: str) -> Callable[..., Any]:
-    """A raw kernel of a backend; see :mod:`bissl_fast.ops.batch_norm.schemas`."""
+def kernel(backend: str, name: str, ranks: Ranks | None = None) -> Callable[..., Any]:
+    """A raw kernel of a backend, see :mod:`bissl_fast.ops.batch_norm.schemas`, or what stands for it across ranks."""
+    if ranks is not None:
+        return partial(getattr(across_ranks, name), ranks, partial(kernel, backend))
     op: Callable[..., Any] = getattr(torch.ops.bissl_fast, PREFIX[backend] + name)
     return op
 
@@ -56,16 +61,17 @@ class BatchNorm(TwiceDifferentiable):
         relu: bool,
         eps: float,
         backend: str,
+        ranks: Ranks | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        out, mean, rstd = kernel(backend, "fwd")(x, weight, bias, residual, groups, relu, eps)
+        out, mean, rstd = kernel(backend, "fwd", ranks)(x, weight, bias, residual, groups, relu, eps)
         return out, mean, rstd
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        x, weight, _, residual, groups, relu, _, backend = inputs
+        x, weight, _, residual, groups, relu, _, backend, ranks = inputs
         out, mean, rstd = output
         saved = (x, weight, out if relu else x, mean, rstd)
-        ctx.settings, ctx.with_residual = (groups, relu, backend), residual is not None
+        ctx.settings, ctx.with_residual = (groups, relu, backend, ranks), residual is not None
         ctx.mark_non_differentiable(mean, rstd)
         ctx.save_for_backward(*saved)
         ctx.save_for_forward(*saved)
@@ -74,11 +80,11 @@ class BatchNorm(TwiceDifferentiable):
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if grad_out is None:
-            return (None,) * 8
+            return (None,) * 9
         dx, dresidual, dweight, dbias, *_ = BatchNormGradient.apply(
             grad_out, *ctx.saved_tensors, *ctx.settings, ctx.with_residual
         )
-        return dx, dweight, dbias, dresidual if ctx.with_residual else None, None, None, None, None
+        return dx, dweight, dbias, dresidual if ctx.with_residual else None, None, None, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor, None, None]:
@@ -109,23 +115,24 @@ class BatchNormTangent(TwiceDifferentiable):
         groups: int,
         relu: bool,
         backend: str,
+        ranks: Ranks | None,
     ) -> Tensor:
-        out_t: Tensor = kernel(backend, "jvp")(
+        out_t: Tensor = kernel(backend, "jvp", ranks)(
             x_t, x, out, weight, mean, rstd, weight_t, bias_t, residual_t, groups, relu
         )
         return out_t
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        *tensors, groups, relu, backend = inputs
-        ctx.settings = (groups, relu, backend)
+        *tensors, groups, relu, backend, ranks = inputs
+        ctx.settings = (groups, relu, backend, ranks)
         ctx.save_for_backward(*tensors)
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad is None:
-            return (None,) * 12
+            return (None,) * 13
         tangents, saved = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
         x_t, weight_t, _, residual_t = tangents
         with_residual = residual_t is not None
@@ -135,7 +142,7 @@ class BatchNormTangent(TwiceDifferentiable):
         dx, _, dweight, _ = BatchNormProduct.apply(None, x_t, weight_t, grad, *saved, *sums, *ctx.settings, False)
         found = (d_x_t, d_weight_t, d_bias_t, d_residual_t)
         of_tangents = (d if t is not None else None for d, t in zip(found, tangents, strict=True))
-        return *of_tangents, dx, dweight, *(None,) * 6
+        return *of_tangents, dx, dweight, *(None,) * 7
 
     @staticmethod
     def jvp(ctx: Any, *_: Tensor) -> Tensor:
@@ -159,18 +166,19 @@ class BatchNormGradient(TwiceDifferentiable):
         groups: int,
         relu: bool,
         backend: str,
+        ranks: Ranks | None,
         with_residual: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-        dx, dresidual, sum_g, sum_gx = kernel(backend, "bwd")(
+        dx, dresidual, *sums = kernel(backend, "bwd", ranks)(
             grad_out, x, out, weight, mean, rstd, groups, relu, with_residual
-        )
-        return dx, dresidual, *over_groups(sum_gx, sum_g, weight), sum_g, sum_gx
+        )  # first this rank's own sums, last those that dx is made of
+        return dx, dresidual, *over_groups(sums[1], sums[0], weight), sums[-2], sums[-1]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        *tensors, groups, relu, backend, with_residual = inputs
+        *tensors, groups, relu, backend, ranks, with_residual = inputs
         _, dresidual, _, _, *sums = output
-        ctx.settings, ctx.with_residual = (groups, relu, backend), with_residual
+        ctx.settings, ctx.with_residual = (groups, relu, backend, ranks), with_residual
         ctx.mark_non_differentiable(*sums, *(() if with_residual else (dresidual,)))
         ctx.save_for_backward(*tensors, *sums)
         ctx.save_for_forward(*tensors, *sums)
@@ -180,7 +188,7 @@ class BatchNormGradient(TwiceDifferentiable):
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         u_x, u_residual, u_weight, u_bias = cotangents[:4]
         if all(u is None for u in cotangents[:4]):
-            return (None,) * 10
+            return (None,) * 11
         grad_out, *saved, sum_g, sum_gx = ctx.saved_tensors
         d_grad_out = BatchNormTangent.apply(u_x, u_weight, u_bias, u_residual, *saved, *ctx.settings)
         dx = dweight = None
@@ -188,7 +196,7 @@ class BatchNormGradient(TwiceDifferentiable):
             dx, _, dweight, _ = BatchNormProduct.apply(
                 None, u_x, u_weight, grad_out, *saved, sum_g, sum_gx, *ctx.settings, False
             )
-        return d_grad_out, dx, dweight, *(None,) * 7
+        return d_grad_out, dx, dweight, *(None,) * 8
 
     @staticmethod
     def jvp(
@@ -223,10 +231,11 @@ class BatchNormProduct(TwiceDifferentiable):
         groups: int,
         relu: bool,
         backend: str,
+        ranks: Ranks | None,
         with_residual: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         saved = (grad_out, x, out, weight, mean, rstd, sum_g, sum_gx)
-        dx_t, dresidual_t, sum_g_t, sum_gx_t = kernel(backend, "bwd_jvp")(
+        dx_t, dresidual_t, sum_g_t, sum_gx_t = kernel(backend, "bwd_jvp", ranks)(
             grad_out_t, x_t, weight_t, *saved, groups, relu, with_residual
         )
         return dx_t, dresidual_t, *over_groups(sum_gx_t, sum_g_t, weight)
@@ -263,11 +272,12 @@ def batch_norm(
     relu: bool,
     eps: float,
     backend: str,
+    ranks: Ranks | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``(out, mean, rstd)`` through the kernels of ``backend``; arguments are already checked."""
     if torch.compiler.is_dynamo_compiling():
         allow_in_graph()
-    return apply_batch_norm(x, weight, bias, residual, groups, relu, eps, backend)
+    return apply_batch_norm(x, weight, bias, residual, groups, relu, eps, backend, ranks)
 
 
 def apply_batch_norm(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:

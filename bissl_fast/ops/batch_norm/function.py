@@ -7,6 +7,7 @@ from torch import Tensor
 from bissl_fast.ops.backend import DTYPES, REBUILD, choose_among
 from bissl_fast.ops.batch_norm import reference
 from bissl_fast.ops.batch_norm.derivatives import batch_norm, has_kernels
+from bissl_fast.ops.collectives import Ranks
 from bissl_fast.ops.schemas import wide_dtype
 
 
@@ -19,6 +20,7 @@ def batch_norm_act(
     groups: int = 1,
     relu: bool = False,
     eps: float = 1e-5,
+    ranks: Ranks | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Batch norm by the batch's own statistics, a residual and a ReLU in one pass (Ioffe and Szegedy, 2015).
 
@@ -33,6 +35,8 @@ def batch_norm_act(
         groups: G. The batch axis is cut into G equal parts with statistics of their own, as if each were a batch.
         relu: Whether negative results become zero.
         eps: Added to the variance, positive.
+        ranks: Statistics are those of all these ranks' values, of which each has as many as this one; left out: of this
+            process's. Derivatives are those of the sum of all ranks' shares (:mod:`bissl_fast.ops.collectives`).
 
     Returns:
         out: shaped like x, in its dtype; channels-last if x is that, else contiguous.
@@ -50,14 +54,14 @@ def batch_norm_act(
         >>> x = torch.randn(8, 3, 4, 4, requires_grad=True)
         >>> out, mean, var = batch_norm_act(x, torch.ones(3), torch.zeros(3), relu=True, groups=2)
     """
-    check(x, weight, bias, residual, groups, eps)
+    check(x, weight, bias, residual, groups, eps, 1 if ranks is None else ranks.size)
     if residual is not None:
         residual = residual.to(x.dtype)
     name = choose_among(x, ("cpp", "triton"), lacks, "Batch norm runs")
     if name == "reference":
-        out, mean, rstd = reference.batch_norm_act(x, weight, bias, residual, groups, relu, eps)
+        out, mean, rstd = reference.batch_norm_act(x, weight, bias, residual, groups, relu, eps, ranks)
     else:
-        out, mean, rstd = batch_norm(x, weight, bias, residual, groups, relu, eps, name)
+        out, mean, rstd = batch_norm(x, weight, bias, residual, groups, relu, eps, name, ranks)
     return out, mean, (rstd.pow(-2) - eps).clamp_min(0)
 
 
@@ -66,7 +70,9 @@ def lacks(name: str, x: Tensor) -> str:
     return "" if has_kernels(name) else f"it was built before it had batch norm; {REBUILD}"
 
 
-def check(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, groups: int, eps: float) -> None:
+def check(
+    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, groups: int, eps: float, ranks: int
+) -> None:
     """Raise unless the arguments of :func:`batch_norm_act` fit each other."""
     tensors = {"x": x, "weight": weight, "bias": bias, **({} if residual is None else {"residual": residual})}
     for name, tensor in tensors.items():
@@ -88,7 +94,7 @@ def check(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, grou
         raise ValueError(f"The residual must be shaped like x, {tuple(x.shape)}, found {tuple(residual.shape)}.")
     if groups < 1 or x.shape[0] % groups:
         raise ValueError(f"A batch of {x.shape[0]} cannot be cut into {groups} equal groups.")
-    if x.shape[0] // groups * math.prod(x.shape[2:]) < 2:
+    if ranks * (x.shape[0] // groups) * math.prod(x.shape[2:]) < 2:
         raise ValueError(f"Batch norm needs two values per channel and group, found {tuple(x.shape)}, groups={groups}.")
     if not eps > 0:
         raise ValueError(f"eps must be positive, found {eps}.")

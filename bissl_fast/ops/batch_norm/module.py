@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bissl_fast.errors import UserError
 from bissl_fast.ops.batch_norm.function import batch_norm_act
+from bissl_fast.ops.collectives import Ranks
 
 
 class BatchNormAct(_BatchNorm):
@@ -18,6 +19,7 @@ class BatchNormAct(_BatchNorm):
 
     Parameters, buffers and their initialisation are those of ``nn.BatchNorm2d``. In train mode the running statistics
     move as its do; with ``groups`` (see :func:`statistics_groups`) they move group after group, as by separate passes.
+    With ``ranks`` (see :func:`share_statistics`) they are those of all ranks' values.
     In eval mode it is plain PyTorch.
 
     The ReLU is asked for with each call and is no setting of the layer: whoever replaces the layer
@@ -35,6 +37,7 @@ class BatchNormAct(_BatchNorm):
     """
 
     groups = 1
+    ranks: Ranks | None = None
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1, **options: Any) -> None:
         super().__init__(num_features, eps, momentum, affine=True, **options)
@@ -50,10 +53,11 @@ class BatchNormAct(_BatchNorm):
         if not self.training and self.running_mean is not None:
             return self._by_running_statistics(x, residual, relu)
         out, mean, var = batch_norm_act(
-            x, self.weight, self.bias, residual, groups=self.groups, relu=relu, eps=self.eps
+            x, self.weight, self.bias, residual, groups=self.groups, relu=relu, eps=self.eps, ranks=self.ranks
         )
         if self.training and self.running_mean is not None:
-            self._track(mean, var, values=x.numel() // mean.numel())
+            size = 1 if self.ranks is None else self.ranks.size
+            self._track(mean, var, values=size * (x.numel() // mean.numel()))
         return out
 
     def _by_running_statistics(self, x: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
@@ -126,3 +130,33 @@ def statistics_groups(module: nn.Module, groups: int) -> Iterator[None]:
     finally:
         for layer, value in zip(layers, before, strict=True):
             layer.groups = value
+
+
+def share_statistics(module: nn.Module, ranks: Ranks | None) -> nn.Module:
+    """Let every batch norm of ``module`` take its statistics over all ranks from here on, in place.
+
+    Outputs, derivatives and running statistics are then those of one process with the whole batch, whatever number of
+    ranks it is spread over; each must have as many images. Layers that are copied stay so.
+
+    Args:
+        module: All of its batch norms that take statistics from the batch must be :class:`BatchNormAct`.
+        ranks: ``None``: of this process's batch again.
+
+    Returns:
+        ``module`` itself.
+
+    Raises:
+        UserError: A batch norm of another class would take those of its rank alone.
+
+    Example:
+        >>> network = share_statistics(BatchNormAct(3), Ranks.present())
+    """
+    if ranks is not None and (found := mixing(module)) is not None:
+        raise UserError(
+            f"{found} takes its statistics over the images of one rank alone; `bissl_fast.models.fuse_batch_norm` "
+            f"replaces those batch norms that it can."
+        )
+    for layer in module.modules():
+        if isinstance(layer, BatchNormAct):
+            layer.ranks = ranks
+    return module

@@ -95,6 +95,7 @@ def cg_update(
     if inverse_diagonal is not None:
         vectors["inverse_diagonal"] = inverse_diagonal
     check_vectors(vectors, segments)
+    check_tensors({"rz": rz})
     if rz.shape != (len(segments),):
         raise ValueError(f"rz must have one entry per segment, shape ({len(segments)},), found {tuple(rz.shape)}.")
     check_like("x", x, "rz", rz)

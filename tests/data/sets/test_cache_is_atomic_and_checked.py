@@ -259,3 +259,26 @@ def test_no_image_waits_for_a_batch_of_slow_ones(tmp_path, monkeypatch):
 
     images = load(Source("toy/train", 300, read, source.describe, "a", source.labels, source.classes), tmp_path)
     assert images.images[:, 0, 0, 0].tolist() == [i % 256 for i in range(300)]
+
+
+@pytest.mark.parametrize("name", ["images.npy", "labels.npy"])
+@pytest.mark.parametrize("damage", [(b"(", b"(("), (b"), }", b"000000000000), }"), (b"|u1", b"|O ")])
+def test_an_array_whose_header_is_damaged_is_made_anew(name, damage, tmp_path):
+    whole = load(make_source(), tmp_path)
+    (entry,) = tmp_path.iterdir()
+    header = (entry / name).read_bytes()
+    (entry / name).write_bytes(header.replace(*damage, 1).replace(b"<i8", b"|O " if b"O" in damage[1] else b"<i8"))
+    assert (entry / name).read_bytes() != header
+    assert load(make_source(), tmp_path).content_hash == whole.content_hash
+    assert (entry / name).read_bytes() == header
+
+
+@pytest.mark.parametrize("change", [('"notes": []', '"notes": [3]'), ('"skipped": []', '"skipped": [null]')])
+def test_what_a_user_is_told_is_text_or_is_made_anew(change, tmp_path):
+    load(make_source(), tmp_path)
+    (entry,) = tmp_path.iterdir()
+    text = (entry / "entry.json").read_text()
+    assert change[0] in text
+    (entry / "entry.json").write_text(text.replace(*change))
+    found = load(make_source(), tmp_path)
+    assert found.notes == found.skipped == ()

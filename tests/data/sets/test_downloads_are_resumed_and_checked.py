@@ -214,3 +214,17 @@ def test_a_damaged_archive_is_a_sentence(cut, tmp_path):
     with pytest.raises(UserError, match=r"set\.tar\.gz is cut off or damaged .*remove it and download it again"):
         unpack(archive, tmp_path / "root", limit=10**6)
     assert os.listdir(tmp_path / "root") == []
+
+
+@pytest.mark.parametrize(("at", "value"), [(10, b"\x63\x00"), (8, b"\x01\x00"), (42, b"\xff\xff\xff\x7f"), (46, b"\0")])
+def test_a_zip_that_its_reader_cannot_follow_is_damaged(at, value, tmp_path):
+    """Another method of packing, encryption, a member that begins nowhere, a name that no file can have."""
+    path = tmp_path / "set.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a" * 300, CONTENT[:100])
+    whole = path.read_bytes()
+    at += whole.index(b"PK\x01\x02")
+    path.write_bytes(whole[:at] + value + whole[at + len(value) :])
+    with pytest.raises(UserError, match=r"set\.zip is cut off or damaged"):
+        unpack(path, tmp_path / "place", 10_000)
+    assert list((tmp_path / "place").iterdir()) == []

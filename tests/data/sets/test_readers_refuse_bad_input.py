@@ -1,7 +1,9 @@
 """Damaged or incomplete sets end in a sentence that says what was found and what mends it."""
 
+import gzip
 import os
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
@@ -311,3 +313,90 @@ def test_stl10_class_names_that_are_no_text(tmp_path):
     (folder / "class_names.txt").write_bytes(b"caf\xe9")
     with pytest.raises(UserError, match=r"class_names\.txt cannot be read as text"):
         arrays.stl10(folder)
+
+
+@pytest.mark.parametrize("file", ["/etc/hostname", "../../labels/train1.txt", "banded/" + "a" * 300, "banded/\0"])
+def test_a_list_that_names_files_elsewhere_or_that_cannot_be(file, tmp_path):
+    folder = trees.dtd(tmp_path)
+    listed = folder / "labels" / "train1.txt"
+    listed.write_text(listed.read_text() + file + "\n")
+    if file.startswith("banded"):
+        assert "Not on disk, though DTD's lists name them" in " ".join(dtd(folder).notes)
+    else:
+        with pytest.raises(UserError, match=rf"DTD's list of images for train in .* names '{file}', outside it"):
+            dtd(folder)
+
+
+def test_a_class_list_that_names_the_whole_disk_is_not_followed(tmp_path):
+    folder = published.tinyimagenet(tmp_path)
+    wnids = folder / "wnids.txt"
+    wnids.write_text(wnids.read_text() + "/\n..\n" + "a" * 300 + "\n")
+    assert class_folders.tiny_imagenet(folder).train.classes == ("n01443537", "n02124075")
+
+
+def test_breeds_of_one_number_and_two_names(tmp_path):
+    folder = published.pets(tmp_path)
+    listed = folder / "annotations" / "test.txt"
+    listed.write_text(listed.read_text().replace("Bengal_", "Bengali_"))
+    with pytest.raises(UserError, match=r"for train in .* names the class 'Bengal', which it has none of"):
+        lists.pets(folder)
+
+
+def test_an_annotation_that_is_no_file_and_number(tmp_path):
+    folder = published.cars(tmp_path)
+    rows = np.array([(7, "a", 3.0)], dtype=[("bbox_x1", object), ("class", object), ("fname", object)])
+    savemat(folder / "cars_test_annos_withlabels.mat", {"annotations": rows})
+    with pytest.raises(UserError, match="has an annotation that is no file name and class"):
+        matlab.cars(folder)
+
+
+def test_labels_of_a_food_list_that_are_no_mapping(tmp_path):
+    folder = published.food101(tmp_path)
+    for content in ("[1]", "3", "[" * 100_000, '{"a": 3}'):
+        (folder / "meta" / "test.json").write_text(content)
+        with pytest.raises(UserError, match=r"test\.json is damaged"):
+            lists.food101(folder)
+
+
+def test_an_idx_file_is_not_unpacked_without_end(tmp_path, monkeypatch):
+    folder = trees.fashion_mnist(tmp_path / "raw")
+    monkeypatch.setattr(arrays, "MOST_BYTES", 1000)
+    (folder / "train-labels-idx1-ubyte.gz").write_bytes(gzip.compress(trees.idx(np.zeros(100_000, dtype=np.uint8))))
+    with pytest.raises(UserError, match=r"announces \(100000,\) bytes and holds 993: it is cut off"):
+        arrays.fashion_mnist(folder)
+
+
+class Empty:
+    """Pickled as a call of NumPy's array class with a shape that no memory holds."""
+
+    def __reduce__(self):
+        return np.ndarray, ((1 << 50,), "u1")
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (pickle.dumps({"data": Empty()}), "'str' object is not callable"),
+        (b"\x80\x02}r\xff\xff\xff\x7f.", "it numbers one of its parts 2147483647"),
+    ],
+)
+def test_a_small_pickle_takes_little_memory(content, sentence, tmp_path):
+    folder = trees.cifar10(tmp_path)
+    (folder / "data_batch_2").write_bytes(content)
+    with pytest.raises(UserError, match=sentence):
+        arrays.cifar10(folder)
+
+
+def test_omniglot_archives_that_are_damaged(tmp_path):
+    for part in omniglot.PARTS:
+        with zipfile.ZipFile(tmp_path / f"images_{part}.zip", "w") as archive:
+            for i in range(3):
+                archive.writestr(f"images_{part}/Greek/character01/{i}.png", b"no picture")
+    with pytest.raises(UserError, match=r"images_background\.zip cannot be read"):
+        omniglot.omniglot(tmp_path).train.read(0, 8)
+    path = tmp_path / "images_evaluation.zip"
+    whole = path.read_bytes()
+    at = whole.index(b"PK\x01\x02")
+    path.write_bytes(whole[: at + 6] + b"\xff\xff" + whole[at + 8 :])  # of a version that no reader knows
+    with pytest.raises(UserError, match=r"images_evaluation\.zip cannot be read"):
+        omniglot.omniglot(tmp_path)

@@ -5,9 +5,10 @@ import pytest
 import torch
 from torch import nn
 
+from bissl_fast.data.pipelines.loader import sequential_batches
 from bissl_fast.data.sets.splits import labelled_share
 from bissl_fast.errors import UserError
-from bissl_fast.evaluation.protocols import semi
+from bissl_fast.evaluation.protocols import semi, tuning
 from bissl_fast.evaluation.protocols.semi import SemiSettings
 from bissl_fast.models import build_backbone
 from tests.evaluation.protocols import subjects
@@ -52,10 +53,9 @@ def test_backbone_and_classifier_have_rates_of_their_own() -> None:
     """After the first step of SGD each has moved by its rate times its gradient."""
     scored = subjects.subject(Linear(), data())
     images = semi.labelled_part(scored.splits.train, 0.04, 0)
-    start = semi._network(scored, 4)
-    one = SemiSettings(epochs=1, batch_size=16)
-    network = semi.finetuned(scored, images, 0.5, 0.02, one)
-    order = [batch for batch in semi.sequential_batches(images, subjects.VIEW, 16, "cpu")]
+    start = tuning.new_network(scored, 4, 0)
+    network = tuning.tuned(scored, "semi", images, SemiSettings(epochs=1, batch_size=16).tuning(0.5, 0.02, 0))
+    order = list(sequential_batches(images, subjects.VIEW, 16, "cpu"))
     loss = nn.functional.cross_entropy(start(order[0].views[0]), order[0].labels)  # the one batch of the epoch
     loss.backward()
     for part, rate in ((network.head, 0.5), (network.backbone, 0.02)):
@@ -67,7 +67,7 @@ def test_backbone_and_classifier_have_rates_of_their_own() -> None:
 def test_it_learns_what_the_labels_say_and_scores_every_test_image() -> None:
     scored = subjects.subject(subjects.Corners(4, training_is_an_error=False), data(noise=2))
     found = semi.semi(scored, SemiSettings(shares=(0.1,), head_rates=(1.0,), backbone_rates=(1e-9,), **SHORT))
-    assert {key: score.value for key, score in found.items()} == {"semi_10_top1": 100.0, "semi_10_top5": 100.0}
+    assert {key: score.value for key, score in found.scores.items()} == {"semi_10_top1": 100.0, "semi_10_top5": 100.0}
 
 
 def test_the_backbone_given_is_left_as_it_was_and_the_same_seed_gives_the_same_bits() -> None:
@@ -75,8 +75,9 @@ def test_the_backbone_given_is_left_as_it_was_and_the_same_seed_gives_the_same_b
     scored = subjects.subject(backbone, data())
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
     images = semi.labelled_part(scored.splits.train, 0.1, 0)
-    first, again = (semi.finetuned(scored, images, 0.1, 0.01, SemiSettings(**SHORT)) for _ in range(2))
-    other = semi.finetuned(subjects.subject(backbone, data(), seed=1), images, 0.1, 0.01, SemiSettings(**SHORT))
+    first, again, other = (
+        tuning.tuned(scored, "semi", images, SemiSettings(**SHORT).tuning(0.1, 0.01, seed)) for seed in (0, 0, 1)
+    )
     for (name, value), same, different in zip(
         first.state_dict().items(), again.state_dict().values(), other.state_dict().values(), strict=True
     ):

@@ -65,7 +65,7 @@ def test_features_that_separate_classes_give_100_percent() -> None:
     data = subjects.splits(np.arange(10), np.repeat(np.arange(10), 20), 10)
     settings = FewShotSettings(((5, 1), (10, 5)), episodes=20)
     found = fewshot.fewshot(subjects.subject(subjects.Corners(10), data), settings)
-    assert {key: (score.value, score.interval) for key, score in found.items()} == {
+    assert {key: (score.value, score.interval) for key, score in found.scores.items()} == {
         "fewshot_5w1s": (100.0, 0.0),
         "fewshot_10w5s": (100.0, 0.0),
     }
@@ -137,7 +137,7 @@ def test_a_task_that_cannot_be_served_is_told_and_the_others_are_run() -> None:
         protocols.Subject(subjects.Corners(6), data, subjects.VIEW, subjects.VIEW, "cpu", tell=told.append),  # type: ignore[arg-type]
         FewShotSettings(episodes=2),
     )
-    assert list(found) == ["fewshot_5w1s", "fewshot_5w5s"]
+    assert list(found.scores) == ["fewshot_5w1s", "fewshot_5w5s"]
     assert told == sentences
 
 
@@ -149,7 +149,7 @@ def test_test_classes_alone_are_looked_at() -> None:
         subjects.subject(subjects.Corners(10), data),
         protocols.ProtocolSettings(crossdomain=FewShotSettings(((5, 5), (5, 20)), episodes=3)),
     )
-    assert {key: score.value for key, score in found.items()} == {"crossdomain_5w5s": 100.0}
+    assert {key: score.value for key, score in found.scores.items()} == {"crossdomain_5w5s": 100.0}
 
 
 @pytest.mark.parametrize(

@@ -41,8 +41,8 @@ def test_separable_features_are_told_apart_wholly(optimizer: str) -> None:
     scored = subjects.subject(subjects.Corners(4), data)
     settings = LinearSettings(optimizer, epochs=200, batch_size=4)  # type: ignore[arg-type]
     found = linear.linear(scored, settings)
-    assert {key: score.value for key, score in found.items()} == {"linear_top1": 100.0, "linear_top5": 100.0}
-    assert knn.knn(scored, NeighbourSettings())["knn_top1"].value == 100.0
+    assert {key: score.value for key, score in found.scores.items()} == {"linear_top1": 100.0, "linear_top5": 100.0}
+    assert knn.knn(scored, NeighbourSettings()).scores["knn_top1"].value == 100.0
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
@@ -82,7 +82,7 @@ def test_neighbours_are_those_of_all_distances(metric: str) -> None:
         distances = np.sqrt(((a[:, None] - b) ** 2).sum(2))
     nearest = train.labels[np.argsort(distances, axis=1)[:, :7]]
     voted = np.array([np.bincount(row, minlength=3).argmax() for row in nearest])
-    found = knn.accuracy(train, test, NeighbourSettings(7, metric))  # type: ignore[arg-type]
+    found = knn.accuracy(knn.answers(train, test, NeighbourSettings(7, metric), 3))  # type: ignore[arg-type]
     assert found == pytest.approx(100 * (voted == test.labels).mean())
     assert found < 100
 
@@ -90,8 +90,8 @@ def test_neighbours_are_those_of_all_distances(metric: str) -> None:
 def test_length_counts_for_euclidean_neighbours_alone() -> None:
     train = Labelled(np.array([[1, 0], [0, 9]], np.float32), np.array([0, 1]))
     test = Labelled(np.array([[0.1, 0.9]], np.float32), np.array([1]))  # points to the second, lies at the first
-    assert knn.accuracy(train, test, NeighbourSettings(1, "cosine")) == 100.0
-    assert knn.accuracy(train, test, NeighbourSettings(1, "euclidean")) == 0.0
+    for metric, right in (("cosine", 100.0), ("euclidean", 0.0)):
+        assert knn.accuracy(knn.answers(train, test, NeighbourSettings(1, metric), 2)) == right  # type: ignore[arg-type]
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_one_another_order() -> None:
@@ -138,7 +138,7 @@ def test_a_backbone_is_seen_in_eval_mode_once_per_image_and_left_as_it_was() -> 
 
 def _short(settings: protocols.ProtocolSettings) -> protocols.ProtocolSettings:
     few = protocols.FewShotSettings(((2, 1),), queries=3, episodes=4)
-    return protocols.ProtocolSettings(settings.linear, settings.knn, settings.semi, few)
+    return protocols.ProtocolSettings(settings.linear, settings.knn, fewshot=few)
 
 
 def multilabel() -> Splits:
@@ -155,13 +155,13 @@ def multilabel() -> Splits:
 
 def test_of_several_classes_per_image_linear_evaluation_gives_average_precision_and_others_refuse() -> None:
     scored = subjects.subject(Watched().eval(), multilabel())
-    assert list(linear.linear(scored, LinearSettings(epochs=3))) == ["linear_map"]
+    assert list(linear.linear(scored, LinearSettings(epochs=3)).scores) == ["linear_map"]
     for name in ("knn", "semi", "fewshot"):
         with pytest.raises(UserError, match=f"--protocol {name} needs one class per image, and those of set/test have"):
             protocols.require(name, scored.splits)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", ["linear", "knn", "semi"])
+@pytest.mark.parametrize("name", ["linear", "knn", "finetune", "semi"])
 def test_a_set_with_other_classes_to_test_is_refused_by_protocols_that_learn_classes(name: str) -> None:
     data = subjects.splits(np.arange(40) % 4, 4 + np.arange(80) % 4, 8)
     with pytest.raises(UserError, match=f"--protocol {name} learns classes from training images, and set/test has oth"):

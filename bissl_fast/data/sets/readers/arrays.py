@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import gzip
 import io
+import math
 import pickle
+import pickletools
 import struct
 import zlib
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ FASHION_CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
 STL10_SIDE, CIFAR_SIDE = 96, 32
+MOST_BYTES = 1 << 29  # of an IDX file, unpacked: ten times FashionMNIST's training images
 
 
 # STL10: raw uint8, (N, 3, width, height), labels from 1
@@ -75,7 +77,7 @@ def fashion_mnist(folder: Path) -> Listing:
     parts = {}
     for split, prefix in (("train", "train"), ("test", "t10k")):
         images = _plain_or_gz(folder / f"{prefix}-images-idx3-ubyte")
-        labels = read_idx(_plain_or_gz(folder / f"{prefix}-labels-idx1-ubyte")).astype(np.int64)
+        labels = read_idx(_plain_or_gz(folder / f"{prefix}-labels-idx1-ubyte")).reshape(-1).astype(np.int64)
         load = partial(_fashion_images, images, len(labels))
         parts[split] = from_array(f"fashionmnist/{split}", load, 28, (images,), labels, FASHION_CLASSES)
     return with_validation(parts["train"], parts["test"])
@@ -88,7 +90,8 @@ def read_idx(path: Path) -> npt.NDArray[np.uint8]:
         UserError: The file is cut off, or is no such file.
     """
     try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            data = file.read(MOST_BYTES + 1)  # a few bytes may unpack to more than memory holds
         zeros, kind, dimensions = struct.unpack_from(">HBB", data)
         shape = struct.unpack_from(f">{dimensions}I", data, 4)
     except (EOFError, OSError, struct.error, zlib.error) as error:
@@ -98,7 +101,7 @@ def read_idx(path: Path) -> npt.NDArray[np.uint8]:
             f"{path} is no IDX file of unsigned bytes (it starts with {data[:4].hex()}): download it again."
         )
     body = np.frombuffer(data, np.uint8, offset=4 + 4 * dimensions)
-    if body.size != int(np.prod(shape)):
+    if body.size != math.prod(shape):
         raise UserError(f"{path} announces {shape} bytes and holds {body.size}: it is cut off; download it again.")
     return body.reshape(shape)
 
@@ -232,14 +235,20 @@ class PlainUnpickler(pickle.Unpickler):
         if (module, name) not in self._ALLOWED:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which a data file has no need of")
         if name == "_reconstruct":
-            return _reconstruct_array()
-        return super().find_class(module, name)
+            return _empty_array
+        return name if name == "ndarray" else super().find_class(module, name)  # the class itself is not to be called
 
 
-def _reconstruct_array() -> Callable[..., Any]:
-    """NumPy's function that rebuilds an array, wherever this NumPy keeps it."""
-    reconstruct: Callable[..., Any] = np.zeros(0).__reduce__()[0]  # type: ignore[assignment]
-    return reconstruct
+def _empty_array(*_: Any) -> npt.NDArray[np.int8]:
+    """What an array's state is then read into: NumPy's own function takes as much memory as it is told to."""
+    return np.zeros(0, dtype=np.int8)
+
+
+def _require_few_parts(data: bytes) -> None:
+    """Refuse numbers of parts beyond their count: the unpickler takes memory for all numbers below."""
+    for opcode, argument, _ in pickletools.genops(data):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > len(data):
+            raise pickle.UnpicklingError(f"it numbers one of its parts {argument}")
 
 
 def load_plain_pickle(path: Path) -> dict[str, Any]:
@@ -249,7 +258,9 @@ def load_plain_pickle(path: Path) -> dict[str, Any]:
         UserError: The file is damaged, or wants more than plain data.
     """
     try:
-        content = PlainUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
+        data = path.read_bytes()
+        _require_few_parts(data)
+        content = PlainUnpickler(io.BytesIO(data), encoding="latin1").load()
     except Exception as error:  # a damaged pickle can raise anything
         raise UserError(f"{path} cannot be read ({error}): download it again from its official page.") from error
     if not isinstance(content, dict):

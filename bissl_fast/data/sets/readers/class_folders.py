@@ -64,8 +64,9 @@ def tiny_imagenet(folder: Path) -> Listing:
 
 def _by_class(folder: Path, split: str, classes: list[str]) -> Iterator[tuple[str, str]]:
     root = require(folder / split, "Tiny-ImageNet")
+    there = set(class_names(root))
     for wnid in classes:
-        if (root / wnid).is_dir():
+        if wnid in there:
             yield from ((path.relative_to(folder).as_posix(), wnid) for path in images_below(root / wnid))
 
 

@@ -61,7 +61,8 @@ def _rows(path: Path) -> list[tuple[str, str]]:
 
 def _by_class(folder: Path, inside: str, names: Sequence[str]) -> list[tuple[str, str]]:
     root = require(folder / inside, "the set")
-    present = [name for name in names if (root / name).is_dir()]
+    there = set(class_names(root))
+    present = [name for name in names if name in there]
     return [(path.relative_to(folder).as_posix(), name) for name in present for path in images_below(root / name)]
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from bissl_fast.data.sets.readers.source import Listing, from_lists
 from bissl_fast.data.sets.readers.text import label_of, read_rows, read_text, require
 from bissl_fast.errors import UserError
+from bissl_fast.plain import parse_json
 
 PETS_BREEDS = 37
 
@@ -56,9 +56,9 @@ def food101(folder: Path) -> Listing:
     for split in ("train", "test"):
         path = require(folder / "meta" / f"{split}.json", "Food-101")
         try:
-            images = json.loads(path.read_bytes())
+            images: dict[str, list[str]] = parse_json(path.read_bytes())
             splits[split] = [(f"{image}.jpg", label) for label in sorted(images) for image in images[label]]
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, LookupError) as error:
             raise UserError(f"{path} is damaged ({error}): download Food-101 again.") from error
     classes = sorted({label for entries in splits.values() for _, label in entries})
     return from_lists("food101", "Food-101", folder / "images", splits, classes, 101)

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from bissl_fast.data.sets.readers.mat_file import read_variable
 from bissl_fast.data.sets.readers.source import Listing, from_lists
 from bissl_fast.data.sets.readers.text import label_of, require
 from bissl_fast.errors import UserError
@@ -17,10 +19,10 @@ def flowers(folder: Path) -> Listing:
     from torchvision.datasets import Flowers102
 
     classes = list(Flowers102.classes)
-    numbers = _field(folder / "imagelabels.mat", "labels", "Flowers-102")
+    numbers = _numbers(folder / "imagelabels.mat", "labels", "Flowers-102")
     splits = {}
     for split, field in (("train", "trnid"), ("val", "valid"), ("test", "tstid")):
-        images = _field(folder / "setid.mat", field, "Flowers-102")
+        images = _numbers(folder / "setid.mat", field, "Flowers-102")
         if images.min() < 1 or images.max() > len(numbers):
             raise UserError(
                 f"{folder / 'setid.mat'} names images {images.min()} to {images.max()} where imagelabels.mat labels "
@@ -36,34 +38,52 @@ def cars(folder: Path) -> Listing:
 
     The last lies beside the image folders, or in `devkit/`.
     """
-    classes = [str(name) for name in _field(folder / "devkit" / "cars_meta.mat", "class_names", "Stanford Cars")]
+    named = _variable(folder / "devkit" / "cars_meta.mat", "class_names", "Stanford Cars")
+    classes = [str(name) for name in named] if isinstance(named, list) else [str(named)]
     beside, inside = (place / "cars_test_annos_withlabels.mat" for place in (folder, folder / "devkit"))
     paths = {"train": folder / "devkit" / "cars_train_annos.mat", "test": inside if inside.exists() else beside}
     splits = {}
     for split, path in paths.items():
-        annotations = _field(path, "annotations", "Stanford Cars")
-        if not {"fname", "class"} <= set(annotations.dtype.names or ()):
-            raise UserError(
-                f"{path} lacks the fields 'fname' and 'class' in its annotations: get the file with labels."
-            )
-        labels = [label_of(int(row["class"]), len(classes), path) for row in annotations]
-        files = [f"cars_{split}/{row['fname']}" for row in annotations]
-        splits[split] = [(file, classes[label]) for file, label in zip(files, labels, strict=True)]
+        rows = [_annotation(path, row) for row in _list(_variable(path, "annotations", "Stanford Cars"))]
+        labels = [label_of(number, len(classes), path) for _, number in rows]
+        splits[split] = [(f"cars_{split}/{file}", classes[k]) for (file, _), k in zip(rows, labels, strict=True)]
     return from_lists("cars", "Stanford Cars", folder, splits, classes, 196)
 
 
-def _field(path: Path, name: str, what: str) -> Any:
-    """One variable of a MATLAB file as an array of one dimension.
+def _annotation(path: Path, row: Any) -> tuple[str, int]:
+    """File and class number of an image."""
+    if not isinstance(row, dict) or not {"fname", "class"} <= row.keys():
+        raise UserError(f"{path} lacks the fields 'fname' and 'class' in its annotations: get the file with labels.")
+    file, number = row["fname"], row["class"]
+    if not isinstance(file, str) or not isinstance(number, np.ndarray) or number.shape != (1, 1):
+        raise UserError(f"{path} has an annotation that is no file name and class: download Stanford Cars again.")
+    return file, int(number[0, 0])
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _numbers(path: Path, name: str, what: str) -> npt.NDArray[np.int64]:
+    """A variable of whole numbers, `(N,)`."""
+    values = _variable(path, name, what)
+    if not isinstance(values, np.ndarray) or not values.size or not (values == np.rint(values)).all():
+        raise UserError(f"{path} has no whole numbers in '{name}': download {what} again.")
+    if not (values.min() >= 0 and values.max() < 2**31):
+        raise UserError(f"{path} has numbers in '{name}' that count nothing: download {what} again.")
+    return values.reshape(-1).astype(np.int64)
+
+
+def _variable(path: Path, name: str, what: str) -> Any:
+    """One variable of a MATLAB file.
 
     Raises:
         UserError: The file is missing or damaged, or lacks the variable.
     """
-    from scipy.io import loadmat
-
     require(path, what)
     try:
-        return np.atleast_1d(loadmat(path, squeeze_me=True)[name])
+        return read_variable(path.read_bytes(), name)
     except KeyError as error:
         raise UserError(f"{path} has no variable '{name}': download {what} again.") from error
-    except Exception as error:  # a damaged file can make the reader raise anything
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} is no MATLAB file, or is damaged ({error}): download {what} again.") from error

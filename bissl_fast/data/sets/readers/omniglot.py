@@ -18,10 +18,12 @@ from bissl_fast.data.sets.readers.folder import images_below
 from bissl_fast.data.sets.readers.source import Listing, Source, carve, class_notes, digest, from_array
 from bissl_fast.data.sets.splits import TEST_SEED
 from bissl_fast.errors import UserError
+from bissl_fast.plain import load_arrays
 
 SIDE, CHARACTERS = 105, 1623
 BACKGROUND_CHARACTERS = 964
 PARTS = ("background", "evaluation")
+MOST_BYTES = 1 << 20  # of a drawing's file, which has a few hundred
 TURNS = 4  # of a character by a right angle
 
 Bits = npt.NDArray[np.uint8]  # (N, 1379), 1 for ink
@@ -162,10 +164,12 @@ Part = tuple["partial[Bits]", npt.NDArray[np.int64], list[str]]  # bits when the
 
 def _bits(path: Path) -> Part:
     try:
-        with np.load(path) as content:
-            bits, numbers, names = content["packed"], content["y"].astype(np.int64), content["classes"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        bits, numbers, names = load_arrays(path, ("packed", "y", "classes")).values()
+    except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path} cannot be read ({error}): get the file again.") from error
+    if numbers.ndim != 1 or numbers.dtype.kind not in "iu" or names.ndim != 1 or names.dtype.kind not in "US":
+        raise UserError(f"{path} holds no lists of whole numbers `y` and names `classes`: get the file again.")
+    numbers = numbers.astype(np.int64)
     if bits.shape != (len(numbers), (SIDE**2 + 7) // 8) or bits.dtype != np.uint8:
         raise UserError(f"{path} holds {bits.shape} {bits.dtype} where ({len(numbers)}, 1379) uint8 is expected.")
     if len(numbers) and not (numbers.min() >= 0 and numbers.max() < len(names)):
@@ -177,7 +181,7 @@ def _zipped(path: Path) -> Part:
     try:
         with zipfile.ZipFile(path) as archive:
             members = sorted(name for name in archive.namelist() if PurePosixPath(name).match("images_*/*/*/*.png"))
-    except (OSError, zipfile.BadZipFile) as error:
+    except Exception as error:  # a damaged archive can make its reader raise anything
         raise UserError(f"{path} cannot be read ({error}): download it again.") from error
     if not members:
         raise UserError(f"{path} holds no images_*/<alphabet>/<character>/*.png: download it again.")
@@ -195,13 +199,17 @@ def _unzipped(path: Path, members: list[str]) -> Bits:
     try:
         with zipfile.ZipFile(path) as archive:
             for name in members:
+                if archive.getinfo(name).file_size > MOST_BYTES:
+                    raise ValueError(f"{name} unpacks to more than {MOST_BYTES:,} bytes")
                 drawing = np.asarray(Image.open(io.BytesIO(archive.read(name))).convert("L"))
                 if drawing.shape != (SIDE, SIDE):
                     raise UserError(
                         f"{path} holds {name} of {drawing.shape} pixels where {SIDE} x {SIDE} are expected."
                     )
                 rows.append(np.packbits(drawing < 128))
-    except (OSError, zipfile.BadZipFile) as error:
+    except UserError:
+        raise
+    except Exception as error:  # likewise, and so can a damaged drawing
         raise UserError(f"{path} cannot be read ({error}): download it again.") from error
     return np.stack(rows)
 

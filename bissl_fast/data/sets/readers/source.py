@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -127,7 +128,7 @@ def file_states(paths: Iterable[Path], root: Path) -> str:
     """One line per file: its path below `root`, size and time of last change. A broken link counts as an empty file."""
     lines = []
     for path in paths:
-        state = path.stat() if path.exists() else None
+        state = path.stat() if os.path.exists(path) else None
         size, time = (state.st_size, state.st_mtime_ns) if state else (0, 0)
         lines.append(f"{path.relative_to(root).as_posix()} {size} {time}")
     return "\n".join(lines)
@@ -227,8 +228,13 @@ def from_lists(
     Raises:
         UserError: A split has no image on disk.
     """
-    present = {split: [entry for entry in entries if (root / entry[0]).exists()] for split, entries in splits.items()}
+    known, present = set(classes), dict[str, list[tuple[str, str]]]()
     for split, entries in splits.items():
+        for file, label in entries:
+            if leaves(file) or label not in known:
+                what = f"the class '{label}', which it has none of" if label not in known else f"'{file}', outside it"
+                raise UserError(f"{title}'s list of images for {split} in {root} names {what}: get the set again.")
+        present[split] = [entry for entry in entries if os.path.exists(root / entry[0])]  # False for impossible names
         if not present[split]:
             raise UserError(
                 f"None of the {len(entries)} images that {title} lists for {split} is in {root}: unpack the set again."
@@ -248,6 +254,11 @@ def from_lists(
     if "val" in sources:
         return Listing(sources["train"], sources["val"], sources["test"], tuple(notes))
     return with_validation(sources["train"], sources["test"], tuple(notes))
+
+
+def leaves(file: str) -> bool:
+    """Whether a path in a list leads out of the folder that it is relative to."""
+    return file.startswith("/") or ".." in file.split("/")
 
 
 def class_notes(title: str, classes: Sequence[str], total: int, noun: str = "classes") -> list[str]:

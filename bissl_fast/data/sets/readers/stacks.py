@@ -21,6 +21,7 @@ from bissl_fast.data.sets.readers.decode import (
     resize_whole,
 )
 from bissl_fast.errors import UserError
+from bissl_fast.plain import load_array
 
 MOST_CHANNELS = 4096
 ARRAYS = frozenset((".npy",))
@@ -96,7 +97,7 @@ def read_stack(path: Path, channels: int, tell: Callable[[str], object]) -> npt.
     ending = path.suffix.lower()
     if ending not in TIFFS | ARRAYS:
         raise UnreadableImageError(f"is neither TIFF nor .npy, which alone hold images of {channels} channels here")
-    array = _channels_last(np.lib.format.open_memmap(path, mode="r"), channels) if ending in ARRAYS else _tiff(path)
+    array = _channels_last(load_array(path, mapped=True), channels) if ending in ARRAYS else _tiff(path)
     if array.shape[2] != channels:
         raise _other_channels(array.shape[2], channels)
     if array.dtype.kind not in "uif":

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from bissl_fast.data.sets.readers.source import Listing, Source, absent_notes, from_files
+from bissl_fast.data.sets.readers.source import Listing, Source, absent_notes, from_files, leaves
 from bissl_fast.data.sets.readers.text import read_rows
 from bissl_fast.errors import UserError
 
@@ -37,7 +38,9 @@ def _split(folder: Path, split: str) -> tuple[Source, list[str]]:
     lists, photographs = folder / "ImageSets" / "Main", folder / "JPEGImages"
     images = [name for (name,) in read_rows(lists / f"{split}.txt", "VOC2007", 1)]
     targets = np.stack([_column(lists / f"{label}_{split}.txt", images) for label in CLASSES], axis=1)  # (N, 20)
-    there = np.array([(photographs / f"{name}.jpg").exists() for name in images], dtype=bool)
+    if strange := next((name for name in images if leaves(name)), None):
+        raise UserError(f"{lists / f'{split}.txt'} names the image '{strange}', outside {photographs}: get it again.")
+    there = np.array([os.path.exists(photographs / f"{name}.jpg") for name in images], dtype=bool)
     if not there.any():
         raise UserError(
             f"None of the {len(images)} images that VOC2007 lists for {split} is in {photographs}: unpack the set "

@@ -1,0 +1,307 @@
+"""What a run needs, stage by stage, before it is made: a few steps of each are, and what they take is counted up."""
+
+import math
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from bissl_fast.methods.config import TrainConfig
+from bissl_fast.methods.cost import Cost
+from bissl_fast.methods.run import Run, Watch
+from bissl_fast.methods.search import SearchSettings
+from bissl_fast.methods.train import Training
+from bissl_fast.pretext.collapse import alarm
+from bissl_fast.training.allocator import keep_freed_memory
+from bissl_fast.training.checkpoint import FILES, Checkpoints
+from bissl_fast.training.files import make_folder, write_json
+from bissl_fast.training.finite import GradientWatch
+from bissl_fast.training.loop import Task
+from bissl_fast.training.memory import NEEDS, memory_told, peak_of_process
+from bissl_fast.training.stage import StageOutput
+from bissl_fast.training.tracking import Metrics
+
+PROBE_SECONDS = 3.0
+"""Steady steps of a loop are taken for so long, two at least."""
+
+
+@dataclass(frozen=True)
+class StageNeeds:
+    """A stage before it is made.
+
+    Attributes:
+        stage: its name.
+        steps: of its loop, 0 without one.
+        seconds: of work.
+        memory: bytes that the process holds at its peak; of a GPU, where it trains on one.
+        disk: bytes that it leaves.
+        checkpoints: bytes beside these, while it runs.
+    """
+
+    stage: str
+    steps: int
+    seconds: float
+    memory: int
+    disk: int
+    checkpoints: int = 0
+
+
+@dataclass(frozen=True)
+class RunNeeds:
+    """A run before it is made.
+
+    Attributes:
+        stages: in their order.
+        preparation: seconds before the first, on data and a trial of products.
+        cache: bytes of the decoded images.
+        costs: of each arm's backbone.
+        titles: what people call the arms.
+    """
+
+    stages: tuple[StageNeeds, ...]
+    preparation: float
+    cache: int
+    costs: Mapping[str, Cost]
+    titles: Mapping[str, str]
+
+    @property
+    def seconds(self) -> float:
+        """Of all stages."""
+        return sum(stage.seconds for stage in self.stages)
+
+    @property
+    def memory(self) -> int:
+        """Of the stage that holds the most."""
+        return max(stage.memory for stage in self.stages)
+
+    @property
+    def disk(self) -> int:
+        """Of all outputs, and the largest checkpoints beside them; without the cache."""
+        return sum(stage.disk for stage in self.stages) + max(stage.checkpoints for stage in self.stages)
+
+
+def stage_needs(config: TrainConfig, console: Console) -> RunNeeds:
+    """What a run needs, by a few steps of each of its stages on its own data, in a folder that is removed.
+
+    Decoded images stay in the cache. Stages that have no loop are made whole, for one model per arm; what a further one
+    takes is known from the validation of fine-tuning. The estimate is left in the run's folder, where a run whose
+    memory is full finds it.
+
+    Args:
+        config: the run's.
+        console: where it is told what is measured.
+
+    Raises:
+        UserError: for whatever the run would be refused for, and if a stage's memory is not there.
+    """
+    make_folder(config.run_folder)
+    with tempfile.TemporaryDirectory(prefix=".plan-", dir=config.output) as scratch, memory_told():
+        one = replace(config.finetune, seeds=1)
+        short = replace(config, output=Path(scratch), name="run", finetune=one, search=SearchSettings())
+        began = time.monotonic()
+        training = Training(short, console, Probe)
+        preparation = time.monotonic() - began
+        make_folder(training.context.folder)
+        training.run()
+        run = training.context
+        assert isinstance(run, Probe)
+        splits = run.data.splits
+        found = RunNeeds(
+            tuple(_whole(run, config)),
+            preparation,
+            sum(images.images.nbytes for images in (run.data.unlabelled, splits.train, splits.val, splits.test)),
+            {name: method.cost(run) for name, (method, _) in training.arms.items()},
+            training.titles,
+        )
+    write_json(config.run_folder / NEEDS, {stage.stage: vars(stage) for stage in found.stages})
+    return found
+
+
+@dataclass
+class Loop:
+    """What a loop takes.
+
+    Attributes:
+        steps: in all.
+        measured: seconds of the steps that were made.
+        seconds: of all steps, checkpoints included.
+        logged: seconds that a step takes longer whose values are logged, by a validation for example.
+        lines: bytes of the log.
+        checkpoint: bytes of one.
+    """
+
+    steps: int
+    measured: float
+    seconds: float
+    logged: float
+    lines: int
+    checkpoint: int
+
+
+class Probe(Run):
+    """A run whose loops stop after a few steps, each timed.
+
+    Attributes:
+        needs: of the stages so far.
+        loops: by stage, its last.
+    """
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.needs: list[StageNeeds] = []
+        self.loops: dict[str, Loop] = {}
+
+    def stage(
+        self,
+        name: str,
+        settings: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        body: Callable[[Path], None],
+        outputs: tuple[str, ...] = ("weights.safetensors",),
+    ) -> StageOutput:
+        """As :class:`Run`; takes down what the stage needs."""
+        self.say(f"{name}: a few steps are measured", "dim")
+        began, peak = time.monotonic(), [0]
+
+        def watched(folder: Path) -> None:
+            body(folder)
+            peak[0] = peak_of_process()
+
+        output = super().stage(name, settings, inputs, watched, outputs)
+        wall = time.monotonic() - began
+        loop = self.loops.get(name, Loop(0, 0.0, 0.0, 0.0, 0, 0))
+        kept = sum(file.stat().st_size for file in output.folder.rglob("*") if file.is_file() and not _is_log(file))
+        checkpoints = loop.checkpoint * (self.settings.loop.checkpoints + 1)
+        seconds = wall - loop.measured + loop.seconds
+        self.needs.append(StageNeeds(name, loop.steps, seconds, peak[0], kept + loop.lines, checkpoints))
+        return output
+
+    def loop(self, task: Task, folder: Path, watch: Watch = alarm) -> None:
+        """The first steps of a task, and one more whose values are logged."""
+        keep_freed_memory()
+        torch.manual_seed(self.seed(folder.name))
+        metrics, gradients = Metrics(folder), GradientWatch()
+        began = time.monotonic()
+        try:
+            with gradients.watching():
+                found = _measure(task, metrics, lambda: _wait(self.device))
+        finally:
+            metrics.close()
+        size, taken = self._checkpoint(task, folder)
+        count = found.every_step.total(task.steps) // max(self.settings.loop.checkpoint_seconds, 1e-9)
+        seconds = found.every_step.total(task.steps) + min(count, task.steps) * taken
+        written = sum(file.stat().st_size for file in folder.rglob("*") if _is_log(file))
+        lines = round(written / found.lines * math.ceil(task.steps / task.log_every))
+        extra = found.every_step.logged - found.every_step.plain
+        self.loops[folder.name] = Loop(task.steps, time.monotonic() - began, seconds, extra, lines, size)
+
+    def _checkpoint(self, task: Task, folder: Path) -> tuple[int, float]:
+        """Bytes and seconds of one."""
+        began = time.monotonic()
+        Checkpoints(folder, 1).save({"task": task.state(), "rng": torch.get_rng_state()})
+        taken = time.monotonic() - began
+        return sum(file.stat().st_size for file in folder.glob(FILES)), taken
+
+
+@dataclass
+class Steps:
+    """Seconds of the steps of a loop: of the first, of others, and of others whose values are logged."""
+
+    every: int
+    first: float
+    plain: float
+    logged: float
+
+    def total(self, steps: int) -> float:
+        """Of all steps."""
+        logged = math.ceil(steps / self.every)
+        logged_later, plain_later = (logged - 1, 0) if self.every == 1 else (logged, steps - logged - 1)
+        return self.first + max(0, plain_later) * self.plain + min(logged_later, steps - 1) * self.logged
+
+
+@dataclass
+class Measured:
+    """Seconds of a loop's steps, and how many lines they have logged."""
+
+    every_step: Steps
+    lines: int
+
+
+@dataclass
+class Timer:
+    """Times the steps of a task and logs those that are logged."""
+
+    task: Task
+    metrics: Metrics
+    wait: Callable[[], None]
+    plain: list[float] = field(default_factory=list)
+    logged: list[float] = field(default_factory=list)
+    lines: int = 0
+
+    def is_logged(self, index: int) -> bool:
+        return (index + 1) % self.task.log_every == 0 or index + 1 == self.task.steps
+
+    def step(self, index: int) -> float:
+        """Seconds of a step."""
+        began = time.monotonic()
+        values = {name: v.tolist() if isinstance(v, torch.Tensor) else v for name, v in self.task.step(index).items()}
+        self.wait()
+        if self.is_logged(index):
+            self.metrics.write(index + 1, {**values, "images_per_second": 0.0})
+            self.lines += 1
+        return time.monotonic() - began
+
+
+def _measure(task: Task, metrics: Metrics, wait: Callable[[], None]) -> Measured:
+    """The first step, then steady ones, and one whose values are logged if there was none among these."""
+    timer = Timer(task, metrics, wait)
+    first, began, index = timer.step(0), time.monotonic(), 1
+    while index < task.steps and (index < 3 or time.monotonic() - began < PROBE_SECONDS):
+        (timer.logged if timer.is_logged(index) else timer.plain).append(timer.step(index))
+        index += 1
+    if not timer.logged and index < task.steps:
+        timer.logged.append(timer.step(min((index // task.log_every + 1) * task.log_every, task.steps) - 1))
+    if not timer.lines:  # a loop of one step
+        metrics.write(1, {})
+    plain = statistics.median(timer.plain or timer.logged or [first])
+    logged = statistics.median(timer.logged or [first])
+    return Measured(Steps(task.log_every, first, plain, logged), max(1, timer.lines))
+
+
+def _whole(run: Probe, config: TrainConfig) -> list[StageNeeds]:
+    """The stages of the whole run, with all models of each arm, from those of one model."""
+    found: list[StageNeeds] = []
+    seeds, trials, arms = config.finetune.seeds, config.search.trials, len(config.methods)
+    for stage in run.needs:
+        if not stage.stage.startswith("finetune-"):
+            found.append(_tested(run, stage, (seeds - 1) * arms) if stage.stage == "test" else stage)
+            continue
+        name = stage.stage.removesuffix("-0")
+        if trials:
+            search = name.replace("finetune", "search", 1)
+            found.append(replace(stage, stage=search, seconds=trials * stage.seconds, disk=0, checkpoints=0))
+        found += [replace(stage, stage=f"{name}-{seed}") for seed in range(seeds)]
+    return found
+
+
+def _tested(run: Probe, test: StageNeeds, more: int) -> StageNeeds:
+    """The test with further models, each of which takes as long per image as a validation."""
+    splits = run.data.splits
+    validations = [loop.logged for name, loop in run.loops.items() if name.startswith("finetune-")]
+    one = max(0.0, statistics.median(validations)) * len(splits.test) / max(1, len(splits.val))
+    return replace(test, seconds=test.seconds + more * one)
+
+
+def _is_log(file: Path) -> bool:
+    return file.is_file() and (file.name == "metrics.jsonl" or file.parent.name == "tensorboard")
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

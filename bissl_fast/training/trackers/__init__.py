@@ -1,0 +1,1 @@
+"""Trackers of others that a run is told to: Weights & Biases, MLflow."""

@@ -1,0 +1,114 @@
+"""Products, solves and refusals of a Hessian whose batches two ranks share."""
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from bissl_fast.bilevel import HessianOperator, ParameterVector, ShiftedOperator, conjugate_gradient
+from bissl_fast.models import Network, build_projector, fuse_batch_norm
+from bissl_fast.ops import Ranks, share_statistics
+from bissl_fast.pretext import SimCLR, product_loss
+from tests.ranks import TwoRanks
+
+MODES: tuple[Any, ...] = ("reverse", "linearized", "gauss_newton")
+WEIGHTS = [1.0, 3.0]
+Found = dict[str, Any]
+
+
+def network(ranks: Ranks | None) -> Network:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(1, 3, 3, bias=False), nn.BatchNorm2d(3), nn.ReLU(), nn.MaxPool2d(2)]
+    backbone = fuse_batch_norm(nn.Sequential(*layers, nn.Conv2d(3, 4, 2), nn.SiLU(), nn.Flatten()))
+    made = Network(backbone, build_projector(16, (5, 4), seed=1)).double()
+    share_statistics(made, ranks)
+    return made
+
+
+def batches(ranks: Ranks | None) -> list[Any]:
+    """Two stored batches of a pair of views of 8 images, or of a rank's share of them."""
+    views = torch.randn(2, 2, 8, 1, 8, 8, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    own = views if ranks is None else views.chunk(ranks.size, 2)[ranks.rank]
+    return [[((first, second), {})] for first, second in own]
+
+
+def drawn(length: int, seed: int) -> torch.Tensor:
+    return torch.randn(length, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def collectives_of(half: torch.fx.GraphModule) -> Counter[str]:
+    targets = [node.target for node in half.graph.nodes if isinstance(node.target, torch._ops.OpOverload)]
+    return Counter(t._schema.name.split("::")[1] for t in targets if t.namespace == "_c10d_functional")
+
+
+def products(ranks: Ranks | None) -> Found:
+    """In every mode, before and after a step of the parameters, and a layer-wise solve there."""
+    found: Found = {}
+    for mode in MODES:
+        model = network(ranks)
+        theta = ParameterVector(model, "backbone.")
+        v = drawn(len(theta), 3)
+        loss = product_loss(SimCLR(temperature=0.3), ranks=ranks)
+        settings: Any = {"compiled": False, "weights": WEIGHTS, "ranks": ranks, "check_every": 1}
+        hessian = HessianOperator(loss, theta, batches(ranks), mode, **settings)
+        found[f"{mode}, {hessian.retained} kept"] = hessian.matvec(v)
+        theta.assign(theta.values() + 0.02 * drawn(len(theta), 4))
+        hessian.update(batches(ranks), WEIGHTS)
+        rows = torch.stack([v, drawn(len(theta), 5)])
+        found[f"{mode}, two rows after a step"] = hessian.matmat(rows)
+        solution = conjugate_gradient(ShiftedOperator(hessian, 0.5), v, iterations=5, layerwise=True)
+        found[f"{mode}, solved"] = solution.x
+        if mode == "linearized":
+            halves = hessian._kept[0].program.halves
+            found["collectives"] = [collectives_of(half) for half in (halves.primal, halves.tangent)]
+    return found
+
+
+def refusals(ranks: Ranks) -> list[str]:
+    theta = ParameterVector(network(ranks), "backbone.")
+    hessian = HessianOperator(product_loss(SimCLR(), ranks=ranks), theta, batches(ranks), ranks=ranks, check_every=3)
+    v = drawn(len(theta), 3)
+    hessian.matvec(v)
+    fewer = [[((first[: 4 - ranks.rank], second[: 4 - ranks.rank]), {})] for [((first, second), _)] in batches(ranks)]
+
+    def with_others() -> None:
+        hessian.matvec(v)  # the second of three, which nobody compares
+        hessian.matvec(v + ranks.rank * 1e-15)
+
+    def elsewhere() -> None:
+        theta.assign(theta.values() + ranks.rank * 1e-15)
+        hessian.update(batches(ranks))
+
+    found = []
+    for call in (with_others, lambda: hessian.update(fewer), elsewhere):
+        with pytest.raises(RuntimeError, match="found others than rank 0's on 1") as error:
+            call()
+        found.append(str(error.value))
+    return found
+
+
+def test_products_and_solves_are_those_of_one_process_and_the_same_bits_on_both_ranks(two_ranks: TwoRanks) -> None:
+    first, second = two_ranks(products)
+    kept = first.pop("collectives")
+    expected = products(None)
+    assert not any(expected.pop("collectives"))
+    for key, value in expected.items():
+        assert torch.equal(first[key], second[key]), key
+        allowed = 1e-11 if "solved" in key else 1e-13  # two backends of one process differ by 3e-14 here
+        assert (first[key] - value).norm() <= allowed * value.norm(), key
+    assert (expected["gauss_newton, 2 kept"] - expected["reverse, 2 kept"]).norm() > 0.1
+    for half in kept:  # nothing is sent without being waited for, in either half
+        assert half["wait_tensor"] == sum(half.values()) - half["wait_tensor"] > 0
+        assert half["all_to_all_single"] > 0
+
+
+def test_ranks_that_go_different_ways_are_told_on_every_rank(two_ranks: TwoRanks) -> None:
+    for vectors, shapes, parameters in two_ranks(refusals):
+        assert "vectors that are multiplied must be the same on all 2 ranks" in vectors
+        assert "numbers, shapes and weights of stored batches must be the same" in shapes
+        assert "parameters that products are taken at must be the same" in parameters
+    model = network(None)
+    with pytest.raises(ValueError, match="check_every must be 1 or more, found 0"):
+        HessianOperator(product_loss(SimCLR()), ParameterVector(model), batches(None), check_every=0)

@@ -1,0 +1,39 @@
+"""scripts/kill_runs.py, which kills 200 times by itself, with a few kills; and that it would find what is wrong."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from scripts.kill_runs import Chain, differing, outcome, summary
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_run_killed_at_random_moments_ends_with_the_same_bits(tmp_path: Path) -> None:
+    options = ["--runs", "abrl", "--kills", "4", "--jobs", "1", "--cold", "0", "--seed", "3"]
+    command = [sys.executable, "-m", "scripts.kill_runs", *options, "--output", str(tmp_path / "kills")]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
+    assert found.returncode == 0, found.stdout + found.stderr
+    record = json.loads((tmp_path / "kills.json").read_text())
+    assert record["kills"] == record["rows"]["abrl"]["kills"] >= 4
+    assert record["rows"]["abrl"]["same_bits"] == record["rows"]["abrl"]["runs"]
+    assert "SIGKILLs" in (tmp_path / "kills.md").read_text()
+
+
+def test_other_bits_and_missing_ones_are_differences(tmp_path: Path) -> None:
+    stage = tmp_path / "runs" / "run" / "pretext"
+    stage.mkdir(parents=True)
+    (stage / "DONE").write_text('{"outputs": {"weights.safetensors": "12"}}')
+    (stage.parent / "results.json").write_text("{}")
+    found = outcome(tmp_path)
+    assert set(found) == {"run/pretext", "run/results.json"}
+    assert differing(found, found) == []
+    assert differing(found, found | {"run/results.json": "[]"}) == ["run/results.json"]
+    assert differing(found, found | {"run/test": "34"}) == ["run/test"]
+
+
+def test_failures_are_counted_apart_from_runs_that_went_well() -> None:
+    found = summary([Chain("bissl", ["bissl", "head"]), Chain("bissl", ["bissl"], failure="other bits in run/bissl")])
+    assert found["rows"]["bissl"] == {"runs": 2, "kills": 3, "same_bits": 1, "places": {"bissl": 2, "head": 1}}
+    assert [failure["failure"] for failure in found["failures"]] == ["other bits in run/bissl"]

@@ -1,0 +1,91 @@
+"""Two processes that are ranks of one gloo group, and wait for what tests want run on both."""
+
+import os
+import pickle
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from bissl_fast.ops import Ranks
+
+SIZE = 2
+WAIT = 250.0
+"""Seconds until a rank that says nothing is given up."""
+
+
+class TwoRanks:
+    """Runs functions on both ranks; started with the first, and again after one that failed.
+
+    Args:
+        folder: where the ranks find each other.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._starts = folder, 0
+        self._workers: list[tuple[Any, Any]] = []
+
+    def __call__(self, function: Callable[..., Any], *args: Any) -> list[Any]:
+        """What ``function(ranks, *args)``, a function of a module, returns on each rank: tensors, or tables of them.
+
+        Raises:
+            RuntimeError: with the trace of a rank that raised, or stood still.
+        """
+        if not self._workers:
+            self._start()
+        for _, pipe in self._workers:
+            pipe.send_bytes(pickle.dumps((function, args)))  # by value, as no memory is shared
+        found, failed = [], []
+        for rank, (process, pipe) in enumerate(self._workers):
+            answered = pipe.poll(WAIT if not failed else 1.0)
+            done, answer = (
+                pickle.loads(pipe.recv_bytes())
+                if answered
+                else (False, f"it stood still, exit code {process.exitcode}")
+            )
+            (found if done else failed).append(answer if done else f"rank {rank}: {answer}")
+        if failed:
+            self.stop()
+            raise RuntimeError("\n".join(failed))
+        return found
+
+    def stop(self) -> None:
+        for process, pipe in self._workers:
+            pipe.close()
+            process.kill()
+            process.join()
+        self._workers = []
+
+    def _start(self) -> None:
+        self._starts += 1
+        context = mp.get_context("spawn")
+        for rank in range(SIZE):
+            ours, theirs = context.Pipe()
+            process = context.Process(
+                target=serve, args=(rank, str(self._folder / f"store-{self._starts}"), theirs), daemon=True
+            )
+            process.start()
+            self._workers.append((process, ours))
+
+
+def serve(rank: int, store: str, pipe: Any) -> None:
+    """A rank's life: one function after another until the pipe ends."""
+    torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    dist.init_process_group("gloo", rank=rank, world_size=SIZE, store=dist.FileStore(store, SIZE))
+    ranks = Ranks.present()
+    while True:
+        try:
+            given = pipe.recv_bytes()
+        except (EOFError, OSError):
+            return
+        try:
+            function, args = pickle.loads(given)
+            answer = (True, function(ranks, *args))
+        except Exception:
+            answer = (False, traceback.format_exc())
+        pipe.send_bytes(pickle.dumps(answer))
