@@ -17,7 +17,7 @@ usage: bissl-fast COMMAND [OPTIONS]     (bissl-fast COMMAND --help tells more)
   compare  methods over pretext seeds at equal budget: `bissl-fast compare --methods baseline,bissl --seeds 3`
   ablate   a study's arms likewise: `bissl-fast ablate --list`
   reproduce a table or a figure of BiSSL's paper beside what it prints: `bissl-fast reproduce table1 --plan`
-  sweep    help with the search of a run's fine-tuning rates, from any number of processes: `bissl-fast sweep runs/demo`
+  sweep    make trials of a run's search for fine-tuning rates, beside others: `bissl-fast sweep runs/demo`
   pretrain train a pretext task alone and leave its backbone: `bissl-fast pretrain --pretext byol`
   embed    features of a folder of images by a run's or any other backbone: `bissl-fast embed runs/demo photos`
   evaluate score a run's backbones or any other weights: `bissl-fast evaluate runs/demo --protocol linear,knn`
