@@ -13,7 +13,7 @@ from bissl_fast.methods.presets import preset_config
 from bissl_fast.version import __version__
 
 COMMANDS = ("train", "compare", "ablate", "pretrain", "embed", "evaluate", "predict", "export", "data", "bench")
-COMMANDS += ("report", "doctor", "reproduce")
+COMMANDS += ("report", "track", "doctor", "reproduce")
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
