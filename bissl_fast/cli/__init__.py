@@ -1,5 +1,6 @@
 """The command `bissl-fast`: parse, call, print."""
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -16,7 +17,7 @@ usage: bissl-fast COMMAND [OPTIONS]     (bissl-fast COMMAND --help tells more)
   compare  methods over pretext seeds at equal budget: `bissl-fast compare --methods baseline,bissl --seeds 3`
   ablate   a study's arms likewise: `bissl-fast ablate --list`
   reproduce a table or a figure of BiSSL's paper beside what it prints: `bissl-fast reproduce table1 --plan`
-  sweep    help with the search of a run's fine-tuning rates, from any number of processes: `bissl-fast sweep runs/demo`
+  sweep    make trials of a run's search for fine-tuning rates, beside others: `bissl-fast sweep runs/demo`
   pretrain train a pretext task alone and leave its backbone: `bissl-fast pretrain --pretext byol`
   embed    features of a folder of images by a run's or any other backbone: `bissl-fast embed runs/demo photos`
   evaluate score a run's backbones or any other weights: `bissl-fast evaluate runs/demo --protocol linear,knn`
@@ -58,7 +59,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point. Returns the exit status: 0, 2 for input that cannot be used, 130 if stopped on request."""
     command, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
-        return _run(command, rest)
+        try:
+            return _run(command, rest)
+        finally:
+            sys.stdout.flush()
     except UserError as error:
         from bissl_fast.training.interruption import Interrupted
 
@@ -67,6 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("bissl-fast: stopped; run the same command again to go on from the last checkpoint.", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # of `bissl-fast … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left goes nowhere, at exit, too
+        return 141
 
 
 def _run(command: str, rest: list[str]) -> int:

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +17,7 @@ from bissl_fast.cli.train import parse_config
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.run_folder import RunFolder
 from bissl_fast.evaluation.table import results_table
-from bissl_fast.methods.config import TrainConfig
+from bissl_fast.methods.config import TrainConfig, save_config
 from bissl_fast.methods.stages.finetune import FineTuneTask
 from bissl_fast.methods.sweep import searching, sweep
 from bissl_fast.methods.train import train
@@ -175,3 +177,20 @@ def test_sweep_lists_trials_and_the_best_so_far(
     assert "has no arm 'gessl'; it has bissl and baseline" in capsys.readouterr().err
     assert main(["sweep", str(run.parent)]) == 2
     assert "config.yaml cannot be read" in capsys.readouterr().err
+
+
+def test_a_process_that_helps_waits_for_backbones_and_ends_with_the_one_it_is_tied_to(
+    small_data: Path, tmp_path: Path
+) -> None:
+    settings = config(small_data, tmp_path)
+    settings.run_folder.mkdir()
+    (settings.run_folder / "config.yaml").write_text(save_config(settings))
+    command = [sys.executable, "-m", "bissl_fast.cli", "sweep", str(settings.run_folder), "--tied"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert any(b"waits for the backbones of bissl and baseline" in line for line in process.stdout)
+        process.stdin.close()
+        assert process.wait(60) == 130
+        assert b"Go on with: bissl-fast sweep" in process.stderr.read()
