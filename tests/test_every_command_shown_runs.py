@@ -2,15 +2,9 @@
 
 All of them run to their end, made small by further options, but for
 
-<<<<<<< HEAD
-- ``train``, ``plan``, ``pretrain``, ``compare`` and ``ablate``, which end where their first stage would begin: settings
-  are read, data opened, arms prepared and products tried. The stages are those of the runs that go through here;
-- ``bench``, ``reproduce`` and ``python -m benchmarks.…``, which take minutes to weeks: their options are read;
-=======
 - ``train``, ``pretrain``, ``compare`` and ``ablate``, which end where their first stage would begin: settings are
   read, data opened, arms prepared and products tried. The stages are those of the runs that go through here;
 - ``bench``, ``reproduce``, ``plan`` and ``python -m benchmarks.…``, which take minutes to weeks: options are read;
->>>>>>> main
 - pretrained weights of timm's, for which random ones stand in, since there is no network;
 - ``make``, ``scripts/`` and what sets up a shell, which no test can run within itself: targets and files are there.
 """
@@ -35,7 +29,7 @@ from tests.experiments.comparisons import SMALLER as SHORTER
 from tests.methods.conftest import SMALL
 from tests.shown import PAGES, ROOT, commands, write_world
 
-BEGUN = ("train", "plan", "pretrain", "compare", "ablate")
+BEGUN = ("train", "pretrain", "compare", "ablate")
 IMAGES = SMALL[: SMALL.index("--pretrain.epochs")]
 EVALUATED = (
     "linear.epochs",
@@ -52,7 +46,6 @@ TRAINING = [
 ]
 SMALLER = {
     "train": TRAINING,
-    "plan": TRAINING,
     "compare": TRAINING,
     "ablate": TRAINING,
     "pretrain": [*IMAGES, "--pretrain.epochs", "1", "--pretrain.warmup-epochs", "0.5"],
