@@ -20,7 +20,14 @@ print(*(f"{name}=={version}" for name, version in sorted(found.items()) if name 
 LIST
 "$folder/tool/bin/pip-audit" --no-deps --disable-pip --progress-spinner off -r "$folder/installed.txt" \
     >"$folder/found" 2>"$folder/said" && code=0 || code=$?
-cat "$folder/found"
+unknown=$(grep -c "could not be audited" "$folder/found" || true)
+all=$(wc -l <"$folder/installed.txt")
+if [ "$unknown" -eq "$all" ]; then
+    echo "The service that could be asked knows none of the $all packages: nothing was audited."
+    exit 0
+fi
+grep -v "could not be audited" "$folder/found" || true
+echo "$unknown of $all packages are unknown to the service that could be asked."
 if [ "$code" -ne 0 ] && ! grep -q "Found [0-9]* known" "$folder/said"; then
     tail -n 1 "$folder/said" | cut -c 1-200
     echo "The service cannot be asked from here: nothing was audited."

@@ -3,10 +3,11 @@
     python -m scripts.kill_runs --kills 200 --jobs 2 --output docs/results/kills
 
 Runs of every method on tiny images, each with a data cache of its own that is built anew, and a comparison over seeds.
-A run is killed by SIGKILL up to --each times, at moments drawn uniformly over the time of an unbroken one, then left to
-finish. A share of the attempts (--cold) starts a new interpreter, so that imports are hit as well; the others are forks
-of a process that has imported everything, which takes a tenth of the time. Compared are the hashes of all files that
-stages hand on, and the results.
+A run is killed by SIGKILL up to --each times, each time at a moment drawn uniformly over the first half of what an
+unbroken one takes: as finished stages are skipped, later ones come into that half. Then it is left to finish.
+A share of the attempts (--cold) starts a new interpreter, so that imports are hit as well; the others are forks of a
+process that has imported everything, which is quicker. Compared are hashes of all files that stages hand on, and the
+results.
 """
 
 import argparse
@@ -36,7 +37,7 @@ from tests.methods.conftest import train_arguments, write_images
 
 RUNS = {
     "bissl": "train --methods bissl",
-    "baseline": "train --methods baseline",
+    "baseline": "train --methods baseline --pretrain.baseline-epochs 3 --finetune.epochs 2",
     "gessl": "train --methods gessl --gessl.tasks 2 --gessl.batch-size 8 --gessl.target-steps 2 --gessl.steps 6 "
     "--gessl.inner-rate 0.001 --gessl.outer.learning-rate 0.001",
     "fussl": "train --methods fussl --fussl.blocks 2 --fussl.first-epochs 3 --fussl.second-epochs 3",
@@ -147,7 +148,7 @@ def one_chain(
         place = Path(folder)
         while True:
             fresh = draw.random() < cold
-            delay = draw.uniform(0, length + fresh * start) if len(chain.kills) < most else PATIENCE
+            delay = draw.uniform(0, length / 2 + fresh * start) if len(chain.kills) < most else PATIENCE
             attempt = Attempt(name, data, place, fresh)
             if attempt.ended_within(delay):
                 break

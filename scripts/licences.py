@@ -27,7 +27,7 @@ HEAD = """# Licences
 
 bissl-fast is under Apache-2.0 ([LICENSE](../LICENSE)). It holds no other code: what it needs is installed beside it,
 each under its own licence. The table is written by `python scripts/licences.py`, from the metadata of the packages as
-they are installed on Linux with torch for CUDA, no extras; `--sbom dist/sbom.json` writes a bill of materials, too.
+they are installed on Linux with torch for CUDA, without extras; `--sbom dist/sbom.json` adds a bill of materials.
 """
 
 

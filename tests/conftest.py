@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ranks import TwoRanks
+from tests.ranks import Processes
 
 
 @pytest.fixture(scope="session")
@@ -19,8 +19,16 @@ def real_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoRanks]:
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
     """Two processes of one gloo group, started once for all tests that run on them."""
-    ranks = TwoRanks(tmp_path_factory.mktemp("ranks"))
-    yield ranks
-    ranks.stop()
+    processes = Processes(tmp_path_factory.mktemp("ranks"))
+    yield processes
+    processes.stop()
+
+
+@pytest.fixture
+def four_ranks(tmp_path: Path) -> Iterator[Processes]:
+    """Four of them."""
+    processes = Processes(tmp_path, 4)
+    yield processes
+    processes.stop()

@@ -1,4 +1,4 @@
-"""Two processes that are ranks of one gloo group, and wait for what tests want run on both."""
+"""Processes that are ranks of one gloo group, and wait for what tests want run on all of them."""
 
 import os
 import pickle
@@ -18,15 +18,16 @@ WAIT = 250.0
 """Seconds until a rank that says nothing is given up."""
 
 
-class TwoRanks:
-    """Runs functions on both ranks; started with the first, and again after one that failed.
+class Processes:
+    """Runs functions on every rank; started with the first, and again after one that failed.
 
     Args:
         folder: where the ranks find each other.
+        size: how many there are.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._starts = folder, 0
+    def __init__(self, folder: Path, size: int = SIZE) -> None:
+        self._folder, self._size, self._starts = folder, size, 0
         self._workers: list[tuple[Any, Any]] = []
 
     def __call__(self, function: Callable[..., Any], *args: Any) -> list[Any]:
@@ -42,11 +43,11 @@ class TwoRanks:
         found, failed = [], []
         for rank, (process, pipe) in enumerate(self._workers):
             answered = pipe.poll(WAIT if not failed else 1.0)
-            done, answer = (
-                pickle.loads(pipe.recv_bytes())
-                if answered
-                else (False, f"it stood still, exit code {process.exitcode}")
-            )
+            try:
+                answer = pickle.loads(pipe.recv_bytes()) if answered else "it stood still"
+            except (EOFError, OSError):
+                answer = f"it ended, exit code {process.exitcode}"
+            done, answer = answer if isinstance(answer, tuple) else (False, answer)
             (found if done else failed).append(answer if done else f"rank {rank}: {answer}")
         if failed:
             self.stop()
@@ -63,20 +64,19 @@ class TwoRanks:
     def _start(self) -> None:
         self._starts += 1
         context = mp.get_context("spawn")
-        for rank in range(SIZE):
+        for rank in range(self._size):
             ours, theirs = context.Pipe()
-            process = context.Process(
-                target=serve, args=(rank, str(self._folder / f"store-{self._starts}"), theirs), daemon=True
-            )
+            store = str(self._folder / f"store-{self._starts}")
+            process = context.Process(target=serve, args=(rank, self._size, store, theirs), daemon=True)
             process.start()
             self._workers.append((process, ours))
 
 
-def serve(rank: int, store: str, pipe: Any) -> None:
+def serve(rank: int, size: int, store: str, pipe: Any) -> None:
     """A rank's life: one function after another until the pipe ends."""
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    dist.init_process_group("gloo", rank=rank, world_size=SIZE, store=dist.FileStore(store, SIZE))
+    dist.init_process_group("gloo", rank=rank, world_size=size, store=dist.FileStore(store, size))
     ranks = Ranks.present()
     while True:
         try:

@@ -12,14 +12,17 @@ from PIL import Image
 from torch import nn
 
 import bissl_fast
-from bissl_fast.models import Network, build_backbone
-from bissl_fast.ops import nt_xent_loss
+from bissl_fast.models import Network, build_backbone, fuse_batch_norm
+from bissl_fast.ops import Ranks, nt_xent_loss
 from bissl_fast.training.files import save_weights
 from tests.export.runs import write_run
+from tests.ranks import Processes
 from tests.shown import PAGES, ROOT
 
 PACKAGE = Path(bissl_fast.__file__).parent
 NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
+OF_RANKS = "docs/scaling.md"
+ALONE = [page for page in NAMES if "```python" in (ROOT / page).read_text() and page != OF_RANKS]
 
 
 def modules_with_examples() -> list[str]:
@@ -60,7 +63,7 @@ def given() -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("page", [page for page in NAMES if "```python" in (ROOT / page).read_text()])
+@pytest.mark.parametrize("page", ALONE)
 def test_the_python_of_a_page(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
@@ -84,3 +87,26 @@ def test_every_link_of_a_page_to_a_file_leads_to_one(page: str) -> None:
     links = re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text(encoding="utf-8"))
     missing = [link for link in links if not (path.parent / link).exists()]
     assert not missing
+
+
+def on_a_rank(ranks: Ranks, text: str) -> torch.Tensor:
+    """What the page's last line finds; its process group is there already."""
+    torch.manual_seed(0)
+    names = given()
+    views = torch.randn(2, 6, 3, 8, 8, generator=torch.Generator().manual_seed(ranks.rank)).unbind()
+    names |= {
+        "network": fuse_batch_norm(names["model"]),
+        "images": range(512),
+        "views": views,
+        "stored": [views],
+        "gradient": names["v"],
+    }
+    exec(compile(text.replace("dist.init_process_group", "str"), OF_RANKS, "exec"), names)
+    found: torch.Tensor = names["solution"].x
+    return found
+
+
+def test_the_python_of_the_page_on_many_ranks_runs_on_two(two_ranks: Processes) -> None:
+    text = (ROOT / OF_RANKS).read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert torch.equal(*two_ranks(on_a_rank, block))

@@ -28,7 +28,9 @@ class TwoPrecisions:
         dtype: of the rough products.
         memory_budget: bytes for both together.
         compiled: as there.
-        weights, ranks, check_every: as there.
+        weights: as there.
+        ranks: as there.
+        check_every: as there.
 
     Attributes:
         exact: the operator whose products are ``matvec``.

@@ -1,5 +1,6 @@
 """The command `bissl-fast`: parse, call, print."""
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -58,7 +59,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point. Returns the exit status: 0, 2 for input that cannot be used, 130 if stopped on request."""
     command, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
-        return _run(command, rest)
+        try:
+            return _run(command, rest)
+        finally:
+            sys.stdout.flush()
     except UserError as error:
         from bissl_fast.training.interruption import Interrupted
 
@@ -67,6 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("bissl-fast: stopped; run the same command again to go on from the last checkpoint.", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # of `bissl-fast … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left goes nowhere, at exit, too
+        return 141
 
 
 def _run(command: str, rest: list[str]) -> int:

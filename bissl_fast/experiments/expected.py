@@ -5,23 +5,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from bissl_fast.evaluation.cost import duration
 from bissl_fast.evaluation.table import Cell, Grid
 from bissl_fast.experiments.paper_runs import Found, PaperRun
 from bissl_fast.methods.config import TrainConfig
 from bissl_fast.methods.probe import Measured
 from bissl_fast.methods.work import Work, backbone_work, features_work, testing_work, times, tuning_work
 
-Kind = Literal["Pretext", "BiSSL", "Search", "Fine-tuning", "Test"]
+Kind = Literal["Pretext", "BiSSL", "Search", "Tuning", "Features"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 KIND_OF: Mapping[str, Kind] = {
     "pretext": "Pretext",
     "head": "BiSSL",
     "bissl": "BiSSL",
     "search": "Search",
-    "finetune": "Fine-tuning",
-    "test": "Test",
-    "features": "Test",
+    "finetune": "Tuning",
+    "test": "Tuning",
+    "features": "Features",
 }
 """By the first word of a stage's name."""
 
@@ -123,23 +122,25 @@ class Expected:
         return sum(self.measured.of(stage.work) for stage in self.stages if stage.left)
 
     def grid(self) -> Grid:
-        """A row for each run, a column for each kind of stage; shared stages are counted once."""
+        """A row for each run, a column for each kind of stage that there is; shared stages are counted once."""
+        kinds = [kind for kind in KINDS if self._of(None, kind)]
         runs = dict.fromkeys(stage.run for stage in self.stages)
-        rows = [(Cell(run), *(Cell(self._words(run, kind)) for kind in KINDS), self._cell(run)) for run in runs]
-        totals = (Cell(self._words(None, kind)) for kind in KINDS)
+        rows = [(Cell(run), *(Cell(self._words(run, kind)) for kind in kinds), self._cell(run)) for run in runs]
+        totals = (Cell(self._words(None, kind)) for kind in kinds)
         rows.append((Cell("all"), *totals, self._cell(None)))
-        return Grid(("Run", *KINDS, "Together"), tuple(rows), self.caption)
+        return Grid(("Run", *kinds, "Together"), tuple(rows), self.caption)
 
     @property
     def caption(self) -> str:
         """How the table was made."""
         units = ", ".join(
-            f"{unit} {long_duration(took)}" for unit, took in self.measured.seconds.items() if took >= 0.05
+            f"{unit} {short_duration(took)}" for unit, took in self.measured.seconds.items() if took >= 0.05
         )
         return (
             f"Time on {self.where}, as counted steps times what one took in a probe of {self.measured.images} images a "
             f"batch ({units or 'all of them below 0.1 s'}). Reading and decoding of the sets, checkpoints and reports "
-            "are not in it, and other work on the machine makes it longer."
+            "are not in it, and other work on the machine makes it longer. Shared: made by a run above. Tuning: of all "
+            "seeds, with the test."
         )
 
     def told(self) -> dict[str, Any]:
@@ -159,7 +160,7 @@ class Expected:
         return {"where": self.where, "seconds_left": self.seconds, "seconds_of_a_unit": unit, "stages": stages}
 
     def _cell(self, run: str | None) -> Cell:
-        return Cell(long_duration(sum(self._left(run, kind) for kind in KINDS)))
+        return Cell(short_duration(sum(self._left(run, kind) for kind in KINDS)))
 
     def _of(self, run: str | None, kind: Kind) -> list[Stage]:
         return [stage for stage in self.stages if stage.kind == kind and run in (None, stage.run)]
@@ -173,16 +174,19 @@ class Expected:
         if not stages:
             return "—"
         if any(stage.left for stage in stages):
-            return long_duration(self._left(run, kind))
-        others = dict.fromkeys(stage.shared_with for stage in stages if not stage.done)
-        return f"with {', '.join(others)}" if others and run is not None else "done"
+            return short_duration(self._left(run, kind))
+        shared = run is not None and any(stage.shared_with and not stage.done for stage in stages)
+        return "shared" if shared else "done"
 
 
-def long_duration(seconds: float) -> str:
-    """A time as people tell it, from 100 hours on in whole hours.
+def short_duration(seconds: float) -> str:
+    """A time in one unit.
 
     Example:
-        >>> long_duration(75), long_duration(3.6e6)
-        ('1 min 15 s', '1,000 h')
+        >>> short_duration(3.21), short_duration(75), short_duration(7325), short_duration(3.6e6)
+        ('3.2 s', '1.2 min', '2.0 h', '1,000 h')
     """
-    return duration(seconds) if seconds < 3.6e5 else f"{seconds / 3600:,.0f} h"
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:,.0f} {unit}" if seconds >= 100 * size else f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} s"

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from bissl_fast.evaluation.report import write_report
 from bissl_fast.experiments.beside_paper import beside_table, claim
-from bissl_fast.experiments.expected import Expected, long_duration, planned
+from bissl_fast.experiments.expected import Expected, planned, short_duration
 from bissl_fast.experiments.paper_runs import Asked, Lay, PaperRun, present, runs_of
 from bissl_fast.experiments.reproduction_page import NO_POINTS, Reproduced, write_reproduction
 from bissl_fast.methods.config import TrainConfig, save_config
@@ -58,7 +58,7 @@ class Reproduction:
         if self.memory:
             self.say(self.memory, "yellow")
         self.console.print(expected.grid().to_rich())
-        self.say(f"All that is left: {long_duration(expected.seconds)}.", "bold")
+        self.say(f"All that is left: {short_duration(expected.seconds)}.", "bold")
         make_folder(self.folder)
         write_json(self.folder / f"expected-{self.asked.what}.json", expected.told())
         return expected
@@ -69,7 +69,7 @@ class Reproduction:
             self.say(f"{self.folder.name}/{run.config.name}, run {number} of {len(self.there)}", "bold")
             without_earlier_results(run.config)
             if self.asked.tuned:
-                write_report(train(run.config, self.console))
+                train(run.config, self.console, write_report)
             else:
                 train_backbones(run.config, self.console)
             page = write_reproduction(self.made)

@@ -8,8 +8,6 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
-
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation import figures
 from bissl_fast.evaluation.drawing import canvas, legend, looks, png
@@ -22,9 +20,10 @@ from bissl_fast.evaluation.statistics import Arm
 from bissl_fast.evaluation.svg import svg
 from bissl_fast.evaluation.table import Cell, Grid
 from bissl_fast.experiments.beside_paper import TITLES, Beside, beside, beside_table, claim
-from bissl_fast.experiments.paper_runs import Asked, PaperRun, lasting, scaled
+from bissl_fast.experiments.paper_runs import Asked, PaperRun, Rates, lasting, scaled
 from bissl_fast.methods.config import TrainConfig, save_config
 from bissl_fast.methods.presets import preset_config
+from bissl_fast.plain import parse_yaml
 from bissl_fast.training.files import make_folder, write_atomic, write_json
 
 if TYPE_CHECKING:
@@ -66,8 +65,8 @@ class Reproduced:
     def departures(self) -> dict[str, dict[str, str]]:
         """Settings of the first run that are not the paper's, with both values."""
         run = self.runs[0]
-        told = {"here": run.config, "paper": _paper(run)}
-        return differing({name: yaml.safe_load(save_config(config)) for name, config in told.items()})
+        told = {"here": run.config, "paper": _paper(run, self.asked.rates)}
+        return differing({name: parse_yaml(save_config(config)) for name, config in told.items()})
 
     @property
     def note(self) -> str:
@@ -75,7 +74,7 @@ class Reproduced:
         if not self.departures:
             return ""
         return (
-            f"Settings are not the paper's (scale {self.asked.scale:g}; `{self.asked.what}.html` lists them): its "
+            f"Settings are not the paper's (scale {self.asked.scale:g}; {self.asked.what}.html lists them): its "
             "numbers cannot be compared with ours."
         )
 
@@ -130,6 +129,7 @@ def _by_epochs(cells: Sequence[Beside]) -> str:
         means = [score.mean for score in scores]
         axes.errorbar(epochs, means, deviations, color=drawn[arm].colour, label=title_of_arm, capsize=3, marker="o")
         told.append(f"{title_of_arm}: {', '.join(f'{score} at {at:g}' for at, score in found)}")
+    axes.set_xticks(sorted({cell.run.epochs for cell in ended}))
     legend(axes)
     words = f"{'; '.join(told)}."
     return section(Section("epochs", title, caption, plate(svg(figure, "epochs", f"{title}. {words}")), words))
@@ -172,8 +172,8 @@ def feature_map(folder: Path) -> tuple[Figure, str]:
 
 def _ending(made: Reproduced) -> str:
     """What was left out, what departs from the paper, and where the runs lie."""
-    lost = "".join(f"<li>{escape(f'{name}: {reason}')}</li>" for name, reason in made.absent.items())
-    absent = f"<section><h2>Sets that are not there</h2>\n<ul>{lost}</ul></section>\n" if lost else ""
+    lost = "".join(missing(f"{name}: {reason}") for name, reason in made.absent.items())
+    absent = f"<section><h2>Sets that are not there</h2>\n{lost}</section>\n" if lost else ""
     names = [str(run.config.name) for run in made.runs]
     reports = [name for name in names if (made.folder / name / "report.html").is_file()]
     links = " · ".join(f'<a href="{escape(name)}/report.html">{escape(name)}</a>' for name in reports)
@@ -190,10 +190,10 @@ def _departing(made: Reproduced) -> str:
     return f"{heading}{scrolling(grid.to_html(), 'Settings')}</section>\n"
 
 
-def _paper(run: PaperRun) -> TrainConfig:
-    """The paper's settings of a run, in whichever place, on whichever machine."""
-    paper = lasting(scaled(preset_config("paper", run.dataset), 1.0, "search"), run.epochs, 1.0)
+def _paper(run: PaperRun, rates: Rates) -> TrainConfig:
+    """The paper's settings of a run, in whichever place, on whichever machine; the rates that it prints are its own."""
+    paper = lasting(scaled(preset_config("paper", run.dataset), 1.0, rates), run.epochs, 1.0)
     own = run.config
-    kept = ("name", "output", "data_root", "cache_dir", "device", "threads", "seed", "loop")
+    kept = ("name", "output", "data_root", "cache_dir", "device", "threads", "seed", "loop", "track", "tracking")
     images = replace(paper.images, pipeline=own.images.pipeline, resident_share=own.images.resident_share)
     return replace(paper, images=images, **{name: getattr(own, name) for name in kept})

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 
 from bissl_fast.errors import UserError
@@ -15,6 +14,7 @@ from bissl_fast.evaluation.plan import is_comparison, require_one_run
 from bissl_fast.evaluation.run_folder import RunFolder
 from bissl_fast.methods.config import PretextConfig, load_config, save_config
 from bissl_fast.methods.run import Run
+from bissl_fast.plain import parse_yaml
 from bissl_fast.training.files import exclusive
 from bissl_fast.training.trackers.following import Follower, Following, reason
 from bissl_fast.training.trackers.to_mlflow import MlflowRun
@@ -86,7 +86,7 @@ def _followers(
     folder: Path, config: PretextConfig, names: Sequence[TrackerName], where: TrackingSettings | None = None
 ) -> list[Follower]:
     where = config.tracking if where is None else where
-    settings: dict[str, Any] = yaml.safe_load(save_config(config))
+    settings: dict[str, Any] = parse_yaml(save_config(config))
     del settings["track"], settings["tracking"]  # whose address may hold a password
     group = folder.parent.name if is_comparison(folder.parent) else None
     about = About(folder.name, folder, settings, where, group)

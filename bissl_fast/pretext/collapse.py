@@ -39,7 +39,7 @@ def effective_rank(embeddings: torch.Tensor) -> torch.Tensor:
         embeddings: (N, D), of any norm.
 
     Returns:
-        Between 1 and min(N − 1, D); 0 where all are the same.
+        Between 1 and min(N − 1, D); 0 where all are the same, NaN where a number is not finite.
 
     Source: Roy and Vetterli, "The effective rank", EUSIPCO 2007; of pretext embeddings: Garrido et al., "RankMe", 2023,
     who do not take the mean away.
@@ -50,11 +50,13 @@ def effective_rank(embeddings: torch.Tensor) -> torch.Tensor:
     """
     rows = F.normalize(embeddings[:ROWS].double(), dim=1)
     rows = rows - rows.mean(0)
-    values = torch.linalg.svdvals(rows)
+    finite = rows.isfinite().all()  # of others LAPACK raises, before the loss can be named
+    values = torch.linalg.svdvals(torch.where(finite, rows, 0.0))
     total = values.sum()
     shares = values / total.clamp(min=1e-300)
     entropy = -torch.special.xlogy(shares, shares).sum()
-    return torch.where(total > len(rows) * 1e-12, entropy.exp(), 0.0)
+    rank = torch.where(total > len(rows) * 1e-12, entropy.exp(), 0.0)
+    return torch.where(finite, rank, torch.nan)
 
 
 def diagnose(embeddings: torch.Tensor) -> dict[str, torch.Tensor]:

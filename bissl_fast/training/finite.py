@@ -32,7 +32,8 @@ class BadGradient:
 
 
 class GradientWatch:
-    """Looks at every gradient that an optimiser is given. It costs a reduction of them, and stays on their device.
+    """Looks at every gradient that an optimiser is given. It costs a reduction of them, which stays on their device: of
+    ResNet-18's on one core 2 ms, where a step of 32 images of 96 px takes 600.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.ones(2))
@@ -78,11 +79,12 @@ class GradientWatch:
             return
         key = tuple(map(id, parameters))
         gradients = [_local(p.grad) for p in parameters]
-        largest = torch.stack([norm.float() for norm in torch._foreach_norm(gradients, float("inf"))])
+        # The Euclidean norm is the one that CPUs and GPUs are quick at. Like that of clipping it is infinite from 1e19.
+        norms = torch.stack(torch._foreach_norm(gradients, 2, dtype=torch.float32))
         if key not in self._seen:
-            self._seen[key] = parameters, torch.full((len(parameters),), -1, device=largest.device)
+            self._seen[key] = parameters, torch.full((len(parameters),), -1, device=norms.device)
         moments = self._seen[key][1]
-        moments.masked_fill_((moments < 0) & ~torch.isfinite(largest), self._step * _CALLS + self._calls)
+        moments.masked_fill_((moments < 0) & ~torch.isfinite(norms), self._step * _CALLS + self._calls)
         self._calls += 1
 
 

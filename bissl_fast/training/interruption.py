@@ -15,6 +15,10 @@ class Interrupted(UserError):
     """Work was stopped on request; everything up to the last step is in the checkpoint."""
 
 
+class _Stop(BaseException):
+    """SIGTERM on its way up, past whatever takes exceptions for failures of what it tries."""
+
+
 class Interruption:
     """Context in which SIGINT and SIGTERM only set :attr:`requested`. A second Ctrl-C stops at once."""
 
@@ -46,7 +50,7 @@ def interruptible() -> Iterator[None]:
     """Context in which SIGTERM and Ctrl-C end in :class:`Interrupted` also where no loop is running."""
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise Interrupted("stopped on request between two steps; every checkpoint and finished stage is whole.")
+        raise _Stop
 
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -54,6 +58,10 @@ def interruptible() -> Iterator[None]:
     kept = signal.signal(signal.SIGTERM, stop)
     try:
         yield
+    except _Stop:
+        raise Interrupted(
+            "stopped on request between two steps; every checkpoint and finished stage is whole."
+        ) from None
     except KeyboardInterrupt:
         raise Interrupted("stopped at once; every checkpoint and finished stage is whole.") from None
     finally:

@@ -1,6 +1,5 @@
 """Memory: the most that was held, and, told in a sentence, that it is full."""
 
-import json
 import re
 import resource
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 import torch
 
 from bissl_fast.errors import UserError
+from bissl_fast.plain import parse_json
 
 _FULL = ("can't allocate memory", "out of memory", "_ALLOC_FAILED")
 """Words of PyTorch's allocators and of CUDA's libraries."""
@@ -59,9 +59,9 @@ def memory_told(stage: Path | None = None) -> Iterator[None]:
 
 def _planned(stage: Path | None) -> str:
     """What `bissl-fast plan` has said about a stage's memory, or that it can be asked."""
-    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         if stage is not None:
-            needed = int(json.loads((stage.parent / NEEDS).read_text())[stage.name]["memory"])
+            needed = int(parse_json((stage.parent / NEEDS).read_bytes())[stage.name]["memory"])
             return f"`bissl-fast plan` had estimated {needed / 1e9:.1f} GB for it."
     return "`bissl-fast plan` with the options of `train` tells beforehand what each stage needs."
 

@@ -95,7 +95,7 @@ def stage_key(name: str, settings: Mapping[str, Any], inputs: Mapping[str, str])
 def finished_stage(folder: Path) -> StageOutput | None:
     """The stage that a folder holds, if it is finished and whole, whatever its settings."""
     try:
-        key = json.loads((folder / "DONE").read_text())["key"]
+        key = parse_json((folder / "DONE").read_bytes())["key"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     found = _finished(folder, key)

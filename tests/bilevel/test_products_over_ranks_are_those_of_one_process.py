@@ -11,7 +11,7 @@ from bissl_fast.bilevel import HessianOperator, ParameterVector, ShiftedOperator
 from bissl_fast.models import Network, build_projector, fuse_batch_norm
 from bissl_fast.ops import Ranks, share_statistics
 from bissl_fast.pretext import SimCLR, product_loss
-from tests.ranks import TwoRanks
+from tests.ranks import Processes
 
 MODES: tuple[Any, ...] = ("reverse", "linearized", "gauss_newton")
 WEIGHTS = [1.0, 3.0]
@@ -89,7 +89,7 @@ def refusals(ranks: Ranks) -> list[str]:
     return found
 
 
-def test_products_and_solves_are_those_of_one_process_and_the_same_bits_on_both_ranks(two_ranks: TwoRanks) -> None:
+def test_products_and_solves_are_those_of_one_process_and_the_same_bits_on_both_ranks(two_ranks: Processes) -> None:
     first, second = two_ranks(products)
     kept = first.pop("collectives")
     expected = products(None)
@@ -104,7 +104,7 @@ def test_products_and_solves_are_those_of_one_process_and_the_same_bits_on_both_
         assert half["all_to_all_single"] > 0
 
 
-def test_ranks_that_go_different_ways_are_told_on_every_rank(two_ranks: TwoRanks) -> None:
+def test_ranks_that_go_different_ways_are_told_on_every_rank(two_ranks: Processes) -> None:
     for vectors, shapes, parameters in two_ranks(refusals):
         assert "vectors that are multiplied must be the same on all 2 ranks" in vectors
         assert "numbers, shapes and weights of stored batches must be the same" in shapes

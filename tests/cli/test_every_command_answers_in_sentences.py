@@ -1,6 +1,9 @@
 """The command line as a person meets it: help, exit statuses, no traceback."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,7 @@ from bissl_fast.methods.presets import preset_config
 from bissl_fast.version import __version__
 
 COMMANDS = ("train", "compare", "ablate", "pretrain", "embed", "evaluate", "predict", "export", "data", "bench")
-COMMANDS += ("report", "doctor", "reproduce", "sweep")
+COMMANDS += ("report", "track", "doctor", "plan", "reproduce", "sweep")
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -175,3 +178,12 @@ def test_a_config_means_the_same_from_any_working_directory(tmp_path: Path, monk
     assert config.run_folder.parent == tmp_path / "out"
     elsewhere = parse_config(["--dataset", "folder:elsewhere/images"]).located()
     assert elsewhere.run_folder.name != config.run_folder.name
+
+
+def test_a_reader_that_has_seen_enough_ends_a_command_in_silence() -> None:
+    command = [sys.executable, "-m", "bissl_fast.cli", "--help"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    ended = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (ended.returncode, ended.stderr) == (141, "")

@@ -14,7 +14,7 @@ from bissl_fast.errors import UserError
 from bissl_fast.evaluation.comparison import comparison_table, read_comparison
 from bissl_fast.evaluation.comparison_report import write_comparison
 from bissl_fast.evaluation.plan import read_plan
-from bissl_fast.evaluation.statistics import compare_all, holm
+from bissl_fast.evaluation.statistics import bootstrap_interval, compare_all, holm
 from bissl_fast.evaluation.verdict import verdict
 from tests.evaluation.comparisons import cost, write_comparison_of
 
@@ -36,6 +36,8 @@ def test_the_test_is_welchs_of_the_means_of_the_pretext_seeds(tmp_path: Path) ->
     assert found.p == pytest.approx(2 * stats.t.sf(statistic, freedom), rel=1e-12)
     every = stats.ttest_ind(sum(BISSL, []), sum(BASE, []), equal_var=False).pvalue  # noqa: RUF017
     assert every < 0.05 < found.p  # six scores of three pre-trainings are no six pre-trainings
+    interval = bootstrap_interval([54, 51, 53], [50, 51, 49])  # likewise of the means, of which there are three
+    assert found.interval == compared.to_json()["over_pretext_seeds"]["top1"]["bissl"]["interval"] == interval
     assert "BiSSL is not significantly" in verdict(over).replace("bissl", "BiSSL")
     assert "over pretext seeds" in verdict(over)
 

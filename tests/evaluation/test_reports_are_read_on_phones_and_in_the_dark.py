@@ -1,6 +1,7 @@
-"""Reports in a real browser: of a run, of a comparison, and of many runs."""
+"""Reports in a real browser: of a run, of a comparison, of many runs, and of a figure of the paper made again."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,9 @@ import pytest
 from bissl_fast.evaluation.comparison_report import write_comparison
 from bissl_fast.evaluation.report import PLATES, write_report
 from bissl_fast.evaluation.runs_report import write_runs
+from bissl_fast.experiments.paper_runs import Asked, runs_of
+from bissl_fast.experiments.reproduction_page import Reproduced, write_reproduction
+from bissl_fast.methods.config import TrainConfig
 from tests.evaluation.browser import look, needs_chromium
 from tests.evaluation.comparisons import write_comparison_of
 from tests.evaluation.conftest import write_run
@@ -25,7 +29,15 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         for name in ("one", f"other {HOSTILE[8:18]}")
     ]
     compared = write_comparison_of(root / "compared", SCORES, titles={"bissl": HOSTILE})
-    return [write_report(runs[0]), write_comparison(compared), write_runs(runs)]
+    asked, again = Asked("figure2", ("flowers",), epochs=(600.0,)), root / "again"
+    write_run(again / "flowers", dataset="flowers", images=36)
+    reproduced = Reproduced(asked, again, runs_of(asked, smaller), {HOSTILE: HOSTILE})
+    return [write_report(runs[0]), write_comparison(compared), write_runs(runs), write_reproduction(reproduced)]
+
+
+def smaller(config: TrainConfig) -> TrainConfig:
+    """The config with a setting that departs from the paper's."""
+    return replace(config, images=replace(config.images, size=64))
 
 
 @needs_chromium
@@ -35,9 +47,9 @@ def test_a_phone_shows_every_page_whole_its_figures_told_in_words_and_nothing_fe
 ) -> None:
     seen = look(pages, 400, tmp_path, dark)
     assert seen.messages == []
-    assert [page["figures"] for page in seen.pages] == [len(PLATES) + 1, 1, 1]  # the classes confused are one more
+    assert [page["figures"] for page in seen.pages] == [len(PLATES) + 1, 1, 1, 1]  # the classes confused are one more
     for page in seen.pages:
-        assert HOSTILE in page["title"] or "dtd" in page["title"]
+        assert any(name in page["title"] for name in (HOSTILE, "dtd", "Figure 2"))
         assert page["needed"] <= page["width"] <= 400
         assert page["fetched"] == []
         assert page["uncaptioned"] == page["unnamed"] == page["unscoped"] == page["unread"] == 0

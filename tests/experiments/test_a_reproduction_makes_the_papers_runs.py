@@ -92,6 +92,7 @@ def test_the_printed_rates_can_stand_in_place_of_the_search() -> None:
         printed = (TABLE_2_BASELINE[run.dataset], TABLE_4_AFTER_BISSL[run.dataset])
         assert tuple((sgd.learning_rate, sgd.weight_decay) for sgd in tuned) == printed
         assert run.config.search.trials == 0
+        assert Reproduced(Asked("table1", DATASETS, rates="paper"), Path(), (run,), {}).departures == {}
 
 
 def test_the_points_of_figure_2_keep_warm_up_and_baseline_100_epochs_apart() -> None:
@@ -142,7 +143,7 @@ def test_shared_pretext_stages_are_counted_once_and_units_times_counts_are_the_c
     done = 20 * 8 * units["head step"]
     assert expected.seconds == pytest.approx(4 * run + pretext_steps - done, rel=1e-12)
     dtd = next(row for row in expected.grid().rows if row[0].text == "dtd")
-    assert dtd[1].text == "with flowers"
+    assert dtd[1].text == "shared"
 
 
 def test_products_that_do_not_fit_their_budget_are_linearised_again() -> None:

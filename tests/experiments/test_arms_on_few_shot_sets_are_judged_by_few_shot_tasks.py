@@ -112,7 +112,7 @@ def test_results_hold_few_shot_scores_with_their_intervals_and_no_other(
     stages = {"baseline": "pretext-baseline", "gessl": "gessl", "fussl": "fussl"}
     for arm, told in results["arms"].items():
         subject = subject_of(run, StageOutput(run.folder / stages[arm], ""))
-        expected = protocols.run("fewshot", subject, FEW)
+        expected = protocols.run("fewshot", subject, FEW).scores
         assert list(told["scores"]) == list(told["intervals"]) == METRICS
         for key, made in expected.items():
             assert told["scores"][key] == [pytest.approx(made.value)]

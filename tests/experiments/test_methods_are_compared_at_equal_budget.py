@@ -93,10 +93,10 @@ def test_results_of_other_settings_are_not_counted_with_new_ones(
     given, config = whole[0], replace(whole[0], output=tmp_path)
     shutil.copytree(given.run_folder, config.run_folder)
 
-    def one(run: TrainConfig, console: Console) -> Path:
+    def one(run: TrainConfig, *others: Any) -> Path:
         if run.seed == 1:
             raise Killed
-        return train(run, console)
+        return train(run, *others)
 
     monkeypatch.setattr(module, "train", one)
     with pytest.raises(Killed):

@@ -55,7 +55,9 @@ def strided(draw: random.Random, tensor: Tensor) -> Tensor:
 
 def odd(draw: random.Random, tensor: Tensor) -> Any:
     """Something else in its place: another shape, dtype or layout, an empty or huge tensor, or none."""
-    if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.numel() > 1 << 20:  # odd already
+    if (
+        not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_meta or tensor.numel() > 1 << 20
+    ):  # odd already
         return tensor
     kind, shape = draw.randrange(10), list(tensor.shape)
     if kind <= 2:
@@ -159,7 +161,7 @@ def compare(found: Any, expected: Any) -> None:
         wide = found.dtype in (torch.float16, torch.bfloat16)
         scale = float(other.abs().max()) if other.numel() else 0.0
         torch.testing.assert_close(
-            one, other, rtol=2e-2 if wide else 1e-3, atol=(2e-2 if wide else 1e-3) * (1e-3 + scale)
+            one, other, rtol=2e-2 if wide else 1e-3, atol=(2e-2 if wide else 1e-3) * (1e-2 + scale)
         )
     elif isinstance(found, tuple | list):
         for one, other in zip(found, expected, strict=True):

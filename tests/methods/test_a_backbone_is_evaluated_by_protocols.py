@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bissl_fast.methods.seeds import derive_seed
 from safetensors.torch import save_file
 from torchmetrics.functional.classification import binary_calibration_error
 
@@ -33,6 +32,7 @@ from bissl_fast.methods.config import TrainConfig, load_config
 from bissl_fast.methods.evaluate import usual_tuning
 from bissl_fast.models import build_backbone
 from bissl_fast.training.files import load_weights
+from bissl_fast.training.seeds import derive_seed
 from tests.methods.conftest import train_arguments
 
 

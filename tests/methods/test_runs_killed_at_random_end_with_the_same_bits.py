@@ -11,13 +11,13 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_a_run_killed_at_random_moments_ends_with_the_same_bits(tmp_path: Path) -> None:
-    options = ["--runs", "abrl", "--kills", "4", "--jobs", "1", "--cold", "0", "--seed", "3"]
+    options = ["--runs", "baseline", "--kills", "4", "--jobs", "1", "--cold", "0", "--seed", "3"]
     command = [sys.executable, "-m", "scripts.kill_runs", *options, "--output", str(tmp_path / "kills")]
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
     assert found.returncode == 0, found.stdout + found.stderr
     record = json.loads((tmp_path / "kills.json").read_text())
-    assert record["kills"] == record["rows"]["abrl"]["kills"] >= 4
-    assert record["rows"]["abrl"]["same_bits"] == record["rows"]["abrl"]["runs"]
+    assert record["kills"] == record["rows"]["baseline"]["kills"] >= 4
+    assert record["rows"]["baseline"]["same_bits"] == record["rows"]["baseline"]["runs"]
     assert "SIGKILLs" in (tmp_path / "kills.md").read_text()
 
 

@@ -20,7 +20,7 @@ from bissl_fast.methods.stages.sgd import SGDSettings
 from bissl_fast.models import Network, build_backbone, build_projector, fuse_batch_norm
 from bissl_fast.ops import Ranks
 from bissl_fast.pretext import Learner, OptimizerSettings, SimCLR
-from tests.ranks import TwoRanks
+from tests.ranks import Processes
 
 SIDE, CLASSES = 16, 3
 SETTINGS = BiSSLSettings(
@@ -93,16 +93,23 @@ def alternated(ranks: Ranks | None, kind: str, mode: Any) -> dict[str, Any]:
     }
 
 
+def assert_one_process(found: list[dict[str, Any]], expected: dict[str, Any]) -> None:
+    for name, value in expected.items():
+        first, *others = (state[name] for state in found)
+        assert all(torch.equal(first, other) for other in others), name
+        torch.testing.assert_close(first, value, rtol=1e-10, atol=1e-11, msg=lambda m, n=name: f"{n}: {m}")
+
+
 @pytest.mark.parametrize(
     ("kind", "mode"),
     [("small", "reverse"), ("small", "linearized"), pytest.param("resnet18", "reverse", marks=pytest.mark.slow)],
 )
 def test_whole_alternations_are_those_of_one_process_and_the_same_bits_on_both_ranks(
-    two_ranks: TwoRanks, kind: str, mode: Any
+    two_ranks: Processes, kind: str, mode: Any
 ) -> None:
-    first, second = two_ranks(alternated, kind, mode)
-    expected = alternated(None, kind, mode)
-    assert expected.keys() == first.keys()
-    for name, value in expected.items():
-        assert torch.equal(first[name], second[name]), name
-        torch.testing.assert_close(first[name], value, rtol=1e-10, atol=1e-11, msg=lambda m, n=name: f"{n}: {m}")
+    assert_one_process(two_ranks(alternated, kind, mode), alternated(None, kind, mode))
+
+
+@pytest.mark.slow
+def test_so_are_those_of_four_ranks(four_ranks: Processes) -> None:
+    assert_one_process(four_ranks(alternated, "small", "reverse"), alternated(None, "small", "reverse"))

@@ -13,7 +13,7 @@ from bissl_fast.errors import UserError
 from bissl_fast.models import fuse_batch_norm
 from bissl_fast.models.separate import keeps_apart
 from bissl_fast.ops import BatchNormAct, Ranks, backend, batch_norm_act, share_statistics
-from tests.ranks import SIZE, TwoRanks
+from tests.ranks import SIZE, Processes
 
 pytestmark = needs_native
 
@@ -78,7 +78,7 @@ def of_every_case(ranks: Ranks) -> dict[tuple[str, str, str], Found]:
 
 
 @pytest.fixture(scope="module")
-def on_ranks(two_ranks: TwoRanks) -> list[dict[tuple[str, str, str], Found]]:
+def on_ranks(two_ranks: Processes) -> list[dict[tuple[str, str, str], Found]]:
     return two_ranks(of_every_case)
 
 
@@ -127,7 +127,7 @@ def after_two_passes(ranks: Ranks) -> tuple[Found, list[str], Tensor]:
     return trained.state_dict(), [str(mixed.value)], batch_norm_act(x, weight, bias, ranks=ranks)[0]
 
 
-def test_running_statistics_are_those_of_one_process_and_the_same_bits_on_all_ranks(two_ranks: TwoRanks) -> None:
+def test_running_statistics_are_those_of_one_process_and_the_same_bits_on_all_ranks(two_ranks: Processes) -> None:
     alone = network()
     for _ in range(2):
         alone(images())

@@ -10,7 +10,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from bissl_fast.ops import collectives
 from bissl_fast.ops.collectives import Ranks, checksum, enter, leave, require_same
-from tests.ranks import SIZE, TwoRanks
+from tests.ranks import SIZE, Processes
 
 MAPS: dict[str, Callable[[list[Tensor]], list[Tensor]]] = {
     "all_reduce": lambda xs: [sum(xs, torch.zeros(()))] * SIZE,
@@ -80,7 +80,7 @@ def of_every_map(ranks: Ranks) -> dict[str, Found]:
 
 
 @pytest.fixture(scope="module")
-def on_ranks(two_ranks: TwoRanks) -> list[dict[str, Found]]:
+def on_ranks(two_ranks: Processes) -> list[dict[str, Found]]:
     return two_ranks(of_every_map)
 
 
@@ -134,7 +134,7 @@ def refusals(ranks: Ranks) -> list[str]:
     return found
 
 
-def test_what_would_be_wrong_or_differs_between_ranks_is_refused_on_every_rank(two_ranks: TwoRanks) -> None:
+def test_what_would_be_wrong_or_differs_between_ranks_is_refused_on_every_rank(two_ranks: Processes) -> None:
     for batching, forward, scalar, rows, others in two_ranks(refusals):
         assert "no batching rule for vmap" in batching
         assert "forward mode over forward mode" in forward

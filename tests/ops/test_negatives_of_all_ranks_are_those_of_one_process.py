@@ -10,7 +10,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from bissl_fast.ops import Ranks, backend, nt_xent_loss
 from bissl_fast.ops.log_sums import kernels, log_sums, reference
-from tests.ranks import SIZE, TwoRanks
+from tests.ranks import SIZE, Processes
 
 IMAGES, WIDTH, TEMPERATURE = 10, 6, 0.2
 Found = dict[str, Tensor]
@@ -66,7 +66,7 @@ def on_each_rank(ranks: Ranks) -> tuple[Found, list[Any], str]:
     return found, [largest, single], str(third.value)
 
 
-def test_loss_and_derivatives_of_all_ranks_are_those_of_one_process(two_ranks: TwoRanks) -> None:
+def test_loss_and_derivatives_of_all_ranks_are_those_of_one_process(two_ranks: Processes) -> None:
     with backend("reference"):
         expected = derivatives(lambda a, b: nt_xent_loss(a, b, TEMPERATURE), drawn(0), drawn(1))
     (first, (largest, single), third), (second, (_, other), _) = two_ranks(on_each_rank)

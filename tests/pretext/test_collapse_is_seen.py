@@ -94,3 +94,10 @@ def test_the_alarm_is_given_below_the_least_and_not_at_it(spread: float, rank: f
 
 def test_a_stage_without_embeddings_gives_no_alarm() -> None:
     assert alarm({"loss": 1.0}) == ""
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_the_rank_of_numbers_that_are_not_finite_is_none(value: float) -> None:
+    rows = torch.randn(8, 4)
+    rows[3, 2] = value
+    assert math.isnan(effective_rank(rows).item())

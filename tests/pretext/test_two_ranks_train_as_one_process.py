@@ -13,7 +13,7 @@ from bissl_fast.ops import Ranks
 from bissl_fast.pretext import TASKS as EVERY_TASK
 from bissl_fast.pretext import Learner, PretextTask, SimCLR
 from tests.pretext import direct, targets
-from tests.ranks import SIZE, TwoRanks
+from tests.ranks import SIZE, Processes
 
 TASKS: dict[str, PretextTask] = {"simclr": SimCLR(projector=(6, 5)), **direct.TASKS, **targets.TASKS}
 Found = dict[str, torch.Tensor]
@@ -72,7 +72,7 @@ def of_every_task(ranks: Ranks) -> dict[str, Found]:
 
 
 @pytest.fixture(scope="module")
-def on_ranks(two_ranks: TwoRanks) -> list[dict[str, Found]]:
+def on_ranks(two_ranks: Processes) -> list[dict[str, Found]]:
     return two_ranks(of_every_task)
 
 

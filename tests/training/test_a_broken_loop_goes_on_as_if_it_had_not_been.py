@@ -1,5 +1,6 @@
 """Checkpoint, interruption, non-finite numbers and full disks in the loop that every stage shares."""
 
+import contextlib
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ from rich.console import Console
 
 from bissl_fast.errors import UserError
 from bissl_fast.training.checkpoint import Checkpoints, read_checkpoint
-from bissl_fast.training.interruption import Interrupted
+from bissl_fast.training.interruption import Interrupted, interruptible
 from bissl_fast.training.loop import LoopSettings, run_loop
 
 CPU = torch.device("cpu")
@@ -154,3 +155,12 @@ def test_a_checkpoint_with_strange_values_is_refused_with_a_way_out(tmp_path: Pa
         kept.save(state)
         with pytest.raises(UserError, match=r"is one of another model \(.+\); move it away"):
             loop(Wanderer(), tmp_path / "run")
+
+
+def test_a_request_to_stop_is_no_failure_of_what_is_being_tried() -> None:
+    def try_something() -> None:
+        with interruptible(), contextlib.suppress(Exception):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted, match="between two steps"):
+        try_something()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -20,6 +19,7 @@ from bissl_fast.methods.stages.downstream import Downstream
 from bissl_fast.methods.stages.finetune import finetuning, finetuning_key
 from bissl_fast.methods.stages.sgd import SGDSettings
 from bissl_fast.methods.stages.workers import workers
+from bissl_fast.plain import parse_json
 from bissl_fast.training.allocator import keep_freed_memory
 from bissl_fast.training.files import write_atomic, write_json
 from bissl_fast.training.interruption import Interrupted, Interruption
@@ -165,7 +165,7 @@ class Search:
 
     def _read(self, folder: Path) -> dict[str, Any]:
         try:
-            told: dict[str, Any] = json.loads((folder / BEST).read_text())
+            told: dict[str, Any] = parse_json((folder / BEST).read_bytes())
         except (OSError, ValueError) as error:
             raise UserError(
                 f"{folder} tells no rates ({error}): make the search of that run first, or leave out --search.rates-of."

@@ -34,7 +34,7 @@ def fake_render_views(
     bfloat16: bool,
 ) -> Tensor:
     """Shape, dtype and layout of the result."""
-    shape = (samples.shape[0], 3, size, size)
+    shape = (samples.numel(), 3, size, size)  # which the op itself takes as (N,) alone
     device = samples.device if samples.is_cuda else images.device
     dtype = torch.bfloat16 if bfloat16 else torch.float32
     return torch.empty(shape, dtype=dtype, device=device, memory_format=torch.channels_last)

@@ -1,7 +1,6 @@
 """Telling trackers of a run from its metrics.jsonl, each step once, while training goes on as if there were none."""
 
 import contextlib
-import json
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -9,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from bissl_fast.plain import parse_json
 from bissl_fast.training.files import write_json
 from bissl_fast.training.interruption import Interrupted
 from bissl_fast.training.trackers.tracker import About, Status, Tracker
@@ -234,13 +234,13 @@ def reason(error: BaseException) -> str:
 def _key(folder: Path) -> str:
     """Of a stage; empty if it cannot be read."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        return str(json.loads((folder / "key.json").read_text())["key"])
+        return str(parse_json((folder / "key.json").read_bytes())["key"])
     return ""
 
 
 def _read(folder: Path) -> dict[str, Any]:
     """What the run's folder says of its trackers."""
     with contextlib.suppress(OSError, ValueError):
-        found = json.loads((folder / RECORD).read_text())
+        found = parse_json((folder / RECORD).read_bytes())
         return found if isinstance(found, dict) else {}
     return {}
