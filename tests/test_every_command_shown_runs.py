@@ -4,7 +4,8 @@ All of them run to their end, made small by further options, but for
 
 - ``train``, ``pretrain``, ``compare`` and ``ablate``, which end where their first stage would begin: settings are
   read, data opened, arms prepared and products tried. The stages are those of the runs that go through here;
-- ``bench``, ``reproduce``, ``plan`` and ``python -m benchmarks.…``, which take minutes to weeks: options are read;
+- ``bench``, ``reproduce``, ``plan``, ``sweep`` and ``python -m benchmarks.…``, which take minutes to weeks: options are
+  read;
 - pretrained weights of timm's, for which random ones stand in, since there is no network;
 - ``make``, ``scripts/`` and what sets up a shell, which no test can run within itself: targets and files are there.
 """
@@ -57,7 +58,7 @@ TRAIN = "bissl-fast train --dataset folder:photos/labelled --pretext-dataset fol
 PRETRAIN = next(line for line in commands("bissl-fast pretrain") if line.endswith("--name omniglot"))
 LINES = commands("bissl-fast")
 BEGINNING = [line for line in LINES if line.split()[1] in BEGUN and not line.endswith(("--help", "--list"))]
-READ = commands("bissl-fast bench", "bissl-fast reproduce", "bissl-fast plan")
+READ = commands("bissl-fast bench", "bissl-fast reproduce", "bissl-fast plan", "bissl-fast sweep")
 ENDING = [line for line in LINES if line not in (*BEGINNING, *READ)]
 
 

@@ -5,7 +5,7 @@ import shlex
 import signal
 import sys
 import threading
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,57 +14,62 @@ from rich.console import Console
 
 from bissl_fast.training.interruption import Interrupted, interruptible
 
+DESCRIPTION = """Make trials of the searches of a run, beside `bissl-fast train` or without it, until all are finished.
+
+Any number of processes may do so at once; a trial is made by one of them alone, and one whose process died is made by
+another. On other machines RUN is the same folder or a copy of it, and --search.storage of the run names a PostgreSQL
+server.
+"""
+
+
+@dataclass(frozen=True)
+class SweepArguments:
+    """What is asked for.
+
+    Attributes:
+        run: folder of `bissl-fast train`, `compare` or `ablate`, begun with --search.trials.
+        arms: whose searches, with commas; left out: all.
+        list: only tell how far they are, and what would be chosen now.
+        threads: of this process; left out: as the run.
+        device: of this machine; left out: as the run.
+        data_root: of this machine, likewise.
+        cache_dir: of this machine, likewise.
+        tied: end with the process that writes to standard input.
+    """
+
+    run: tyro.conf.Positional[Path]
+    arms: str = ""
+    list: bool = False
+    threads: int | None = None
+    device: str | None = None
+    data_root: Path | None = None
+    cache_dir: Path | None = None
+    tied: bool = False
+
+    @property
+    def changed(self) -> dict[str, Any]:
+        """Settings of the run that are others here."""
+        asked = {name: getattr(self, name) for name in ("threads", "device", "data_root", "cache_dir")}
+        return {name: value for name, value in asked.items() if value is not None}
+
 
 def sweep_command(arguments: list[str]) -> None:
     """Parse, find the run's searches, and make trials of them or tell of them."""
+    asked = tyro.cli(SweepArguments, prog="bissl-fast sweep", description=DESCRIPTION, args=arguments)
+    from bissl_fast.methods.sweep import searching, state_of, sweep
 
-    def sweep(
-        run: tyro.conf.Positional[Path],
-        arms: str = "",
-        list: bool = False,
-        threads: int | None = None,
-        device: str | None = None,
-        data_root: Path | None = None,
-        cache_dir: Path | None = None,
-        tied: bool = False,
-    ) -> None:
-        """Make trials of the searches of a run, beside `bissl-fast train` or without it, until all are finished.
-
-        Any number of processes may do so at once; a trial is made by one of them alone, and one whose process died is
-        made by another. On other machines RUN is the same folder or a copy of it, and --search.storage of the run
-        names a PostgreSQL server.
-
-        Args:
-            run: folder of `bissl-fast train`, `compare` or `ablate`, begun with --search.trials.
-            arms: whose searches, with commas; left out: all.
-            list: only tell how far they are, and what would be chosen now.
-            threads: of this process; left out: as the run.
-            device: of this machine; left out: as the run.
-            data_root: of this machine, likewise.
-            cache_dir: of this machine, likewise.
-            tied: end with the process that writes to standard input.
-        """
-        from bissl_fast.methods.sweep import searching, state_of
-        from bissl_fast.methods.sweep import sweep as make
-
-        configs, console = searching(run), Console()
-        if list:
-            console.print(state_of(configs).to_rich())
-            return
-        if tied:
+    configs, console = searching(asked.run), Console()
+    if not asked.list:
+        if asked.tied:
             threading.Thread(target=_end_with_input, daemon=True).start()
-        asked = {"threads": threads, "device": device, "data_root": data_root, "cache_dir": cache_dir}
-        given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+        arms = [arm for arm in asked.arms.split(",") if arm]
         try:
             with interruptible():
                 for config in configs:
-                    make(replace(config, **given).located(), [arm for arm in arms.split(",") if arm], console)
+                    sweep(replace(config, **asked.changed).located(), arms, console)
         except Interrupted as error:
-            again = shlex.join(["bissl-fast", "sweep", *arguments])
-            raise Interrupted(f"{error} Go on with: {again}") from None
-        console.print(state_of(configs).to_rich())
-
-    tyro.cli(sweep, prog="bissl-fast sweep", args=arguments)
+            raise Interrupted(f"{error} Go on with: {shlex.join(['bissl-fast', 'sweep', *arguments])}") from None
+    console.print(state_of(configs).to_rich())
 
 
 def _end_with_input() -> None:

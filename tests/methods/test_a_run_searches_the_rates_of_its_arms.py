@@ -15,10 +15,10 @@ from rich.console import Console
 from bissl_fast.cli import main
 from bissl_fast.cli.train import parse_config
 from bissl_fast.errors import UserError
+from bissl_fast.evaluation.finetuning import FineTuneTask
 from bissl_fast.evaluation.run_folder import RunFolder
 from bissl_fast.evaluation.table import results_table
 from bissl_fast.methods.config import TrainConfig, save_config
-from bissl_fast.methods.stages.finetune import FineTuneTask
 from bissl_fast.methods.sweep import searching, sweep
 from bissl_fast.methods.train import train
 from tests.methods.conftest import train_arguments
@@ -47,7 +47,7 @@ class Steps:
         def counted(task: FineTuneTask, index: int) -> Any:
             if self.rates.total() == self.last:
                 raise Killed
-            self.rates[task.sgd.learning_rate] += 1
+            self.rates[task._peaks[0]] += 1
             return step(task, index)
 
         monkeypatch.setattr(FineTuneTask, "step", counted)
