@@ -249,6 +249,7 @@ def cars_without_labels(folder):
         ("cars", cars_without_labels, "lacks the fields 'fname' and 'class' in its annotations"),
         ("aircraft", overwrite("variants.txt", "A300B4\n", ""), "names the class 'A300B4', which variants.txt lacks"),
         ("pets", overwrite("annotations/test.txt", " 3 1 1", " 38 1 1"), "the class number 38 where 1 to 37 are"),
+        ("pets", overwrite("annotations/test.txt", " 3 1 1", " " + "9" * 5000 + " 1 1"), "class number 9{20} where"),
         ("pets", overwrite("annotations/test.txt", " 3 1 1", " 3 1"), "has the line 'Bengal_100 3 1' where 4 words"),
         ("cub200", overwrite("image_class_labels.txt", "5 1", "5 0"), "holds the class number 0 where 1 to 2 are"),
         ("cub200", overwrite("image_class_labels.txt", "20 2\n", ""), "list different images"),

@@ -51,8 +51,9 @@ def label_of(number: str | int, classes: int, path: Path) -> int:
     Raises:
         UserError: There is no class of that number.
     """
-    if not str(number).isdecimal() or not 1 <= int(number) <= classes:
+    digits = str(number)
+    if not digits.isdecimal() or len(digits) > 9 or not 1 <= int(digits) <= classes:
         raise UserError(
-            f"{path} holds the class number {number} where 1 to {classes} are expected: download the set again."
+            f"{path} holds the class number {digits[:20]} where 1 to {classes} are expected: download the set again."
         )
     return int(number) - 1
