@@ -252,7 +252,7 @@ def _build(kind: Any, value: Any, path: Path, name: str) -> Any:
     if kind is Path and isinstance(value, str):
         return Path(value)
     if kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):
-        with contextlib.suppress(ValueError):  # YAML takes 1e-3, without a point, for text
+        with contextlib.suppress(ValueError, OverflowError):  # YAML takes 1e-3, without a point, for text
             return float(value)
     if kind in (int, str, bool) and type(value) is kind:
         return value

@@ -80,7 +80,8 @@ class GradientWatch:
         key = tuple(map(id, parameters))
         gradients = [_local(p.grad) for p in parameters]
         # The Euclidean norm is the one that CPUs and GPUs are quick at. Like that of clipping it is infinite from 1e19.
-        norms = torch.stack(torch._foreach_norm(gradients, 2, dtype=torch.float32))
+        wide = torch.float64 if any(g.dtype == torch.float64 for g in gradients) else torch.float32
+        norms = torch.stack(torch._foreach_norm(gradients, 2, dtype=wide))
         if key not in self._seen:
             self._seen[key] = parameters, torch.full((len(parameters),), -1, device=norms.device)
         moments = self._seen[key][1]

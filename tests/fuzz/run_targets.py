@@ -121,7 +121,7 @@ def weights(root: Path) -> None:
 
 def read_weights(path: Path) -> None:
     """Read, and held against a backbone, which these are too few for."""
-    found = read_tensors(path)
+    found, _ = read_tensors(path)
     assert all(isinstance(value, torch.Tensor) for value in found.values())
     with suppress(UserError):
         fit(found, BACKBONE, "conv4", str(path))

@@ -111,10 +111,13 @@ def test_watching_neither_waits_for_values_nor_outlives_its_context() -> None:
     assert not watch._seen
 
 
-def test_gradients_that_are_large_but_finite_are_none_of_its_business() -> None:
-    weight = nn.Parameter(torch.zeros(4))
+@pytest.mark.parametrize(
+    ("dtype", "large"), [(torch.float16, 6e4), (torch.float32, 1e18), (torch.float64, 1e150)], ids=str
+)
+def test_gradients_that_are_large_but_finite_are_none_of_its_business(dtype: torch.dtype, large: float) -> None:
+    weight = nn.Parameter(torch.zeros(4, dtype=dtype))
     optimizer, watch = torch.optim.SGD([weight], 0.0), GradientWatch()
     with watch.watching():
-        weight.grad = torch.full((4,), 1e18)
+        weight.grad = torch.full((4,), large, dtype=dtype)
         optimizer.step()
     assert watch.first() is None
