@@ -1,6 +1,5 @@
 """A table or a figure of BiSSL's paper, made again: what it will cost is told first, then every run that is missing."""
 
-from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
@@ -11,7 +10,6 @@ from bissl_fast.experiments.beside_paper import beside_table, claim
 from bissl_fast.experiments.expected import Expected, planned, short_duration
 from bissl_fast.experiments.paper_runs import Asked, Lay, PaperRun, present, runs_of
 from bissl_fast.experiments.reproduction_page import NO_POINTS, Reproduced, write_reproduction
-from bissl_fast.methods.config import TrainConfig, save_config
 from bissl_fast.methods.probe import measure
 from bissl_fast.methods.run import Run
 from bissl_fast.methods.train import train, train_backbones
@@ -67,7 +65,6 @@ class Reproduction:
         """Make every run, or what is missing of it; returns the page, which is written anew after each."""
         for number, (run, _) in enumerate(self.there, 1):
             self.say(f"{self.folder.name}/{run.config.name}, run {number} of {len(self.there)}", "bold")
-            without_earlier_results(run.config)
             if self.asked.tuned:
                 train(run.config, self.console, write_report)
             else:
@@ -119,15 +116,6 @@ class Reproduction:
     def say(self, sentence: str, style: str) -> None:
         """Tell the user."""
         say(self.console, sentence, style)
-
-
-def without_earlier_results(config: TrainConfig) -> None:
-    """Results that a run's folder has of other settings are no results of these."""
-    folder, earlier = config.run_folder, ""
-    with suppress(OSError):
-        earlier = (folder / "config.yaml").read_text(encoding="utf-8")
-    if earlier and earlier != save_config(config):
-        (folder / "results.json").unlink(missing_ok=True)
 
 
 def _where(run: Run) -> str:
