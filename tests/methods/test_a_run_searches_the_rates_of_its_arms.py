@@ -174,9 +174,10 @@ def test_a_run_takes_the_rates_that_another_has_searched(
     assert steps.rates == {rate: TRIAL}
     told = json.loads((settings.run_folder / "results.json").read_text())["arms"]["baseline"]["search"]
     assert (told["of"], told["learning_rate"]) == ("run", rate)
-    lacking = replace(settings, search=replace(taken, rates_of=tmp_path))
+    lacking = replace(settings, name="lacking", search=replace(taken, rates_of=tmp_path))
     with pytest.raises(UserError, match="search-baseline tells no rates"):
         train(lacking, Console(quiet=True))
+    assert not list(lacking.run_folder.glob("*/key.json"))  # before hours of training
 
 
 def test_rates_at_which_training_diverges_are_told_apart(whole: tuple[TrainConfig, Steps], tmp_path: Path) -> None:
