@@ -5,11 +5,13 @@ from pathlib import Path
 
 from rich.console import Console
 
+from bissl_fast.evaluation.arms import listed
 from bissl_fast.evaluation.report import write_report
 from bissl_fast.experiments.beside_paper import beside_table, claim
 from bissl_fast.experiments.expected import Expected, planned, short_duration
 from bissl_fast.experiments.paper_runs import Asked, Lay, PaperRun, present, runs_of
 from bissl_fast.experiments.reproduction_page import NO_POINTS, Reproduced, write_reproduction
+from bissl_fast.methods.config import is_of
 from bissl_fast.methods.probe import measure
 from bissl_fast.methods.run import Run
 from bissl_fast.methods.train import train, train_backbones
@@ -50,8 +52,8 @@ class Reproduction:
             self.say(f"These sets are not there and are {what}:", "yellow")
             for name, reason in self.absent.items():
                 self.say(f"  {name}: {reason}", "yellow")
-        if self.made.note:
-            self.say(self.made.note, "yellow")
+        for sentence in filter(None, (self.made.note, self.changed)):
+            self.say(sentence, "yellow")
         expected = self.expected
         if self.memory:
             self.say(self.memory, "yellow")
@@ -93,6 +95,19 @@ class Reproduction:
         kept = measured.kept(first.config, context.device)
         stages = planned(self.there, self.folder, self.asked.tuned, kept)
         return Expected(stages, measured, _where(context))
+
+    @property
+    def changed(self) -> str:
+        """A sentence where runs are there whose finished stages may not be those that will be wanted."""
+        folders = {str(run.config.name): run.config for run in self.runs}
+        begun = {name: config for name, config in folders.items() if (self.folder / name / "config.yaml").exists()}
+        other = [name for name, config in begun.items() if not is_of(self.folder / name, config)]
+        if not other:
+            return ""
+        return (
+            f"{listed(other)}: begun with other settings. Stages that these change are made again, and are counted as "
+            "done here all the same."
+        )
 
     @property
     def memory(self) -> str:
