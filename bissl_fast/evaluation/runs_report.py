@@ -172,7 +172,7 @@ def settings_grid(members: Sequence[Member]) -> Grid | None:
 
 
 def members_of(runs: Sequence[Path]) -> list[Member]:
-    """The runs, each with a name of its own.
+    """The runs, each once and with a name of its own.
 
     Raises:
         UserError: if one of them is no run, but a comparison or nothing that this package wrote.
@@ -180,6 +180,7 @@ def members_of(runs: Sequence[Path]) -> list[Member]:
     for run in runs:
         if is_comparison(run):
             raise UserError(f"{run} is a comparison: give `bissl-fast report` it alone, or the runs that lie in it.")
+    runs = list({run.resolve(): run for run in runs}.values())  # twice given it is no second run
     names = [run.resolve().name for run in runs]
     unique = len(set(names)) == len(names)
     return [Member(name if unique else str(run), RunFolder(run)) for name, run in zip(names, runs, strict=True)]

@@ -16,6 +16,7 @@ from bissl_fast.evaluation.statistics import Comparison, p_words
 from bissl_fast.evaluation.table import INTERVAL, Cell, Grid, ResultTable, difference_words, signed
 from bissl_fast.experiments.paper_results import Printed, printed
 from bissl_fast.experiments.paper_runs import Asked, PaperRun
+from bissl_fast.methods.config import is_of
 
 MARKS = (
     "Bold, in the paper's columns as printed and in ours by the same rule: the intervals mean ± standard deviation do "
@@ -80,9 +81,10 @@ def beside(folder: Path, asked: Asked, runs: Sequence[PaperRun]) -> tuple[Beside
 
 
 def results_of(folder: Path, run: PaperRun) -> Results | None:
-    """What a run has found; None where it has not ended."""
+    """What a run has found; None where it has not ended with these settings."""
+    place = folder / str(run.config.name)
     with suppress(UserError):
-        return RunFolder(folder / str(run.config.name)).results()
+        return RunFolder(place).results() if is_of(place, run.config) else None
     return None
 
 

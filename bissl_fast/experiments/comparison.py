@@ -16,8 +16,7 @@ from bissl_fast.evaluation.comparison_report import write_comparison
 from bissl_fast.evaluation.cost import Cost
 from bissl_fast.evaluation.plan import Plan, Row, is_comparison, read_plan
 from bissl_fast.evaluation.report import write_report
-from bissl_fast.evaluation.run_folder import read_text
-from bissl_fast.methods.config import ComparisonConfig, MethodName, TrainConfig, save_config
+from bissl_fast.methods.config import ComparisonConfig, MethodName, TrainConfig, is_of, save_config
 from bissl_fast.methods.run import Run
 from bissl_fast.methods.train import Training, methods_of, train
 from bissl_fast.training.files import exclusive, make_folder, write_atomic, write_json
@@ -155,14 +154,14 @@ class Comparison:
 
     def _begin(self) -> None:
         """Leave settings and plan; results of other ones are no results of these."""
-        earlier, config = None, save_config(self.config)
+        earlier = None
         with suppress(UserError):  # none, or none that can be read
-            earlier = (read_plan(self.folder), read_text(self.folder / "config.yaml"))
-        if earlier != (self.plan, config):
+            earlier = read_plan(self.folder)
+        if earlier != self.plan or not is_of(self.folder, self.config):
             runs = (f"{run}/results.json" for row in self.plan.rows for run in row.runs.values())
             for name in ("compare.json", *runs):
                 (self.folder / name).unlink(missing_ok=True)
-        write_atomic(self.folder / "config.yaml", config.encode())
+        write_atomic(self.folder / "config.yaml", save_config(self.config).encode())
         write_json(self.folder / "plan.json", self.plan.told())
 
     def _runs(self, seed: int, budget: float | None) -> dict[str, TrainConfig]:

@@ -1,17 +1,17 @@
 """A table or a figure of BiSSL's paper, made again: what it will cost is told first, then every run that is missing."""
 
-from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
 from rich.console import Console
 
+from bissl_fast.evaluation.arms import listed
 from bissl_fast.evaluation.report import write_report
 from bissl_fast.experiments.beside_paper import beside_table, claim
 from bissl_fast.experiments.expected import Expected, planned, short_duration
 from bissl_fast.experiments.paper_runs import Asked, Lay, PaperRun, present, runs_of
 from bissl_fast.experiments.reproduction_page import NO_POINTS, Reproduced, write_reproduction
-from bissl_fast.methods.config import TrainConfig, save_config
+from bissl_fast.methods.config import is_of
 from bissl_fast.methods.probe import measure
 from bissl_fast.methods.run import Run
 from bissl_fast.methods.train import train, train_backbones
@@ -52,8 +52,8 @@ class Reproduction:
             self.say(f"These sets are not there and are {what}:", "yellow")
             for name, reason in self.absent.items():
                 self.say(f"  {name}: {reason}", "yellow")
-        if self.made.note:
-            self.say(self.made.note, "yellow")
+        for sentence in filter(None, (self.made.note, self.changed)):
+            self.say(sentence, "yellow")
         expected = self.expected
         if self.memory:
             self.say(self.memory, "yellow")
@@ -67,7 +67,6 @@ class Reproduction:
         """Make every run, or what is missing of it; returns the page, which is written anew after each."""
         for number, (run, _) in enumerate(self.there, 1):
             self.say(f"{self.folder.name}/{run.config.name}, run {number} of {len(self.there)}", "bold")
-            without_earlier_results(run.config)
             if self.asked.tuned:
                 train(run.config, self.console, write_report)
             else:
@@ -98,6 +97,19 @@ class Reproduction:
         return Expected(stages, measured, _where(context))
 
     @property
+    def changed(self) -> str:
+        """A sentence where runs are there whose finished stages may not be those that will be wanted."""
+        folders = {str(run.config.name): run.config for run in self.runs}
+        begun = {name: config for name, config in folders.items() if (self.folder / name / "config.yaml").exists()}
+        other = [name for name, config in begun.items() if not is_of(self.folder / name, config)]
+        if not other:
+            return ""
+        return (
+            f"{listed(other)}: begun with other settings. Stages that these change are made again, and are counted as "
+            "done here all the same."
+        )
+
+    @property
     def memory(self) -> str:
         """A sentence where one stored batch is more than products may hold, which the stage `bissl` refuses."""
         config, measured = self.there[0][0].config, self.expected.measured
@@ -119,15 +131,6 @@ class Reproduction:
     def say(self, sentence: str, style: str) -> None:
         """Tell the user."""
         say(self.console, sentence, style)
-
-
-def without_earlier_results(config: TrainConfig) -> None:
-    """Results that a run's folder has of other settings are no results of these."""
-    folder, earlier = config.run_folder, ""
-    with suppress(OSError):
-        earlier = (folder / "config.yaml").read_text(encoding="utf-8")
-    if earlier and earlier != save_config(config):
-        (folder / "results.json").unlink(missing_ok=True)
 
 
 def _where(run: Run) -> str:

@@ -150,9 +150,8 @@ class ComparisonConfig(TrainConfig):
 
 
 def save_config(config: PretextConfig) -> str:
-    """The config as YAML."""
-    settings = _plain(asdict(config))
-    settings["pretext"] = {"task": config.pretext.name, **settings["pretext"]}
+    """The config as YAML; what is read from it is saved as the same text."""
+    settings = _settings(_build(type(config), _settings(config), Path("config.yaml"), ""))  # 10 becomes 10.0
     for view in VIEWS:
         del settings["images"][view]["size"]  # images.size and images.local-size stand for all
     return yaml.safe_dump({"version": CONFIG_VERSION, **settings}, sort_keys=False, allow_unicode=True)
@@ -193,6 +192,13 @@ def load_config(path: Path, kind: type[AnyRun]) -> AnyRun:
     return config
 
 
+def is_of(folder: Path, config: PretextConfig) -> bool:
+    """Whether what lies in a run's folder has been made with these settings."""
+    with contextlib.suppress(UserError):  # none, or none that can be read
+        return load_config(folder / "config.yaml", type(config)) == config
+    return False
+
+
 def shown(value: Any) -> str:
     """A value in a sentence, not longer than one."""
     text = repr(value)
@@ -204,6 +210,12 @@ def _kind_of(values: Mapping[str, Any], wanted: type[RunSettings]) -> type[Prete
     if "methods" not in values:
         return PretextConfig
     return ComparisonConfig if "seeds" in values or wanted is ComparisonConfig else TrainConfig
+
+
+def _settings(config: PretextConfig) -> dict[str, Any]:
+    """All settings as plain values, the pretext task with its name."""
+    settings: dict[str, Any] = _plain(asdict(config))
+    return settings | {"pretext": {"task": config.pretext.name, **settings["pretext"]}}
 
 
 def _plain(value: Any) -> Any:

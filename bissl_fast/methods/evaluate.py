@@ -121,12 +121,12 @@ def evaluate(config: EvaluateConfig, console: Console) -> Evaluations:
     beside = None if config.model.startswith(TIMM_PREFIX) else config_beside(Path(config.model).expanduser())
     run = None if beside is None else load_config(beside, RunSettings)
     dataset = config.dataset or (run.dataset if run else None)
-    if dataset is None:
-        raise UserError(f"{config.model} is no run, which would name a set: say --dataset NAME or folder:PATH.")
     models = {
         name: embedder(spec, config.backbone, config.size, partial(say, console), config.channels)
         for name, spec in backbones_of(config.model, config.arm).items()
     }
+    if dataset is None:
+        raise UserError(f"{config.model} is no run, which would name a set: say --dataset NAME or folder:PATH.")
     splits = _splits(config, run, dataset, next(iter(models.values())))
     for note in splits.notes:
         say(console, note, "yellow")

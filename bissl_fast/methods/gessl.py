@@ -377,7 +377,7 @@ class GeSSL:
             save_weights(folder / "weights.safetensors", task.weights())
 
         key = {
-            "gessl": replace(settings, steps=steps),
+            "gessl": replace(settings, steps=steps, epochs=float(settings.epochs)),  # as config.yaml has it
             "bilevel": self.bilevel.deciding() if settings.differentiation in WITH_PRODUCTS else None,
             "pretext": self.pretext.task,
             "views": run.views,

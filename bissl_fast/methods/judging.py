@@ -18,7 +18,7 @@ from bissl_fast.methods.search import SearchSettings
 from bissl_fast.methods.stages.downstream import Downstream
 from bissl_fast.methods.stages.finetune import finetune
 from bissl_fast.methods.stages.protocols import score
-from bissl_fast.methods.stages.search import Search, announce
+from bissl_fast.methods.stages.search import Search, announce, told_rates
 from bissl_fast.methods.stages.sgd import SGDSettings
 from bissl_fast.methods.stages.test import test, test_controls
 from bissl_fast.training.stage import StageOutput
@@ -40,6 +40,16 @@ class Judge(Protocol):
 
         Raises:
             UserError: if there is any such thing.
+        """
+
+    def begin(self, arms: Sequence[str]) -> None:
+        """Refuse what would be missed after the backbones only, as the run begins.
+
+        Args:
+            arms: of the run.
+
+        Raises:
+            UserError: for rates of another run that has not found them.
         """
 
     def scores(self, run: Run, backbones: Mapping[str, StageOutput], rates: Mapping[str, SGDSettings]) -> Found:
@@ -106,6 +116,12 @@ class ByFineTuning:
                 "fine-tuning: learning rates and weight decays are searched; those of --finetune-bissl and "
                 "--finetune-baseline have no effect, momentum and final share have"
             )
+
+    def begin(self, arms: Sequence[str]) -> None:
+        """As :class:`Judge`."""
+        if self.search.rates_of is not None:
+            for arm in arms:
+                told_rates(self.search.rates_of / f"search-{arm}")
 
     def scores(self, run: Run, backbones: Mapping[str, StageOutput], rates: Mapping[str, SGDSettings]) -> Found:
         """As :class:`Judge`."""
@@ -187,6 +203,9 @@ class ByFewShots:
         )
         if "crossdomain" in self.chosen and run.settings.pretext_dataset in (None, dataset):
             run.say(f"crossdomain: backbones are trained on {dataset} itself: this is no other domain")
+
+    def begin(self, arms: Sequence[str]) -> None:
+        """As :class:`Judge`."""
 
     def scores(self, run: Run, backbones: Mapping[str, StageOutput], rates: Mapping[str, SGDSettings]) -> Found:
         """As :class:`Judge`."""

@@ -283,7 +283,7 @@ def _whole(run: Probe, config: TrainConfig) -> list[StageNeeds]:
             found.append(_tested(run, stage, (seeds - 1) * arms) if stage.stage == "test" else stage)
             continue
         name = stage.stage.removesuffix("-0")
-        if trials:
+        if trials and name.removeprefix("finetune-") in config.methods:  # and no control
             search = name.replace("finetune", "search", 1)
             found.append(replace(stage, stage=search, seconds=trials * stage.seconds, disk=0, checkpoints=0))
         found += [replace(stage, stage=f"{name}-{seed}") for seed in range(seeds)]

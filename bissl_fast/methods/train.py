@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,7 +13,7 @@ from bissl_fast.evaluation.plan import is_comparison
 from bissl_fast.methods.abrl import ABRL
 from bissl_fast.methods.baseline import Baseline
 from bissl_fast.methods.bissl import BiSSL
-from bissl_fast.methods.config import MethodName, PretextConfig, TrainConfig, save_config
+from bissl_fast.methods.config import MethodName, PretextConfig, TrainConfig, is_of, save_config
 from bissl_fast.methods.cost import Cost
 from bissl_fast.methods.fussl import FUSSL
 from bissl_fast.methods.gessl import GeSSL
@@ -111,12 +112,13 @@ class Training:
     def run(self) -> Path:
         """All stages; returns the run's folder, which then holds ``results.json``."""
         run = self.context
+        self.judge.begin(list(self.arms))
         describe(run, self.config)
         backbones = {name: self._backbone(name) for name in self.arms}
         found = self.judge.scores(run, backbones, {name: sgd for name, (_, sgd) in self.arms.items()})
         results = self._results(found)
         if self.config.controls:
-            results["controls"] = self._controls()
+            results["controls"] = self._controls(found)
         write_json(run.folder / "results.json", results)
         return run.folder
 
@@ -127,14 +129,16 @@ class Training:
         features(run, Downstream(self.config.finetune), {name: self._backbone(name) for name in self.arms})
         return run.folder
 
-    def _controls(self) -> dict[str, Any]:
-        """Scores of the backbones that the arms' have come from."""
-        run = self.context
+    def _controls(self, found: Found) -> dict[str, Any]:
+        """Scores of the backbones that the arms' have come from, fine-tuned by the rates that served the baseline."""
+        run, sgd = self.context, self.config.finetune_baseline
+        if searched := found.get("baseline", {}).get("search"):
+            sgd = replace(sgd, **{name: searched[name] for name in ("learning_rate", "weight_decay")})
         backbones, titles = {UNTRAINED: untrained(run)}, {UNTRAINED: "Untrained" if run.weights is None else "As given"}
         if WARMUP in run.done:
             backbones[PRETEXT], titles[PRETEXT] = run.done[WARMUP], "Pretext warm-up"
-        found = self.judge.controls(run, backbones, self.config.finetune_baseline)
-        return {name: {"title": titles[name], **scores} for name, scores in found.items()}
+        judged = self.judge.controls(run, backbones, sgd)
+        return {name: {"title": titles[name], **scores} for name, scores in judged.items()}
 
     def _backbone(self, name: str) -> StageOutput:
         """An arm's backbone; the stages that it took are noted."""
@@ -159,7 +163,9 @@ class Training:
 
 
 def describe(run: Run, config: PretextConfig) -> None:
-    """Leave settings and machine in the run's folder."""
+    """Leave settings and machine in the run's folder; results of other settings are no results of these."""
+    if not is_of(run.folder, config):
+        (run.folder / "results.json").unlink(missing_ok=True)
     write_atomic(run.folder / "config.yaml", save_config(config).encode())
     write_json(run.folder / "environment.json", run.environment)
 

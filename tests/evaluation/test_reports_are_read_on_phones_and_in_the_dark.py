@@ -83,7 +83,7 @@ def test_a_page_of_several_runs_sets_their_arms_beside_each_other_and_tells_what
     (second / "config.yaml").write_text("dataset: dtd\nname: b\nbissl:\n  lower_steps: 9\n")
     unfinished = write_run(tmp_path / "c", images=24)
     (unfinished / "results.json").unlink()
-    page = write_runs([first, second, unfinished]).read_text()
+    page = write_runs([first, second, unfinished, second / ".." / "b"]).read_text()  # one is given twice
     assert "3 runs, 2 of them with results: of 2 comparisons" in page
     assert "significantly better in 2 and worse in none" in page
     for name in ("run: BiSSL", "run: Only FT", "b: BiSSL", "b: Only FT"):

@@ -25,12 +25,13 @@ from bissl_fast.data.sets.dataset import ImageSet
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.metrics import METRICS
 from bissl_fast.evaluation.statistics import compare
-from bissl_fast.experiments.beside_paper import Beside, beside_table, claim
+from bissl_fast.experiments.beside_paper import Beside, beside_table, claim, results_of
 from bissl_fast.experiments.expected import Expected, planned, stages_of
 from bissl_fast.experiments.paper_results import DATASETS, TABLE_1
-from bissl_fast.experiments.paper_runs import Asked, Found, runs_of
+from bissl_fast.experiments.paper_runs import Asked, Found, PaperRun, runs_of
 from bissl_fast.experiments.reproduction_page import Reproduced
 from bissl_fast.methods.bissl import BiSSLTask
+from bissl_fast.methods.config import TrainConfig, load_config
 from bissl_fast.methods.loading import RunData
 from bissl_fast.methods.presets import TABLE_2_BASELINE, TABLE_4_AFTER_BISSL
 from bissl_fast.methods.probe import Measured, measure
@@ -266,6 +267,12 @@ def test_ours_stand_beside_the_papers_with_both_marks(made: tuple[Path, Counter[
     assert "cannot be compared with ours" in page
     assert "<b>52.1 ± 0.5</b>" in page
     assert "pretrain.batch_size" in page
+
+
+def test_results_of_other_settings_stand_beside_nothing(made: tuple[Path, Counter[str]]) -> None:
+    config = load_config(made[0] / "dtd" / "config.yaml", TrainConfig)
+    assert results_of(made[0], PaperRun("dtd", config, 600.0)) is not None
+    assert results_of(made[0], PaperRun("dtd", replace(config, seed=1), 600.0)) is None
 
 
 def test_figure_3_takes_the_backbones_that_are_there(

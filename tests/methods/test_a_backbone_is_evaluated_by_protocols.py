@@ -319,7 +319,9 @@ def test_what_cannot_be_meant_ends_in_a_sentence(
 def test_weights_without_a_run_need_a_set_and_have_no_arms(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_file(build_backbone("test_resnet", 5).state_dict(), tmp_path / "mine.safetensors")
     model = str(tmp_path / "mine.safetensors")
-    assert main(["evaluate", model]) == 2
+    assert main(["evaluate", str(tmp_path / "nowhere")]) == 2
+    assert "nowhere is not there: give" in capsys.readouterr().err
+    assert main(["evaluate", model, "--backbone", "test_resnet"]) == 2
     assert "is no run, which would name a set: say --dataset NAME" in capsys.readouterr().err
     assert main(["evaluate", model, "--arm", "bissl", "--dataset", "textures"]) == 2
     assert "names an arm of a run, and" in capsys.readouterr().err

@@ -58,13 +58,16 @@ def test_seconds_are_those_of_the_first_step_of_plain_ones_and_of_logged_ones(
 
 def test_a_search_and_further_models_are_counted_from_one(small_data: Path, tmp_path: Path) -> None:
     more = ("--methods", "baseline", "--search.trials", "5", "--finetune.seeds", "3", "--finetune.epochs", "1")
-    config = small_config("simclr", small_data, tmp_path, *more, "--pretrain.epochs", "1")
+    config = small_config("simclr", small_data, tmp_path, *more, "--controls", "--pretrain.epochs", "1")
     stages = {stage.stage: stage for stage in stage_needs(config, QUIET).stages}
     assert list(stages) == [
         "pretext-baseline",
         "search-baseline",
         *(f"finetune-baseline-{k}" for k in range(3)),
         "test",
+        "untrained",
+        *(f"finetune-untrained-{k}" for k in range(3)),
+        "test-controls",
     ]
     assert stages["search-baseline"].seconds == pytest.approx(5 * stages["finetune-baseline-0"].seconds)
 

@@ -141,6 +141,27 @@ def test_another_rule_chooses_among_the_trials_that_are_there_and_more_trials_go
     assert steps.rates.total() == made
 
 
+def test_results_of_other_settings_are_gone_before_a_run_has_its_own(
+    whole: tuple[TrainConfig, Steps], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = replace(whole[0], output=tmp_path)
+    shutil.copytree(whole[0].run_folder, settings.run_folder)
+    Steps(monkeypatch).last = 0
+    with pytest.raises(Killed):
+        train(replace(settings, search=replace(settings.search, trials=5)), Console(quiet=True))
+    assert not (settings.run_folder / "results.json").exists()
+
+
+def test_controls_are_fine_tuned_with_the_rates_that_were_found_for_the_baseline(
+    whole: tuple[TrainConfig, Steps], tmp_path: Path
+) -> None:
+    settings = replace(whole[0], output=tmp_path, methods=("baseline",), controls=True)
+    shutil.copytree(whole[0].run_folder, settings.run_folder)
+    run = train(settings, Console(quiet=True))
+    kept = [json.loads((run / f"finetune-{name}-0" / "key.json").read_text()) for name in ("untrained", "baseline")]
+    assert kept[0]["settings"]["sgd"] == kept[1]["settings"]["sgd"]
+
+
 def test_a_run_takes_the_rates_that_another_has_searched(
     whole: tuple[TrainConfig, Steps], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,9 +174,10 @@ def test_a_run_takes_the_rates_that_another_has_searched(
     assert steps.rates == {rate: TRIAL}
     told = json.loads((settings.run_folder / "results.json").read_text())["arms"]["baseline"]["search"]
     assert (told["of"], told["learning_rate"]) == ("run", rate)
-    lacking = replace(settings, search=replace(taken, rates_of=tmp_path))
+    lacking = replace(settings, name="lacking", search=replace(taken, rates_of=tmp_path))
     with pytest.raises(UserError, match="search-baseline tells no rates"):
         train(lacking, Console(quiet=True))
+    assert not list(lacking.run_folder.glob("*/key.json"))  # before hours of training
 
 
 def test_rates_at_which_training_diverges_are_told_apart(whole: tuple[TrainConfig, Steps], tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from bissl_fast.errors import UserError
 from bissl_fast.methods.config import TrainConfig, load_config, save_config
 from bissl_fast.methods.gessl import TOLD, GeSSL, GeSSLTask
 from bissl_fast.methods.presets import preset_config
+from bissl_fast.methods.run import Run
 from bissl_fast.methods.train import Training, describe
 from bissl_fast.pretext import Learner
 from bissl_fast.pretext.instances import Instances
+from bissl_fast.training.stage import stage_key
 from tests.methods.tasks import SMALL_TASKS, mostly_slow, small_arguments, small_config
 
 SHORT = (
@@ -203,7 +206,23 @@ def test_its_presets_survive_their_file(tmp_path: Path) -> None:
             config = preset_config(preset, "dtd", task)  # type: ignore[arg-type]
             config.pretext.require_batch(config.gessl.batch_size, "gessl.batch-size")
             (tmp_path / "config.yaml").write_text(save_config(config), encoding="utf-8")
-            assert load_config(tmp_path / "config.yaml", TrainConfig) == config
+            found = load_config(tmp_path / "config.yaml", TrainConfig)
+            assert found == config
+            assert save_config(found) == save_config(config)
+
+
+def test_its_stage_is_found_again_by_the_config_that_a_run_leaves(
+    small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small_config("simclr", small_data, tmp_path, *SHORT)
+    config = replace(config, gessl=replace(config.gessl, epochs=2))  # as a preset may write it
+    (tmp_path / "config.yaml").write_text(save_config(config), encoding="utf-8")
+    keys: list[str] = []
+    monkeypatch.setattr(Run, "stage", lambda run, name, settings, *_: keys.append(stage_key(name, settings, {})[0]))
+    for each in (config, load_config(tmp_path / "config.yaml", TrainConfig)):
+        made = Training(each, Console(quiet=True))
+        made.arms["gessl"][0].backbone(made.context)
+    assert keys[0] == keys[1]
 
 
 def test_from_end_to_end_beside_the_baseline(small_data: Path, tmp_path: Path) -> None:

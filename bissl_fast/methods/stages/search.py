@@ -66,7 +66,7 @@ class Search:
     def rates(self) -> tuple[SGDSettings, dict[str, Any]]:
         """The SGD that is found, and what the results tell of it: of this run, or of the one that is to be asked."""
         other = self.settings.rates_of
-        told = self._read(self.stage().folder if other is None else other / self.name)
+        told = told_rates(self.stage().folder if other is None else other / self.name)
         sgd = replace(self.sgd, learning_rate=told["learning_rate"], weight_decay=told["weight_decay"])
         return sgd, told | {"of": None if other is None else other.name}
 
@@ -163,14 +163,20 @@ class Search:
         names = ("learning_rate", "weight_decay", "sampler", "pruning")
         return {**key, **fixed, "search": {name: getattr(self.settings, name) for name in names}}, inputs
 
-    def _read(self, folder: Path) -> dict[str, Any]:
-        try:
-            told: dict[str, Any] = parse_json((folder / BEST).read_bytes())
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"{folder} tells no rates ({error}): make the search of that run first, or leave out --search.rates-of."
-            ) from None
-        return told
+
+def told_rates(folder: Path) -> dict[str, Any]:
+    """What the stage of a search has left.
+
+    Raises:
+        UserError: if it has left nothing.
+    """
+    try:
+        told: dict[str, Any] = parse_json((folder / BEST).read_bytes())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{folder} tells no rates ({error}): make the search of that run first, or leave out --search.rates-of."
+        ) from None
+    return told
 
 
 def announce(searches: Sequence[Search]) -> None:
