@@ -17,8 +17,8 @@ $(VENV)/installed: pyproject.toml $(NATIVE)
 	$(BIN)/python -m pip install --quiet --editable '.[test,lint,docs]'
 	touch $@
 
-# A network so small, by Adam, that four epochs of the pretext task teach it what an untrained one cannot tell.
-DEMO := --backbone test_resnet --images.size 48 --protocols knn --controls --pretrain.epochs 4 \
+# A network so small, by Adam, that eight epochs of the pretext task teach it what an untrained one cannot tell.
+DEMO := --backbone test_resnet --images.size 48 --protocols knn --controls --pretrain.epochs 8 \
 	--pretrain.optimizer.kind adam --pretrain.optimizer.no-scale-learning-rate \
 	--pretrain.optimizer.weight-decay 1e-4 --pretrain.learning-rate 1e-3 --bissl.learning-rate 1e-3
 
