@@ -49,7 +49,7 @@ class Judge(Protocol):
             arms: of the run.
 
         Raises:
-            UserError: for rates of another run that has not found them.
+            UserError: for rates of another run that has not found them, or trials in a database that does not answer.
         """
 
     def scores(self, run: Run, backbones: Mapping[str, StageOutput], rates: Mapping[str, SGDSettings]) -> Found:
@@ -122,6 +122,10 @@ class ByFineTuning:
         if self.search.rates_of is not None:
             for arm in arms:
                 told_rates(self.search.rates_of / f"search-{arm}")
+        elif self.search.trials and self.search.storage is not None:
+            from bissl_fast.methods.search_study import require_answer  # Optuna takes a second
+
+            require_answer(self.search.storage)
 
     def scores(self, run: Run, backbones: Mapping[str, StageOutput], rates: Mapping[str, SGDSettings]) -> Found:
         """As :class:`Judge`."""

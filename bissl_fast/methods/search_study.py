@@ -79,6 +79,31 @@ class Attempt:
         return self._study.tell(self._trial, score if self.state == "finished" else None, STATES[self.state])
 
 
+@contextmanager
+def serving(url: str) -> Iterator[None]:
+    """What goes wrong with a database, as a sentence."""
+    try:
+        yield
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        cause = error.__cause__ if isinstance(error, optuna.exceptions.StorageInternalError) else error
+        first = str(getattr(cause, "orig", None) or cause or error).strip().splitlines()[0]
+        raise UserError(
+            f"the database of the search, {hidden(url)}, does not serve ({first.rstrip('.')}): mend it or name another "
+            "with --search.storage, then run the same command again; finished trials are kept."
+        ) from None
+
+
+def require_answer(url: str) -> None:
+    """Refuse a server that does not answer, before work of hours finds out.
+
+    Raises:
+        UserError: if there is one, and it does not.
+    """
+    if not url.startswith(SQLITE):
+        with serving(url), leases_of(url, "tables").take("asked"):
+            pass
+
+
 class SearchStudy:
     """The trials of one arm.
 
@@ -96,7 +121,7 @@ class SearchStudy:
     def __init__(self, url: str, name: str, settings: SearchSettings, seed: int, epochs: int) -> None:
         self.url, self.name, self.settings, self.seed, self.epochs = url, name, settings, seed, epochs
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        with self._told():
+        with serving(self.url):
             self._leases: Leases = leases_of(url, name)
             self._study = self._open()
 
@@ -140,12 +165,12 @@ class SearchStudy:
 
     def _keep(self, attempt: Attempt, held: Held) -> None:
         """Write a finished trial into the database, unless a broken connection has given it to somebody else."""
-        with self._told():
+        with serving(self.url):
             if held() and attempt.number not in self._frozen():
                 self._study.add_trial(attempt.frozen())
 
     def _frozen(self) -> dict[int, FrozenTrial]:
-        with self._told():
+        with serving(self.url):
             trials = self._study.get_trials(deepcopy=False)
         return {trial.user_attrs["configuration"]: trial for trial in reversed(trials)}
 
@@ -166,26 +191,13 @@ class SearchStudy:
 
     @contextmanager
     def _lease(self, name: str) -> Iterator[Held]:
-        with self._told():
+        with serving(self.url):
             lease = self._leases.take(name)
             held = lease.__enter__()
         try:
             yield held
         finally:
             lease.__exit__(None, None, None)
-
-    @contextmanager
-    def _told(self) -> Iterator[None]:
-        """What goes wrong with the database, as a sentence."""
-        try:
-            yield
-        except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-            cause = error.__cause__ if isinstance(error, optuna.exceptions.StorageInternalError) else error
-            first = str(getattr(cause, "orig", None) or cause or error).strip().splitlines()[0]
-            raise UserError(
-                f"the database of the search, {hidden(self.url)}, does not serve ({first.rstrip('.')}): mend it or "
-                "name another with --search.storage, then run the same command again; finished trials are kept."
-            ) from None
 
 
 def _trial(number: int, frozen: FrozenTrial) -> Trial:

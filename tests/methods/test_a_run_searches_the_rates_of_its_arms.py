@@ -180,6 +180,17 @@ def test_a_run_takes_the_rates_that_another_has_searched(
     assert not list(lacking.run_folder.glob("*/key.json"))  # before hours of training
 
 
+def test_a_server_that_does_not_answer_is_told_before_the_first_stage(
+    whole: tuple[TrainConfig, Steps], tmp_path: Path
+) -> None:
+    pytest.importorskip("psycopg")
+    search = replace(whole[0].search, storage=f"postgresql:///trials?host={tmp_path}")  # no server's socket is there
+    settings = replace(whole[0], output=tmp_path, search=search)
+    with pytest.raises(UserError, match=r"the database of the search, .+, does not serve \(.+\): mend it"):
+        train(settings, Console(quiet=True))
+    assert not list(settings.run_folder.glob("*/key.json"))
+
+
 def test_rates_at_which_training_diverges_are_told_apart(whole: tuple[TrainConfig, Steps], tmp_path: Path) -> None:
     search = replace(whole[0].search, trials=2, learning_rate=(1e30, 1e31))
     settings = replace(whole[0], output=tmp_path, methods=("baseline",), search=search)
