@@ -190,7 +190,7 @@ def _two_arms(results: Results) -> Grid:
         rows.append((Cell(metric.row), ours, theirs, *_difference(comparison)))
     sentences = (
         *_seeds(results),
-        f"Avg diff is {candidate} minus {reference}, in percentage points; {INTERVAL}",
+        _bracketed(results, f"Avg diff is {candidate} minus {reference}, in percentage points"),
         "Bold, as in the paper's Table 1: the intervals mean ± standard deviation do not overlap.",
         "*: significantly different by Welch's t-test at 5 %.",
         *_untested(results),
@@ -211,7 +211,8 @@ def _many_arms(results: Results) -> Grid:
     sentences = (
         f"{_quantity(results)}:",
         *_seeds(results),
-        f"Diff is the arm minus {title}, in percentage points; {INTERVAL} p is Welch's.",
+        _bracketed(results, f"Diff is the arm minus {title}, in percentage points"),
+        "p is Welch's.",
         f"Bold: the interval mean ± standard deviation lies above that of {title}, or for {title} above all others.",
         f"*: significantly different from {title} at 5 %, by Welch's t-test after Holm's correction for the "
         f"{count} comparisons per metric.",
@@ -220,6 +221,12 @@ def _many_arms(results: Results) -> Grid:
     )
     heads = (head for m in results.metrics for head in (f"{m.row} (%)", f"{m.row} diff", f"{m.row} p"))
     return Grid(("Arm", *heads), tuple(rows), " ".join(sentences))
+
+
+def _bracketed(results: Results, sentence: str) -> str:
+    """A sentence about differences, and what the brackets behind them are, if there are any."""
+    shown = any(found.interval is not None for metric in results.metrics for found in results.comparisons(metric))
+    return f"{sentence}; {INTERVAL}" if shown else f"{sentence}."
 
 
 def _candidate(results: Results, metric: Metric, arm: ArmResult) -> tuple[Cell, ...]:

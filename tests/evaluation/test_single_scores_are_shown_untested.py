@@ -22,6 +22,7 @@ def test_each_has_a_row_and_one_sentence_says_why_there_is_no_p() -> None:
     reason = "Linear top-1, k-NN top-1 and 5-way 1-shot: one seed has no spread, so no test can be made."
     assert reason in text
     assert text.count("has no spread") == 1
+    assert "brackets" not in text  # two seeds have no interval that the caption would speak of
 
 
 def test_arms_are_judged_by_fine_tuning() -> None:
