@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from bissl_fast.export.loading import TrainedModel
-from bissl_fast.export.plain import require_timm, timm_network, timm_options
+from bissl_fast.export.plain_networks import require_timm, timm_network, timm_options
 from bissl_fast.export.usage import Usage, preprocessing
 from bissl_fast.training.files import save_weights, write_json
 

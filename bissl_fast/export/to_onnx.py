@@ -8,7 +8,7 @@ import torch
 
 from bissl_fast.errors import UserError
 from bissl_fast.export.loading import TrainedModel
-from bissl_fast.export.plain import plain_network, random_images, require_same
+from bissl_fast.export.plain_networks import plain_network, random_images, require_same
 from bissl_fast.export.usage import Usage, preprocessing
 
 FILE = "model.onnx"

@@ -9,7 +9,7 @@ from torch import nn
 
 from bissl_fast.errors import UserError
 from bissl_fast.export.loading import TrainedModel
-from bissl_fast.export.plain import require_same, timm_network
+from bissl_fast.export.plain_networks import require_same, timm_network
 from bissl_fast.export.usage import Usage
 from bissl_fast.models.weights import Tensors, listed
 from bissl_fast.training.files import save_weights

@@ -124,7 +124,7 @@ def test_a_network_that_gives_other_outputs_or_has_other_tensors_is_not_kept(
     assert main(["export", str(tiny), "--format", "torchvision"]) == 2
     assert "torchvision's resnet18 is built otherwise than timm's; left over are conv1.0." in capsys.readouterr().err
     other = build_backbone("test_resnet", 8).state_dict()
-    monkeypatch.setattr("bissl_fast.export.plain.backbone_tensors", lambda model: other)
+    monkeypatch.setattr("bissl_fast.export.plain_networks.backbone_tensors", lambda model: other)
     assert main(["export", str(tiny), "--format", "timm"]) == 2
     assert "test_resnet gives other outputs in timm (by " in capsys.readouterr().err
     assert not (tiny / "export" / "bissl-timm").exists()
