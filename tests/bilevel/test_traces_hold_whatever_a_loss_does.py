@@ -76,7 +76,7 @@ def products(loss: Any, module: nn.Module, data: Any, mode: Any) -> torch.Tensor
         (nn.Conv2d(2, 2, 3), Layer(lambda x: x.tanh() * x.new_zeros(2, 1, 1).add_(0.5).mul_(3))),
         (nn.Conv2d(2, 3, 3), Layer(lambda x: torch.fft.irfft2(torch.fft.rfft2(x).pow(2)))),
         (nn.Conv2d(2, 3, 3), Layer(torch.linalg.svdvals)),
-        (Recurrent(nn.GRU),),
+        pytest.param((Recurrent(nn.GRU),), marks=pytest.mark.slow),  # as the LSTM
         (Recurrent(nn.LSTM),),
     ],
     ids=["silu_", "mul_ and add_", "circular padding", "a constant", "fft", "svd", "GRU", "LSTM"],

@@ -11,7 +11,7 @@ from bissl_fast.evaluation.report import PLATES, write_report
 from bissl_fast.evaluation.runs_report import write_runs
 from bissl_fast.experiments.paper_runs import Asked, runs_of
 from bissl_fast.experiments.reproduction_page import Reproduced, write_reproduction
-from bissl_fast.methods.config import TrainConfig
+from bissl_fast.methods.config import TrainConfig, save_config
 from tests.evaluation.browser import look, needs_chromium
 from tests.evaluation.comparisons import write_comparison_of
 from tests.evaluation.conftest import write_run
@@ -30,8 +30,9 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     ]
     compared = write_comparison_of(root / "compared", SCORES, titles={"bissl": HOSTILE})
     asked, again = Asked("figure2", ("flowers",), epochs=(600.0,)), root / "again"
-    write_run(again / "flowers", dataset="flowers", images=36)
     reproduced = Reproduced(asked, again, runs_of(asked, smaller), {HOSTILE: HOSTILE})
+    flowers = write_run(again / "flowers", dataset="flowers", images=36)
+    (flowers / "config.yaml").write_text(save_config(reproduced.runs[0].config))  # results of others are not shown
     return [write_report(runs[0]), write_comparison(compared), write_runs(runs), write_reproduction(reproduced)]
 
 

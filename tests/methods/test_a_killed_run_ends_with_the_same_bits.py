@@ -65,7 +65,7 @@ def test_killed_in_the_middle_of_every_stage_it_ends_with_the_same_bits(
     assert len(outcome(unbroken)) == len(STAGES) + 1
 
 
-@pytest.mark.parametrize("name", ["bissl", "test"])
+@pytest.mark.parametrize("name", ["bissl", pytest.param("test", marks=pytest.mark.slow)])
 def test_sigterm_ends_with_the_command_that_resumes_and_that_command_resumes(
     small_data: Path, unbroken: Path, tmp_path: Path, name: str
 ) -> None:

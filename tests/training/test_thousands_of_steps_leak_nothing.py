@@ -120,6 +120,7 @@ def test_memory_and_open_files_stay_as_they_were_after_a_fifth_of_the_steps(tmp_
 
 
 @needs_glibc
+@pytest.mark.slow
 def test_a_leak_of_ten_kilobytes_per_step_would_be_seen(tmp_path: Path) -> None:
     task = looped(tmp_path, 100, leak=10**4)
     assert max(task.in_use) - task.in_use[1] > 6e5
