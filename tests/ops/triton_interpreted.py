@@ -19,7 +19,7 @@ from bissl_fast.ops.nt_xent import reference as nt_xent
 from bissl_fast.ops.triton import launch, plans
 
 # (pairs, width, temperature, cross_view, precision of float32 products); odd sizes leave tiles partly empty
-NT_XENT_SIZES = [(1, 3), (3, 1), (33, 100), (65, 17)]
+NT_XENT_SIZES = [(1, 3), (2, 17), (3, 1), (33, 100), (65, 17)]
 CASES = [
     *((pairs, width, 0.5, False, "highest") for pairs, width in NT_XENT_SIZES),
     *((pairs, width, 0.07, True, "highest") for pairs, width in [(2, 1), (3, 17), (33, 64)]),
@@ -41,8 +41,8 @@ VIEWS = {
 DRAWS = {"far": 1, "some_close": 2, "all_close": 4}  # one draw may be lucky for either
 # (where the negatives are, temperature, distance of a row from its partner, cross_view)
 ALIGNED_CASES = [
-    *(("far", temperature, 0.1, False) for temperature in (0.5, 0.03, 0.005)),
-    *(("far", temperature, 1e-4, True) for temperature in (0.1, 0.025, 0.01)),
+    *(("far", temperature, 0.1, False) for temperature in (0.5, 0.05, 0.03, 0.02, 0.01, 0.005)),
+    *(("far", temperature, 1e-4, True) for temperature in (0.1, 0.07, 0.03, 0.025, 0.02, 0.01)),
     ("far", 0.03, 1e-2, False),
     ("far", 0.02, 1e-3, True),  # 1 − P down to the end of float32's range
     *(
