@@ -265,7 +265,7 @@ def _origins(results: Results) -> Grid | None:
     if frozen:
         sentences.append("Batch-norm statistics of all are those of pretext images, and no weight has moved since.")
     if tuned:
-        sentences.append("Those of no arm are fine-tuned by the SGD of --finetune-baseline.")
+        sentences.append("Those of no arm are fine-tuned with the rates of the baseline.")
     return Grid(("Backbone", *columns), rows, " ".join(sentences))
 
 
