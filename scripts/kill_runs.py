@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import bissl_fast.cli.compare
-import bissl_fast.evaluation.report
+import bissl_fast.evaluation.report.run
 import bissl_fast.methods.train  # noqa: F401  what forks need is imported before them
 from bissl_fast.cli import main as command_line
 from bissl_fast.training.environment import describe_environment

@@ -8,7 +8,7 @@ from bissl_fast.cli.train import DESCRIPTION, given_config, laid_over
 from bissl_fast.evaluation.cost import duration, memory_words
 from bissl_fast.evaluation.table import Cell, Grid
 from bissl_fast.methods.config import TrainConfig
-from bissl_fast.methods.needs import RunNeeds, stage_needs
+from bissl_fast.methods.costs.needs import RunNeeds, stage_needs
 from bissl_fast.training.environment import available_memory
 from bissl_fast.training.interruption import interruptible
 from bissl_fast.training.precision import find_device

@@ -9,11 +9,11 @@ from rich.console import Console
 
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.comparison import comparison_table, read_comparison
-from bissl_fast.evaluation.comparison_report import write_comparison
 from bissl_fast.evaluation.plan import is_comparison
-from bissl_fast.evaluation.report import write_report
+from bissl_fast.evaluation.report.comparison import write_comparison
+from bissl_fast.evaluation.report.run import write_report
+from bissl_fast.evaluation.report.runs import claim, members_of, scores_table, write_runs
 from bissl_fast.evaluation.run_folder import RunFolder
-from bissl_fast.evaluation.runs_report import claim, members_of, scores_table, write_runs
 from bissl_fast.evaluation.table import results_table
 from bissl_fast.evaluation.verdict import gained, verdict
 from bissl_fast.training.tracking import say

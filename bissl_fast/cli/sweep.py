@@ -56,7 +56,7 @@ class SweepArguments:
 def sweep_command(arguments: list[str]) -> None:
     """Parse, find the run's searches, and make trials of them or tell of them."""
     asked = tyro.cli(SweepArguments, prog="bissl-fast sweep", description=DESCRIPTION, args=arguments)
-    from bissl_fast.methods.sweep import searching, state_of, sweep
+    from bissl_fast.methods.search.sweep import searching, state_of, sweep
 
     configs, console = searching(asked.run), Console()
     if not asked.list:

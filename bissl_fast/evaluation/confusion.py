@@ -14,7 +14,7 @@ from PIL import Image
 
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.arms import listed, reference_first
-from bissl_fast.evaluation.page import Section
+from bissl_fast.evaluation.report.page import Section
 from bissl_fast.evaluation.run_folder import strange
 from bissl_fast.evaluation.table import Cell, Grid
 

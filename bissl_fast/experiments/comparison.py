@@ -12,10 +12,10 @@ from rich.console import Console
 
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.arms import reference_of
-from bissl_fast.evaluation.comparison_report import write_comparison
 from bissl_fast.evaluation.cost import Cost
 from bissl_fast.evaluation.plan import Plan, Row, is_comparison, read_plan
-from bissl_fast.evaluation.report import write_report
+from bissl_fast.evaluation.report.comparison import write_comparison
+from bissl_fast.evaluation.report.run import write_report
 from bissl_fast.methods.config import ComparisonConfig, MethodName, TrainConfig, is_of, save_config
 from bissl_fast.methods.run import Run
 from bissl_fast.methods.train import Training, methods_of, train

@@ -8,8 +8,8 @@ from typing import Any, Literal, get_args
 from bissl_fast.evaluation.table import Cell, Grid
 from bissl_fast.experiments.paper_runs import Found, PaperRun
 from bissl_fast.methods.config import TrainConfig
-from bissl_fast.methods.probe import Measured
-from bissl_fast.methods.work import Work, backbone_work, features_work, testing_work, times, tuning_work
+from bissl_fast.methods.costs.probe import Measured
+from bissl_fast.methods.costs.work import Work, backbone_work, features_work, testing_work, times, tuning_work
 
 Kind = Literal["Pretext", "BiSSL", "Search", "Tuning", "Features"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

@@ -10,8 +10,8 @@ from bissl_fast.errors import UserError
 from bissl_fast.experiments.paper_results import DATASETS, FIGURE_3, FIGURES_4_TO_11
 from bissl_fast.methods.checks import require
 from bissl_fast.methods.config import DEFAULT_METHODS, TrainConfig
+from bissl_fast.methods.costs.work import Sizes
 from bissl_fast.methods.presets import preset_config
-from bissl_fast.methods.work import Sizes
 
 What = Literal["table1", "figure2", "figure3", "figures4-11"]
 WHATS: tuple[What, ...] = get_args(What)

@@ -6,13 +6,13 @@ from pathlib import Path
 from rich.console import Console
 
 from bissl_fast.evaluation.arms import listed
-from bissl_fast.evaluation.report import write_report
+from bissl_fast.evaluation.report.run import write_report
 from bissl_fast.experiments.beside_paper import beside_table, claim
 from bissl_fast.experiments.expected import Expected, planned, short_duration
 from bissl_fast.experiments.paper_runs import Asked, Lay, PaperRun, present, runs_of
 from bissl_fast.experiments.reproduction_page import NO_POINTS, Reproduced, write_reproduction
 from bissl_fast.methods.config import is_of
-from bissl_fast.methods.probe import measure
+from bissl_fast.methods.costs.probe import measure
 from bissl_fast.methods.run import Run
 from bissl_fast.methods.train import train, train_backbones
 from bissl_fast.training.files import make_folder, write_json

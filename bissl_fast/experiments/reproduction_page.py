@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bissl_fast.errors import UserError
-from bissl_fast.evaluation import figures
-from bissl_fast.evaluation.drawing import canvas, legend, looks, png
-from bissl_fast.evaluation.facts import differing
 from bissl_fast.evaluation.features import embed
-from bissl_fast.evaluation.mapped import mapped_of, neighbours_told
-from bissl_fast.evaluation.page import Section, document, missing, plate, scrolling, section, tables
+from bissl_fast.evaluation.report import figures
+from bissl_fast.evaluation.report.drawing import canvas, legend, looks, png
+from bissl_fast.evaluation.report.facts import differing
+from bissl_fast.evaluation.report.mapped import mapped_of, neighbours_told
+from bissl_fast.evaluation.report.page import Section, document, missing, plate, scrolling, section, tables
+from bissl_fast.evaluation.report.svg import svg
 from bissl_fast.evaluation.run_folder import RunFolder
 from bissl_fast.evaluation.statistics import Arm
-from bissl_fast.evaluation.svg import svg
 from bissl_fast.evaluation.table import Cell, Grid
 from bissl_fast.experiments.beside_paper import TITLES, Beside, beside, beside_table, claim
 from bissl_fast.experiments.paper_runs import Asked, PaperRun, Rates, lasting, scaled

@@ -14,7 +14,7 @@ from bissl_fast.data.pipelines.loader import Batch, Loader
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.metrics import Evaluation
 from bissl_fast.methods.checks import require, without_effect
-from bissl_fast.methods.cost import Cost, steps_cost
+from bissl_fast.methods.costs.cost import Cost, steps_cost
 from bissl_fast.methods.run import Run
 from bissl_fast.methods.stages.downstream import Downstream
 from bissl_fast.methods.stages.halves import Halves

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from bissl_fast.methods.cost import Cost, steps_cost
+from bissl_fast.methods.costs.cost import Cost, steps_cost
 from bissl_fast.methods.run import Run
 from bissl_fast.methods.stages.pretrain import Pretext
 from bissl_fast.training.stage import StageOutput

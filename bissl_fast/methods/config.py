@@ -18,7 +18,7 @@ from bissl_fast.methods.bissl import BiSSLSettings
 from bissl_fast.methods.checks import require
 from bissl_fast.methods.fussl import FUSSLSettings
 from bissl_fast.methods.gessl import GeSSLSettings
-from bissl_fast.methods.search import SearchSettings
+from bissl_fast.methods.search.settings import SearchSettings
 from bissl_fast.methods.settings import VIEWS, AnyRun, RunSettings
 from bissl_fast.methods.stages.downstream import FineTuneSettings
 from bissl_fast.methods.stages.head import HeadSettings

@@ -16,7 +16,7 @@ from bissl_fast.data.pipelines.loader import Loader
 from bissl_fast.data.views.parameters import ViewSettings
 from bissl_fast.errors import UserError
 from bissl_fast.methods.checks import require, without_effect
-from bissl_fast.methods.cost import Cost, steps_cost
+from bissl_fast.methods.costs.cost import Cost, steps_cost
 from bissl_fast.methods.fuzzy_labels import Kind, Memberships, Ties, fuzzy_labels, soft_cross_entropy
 from bissl_fast.methods.labelling import Rule, collapse, label, summary
 from bissl_fast.methods.run import Run

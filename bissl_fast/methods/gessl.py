@@ -14,7 +14,7 @@ from bissl_fast.data.pipelines.loader import Loader
 from bissl_fast.errors import UserError
 from bissl_fast.methods.bilevel import BilevelSettings
 from bissl_fast.methods.checks import require, without_effect
-from bissl_fast.methods.cost import Cost
+from bissl_fast.methods.costs.cost import Cost
 from bissl_fast.methods.run import Run
 from bissl_fast.methods.stages.pretrain import Pretext
 from bissl_fast.methods.stages.sgd import SGDSettings

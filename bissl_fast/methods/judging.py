@@ -14,7 +14,7 @@ from bissl_fast.evaluation.protocols import ProtocolName
 from bissl_fast.evaluation.results import FEW_SHOT, FINE_TUNING
 from bissl_fast.methods.checks import without_effect
 from bissl_fast.methods.run import Run
-from bissl_fast.methods.search import SearchSettings
+from bissl_fast.methods.search.settings import SearchSettings
 from bissl_fast.methods.stages.downstream import Downstream
 from bissl_fast.methods.stages.finetune import finetune
 from bissl_fast.methods.stages.protocols import score
@@ -123,7 +123,7 @@ class ByFineTuning:
             for arm in arms:
                 told_rates(self.search.rates_of / f"search-{arm}")
         elif self.search.trials and self.search.storage is not None:
-            from bissl_fast.methods.search_study import require_answer  # Optuna takes a second
+            from bissl_fast.methods.search.study import require_answer  # Optuna takes a second
 
             require_answer(self.search.storage)
 

@@ -14,7 +14,7 @@ from bissl_fast.methods.abrl import ABRL
 from bissl_fast.methods.baseline import Baseline
 from bissl_fast.methods.bissl import BiSSL
 from bissl_fast.methods.config import MethodName, PretextConfig, TrainConfig, is_of, save_config
-from bissl_fast.methods.cost import Cost
+from bissl_fast.methods.costs.cost import Cost
 from bissl_fast.methods.fussl import FUSSL
 from bissl_fast.methods.gessl import GeSSL
 from bissl_fast.methods.judging import Found, judge_of

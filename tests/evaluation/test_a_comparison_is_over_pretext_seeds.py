@@ -12,8 +12,8 @@ from scipy import stats
 
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.comparison import comparison_table, read_comparison
-from bissl_fast.evaluation.comparison_report import write_comparison
 from bissl_fast.evaluation.plan import read_plan
+from bissl_fast.evaluation.report.comparison import write_comparison
 from bissl_fast.evaluation.statistics import bootstrap_interval, compare_all, holm
 from bissl_fast.evaluation.verdict import verdict
 from tests.evaluation.comparisons import cost, write_comparison_of

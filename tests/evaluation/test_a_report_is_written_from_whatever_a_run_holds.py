@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from bissl_fast.errors import UserError
-from bissl_fast.evaluation.report import PLATES, write_report
+from bissl_fast.evaluation.report.run import PLATES, write_report
 from bissl_fast.evaluation.run_folder import RunFolder
 from bissl_fast.training.tracking import read_metrics
 from tests.evaluation.conftest import CLASSES, make_arms

@@ -12,12 +12,12 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 
 from bissl_fast.errors import UserError
-from bissl_fast.evaluation import figures
-from bissl_fast.evaluation.drawing import COLOURS, looks
-from bissl_fast.evaluation.report import PLATES
+from bissl_fast.evaluation.report import figures
+from bissl_fast.evaluation.report.drawing import COLOURS, looks
+from bissl_fast.evaluation.report.run import PLATES
+from bissl_fast.evaluation.report.svg import DARK
+from bissl_fast.evaluation.report.telling import curves, numbers, sentence
 from bissl_fast.evaluation.run_folder import RunFolder
-from bissl_fast.evaluation.svg import DARK
-from bissl_fast.evaluation.telling import curves, numbers, sentence
 
 BISSL = looks({"bissl": "BiSSL"})["bissl"]
 

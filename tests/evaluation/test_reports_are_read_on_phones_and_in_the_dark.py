@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from bissl_fast.evaluation.comparison_report import write_comparison
-from bissl_fast.evaluation.report import PLATES, write_report
-from bissl_fast.evaluation.runs_report import write_runs
+from bissl_fast.evaluation.report.comparison import write_comparison
+from bissl_fast.evaluation.report.run import PLATES, write_report
+from bissl_fast.evaluation.report.runs import write_runs
 from bissl_fast.experiments.paper_runs import Asked, runs_of
 from bissl_fast.experiments.reproduction_page import Reproduced, write_reproduction
 from bissl_fast.methods.config import TrainConfig, save_config

@@ -32,14 +32,14 @@ from bissl_fast.experiments.paper_runs import Asked, Found, PaperRun, runs_of
 from bissl_fast.experiments.reproduction_page import Reproduced
 from bissl_fast.methods.bissl import BiSSLTask
 from bissl_fast.methods.config import TrainConfig, load_config
+from bissl_fast.methods.costs.probe import Measured, measure
+from bissl_fast.methods.costs.work import UNITS, Sizes
 from bissl_fast.methods.loading import RunData
 from bissl_fast.methods.presets import TABLE_2_BASELINE, TABLE_4_AFTER_BISSL
-from bissl_fast.methods.probe import Measured, measure
 from bissl_fast.methods.run import Run
 from bissl_fast.methods.stages.finetune import FineTuneTask
 from bissl_fast.methods.stages.head import HeadWarmupTask
 from bissl_fast.methods.stages.pretrain import PretrainTask
-from bissl_fast.methods.work import UNITS, Sizes
 from tests.data import published, trees
 
 TABLE = ("table1", "--datasets", "flowers,pets,dtd", "--rates", "paper")

@@ -14,12 +14,12 @@ from rich.console import Console
 
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.comparison import comparison_table, read_comparison
-from bissl_fast.evaluation.comparison_report import _rest
 from bissl_fast.evaluation.confusion import confused
-from bissl_fast.evaluation.facts import facts
-from bissl_fast.evaluation.page import page
 from bissl_fast.evaluation.plan import read_plan
-from bissl_fast.evaluation.report import write_report
+from bissl_fast.evaluation.report.comparison import _rest
+from bissl_fast.evaluation.report.facts import facts
+from bissl_fast.evaluation.report.page import page
+from bissl_fast.evaluation.report.run import write_report
 from bissl_fast.evaluation.run_folder import RunFolder
 from bissl_fast.evaluation.table import results_table
 from bissl_fast.evaluation.verdict import verdict

@@ -18,15 +18,15 @@ from bissl_fast.data.pipelines.loader import sequential_batches
 from bissl_fast.data.sets.catalogue import load_downstream
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation import protocols
-from bissl_fast.evaluation.drawing import Look
 from bissl_fast.evaluation.features import extract_features
 from bissl_fast.evaluation.finetuning import FineTuneTask
 from bissl_fast.evaluation.metrics import METRICS
-from bissl_fast.evaluation.pretext_stages import pretext_stages
 from bissl_fast.evaluation.protocols import TuningSettings
 from bissl_fast.evaluation.protocols.finetune import PAPER
 from bissl_fast.evaluation.protocols.knn import NeighbourSettings, accuracy, answers
 from bissl_fast.evaluation.protocols.subject import Labelled
+from bissl_fast.evaluation.report.drawing import Look
+from bissl_fast.evaluation.report.pretext_stages import pretext_stages
 from bissl_fast.evaluation.run_folder import RunFolder
 from bissl_fast.methods.config import TrainConfig, load_config
 from bissl_fast.methods.evaluate import usual_tuning

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from bissl_fast.cli.plan import grid, sentences
 from bissl_fast.errors import UserError
-from bissl_fast.methods.needs import Steps, stage_needs
+from bissl_fast.methods.costs.needs import Steps, stage_needs
 from bissl_fast.methods.stages.pretrain import PretrainTask
 from bissl_fast.methods.train import Training, train
 from bissl_fast.training.clock import peak_memory

@@ -19,7 +19,7 @@ from bissl_fast.evaluation.finetuning import FineTuneTask
 from bissl_fast.evaluation.run_folder import RunFolder
 from bissl_fast.evaluation.table import results_table
 from bissl_fast.methods.config import TrainConfig, save_config
-from bissl_fast.methods.sweep import searching, sweep
+from bissl_fast.methods.search.sweep import searching, sweep
 from bissl_fast.methods.train import train
 from tests.methods.conftest import train_arguments
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from bissl_fast.cli.train import parse_config
-from bissl_fast.evaluation.report import write_report
+from bissl_fast.evaluation.report.run import write_report
 from bissl_fast.methods.train import Training, train
 from bissl_fast.models import build_backbone
 from tests.methods.conftest import pretext_stage, train_arguments

@@ -13,8 +13,8 @@ from scipy.stats import kstest, pearsonr
 from sqlalchemy import text
 
 from bissl_fast.errors import UserError
-from bissl_fast.methods.search import SearchSettings, Trial
-from bissl_fast.methods.search_study import Attempt, SearchStudy
+from bissl_fast.methods.search.settings import SearchSettings, Trial
+from bissl_fast.methods.search.study import Attempt, SearchStudy
 from bissl_fast.training.databases import ServerLeases, engine
 from tests.methods.postgres import postgresql
 

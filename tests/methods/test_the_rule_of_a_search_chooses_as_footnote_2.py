@@ -10,7 +10,7 @@ import pytest
 from bissl_fast.errors import UserError
 from bissl_fast.methods.checks import without_effect
 from bissl_fast.methods.config import ComparisonConfig, TrainConfig, load_config, save_config
-from bissl_fast.methods.search import Rule, SearchSettings, Trial, choose
+from bissl_fast.methods.search.settings import Rule, SearchSettings, Trial, choose
 from bissl_fast.training import databases
 
 

@@ -14,7 +14,7 @@ import torch
 
 from bissl_fast.errors import UserError
 from bissl_fast.methods.run import Run
-from bissl_fast.methods.search import SearchSettings, Trial, choose, counted
+from bissl_fast.methods.search.settings import SearchSettings, Trial, choose, counted
 from bissl_fast.methods.stages.downstream import Downstream
 from bissl_fast.methods.stages.finetune import finetuning, finetuning_key
 from bissl_fast.methods.stages.sgd import SGDSettings
@@ -28,7 +28,7 @@ from bissl_fast.training.stage import StageOutput, stage_key
 from bissl_fast.training.tracking import ProgressBar
 
 if TYPE_CHECKING:
-    from bissl_fast.methods.search_study import Attempt, SearchStudy
+    from bissl_fast.methods.search.study import Attempt, SearchStudy
 
 BEST, TRIALS = "best.json", "trials.csv"
 ANNOUNCED = "search.json"
@@ -86,7 +86,7 @@ class Search:
 
     def study(self) -> SearchStudy:
         """Its trials, in the database that is shared."""
-        from bissl_fast.methods.search_study import SearchStudy
+        from bissl_fast.methods.search.study import SearchStudy
 
         url, epochs = self.settings.database(self.run.folder), self.downstream.settings.epochs
         return SearchStudy(url, self.study_name, self.settings, self.run.seed(PURPOSE), epochs)

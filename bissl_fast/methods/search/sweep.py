@@ -15,7 +15,7 @@ from bissl_fast.evaluation.run_folder import read_json
 from bissl_fast.evaluation.table import Cell, Grid
 from bissl_fast.methods.config import TrainConfig, load_config
 from bissl_fast.methods.run import Run
-from bissl_fast.methods.search import choose, counted
+from bissl_fast.methods.search.settings import choose, counted
 from bissl_fast.methods.stages.downstream import Downstream
 from bissl_fast.methods.stages.search import ANNOUNCED, Search
 from bissl_fast.methods.train import methods_of
@@ -100,7 +100,7 @@ def _announced(folder: Path) -> dict[str, Any]:
 
 
 def _rows(config: TrainConfig) -> list[tuple[Cell, ...]]:
-    from bissl_fast.methods.search_study import SearchStudy
+    from bissl_fast.methods.search.study import SearchStudy
 
     rows, announced = [], _announced(config.run_folder)
     for arm in config.methods:

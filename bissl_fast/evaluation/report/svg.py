@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from matplotlib import rc_context
 
-from bissl_fast.evaluation.drawing import INK, MUTED, RULE
+from bissl_fast.evaluation.report.drawing import INK, MUTED, RULE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

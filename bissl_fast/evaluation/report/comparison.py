@@ -13,8 +13,9 @@ from matplotlib.ticker import MaxNLocator
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.arms import listed
 from bissl_fast.evaluation.comparison import Compared, comparison_table, read_comparison
-from bissl_fast.evaluation.drawing import INK, MUTED, RULE, blank, looks, png, style
-from bissl_fast.evaluation.page import (
+from bissl_fast.evaluation.plan import Plan, read_plan
+from bissl_fast.evaluation.report.drawing import INK, MUTED, RULE, blank, looks, png, style
+from bissl_fast.evaluation.report.page import (
     Section,
     again,
     document,
@@ -26,9 +27,8 @@ from bissl_fast.evaluation.page import (
     settings,
     tables,
 )
-from bissl_fast.evaluation.plan import Plan, read_plan
+from bissl_fast.evaluation.report.svg import svg
 from bissl_fast.evaluation.run_folder import RunFolder
-from bissl_fast.evaluation.svg import svg
 from bissl_fast.evaluation.verdict import verdict
 from bissl_fast.training.files import make_folder, write_atomic, write_json
 

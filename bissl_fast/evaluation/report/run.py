@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bissl_fast.errors import UserError
-from bissl_fast.evaluation import by_class, figures, mapped
 from bissl_fast.evaluation.arms import BASELINE, reference_first
 from bissl_fast.evaluation.confusion import confused
-from bissl_fast.evaluation.drawing import looks, png
-from bissl_fast.evaluation.page import Section, page, plate
-from bissl_fast.evaluation.pretext_stages import pretext_stages
+from bissl_fast.evaluation.report import by_class, figures, mapped
+from bissl_fast.evaluation.report.drawing import looks, png
+from bissl_fast.evaluation.report.page import Section, page, plate
+from bissl_fast.evaluation.report.pretext_stages import pretext_stages
+from bissl_fast.evaluation.report.svg import svg
+from bissl_fast.evaluation.report.telling import curves, numbers, sentence
 from bissl_fast.evaluation.run_folder import RunFolder, strange
-from bissl_fast.evaluation.svg import svg
 from bissl_fast.evaluation.table import Grid, results_table
-from bissl_fast.evaluation.telling import curves, numbers, sentence
 from bissl_fast.evaluation.verdict import gained, verdict
 from bissl_fast.training.files import make_folder, write_atomic
 

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from bissl_fast.data.sets.dataset import is_multilabel
 from bissl_fast.errors import UserError
-from bissl_fast.evaluation import figures
 from bissl_fast.evaluation.arms import BASELINE, reference_first
-from bissl_fast.evaluation.drawing import plain
 from bissl_fast.evaluation.features import embed, neighbours_alike
+from bissl_fast.evaluation.report import figures
+from bissl_fast.evaluation.report.drawing import plain
 from bissl_fast.evaluation.run_folder import RunFolder
 
 if TYPE_CHECKING:

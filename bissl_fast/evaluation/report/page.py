@@ -13,8 +13,8 @@ from urllib.parse import quote
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.arms import BASELINE, listed, reference_of
 from bissl_fast.evaluation.cost import duration, memory_words
-from bissl_fast.evaluation.facts import Facts, command, facts
-from bissl_fast.evaluation.page_style import STYLE
+from bissl_fast.evaluation.report.facts import Facts, command, facts
+from bissl_fast.evaluation.report.style import STYLE
 from bissl_fast.evaluation.results import Results
 from bissl_fast.evaluation.run_folder import RunFolder, read_text
 from bissl_fast.evaluation.table import Grid, ResultTable, results_table

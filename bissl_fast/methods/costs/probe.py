@@ -16,12 +16,12 @@ from bissl_fast.evaluation.finetuning import FineTuneTask
 from bissl_fast.evaluation.metrics import Evaluation, evaluate
 from bissl_fast.methods.bissl import BiSSLTask
 from bissl_fast.methods.config import TrainConfig
+from bissl_fast.methods.costs.work import UNITS, Unit, Work
 from bissl_fast.methods.run import Run
 from bissl_fast.methods.stages.downstream import Downstream
 from bissl_fast.methods.stages.head import HeadWarmupTask
 from bissl_fast.methods.stages.pretrain import Pretext, PretrainSettings, PretrainTask
 from bissl_fast.methods.trial import usable
-from bissl_fast.methods.work import UNITS, Unit, Work
 from bissl_fast.models import Network, build_classifier, place
 from bissl_fast.pretext import Learner
 from bissl_fast.pretext.learner import Views

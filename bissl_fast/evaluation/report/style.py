@@ -1,6 +1,6 @@
 """How the report's page looks: one readable column, on a phone, on paper, light and dark."""
 
-from bissl_fast.evaluation import svg
+from bissl_fast.evaluation.report import svg
 
 STYLE = f"""
 :root {{ color-scheme: light dark; --paper: #fdfdfc; --card: #fff; --ink: #1f2328; --muted: #59636e; --rule: #dfe3e7;

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 from bissl_fast.evaluation.arms import TITLES, owner_of, reference_first
-from bissl_fast.evaluation.drawing import MUTED, Look, plain, series
-from bissl_fast.evaluation.figures import PretextStage
+from bissl_fast.evaluation.report.drawing import MUTED, Look, plain, series
+from bissl_fast.evaluation.report.figures import PretextStage
 from bissl_fast.evaluation.run_folder import RunFolder
 
 WARMUP = "pretext-warmup"

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.answers import BINS
 from bissl_fast.evaluation.arms import listed, reference_first
-from bissl_fast.evaluation.drawing import MUTED, Look, canvas, legend, looks, marks
+from bissl_fast.evaluation.report.drawing import MUTED, Look, canvas, legend, looks, marks
 from bissl_fast.evaluation.statistics import Arm
 from bissl_fast.evaluation.table import Cell, Grid
 

@@ -15,7 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from bissl_fast.errors import UserError
-from bissl_fast.methods.search import SearchSettings, State, Trial
+from bissl_fast.methods.search.settings import SearchSettings, State, Trial
 from bissl_fast.training.databases import (
     SQLITE,
     Held,

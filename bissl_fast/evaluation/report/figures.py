@@ -15,7 +15,8 @@ from matplotlib.ticker import LogLocator, NullLocator
 from numpy.typing import NDArray
 
 from bissl_fast.errors import UserError
-from bissl_fast.evaluation.drawing import (
+from bissl_fast.evaluation.metrics import METRICS
+from bissl_fast.evaluation.report.drawing import (
     COLOURS,
     DOTS,
     INK,
@@ -34,7 +35,6 @@ from bissl_fast.evaluation.drawing import (
     series,
     style,
 )
-from bissl_fast.evaluation.metrics import METRICS
 
 CLASS_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#5D3A9B", "#8C6D31")
 CLASS_MARKERS = {"o": "●", "^": "▲", "s": "■", "D": "◆"}

@@ -13,9 +13,9 @@ import torch
 from rich.console import Console
 
 from bissl_fast.methods.config import TrainConfig
-from bissl_fast.methods.cost import Cost
+from bissl_fast.methods.costs.cost import Cost
 from bissl_fast.methods.run import Run, Watch
-from bissl_fast.methods.search import SearchSettings
+from bissl_fast.methods.search.settings import SearchSettings
 from bissl_fast.methods.train import Training
 from bissl_fast.pretext.collapse import alarm
 from bissl_fast.training.allocator import keep_freed_memory

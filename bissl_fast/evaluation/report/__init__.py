@@ -1,0 +1,1 @@
+"""Reports of runs and comparisons: pages that are complete in themselves, their figures and maps."""

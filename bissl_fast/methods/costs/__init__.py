@@ -1,0 +1,1 @@
+"""What runs cost: counted, and measured by a few steps before they are made."""
