@@ -181,8 +181,8 @@ class ABRLTask:
     validation batch, whose loss the encoder's step is on; the training batch's pass leaves them alone.
 
     With ranks each passes its part of a batch through the encoder, and all that follows is done on every rank alike, on
-    features of all images: the head is small, and by parts each of its products would be a sum over the ranks, one after
-    the other.
+    features of all images: the head is small, and by parts each of its products, which wait for one another, would be a
+    sum over the ranks.
 
     Args:
         network: encoder θ and head φ, trained in place.

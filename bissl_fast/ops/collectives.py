@@ -73,6 +73,17 @@ def gathered(x: Tensor, ranks: Ranks) -> Tensor:
     return waited(collectives().all_gather_into_tensor(x.contiguous(), ranks.size, ranks.name))
 
 
+def rows_of_all(x: Tensor, ranks: Ranks | None) -> Tensor:
+    """``(N_r, …)`` to ``(Σ N_r, …)``, rank after rank, of which each has as many rows as it has, or none."""
+    if ranks is None:
+        return x
+    counts = gathered(torch.tensor([len(x)], device=x.device), ranks).tolist()
+    padded = x.new_zeros(max(counts), *x.shape[1:])
+    padded[: len(x)] = x
+    parts = gathered(padded, ranks).chunk(ranks.size)
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+
 def scattered(x: Tensor, ranks: Ranks) -> Tensor:
     """``(R N, …)`` to this rank's ``(N, …)`` of the sum."""
     return waited(collectives().reduce_scatter_tensor(x.contiguous(), "sum", ranks.size, ranks.name))
