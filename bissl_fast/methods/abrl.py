@@ -22,7 +22,15 @@ from bissl_fast.methods.stages.pretrain import Pretext
 from bissl_fast.methods.stages.sgd import SGDSettings
 from bissl_fast.models import Network
 from bissl_fast.ops.batch_norm import share_statistics
-from bissl_fast.ops.collectives import Ranks, all_gather, all_reduce, gathered, gradients_of_all, summed_together
+from bissl_fast.ops.collectives import (
+    Ranks,
+    all_gather,
+    all_reduce,
+    gathered,
+    gradients_of_all,
+    share_of_mean,
+    summed_together,
+)
 from bissl_fast.ops.krylov import dot, norm
 from bissl_fast.pretext.collapse import diagnose
 from bissl_fast.training.covariance import (
@@ -258,7 +266,7 @@ class ABRLTask:
         outer, values = self._outer_loss(index, seen)
         values |= {"inner_loss": problem.value(path[-1]), "inner_gradient": norm(problem.gradient(path[-1]))}
         with gradients_of_all(self.theta.tensors, self.ranks):
-            self._share(outer).backward()  # type: ignore[no-untyped-call]  # ∂L_outer/∂θ and v = ∂L_outer/∂φ
+            share_of_mean(outer, self.ranks).backward()  # type: ignore[no-untyped-call]  # ∂L_outer/∂θ and v = ∂L_outer/∂φ
             if settings.implicit:
                 v = all_reduce(self.phi.flatten([p.grad for p in self.phi.tensors]), self.ranks)
                 found = settings.head.pull_back(problem, path, v)
@@ -277,7 +285,7 @@ class ABRLTask:
         inner = self._head_loss(features)(self._phi(), features.rows)
         loss, values = self._outer_loss(index, self._features(validation), beside=inner)
         with gradients_of_all(self.network.parameters(), self.ranks):
-            self._share(loss).backward()  # type: ignore[no-untyped-call]
+            share_of_mean(loss, self.ranks).backward()  # type: ignore[no-untyped-call]
         return values | {"inner_loss": inner.detach()}
 
     def _outer_loss(
@@ -315,7 +323,11 @@ class ABRLTask:
     def _through_encoder(self, features: Features, cotangent: torch.Tensor) -> torch.Tensor:
         """(dZ/dθ)ᵀ of a cotangent ``(B, D)``, one reverse pass, as one vector, or a rank's share; the graph stays."""
         gradients = torch.autograd.grad(
-            features.rows, self.theta.tensors, self._share(cotangent), retain_graph=True, allow_unused=True
+            features.rows,
+            self.theta.tensors,
+            share_of_mean(cotangent, self.ranks),
+            retain_graph=True,
+            allow_unused=True,
         )
         return self.theta.flatten(gradients)
 
@@ -329,10 +341,6 @@ class ABRLTask:
             own: torch.Tensor = self.network.backbone(batch.views[0])
         rows, target = all_gather(own.to(self.phi.tensors[0].dtype), self.ranks), batch.target
         return Features(rows, target if self.ranks is None else gathered(target, self.ranks))
-
-    def _share(self, whole: torch.Tensor) -> torch.Tensor:
-        """A rank's share of what is the same on all ranks."""
-        return whole if self.ranks is None else whole / self.ranks.size
 
     def _head_loss(self, seen: Features) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
         """The downstream loss of a batch as a function of φ and of features."""
@@ -468,12 +476,13 @@ class ABRL:
                 network,
                 inner,
                 outer,
-                lambda network: self.downstream.evaluate(run, network, run.data.splits.val),
+                lambda network: self.downstream.validate(run, network, run.ranks),
                 settings,
                 steps,
                 self._epoch(run),
                 run.forward,
                 self.downstream.loss,
+                run.ranks,
             )
             run.loop(task, folder)
         return task.best

@@ -1,7 +1,7 @@
 """FUSSL (Mohamadi et al.): m blocks vote on fuzzy labels of their images, and one of them learns these (section 3)."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from bissl_fast.data.pipelines.loader import Batch
 from bissl_fast.data.views.parameters import ViewSettings
 from bissl_fast.errors import UserError
 from bissl_fast.methods.checks import require, without_effect
@@ -23,6 +24,7 @@ from bissl_fast.methods.stages.pseudo_labels import PseudoLabelTask
 from bissl_fast.models import Network
 from bissl_fast.models.last_stage import before_last_stage
 from bissl_fast.models.stacked import Stack, stacks_exactly
+from bissl_fast.ops.collectives import own_rows
 from bissl_fast.pretext import Learner, OptimizerSettings
 from bissl_fast.training.files import load_weights, save_weights, write_arrays, write_json
 from bissl_fast.training.stage import StageOutput
@@ -306,7 +308,8 @@ class FUSSL:
             learners = self._learners(run, before)
             self.pretext.tell_chunks(run, name, learners[0])
             stack = Stack(learners[0].network.backbone, len(learners)) if settings.stacked else None
-            with run.data.loader(run.data.unlabelled, views, self.batch_size, "pretext") as loader:
+            chunk = self.pretext.settings.chunk
+            with run.data.loader(run.data.unlabelled, views, self.batch_size, "pretext", chunk=chunk) as loader:
                 blocks = [PretrainTask(learner, loader, own, total, warmup, rate) for learner in learners]
                 run.loop(BlocksTask(blocks, loader, number * first, first, stack), folder)
             kept = {f"block{k}.{name}": v for k, one in enumerate(learners) for name, v in one.state_dict().items()}
@@ -346,8 +349,7 @@ class FUSSL:
 
         def body(folder: Path) -> None:
             networks = [self._block(run, blocks, k) for k in range(settings.blocks)]
-            batches = run.data.pipeline.in_order(images, view, min(256, self.batch_size))
-            found = label(networks, batches, settings.rule, run.forward)
+            found = label(networks, self._batches(run, view), settings.rule, run.forward, run.ranks)
             votes, memberships = found.votes.numpy().astype(np.int32), found.memberships.numpy()
             write_arrays(folder / "labels.npz", {"votes": votes, "memberships": memberships})
             write_json(folder / "labels.json", found.report())
@@ -365,6 +367,15 @@ class FUSSL:
             run.say(f"{name}: {sentence}")
         return stage
 
+    def _batches(self, run: Run, view: ViewSettings) -> Iterator[Batch]:
+        """All images in their order, or whole batches of them for each rank: their scores are the same bits so."""
+        images, size, own = run.data.unlabelled, min(256, self.batch_size), slice(None)
+        if run.ranks is not None:
+            own = own_rows(-(-len(images) // size), run.ranks)
+        starts = range(0, len(images), size)[own]
+        samples = range(starts.start, min(starts.stop, len(images)))
+        return run.data.pipeline.in_order(images, view, size, samples)
+
     def _train_chosen(self, run: Run, number: int, blocks: StageOutput, labels: StageOutput) -> StageOutput:
         """The stage ``fussl``: phase 2."""
         settings, second, view = self.settings, self._steps(run)[1], original_view(run)
@@ -374,8 +385,9 @@ class FUSSL:
             arrays = np.load(labels.folder / "labels.npz")
             votes = torch.from_numpy(arrays["votes"].astype(np.int64)).to(run.device)
             memberships = torch.from_numpy(arrays["memberships"]).to(run.device)
-            with run.data.loader(run.data.unlabelled, (view,), self.batch_size, f"fussl-{number}") as loader:
-                labelled = (votes, memberships, settings, second, run.forward, self.pretext.settings.chunk)
+            images, chunk, purpose = run.data.unlabelled, self.pretext.settings.chunk, f"fussl-{number}"
+            with run.data.loader(images, (view,), self.batch_size, purpose, chunk=chunk) as loader:
+                labelled = (votes, memberships, settings, second, run.forward, chunk, run.ranks)
                 run.loop(PseudoLabelTask(network, loader, *labelled), folder)
             save_weights(folder / "weights.safetensors", network.state_dict())
 

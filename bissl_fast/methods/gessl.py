@@ -320,11 +320,12 @@ class GeSSL:
 
         Raises:
             UserError: if the pretext task cannot take such tasks or has no such π, if an outer step does not fit the
-                unlabelled set, or if products are needed and cannot be taken.
+                unlabelled set or its tasks the ranks, or if products are needed and cannot be taken.
         """
         settings, task = self.settings, self.pretext.task
         task.require_batch(settings.batch_size, "gessl.batch-size")
         task.require_batch(settings.images, "gessl.tasks × --gessl.batch-size")  # whose keys enter a queue together
+        shared_out(settings.tasks, run.ranks)
         if settings.probabilities == "native" and not has_prototypes(task):
             raise UserError(
                 "--gessl.probabilities native is for tasks with prototypes (swav, dino), and --pretext "

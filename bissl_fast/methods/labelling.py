@@ -11,7 +11,7 @@ from torch import nn
 
 from bissl_fast.data.pipelines.loader import Batch
 from bissl_fast.methods.fuzzy_labels import effective_classes, soft_cross_entropy
-from bissl_fast.ops.collectives import Ranks, rows_of_all
+from bissl_fast.ops.collectives import Ranks, gathered_unequal
 from bissl_fast.training.precision import Forward
 
 Rule = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -100,8 +100,10 @@ def label(
         votes.append(found.cpu())
         memberships.append(given.cpu())
         classes = wide[0].shape[1]
-    classes = int(rows_of_all(torch.tensor([classes]), ranks).amax())
-    together, shares, summed = (rows_of_all(torch.cat(parts), ranks) for parts in (votes, memberships, errors))
+    together, shares, summed = (torch.cat(parts) for parts in (votes, memberships, errors))
+    if ranks is not None:
+        classes = int(gathered_unequal(torch.tensor([classes]), ranks).amax())
+        together, shares, summed = (gathered_unequal(part, ranks) for part in (together, shares, summed))
     error = sum(summed, torch.zeros(count, dtype=torch.float64))
     return Labels(together, shares, error / len(together), classes)
 

@@ -73,17 +73,6 @@ def gathered(x: Tensor, ranks: Ranks) -> Tensor:
     return waited(collectives().all_gather_into_tensor(x.contiguous(), ranks.size, ranks.name))
 
 
-def rows_of_all(x: Tensor, ranks: Ranks | None) -> Tensor:
-    """``(N_r, …)`` to ``(Σ N_r, …)``, rank after rank, of which each has as many rows as it has, or none."""
-    if ranks is None:
-        return x
-    counts = gathered(torch.tensor([len(x)], device=x.device), ranks).tolist()
-    padded = x.new_zeros(max(counts), *x.shape[1:])
-    padded[: len(x)] = x
-    parts = gathered(padded, ranks).chunk(ranks.size)
-    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
-
-
 def scattered(x: Tensor, ranks: Ranks) -> Tensor:
     """``(R N, …)`` to this rank's ``(N, …)`` of the sum."""
     return waited(collectives().reduce_scatter_tensor(x.contiguous(), "sum", ranks.size, ranks.name))
@@ -188,6 +177,26 @@ def enter(x: Tensor, ranks: Ranks | None) -> Tensor:
 def leave(x: Tensor, ranks: Ranks | None) -> Tensor:
     """The sum of all ranks' shares of a loss, which is differentiated on each rank as if it were there alone."""
     return x if ranks is None else applied(x, "sum", "same", ranks)
+
+
+def own_rows(count: int, ranks: Ranks) -> slice:
+    """Which of so many rows a rank has where they are spread as evenly as can be, rank after rank."""
+    first, last = (count * rank // ranks.size for rank in (ranks.rank, ranks.rank + 1))
+    return slice(first, last)
+
+
+def gathered_unequal(x: Tensor, ranks: Ranks) -> Tensor:
+    """``(N, …)`` of each rank, with N of its own, to ``(ΣN, …)`` on each, rank after rank; without a derivative."""
+    counts = gathered(torch.tensor([len(x)], device=x.device), ranks).tolist()
+    padded = x.new_zeros((max(counts), *x.shape[1:]))
+    padded[: len(x)] = x
+    parts = gathered(padded, ranks).view(ranks.size, max(counts), *x.shape[1:])
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+
+def share_of_mean(mean: Tensor, ranks: Ranks | None) -> Tensor:
+    """A rank's share of a mean over the samples of all ranks, from its mean over its own, which are as many on each."""
+    return mean if ranks is None else mean / ranks.size
 
 
 def applied(x: Tensor, name: str, transpose: str, ranks: Ranks) -> Tensor:

@@ -92,10 +92,10 @@ class Pipeline:
         return ViewLoader(self._place(images), views, order, seed, self._device)
 
     def in_order(
-        self, images: ImageSet, view: ViewSettings, batch_size: int, rank: int = 0, ranks: int = 1
+        self, images: ImageSet, view: ViewSettings, batch_size: int, samples: range | None = None
     ) -> Iterator[Batch]:
-        """Every image once, in the order of the set, or a rank's part of that, as `sequential_batches`."""
-        return sequential_batches(self._place(images), view, batch_size, self._device, rank, ranks)
+        """Every image once, or a range of them, in the order of the set, as `sequential_batches`."""
+        return sequential_batches(self._place(images), view, batch_size, self._device, samples)
 
     def _place(self, images: ImageSet) -> ImageSet | ResidentSet:
         """The set, from its first use on where the `resident` pipeline reads it."""

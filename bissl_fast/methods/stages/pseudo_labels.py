@@ -38,7 +38,8 @@ class PseudoLabelTask:
         settings: optimiser, rate, and when weights begin to stand still.
         steps: length.
         forward: precision context of a forward pass.
-        chunk: images that pass at once, with batch-norm statistics of their own; ``None``: all of a batch.
+        chunk: images, of all ranks, that pass at once, with batch-norm statistics of their own; ``None``: all of a
+            batch.
         ranks: if there are several; the loader then gives this rank's part of each batch, and all that a step moves is
             what one process with the whole batches moves.
     """
@@ -58,7 +59,8 @@ class PseudoLabelTask:
         ranks: Ranks | None = None,
     ) -> None:
         self.network, self.loader, self.settings, self.forward = network, loader, settings, forward
-        self.chunk, self.ranks, self.size = chunk, ranks, 1 if ranks is None else ranks.size
+        self.ranks, self.size = ranks, 1 if ranks is None else ranks.size
+        self.chunk = None if chunk is None else chunk // self.size
         if ranks is not None:
             share_statistics(network, ranks)
         self.votes, self.memberships = votes, memberships
