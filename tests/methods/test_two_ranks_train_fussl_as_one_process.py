@@ -107,7 +107,8 @@ def assert_one_process(found: list[Found], expected: Found, rtol: float = 1e-10)
     for name, value in expected.items():
         first, *others = (state[name] for state in found)
         assert all(torch.equal(first, other) for other in others), name
-        torch.testing.assert_close(first, value, rtol=rtol, atol=0.02 * rtol, msg=lambda m, n=name: f"{n}: {m}")
+        difference, size = (float(tensor.double().norm()) for tensor in (first - value, value))
+        assert difference <= rtol * size + 1e-4 * rtol, (name, difference, size)  # Adam divides rounding by gradients
 
 
 @pytest.mark.parametrize("case", PHASE_1)
