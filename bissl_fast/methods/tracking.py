@@ -21,6 +21,7 @@ from bissl_fast.training.trackers.to_mlflow import MlflowRun
 from bissl_fast.training.trackers.to_wandb import WandbRun
 from bissl_fast.training.trackers.tracker import About, Tracker, TrackerName, TrackingSettings, require_installed
 from bissl_fast.training.tracking import say
+from bissl_fast.training.writing import writes
 
 KINDS: Mapping[TrackerName, type[Tracker]] = {"wandb": WandbRun, "mlflow": MlflowRun}
 KEPT = ("report.html", "table.md", "results.json")
@@ -31,13 +32,13 @@ ELSEWHERE = ("version", "name", "output", "cache_dir", "data_root", "loop")
 
 
 def following(run: Run, config: PretextConfig) -> Following:
-    """What tells the trackers of a run while it goes on.
+    """What tells the trackers of a run while it goes on; of many ranks, the one that writes tells them.
 
     Args:
         run: that is about to begin.
         config: its settings.
     """
-    followers = _followers(run.folder, config, config.track)
+    followers = _followers(run.folder, config, config.track if writes() else ())
     return Following(followers, run.say, lambda name: _again(run.folder, name), lambda: outcome(run.folder))
 
 
