@@ -1,4 +1,4 @@
-"""Every pretext task on two ranks: value, gradient, steps, state and products are those of one process."""
+"""Every pretext task on several ranks: value, gradient, steps, state and products are those of one process."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from bissl_fast.bilevel import HessianOperator, ParameterVector
+from bissl_fast.bilevel.hessian import Mode
 from bissl_fast.errors import UserError
 from bissl_fast.models import Network, fuse_batch_norm
 from bissl_fast.ops import Ranks
@@ -26,14 +27,14 @@ def network(task: PretextTask) -> Network:
 
 
 def views_of(task: PretextTask, seed: int, ranks: Ranks | None) -> Sequence[torch.Tensor]:
-    """Of 12 images, or of a rank's half of them; a queue of 20 holds no more than 8 keys of each of two views."""
+    """Of 12 images, or of a rank's part of them; a queue of 20 holds no more than 8 keys of each of two views."""
     has_targets = task in targets.TASKS.values()
     whole = targets.views_of(task, seed, 8) if has_targets else direct.batches(task, seed + 1)[seed]
     return whole if ranks is None else [view.chunk(ranks.size)[ranks.rank] for view in whole]
 
 
-def trained(task: PretextTask, ranks: Ranks | None) -> Found:
-    """What two steps make of everything that a learner has, and a product there."""
+def trained(task: PretextTask, ranks: Ranks | None, *modes: Mode) -> Found:
+    """What two steps make of everything that a learner has, and products there: `reverse`, and other modes."""
     learner = Learner(task, network(task), ranks=ranks)
     optimizer = torch.optim.SGD(learner.network.parameters(), 0.05)
     found: Found = {}
@@ -50,8 +51,10 @@ def trained(task: PretextTask, ranks: Ranks | None) -> Found:
     stored = learner.given([views_of(task, 0, ranks)])
     theta = ParameterVector(learner.network)
     v = torch.randn(len(theta), generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    hessian = HessianOperator(learner.product_loss, theta, [stored], "reverse", ranks=ranks, check_every=1)
-    return found | {"product": hessian.matvec(v), **learner.diagnostics(), **learner.state_dict()}
+    for mode in ("reverse", *modes):
+        settings: Any = {"compiled": False, "ranks": ranks, "check_every": 1}
+        found[mode] = HessianOperator(learner.product_loss, theta, [stored], mode, **settings).matvec(v)
+    return found | {**learner.diagnostics(), **learner.state_dict()}
 
 
 def in_chunks(ranks: Ranks | None) -> Found:
@@ -71,6 +74,10 @@ def of_every_task(ranks: Ranks) -> dict[str, Found]:
     return {name: trained(task, ranks) for name, task in TASKS.items()} | {"chunks": in_chunks(ranks)}
 
 
+def by_trace(ranks: Ranks, name: str) -> dict[str, Found]:
+    return {name: trained(TASKS[name], ranks, "linearized")}
+
+
 @pytest.fixture(scope="module")
 def on_ranks(two_ranks: Processes) -> list[dict[str, Found]]:
     return two_ranks(of_every_task)
@@ -78,8 +85,8 @@ def on_ranks(two_ranks: Processes) -> list[dict[str, Found]]:
 
 def assert_one_process(on_ranks: list[dict[str, Found]], name: str, expected: Found) -> None:
     for key, value in expected.items():
-        first, second = (found[name][key] for found in on_ranks)
-        assert torch.equal(first, second), key
+        first, *others = (found[name][key] for found in on_ranks)
+        assert all(torch.equal(first, other) for other in others), key
         torch.testing.assert_close(first, value, rtol=1e-11, atol=1e-12, msg=lambda m, key=key: f"{key}: {m}")
 
 
@@ -88,6 +95,16 @@ def test_all_that_a_step_moves_is_as_in_one_process_and_the_same_bits_on_both_ra
     name: str, on_ranks: list[dict[str, Found]]
 ) -> None:
     assert_one_process(on_ranks, name, trained(TASKS[name], None))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TASKS)
+def test_so_it_is_on_four_ranks_and_so_are_traced_products(
+    name: str, two_ranks: Processes, four_ranks: Processes
+) -> None:
+    expected = trained(TASKS[name], None, "linearized")
+    for processes in (two_ranks, four_ranks):
+        assert_one_process(processes(by_trace, name), name, expected)
 
 
 def test_no_task_is_left_out() -> None:
