@@ -66,6 +66,23 @@ def products(ranks: Ranks | None) -> Found:
     return found
 
 
+def within_budgets(ranks: Ranks) -> Found:
+    """Products in a budget that on rank 1 alone allows to keep less than everything."""
+    model = network(ranks)
+    theta = ParameterVector(model, "backbone.")
+    loss, v = product_loss(SimCLR(temperature=0.3), ranks=ranks), drawn(len(theta), 3)
+    free = HessianOperator(loss, theta, batches(ranks), "linearized", compiled=False, ranks=ranks)
+    budget = free.needed_bytes if ranks.rank else 10**12
+    tight = HessianOperator(loss, theta, batches(ranks), "linearized", None, budget, compiled=False, ranks=ranks)
+    return {"free": free.matvec(v), "tight": tight.matvec(v), "kept": (free.retained, tight.retained)}
+
+
+def test_ranks_keep_as_much_as_the_smallest_of_their_budgets_allows(two_ranks: Processes) -> None:
+    for found in two_ranks(within_budgets):
+        assert found["kept"] == (2, 0)
+        assert torch.equal(found["free"], found["tight"])
+
+
 def refusals(ranks: Ranks) -> list[str]:
     theta = ParameterVector(network(ranks), "backbone.")
     hessian = HessianOperator(product_loss(SimCLR(), ranks=ranks), theta, batches(ranks), ranks=ranks, check_every=3)

@@ -1,6 +1,7 @@
 """Every pretext task on several ranks: value, gradient, steps, state and products are those of one process."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -33,9 +34,9 @@ def views_of(task: PretextTask, seed: int, ranks: Ranks | None) -> Sequence[torc
     return whole if ranks is None else [view.chunk(ranks.size)[ranks.rank] for view in whole]
 
 
-def trained(task: PretextTask, ranks: Ranks | None, *modes: Mode) -> Found:
+def trained(task: PretextTask, ranks: Ranks | None, *modes: Mode, chunk: int | None = None) -> Found:
     """What two steps make of everything that a learner has, and products there: `reverse`, and other modes."""
-    learner = Learner(task, network(task), ranks=ranks)
+    learner = Learner(task, network(task), chunk=chunk, ranks=ranks)
     optimizer = torch.optim.SGD(learner.network.parameters(), 0.05)
     found: Found = {}
     for step in range(2):
@@ -71,7 +72,11 @@ def in_chunks(ranks: Ranks | None) -> Found:
 
 
 def of_every_task(ranks: Ranks) -> dict[str, Found]:
-    return {name: trained(task, ranks) for name, task in TASKS.items()} | {"chunks": in_chunks(ranks)}
+    found = {name: trained(task, ranks) for name, task in TASKS.items()}
+    apart = replace(ranks, own_statistics=True)
+    return (
+        found | {f"{name}, apart": trained(task, apart) for name, task in TASKS.items()} | {"chunks": in_chunks(ranks)}
+    )
 
 
 def by_trace(ranks: Ranks, name: str) -> dict[str, Found]:
@@ -105,6 +110,21 @@ def test_so_it_is_on_four_ranks_and_so_are_traced_products(
     expected = trained(TASKS[name], None, "linearized")
     for processes in (two_ranks, four_ranks):
         assert_one_process(processes(by_trace, name), name, expected)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_with_statistics_of_each_rank_alone_it_is_one_process_with_those_of_chunks(
+    name: str, on_ranks: list[dict[str, Found]]
+) -> None:
+    images = len(views_of(TASKS[name], 0, None)[0])
+    expected = trained(TASKS[name], None, chunk=images // SIZE)
+    running = {key for key in expected if "running_" in key or "num_batches" in key}  # of one chunk after another
+    assert_one_process(on_ranks, f"{name}, apart", {key: v for key, v in expected.items() if key not in running})
+    assert running
+    for key in running:
+        first, second = (found[f"{name}, apart"][key] for found in on_ranks)
+        assert torch.equal(first, second), key
+        assert not torch.allclose(first, on_ranks[0][name][key]) or "num_batches" in key, key
 
 
 def test_no_task_is_left_out() -> None:
