@@ -31,7 +31,7 @@ class FineTuneTask:
         forward: precision context of a forward pass.
         loss: of scores and targets.
         final_share: the last rate as a share of the first.
-        ranks: processes that share each batch, each of which has as many images as this one.
+        ranks: processes that share each batch, or have all of one that has no equal parts.
 
     Attributes:
         validated: what the last validation has found.
@@ -53,8 +53,6 @@ class FineTuneTask:
         final_share: float = 0.0,
         ranks: Ranks | None = None,
     ) -> None:
-        if ranks is not None:
-            share_statistics(network, ranks)
         self.ranks = ranks
         self.network, self.loader, self.forward, self.loss = network, loader, forward, loss
         self.steps, self.log_every = epochs * steps_per_epoch, steps_per_epoch
@@ -67,6 +65,8 @@ class FineTuneTask:
     def step(self, index: int) -> Values:
         for group, peak in zip(self._optimizer.param_groups, self._peaks, strict=True):
             group["lr"] = warmup_cosine(index, self.steps, peak, floor=self._final_share)
+        if self.ranks is not None:
+            share_statistics(self.network, self.ranks if self.loader.shared(index) else None)
         batch = self.loader.load(index)
         self.network.train()
         self._optimizer.zero_grad(set_to_none=True)

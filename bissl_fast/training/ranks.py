@@ -9,14 +9,43 @@ import datetime
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 
 from bissl_fast.errors import UserError
 from bissl_fast.ops.collectives import Ranks, summed
+
+BatchNormOver = Literal["ranks", "rank"]
+
+
+@dataclass(frozen=True)
+class DistributedSettings:
+    """How ranks work together, where a launcher such as torchrun has started several (docs/scaling.md).
+
+    Attributes:
+        batch_norm: whose images batch norms take their statistics of: those of all `ranks` together, which makes the
+            result that of one process, or of each `rank` alone, which sends less and changes the result.
+        shard: spread parameters, gradients and the optimiser's state over the ranks (FSDP2) in pretext training and
+            fine-tuning, for backbones that do not fit one device.
+        check_every: steps between comparisons of all state over the ranks, by hash; 0 makes none.
+        timeout: seconds that a rank waits for the others in a collective.
+    """
+
+    batch_norm: BatchNormOver = "ranks"
+    shard: bool = False
+    check_every: int = 0
+    timeout: float = 600.0
+
+    def __post_init__(self) -> None:
+        if self.check_every < 0:
+            raise UserError(f"--distributed.check-every must be 0 or more, found {self.check_every}.")
+        if not self.timeout > 0:
+            raise UserError(f"--distributed.timeout must be positive, found {self.timeout}.")
+
 
 LONG = datetime.timedelta(days=30)
 """That the others wait for the lead; a lead that has died is known at once."""

@@ -79,6 +79,10 @@ class Loader(ABC):
             Exception: whatever went wrong while the batch was made, in the call that asks for it.
         """
 
+    def shared(self, draw: int) -> bool:
+        """Whether ranks have parts of a draw's batch; else each has all of it."""
+        return self._order.shared(draw)
+
     @abstractmethod
     def close(self) -> None:
         """Stops the loader's threads; the batch in progress is finished and thrown away."""

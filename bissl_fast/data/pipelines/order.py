@@ -94,6 +94,10 @@ class BatchOrder:
         starts = range(0, len(samples), self.chunk)
         return epoch, np.concatenate([self.own(samples[start : start + self.chunk]) for start in starts])
 
+    def shared(self, draw: int) -> bool:
+        """Whether ranks have parts of a draw's batch; else each has all of it."""
+        return len(self.whole(draw)[1]) % self.ranks == 0
+
     def own(self, samples: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """This rank's part of samples that go together."""
         return samples[part_of(len(samples), self.rank, self.ranks)]
@@ -147,6 +151,10 @@ class ChunkOrder:
         self._order, self._size, self._count = order, size, -(-images // size)
         self.n_samples = order.n_samples
         self.count = size // order.ranks
+
+    def shared(self, draw: int) -> bool:
+        """As :meth:`BatchOrder.shared`: a chunk always is."""
+        return True
 
     def passes(self, batch: int) -> tuple[range, range]:
         """Numbers of the chunks of a batch, for the first pass and for the second."""

@@ -86,7 +86,7 @@ class HeadWarmupTask:
         forward: precision context of a forward pass.
         loss: of scores and targets.
         leak_statistics: let the batch norms' buffers move; else they are left alone.
-        ranks: processes that share each batch, each of which has as many images as this one.
+        ranks: processes that share each batch, or have all of one that has no equal parts.
     """
 
     remedy = "Lower --upper.learning-rate, or take --precision fp32."
@@ -102,8 +102,6 @@ class HeadWarmupTask:
         leak_statistics: bool = False,
         ranks: Ranks | None = None,
     ) -> None:
-        if ranks is not None:
-            share_statistics(network, ranks)
         self.ranks = ranks
         self.network, self.loader, self.sgd, self.forward = network, loader, sgd, forward
         self.loss = loss
@@ -113,6 +111,8 @@ class HeadWarmupTask:
         self._optimizer = sgd.build(list(network.head.parameters()))
 
     def step(self, index: int) -> Values:
+        if self.ranks is not None:
+            share_statistics(self.network, self.ranks if self.loader.shared(index) else None)
         batch = self.loader.load(index)
         self.network.train()
         self._optimizer.zero_grad(set_to_none=True)
