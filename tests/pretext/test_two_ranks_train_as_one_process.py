@@ -92,7 +92,8 @@ def assert_one_process(on_ranks: list[dict[str, Found]], name: str, expected: Fo
     for key, value in expected.items():
         first, *others = (found[name][key] for found in on_ranks)
         assert all(torch.equal(first, other) for other in others), key
-        torch.testing.assert_close(first, value, rtol=1e-11, atol=1e-12, msg=lambda m, key=key: f"{key}: {m}")
+        difference = (first - value).double().norm()
+        assert difference <= 1e-11 * value.double().norm() + 1e-12, f"{key}: {difference} of {value.double().norm()}"
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -124,7 +125,7 @@ def test_with_statistics_of_each_rank_alone_it_is_one_process_with_those_of_chun
     for key in running:
         first, second = (found[f"{name}, apart"][key] for found in on_ranks)
         assert torch.equal(first, second), key
-        assert not torch.allclose(first, on_ranks[0][name][key]) or "num_batches" in key, key
+        assert "running_var" not in key or not torch.allclose(first, on_ranks[0][name][key]), key
 
 
 def test_no_task_is_left_out() -> None:
