@@ -66,8 +66,6 @@ def make_folder(path: Path) -> None:
     Raises:
         UserError: if that is not allowed.
     """
-    if not writes():
-        return
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
