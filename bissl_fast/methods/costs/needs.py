@@ -108,9 +108,10 @@ def stage_needs(config: TrainConfig, console: Console) -> RunNeeds:
         training = Training(short, console, Probe)
         preparation = time.monotonic() - began
         make_folder(training.context.folder)
-        training.run()
         run = training.context
         assert isinstance(run, Probe)
+        run.probing = True
+        training.run()
         splits = run.data.splits
         found = RunNeeds(
             tuple(_whole(run, config)),
@@ -150,12 +151,20 @@ class Probe(Run):
     Attributes:
         needs: of the stages so far.
         loops: by stage, its last.
+        probing: whether stages have begun.
     """
+
+    probing = False
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self.needs: list[StageNeeds] = []
         self.loops: dict[str, Loop] = {}
+
+    def say(self, sentence: str, style: str = "yellow") -> None:
+        """As :class:`Run` before the first stage; what stages find in their few steps is not so of the run's."""
+        if not self.probing:
+            super().say(sentence, style)
 
     def stage(
         self,
@@ -167,7 +176,7 @@ class Probe(Run):
         alone: bool = False,
     ) -> StageOutput:
         """As :class:`Run`; takes down what the stage needs."""
-        self.say(f"{name}: a few steps are measured", "dim")
+        super().say(f"{name}: a few steps are measured", "dim")
         began, peak = time.monotonic(), [0]
 
         def watched(folder: Path) -> None:
