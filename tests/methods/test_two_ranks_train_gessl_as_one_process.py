@@ -66,7 +66,8 @@ def trained(ranks: Ranks | None, name: str, changes: dict[str, Any]) -> dict[str
 
 
 def trained_in_every_way(ranks: Ranks) -> dict[str, dict[str, Any]]:
-    return {case: trained(ranks, *given) for case, given in CASES.items()}
+    apart = trained(replace(ranks, own_statistics=True), *CASES["a queue"])
+    return {case: trained(ranks, *given) for case, given in CASES.items()} | {"apart": apart}
 
 
 def assert_one_process(found: list[dict[str, Any]], expected: dict[str, Any]) -> None:
@@ -88,6 +89,14 @@ def test_all_that_outer_steps_move_or_log_is_as_in_one_process_and_the_same_bits
     case: str, on_ranks: list[dict[str, Any]]
 ) -> None:
     assert_one_process([found[case] for found in on_ranks], trained(None, *CASES[case]))
+
+
+def test_statistics_of_each_rank_are_other_running_ones_and_the_same_bits_on_both(on_ranks: Any) -> None:
+    """A task has statistics of its own in any case; those of the momentum copy over the step's images decide."""
+    first, second = (found["apart"] for found in on_ranks)
+    assert all(torch.equal(value, second[name]) for name, value in first.items() if name in second)
+    name = "backbone.3.running_var"
+    assert not torch.equal(first[name], on_ranks[0]["a queue"][name])
 
 
 def test_no_way_and_no_pretext_task_is_left_out() -> None:
