@@ -81,9 +81,7 @@ class PseudoLabelTask:
         votes, memberships = self.votes[batch.samples], self.memberships[batch.samples]
         scores, loss = self._backward(batch.views[0], votes, memberships)
         self._optimizer.step()
-        average_statistics(
-            self.ranks, *(layer for layer in self.network.modules() if layer.training and is_leaf(layer))
-        )
+        average_statistics(self.ranks, *self._moving())
         logged = (index + 1) % self.log_every == 0 or index + 1 == self.steps
         met = all_mean(share_met(scores, votes, memberships), self.ranks)
         spread = diagnose(all_gather(scores, self.ranks)) if logged else {}
@@ -116,17 +114,16 @@ class PseudoLabelTask:
         for parameter in parameters:
             parameter.requires_grad_(whole)
 
+    def _moving(self) -> list[nn.Module]:
+        """The layers, made of no others, that do not stand still."""
+        return [layer for layer in self.network.modules() if layer.training and next(layer.children(), None) is None]
+
     def state(self) -> dict[str, Any]:
         return {"network": self.network.state_dict(), "optimizer": self._optimizer.state_dict()}
 
     def restore(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
         self._optimizer.load_state_dict(state["optimizer"])
-
-
-def is_leaf(layer: nn.Module) -> bool:
-    """Whether a module is made of no others, whose modes may differ from its own."""
-    return next(layer.children(), None) is None
 
 
 @torch.no_grad()
