@@ -13,8 +13,10 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from bissl_fast.cli.train import parse_config
+from bissl_fast.errors import UserError
 from bissl_fast.methods.config import MethodName
-from bissl_fast.methods.train import train
+from bissl_fast.methods.train import Training, train
+from bissl_fast.ops import Ranks
 from tests.methods.conftest import train_arguments
 from tests.methods.tasks import mostly_slow
 
@@ -78,6 +80,29 @@ def test_each_stage_is_kept_by_the_same_key_and_left_once_with_the_same_weights(
             assert [json.loads(line).keys() for line in lines[0]] == [json.loads(line).keys() for line in lines[1]]
         if (stage / "weights.safetensors").exists():
             assert distance(stage, two / stage.name) < ROUNDING, stage.name
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ("--methods baseline", "--pretrain.batch-size 16 has no equal parts for 3 ranks"),
+        ("--methods bissl", "--pretrain.batch-size 16 has no equal parts for 3 ranks"),
+        ("--methods fussl --pretrain.batch-size 18 --pretrain.chunk 10", "--pretrain.chunk 10 has"),
+        ("--methods gessl --gessl.tasks 4 --gessl.batch-size 6", "--gessl.tasks 4 has no equal parts for 3 ranks"),
+        ("--methods abrl --abrl.batch-size 5 --pretrain.batch-size 18", "--abrl.batch-size 5 has"),
+    ],
+)
+def test_what_ranks_cannot_share_is_refused_before_the_first_stage(
+    options: str, sentence: str, small_data: Path, tmp_path: Path
+) -> None:
+    usual = train_arguments(small_data, tmp_path, *SHORT.split(), "--pretrain.baseline-epochs", "1")
+    training = Training(parse_config([*usual, *options.split()]).located(), Console(quiet=True))
+    run, ((method, _),) = training.context, training.arms.values()
+    run.ranks = Ranks(0, 3, "not asked")
+    with pytest.raises(UserError, match=sentence):
+        method.prepare(run)
+    with pytest.raises(UserError, match=r"--finetune\.batch-size 8 has"):
+        training.judge.require(run, [])
 
 
 def test_no_method_is_left_out() -> None:
