@@ -14,7 +14,7 @@ from bissl_fast.bilevel import CompositeLoss, frozen_buffers
 from bissl_fast.errors import UserError
 from bissl_fast.models import Network, forward_each
 from bissl_fast.models.together import in_chunks, joined
-from bissl_fast.ops.batch_norm import average_statistics, share_statistics
+from bissl_fast.ops.batch_norm import average_statistics, share_statistics, unshared_statistics
 from bissl_fast.ops.collectives import Ranks, all_reduce, gradients_of_all
 from bissl_fast.pretext.collapse import diagnose
 from bissl_fast.pretext.drawing import drawing
@@ -143,6 +143,10 @@ class Learner:
     def observe(self, views: Views) -> None:
         """A step's pass without its loss: buffers move; :meth:`advance` and :meth:`diagnostics` are of this batch."""
         self._pass(views)
+
+    def apart(self) -> AbstractContextManager[None]:
+        """A block in which batch norms, the momentum copy's too, take this process's statistics, whatever the ranks."""
+        return unshared_statistics(self.network, *([] if self.momentum is None else [self.momentum]))
 
     def _online(self, views: Views) -> tuple[torch.Tensor, ...]:
         """The views that the trained network sees."""

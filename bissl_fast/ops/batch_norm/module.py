@@ -183,3 +183,28 @@ def average_statistics(ranks: Ranks | None, *modules: nn.Module) -> None:
     ]
     if running:
         torch._foreach_copy_(running, [total / ranks.size for total in summed_together(running, ranks)])
+
+
+@contextmanager
+def unshared_statistics(*modules: nn.Module) -> Iterator[None]:
+    """Let every batch norm take its statistics over this process's batch alone inside the block, shared or not.
+
+    For work that ranks have to themselves while others have other work.
+
+    Args:
+        *modules: afterwards their layers share as before.
+
+    Example:
+        >>> network = share_statistics(BatchNormAct(3), Ranks.present())
+        >>> with unshared_statistics(network):
+        ...     out = network(torch.randn(8, 3, 4, 4))
+    """
+    layers = [layer for module in modules for layer in module.modules() if isinstance(layer, BatchNormAct)]
+    before = [layer.ranks for layer in layers]
+    for layer in layers:
+        layer.ranks = None
+    try:
+        yield
+    finally:
+        for layer, ranks in zip(layers, before, strict=True):
+            layer.ranks = ranks
