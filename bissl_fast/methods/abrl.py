@@ -21,7 +21,7 @@ from bissl_fast.methods.stages.halves import Halves
 from bissl_fast.methods.stages.pretrain import Pretext
 from bissl_fast.methods.stages.sgd import SGDSettings
 from bissl_fast.models import Network
-from bissl_fast.ops.batch_norm import share_statistics
+from bissl_fast.ops.batch_norm import average_statistics, share_statistics
 from bissl_fast.ops.collectives import (
     Ranks,
     all_gather,
@@ -250,6 +250,7 @@ class ABRLTask:
         else:
             values = self._hypergradient(index, training, validation)
         self.optimizer.step()
+        average_statistics(self.ranks, self.network)
         values["lr"] = self.optimizer.param_groups[0]["lr"]
         return values | (self._end_epoch(index + 1) if self._ends_epoch(index) else {})
 
