@@ -1,8 +1,5 @@
 """A data set and settings so small that the whole pipeline runs in seconds."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -47,13 +44,6 @@ def train_arguments(data: Path, output: Path, *more: str) -> list[str]:
     """Arguments of ``bissl-fast train`` on the small data."""
     sets = ["--dataset", f"folder:{data / 'labelled'}", "--pretext-dataset", f"folder:{data / 'loose'}"]
     return [*sets, "--cache-dir", str(data / "cache"), "--output", str(output), "--name", "run", *SMALL, *more]
-
-
-def start(arguments: list[str]) -> "subprocess.Popen[str]":
-    """``bissl-fast train`` as its own process."""
-    command = [sys.executable, "-m", "bissl_fast.cli", "train", *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
 
 
 def pretext_stage(training: Training, name: str, steps: int) -> StageOutput:

@@ -1,6 +1,5 @@
 """`--images.pipeline dali` in a run: killed and resumed, and never mixed with views of the other renderer."""
 
-import multiprocessing
 import signal
 import time
 from dataclasses import replace
@@ -16,6 +15,7 @@ from bissl_fast.methods.stages.pretrain import PretrainSettings
 from bissl_fast.methods.train import Training
 from bissl_fast.training.loop import LoopSettings
 from bissl_fast.training.stage import StageOutput
+from tests.forks import forked
 from tests.methods.conftest import pretext_stage
 
 pytest.importorskip("nvidia.dali")
@@ -43,9 +43,7 @@ def pretext(data: Path, output: Path, pipeline: Any = "dali", steps: int = 2) ->
 
 def test_killed_in_the_middle_it_ends_with_the_same_bits(small_data: Path, tmp_path: Path) -> None:
     steps = 40
-    process = multiprocessing.get_context("spawn").Process(
-        target=pretext, args=(small_data, tmp_path / "broken", "dali", steps)
-    )
+    process = forked(pretext, small_data, tmp_path / "broken", "dali", steps)
     process.start()
     stage, deadline = tmp_path / "broken" / "pretext-warmup", time.monotonic() + 100
     while not (stage / "checkpoint.pt").exists():
