@@ -33,7 +33,7 @@ import bissl_fast.methods.train  # noqa: F401  what forks need is imported befor
 from bissl_fast.cli import main as command_line
 from bissl_fast.training.environment import describe_environment
 from bissl_fast.training.files import make_folder_of, write_atomic, write_json
-from tests.methods.conftest import train_arguments, write_images
+from tests.methods.conftest import EVERY_STEP, train_arguments, write_images
 
 RUNS = {
     "bissl": "train --methods bissl",
@@ -178,7 +178,7 @@ class Attempt:
     def __init__(self, name: str, data: Path, place: Path, cold: bool) -> None:
         self.place, self.log, self.status = place, place / "log.txt", 0
         command, *more = RUNS[name].split()
-        small = train_arguments(data, place / "runs", "--cache-dir", str(place / "cache"), *more)
+        small = train_arguments(data, place / "runs", "--cache-dir", str(place / "cache"), *EVERY_STEP, *more)
         self._pid = self._start([command, *small], cold)
 
     def _start(self, arguments: list[str], cold: bool) -> int:

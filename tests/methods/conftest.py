@@ -13,11 +13,13 @@ from bissl_fast.methods.train import Training
 from bissl_fast.training.stage import StageOutput
 
 SMALL = """
---backbone test_resnet --images.size 16 --images.cache-size 20 --threads 1 --loop.checkpoint-seconds 0
+--backbone test_resnet --images.size 16 --images.cache-size 20 --threads 1 --loop.checkpoint-seconds 3600
 --pretrain.batch-size 16 --pretrain.epochs 5 --pretrain.warmup-epochs 1 --head.epochs 4
 --bissl.alternations 8 --bissl.lower-steps 2 --bissl.upper-steps 2 --bissl.solver-iterations 2 --bissl.warmup-steps 2
 --finetune.batch-size 8 --finetune.epochs 4 --finetune.seeds 1 --bilevel.mode reverse
 """.split()  # noqa: SIM905
+EVERY_STEP = ("--loop.checkpoint-seconds", "0")
+"""For runs that are broken off: a checkpoint takes longer than such a step."""
 
 
 def write_images(folder: Path, count: int, level: int, seed: int) -> None:

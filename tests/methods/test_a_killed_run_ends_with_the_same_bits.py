@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.forks import Command
-from tests.methods.conftest import train_arguments
+from tests.methods.conftest import EVERY_STEP, train_arguments
 
 LOOPS = ("pretext-warmup", "head-warmup", "bissl", "pretext-baseline", "finetune-bissl-0", "finetune-baseline-0")
 STAGES = (*LOOPS, "test")
@@ -52,7 +52,7 @@ def unbroken(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def test_killed_in_the_middle_of_every_stage_it_ends_with_the_same_bits(
     small_data: Path, unbroken: Path, tmp_path: Path
 ) -> None:
-    arguments = train_arguments(small_data, tmp_path)
+    arguments = train_arguments(small_data, tmp_path, *EVERY_STEP)
     for name in STAGES:
         stage = tmp_path / "run" / name
         process = stop_in(stage, arguments, signal.SIGKILL)
@@ -69,7 +69,8 @@ def test_killed_in_the_middle_of_every_stage_it_ends_with_the_same_bits(
 def test_sigterm_ends_with_the_command_that_resumes_and_that_command_resumes(
     small_data: Path, unbroken: Path, tmp_path: Path, name: str
 ) -> None:
-    process = stop_in(tmp_path / "run" / name, train_arguments(small_data, tmp_path), signal.SIGTERM)
+    arguments = train_arguments(small_data, tmp_path, *EVERY_STEP)
+    process = stop_in(tmp_path / "run" / name, arguments, signal.SIGTERM)
     output = process.end()
     assert process.status() == 130
     config = tmp_path / "run" / "config.yaml"
