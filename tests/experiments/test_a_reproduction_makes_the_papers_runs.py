@@ -168,9 +168,9 @@ class Counted:
             self._count(monkeypatch, kind, name, unit)
         batches = RunData.evaluation_batches
 
-        def scored(data: RunData, images: ImageSet) -> Any:
+        def scored(data: RunData, images: ImageSet, *ranks: Any) -> Any:
             self.units["image scored"] += len(images)
-            return batches(data, images)
+            return batches(data, images, *ranks)
 
         monkeypatch.setattr(RunData, "evaluation_batches", scored)
 
