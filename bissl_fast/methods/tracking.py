@@ -16,12 +16,12 @@ from bissl_fast.methods.config import PretextConfig, load_config, save_config
 from bissl_fast.methods.run import Run
 from bissl_fast.plain import parse_yaml
 from bissl_fast.training.files import exclusive
+from bissl_fast.training.ranks import is_lead
 from bissl_fast.training.trackers.following import Follower, Following, reason
 from bissl_fast.training.trackers.to_mlflow import MlflowRun
 from bissl_fast.training.trackers.to_wandb import WandbRun
 from bissl_fast.training.trackers.tracker import About, Tracker, TrackerName, TrackingSettings, require_installed
 from bissl_fast.training.tracking import say
-from bissl_fast.training.writing import writes
 
 KINDS: Mapping[TrackerName, type[Tracker]] = {"wandb": WandbRun, "mlflow": MlflowRun}
 KEPT = ("report.html", "table.md", "results.json")
@@ -32,13 +32,15 @@ ELSEWHERE = ("version", "name", "output", "cache_dir", "data_root", "loop")
 
 
 def following(run: Run, config: PretextConfig) -> Following:
-    """What tells the trackers of a run while it goes on; of many ranks, the one that writes tells them.
+    """What tells the trackers of a run while it goes on: the first of its ranks.
 
     Args:
         run: that is about to begin.
         config: its settings.
     """
-    followers = _followers(run.folder, config, config.track if writes() else ())
+    if not is_lead(run.ranks):
+        return Following()
+    followers = _followers(run.folder, config, config.track)
     return Following(followers, run.say, lambda name: _again(run.folder, name), lambda: outcome(run.folder))
 
 

@@ -52,8 +52,6 @@ class Checkpoints:
         Raises:
             UserError: if they cannot be written.
         """
-        if not writes():
-            return
         first, *others = (self._folder / _name(age) for age in range(self._kept))
         buffer = io.BytesIO()
         torch.save(state, buffer)

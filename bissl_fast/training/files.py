@@ -66,8 +66,6 @@ def make_folder(path: Path) -> None:
     Raises:
         UserError: if that is not allowed.
     """
-    if not writes():
-        return
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -106,14 +104,11 @@ def locked(path: Path) -> Iterator[bool]:
         path: of the file, which is made and stays.
 
     Yields:
-        Whether it is held; a process that does not write works under the hold of the one that does.
+        Whether it is held.
 
     Raises:
         UserError: if it cannot be written.
     """
-    if not writes():
-        yield True
-        return
     try:
         file = open(path, "w")  # noqa: SIM115
     except OSError as error:

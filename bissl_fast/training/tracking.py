@@ -8,14 +8,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from bissl_fast.plain import parse_json
 from bissl_fast.training.files import unwritable
-from bissl_fast.training.writing import writes
 
 Item = TypeVar("Item")
 Record = dict[str, Any]
@@ -32,8 +31,6 @@ def say(console: Console, text: str, style: str = "") -> None:
 class Metrics:
     """``metrics.jsonl`` and TensorBoard events of one stage, continued from a checkpoint without gap or repetition.
 
-    In a process that does not write, of many ranks, it keeps nothing.
-
     Args:
         folder: the stage's folder.
         offset: length of ``metrics.jsonl`` at the checkpoint, bytes; what was written after it is cut off.
@@ -41,16 +38,12 @@ class Metrics:
     """
 
     def __init__(self, folder: Path, offset: int = 0, step: int = 0) -> None:
-        self._path = folder / "metrics.jsonl"
-        self._file: IO[bytes] | None = None
-        self._board: Any = None
-        if not writes():
-            return
         # TensorBoard looks for this name, and does without an installed TensorFlow: it takes seconds to load, and
         # crashes where torchvision is loaded after it.
         sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
         from torch.utils.tensorboard import SummaryWriter
 
+        self._path = folder / "metrics.jsonl"
         try:
             self._file = open(self._path, "ab")  # noqa: SIM115
             self._file.truncate(min(offset, self._file.tell()))  # a file that lost its end is not filled up with zeros
@@ -60,8 +53,6 @@ class Metrics:
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Add one line; numbers also go to TensorBoard."""
-        if self._file is None:
-            return
         try:
             self._file.write((json.dumps({"step": step, **values}) + "\n").encode())
             self._file.flush()
@@ -73,8 +64,6 @@ class Metrics:
 
     def sync(self) -> None:
         """Let what was written outlast a power failure, as the checkpoint that counts on it does."""
-        if self._file is None:
-            return
         try:
             os.fsync(self._file.fileno())
         except OSError as error:
@@ -83,14 +72,13 @@ class Metrics:
     @property
     def offset(self) -> int:
         """Bytes written so far."""
-        return 0 if self._file is None else self._file.tell()
+        return self._file.tell()
 
     def close(self) -> None:
         """Let go of the files. A disk that fails only now is met by what the stage writes next."""
         for file in (self._file, self._board):
             with suppress(OSError):
-                if file is not None:
-                    file.close()
+                file.close()
 
 
 def read_metrics(path: Path) -> list[Record]:

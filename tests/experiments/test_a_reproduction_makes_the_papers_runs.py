@@ -1,11 +1,8 @@
 """`bissl-fast reproduce`: which runs it makes, what it says they cost, and that none is made twice."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from dataclasses import replace
@@ -41,6 +38,7 @@ from bissl_fast.methods.stages.finetune import FineTuneTask
 from bissl_fast.methods.stages.head import HeadWarmupTask
 from bissl_fast.methods.stages.pretrain import PretrainTask
 from tests.data import published, trees
+from tests.forks import Command
 
 TABLE = ("table1", "--datasets", "flowers,pets,dtd", "--rates", "paper")
 METRIC = {metric.key: metric for metric in METRICS}
@@ -194,16 +192,14 @@ def no_probe(*_: Any) -> Measured:
 def killed(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a reproduction of two sets and one that is missing, killed while the first is tuned."""
     output = tmp_path_factory.mktemp("table1")
-    command = [sys.executable, "-m", "bissl_fast.cli", *arguments(root, output, *TABLE)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    process = Command(arguments(root, output, *TABLE))
     deadline = time.monotonic() + 500
     while not (output / "flowers" / "finetune-bissl-1" / "key.json").exists():
-        assert process.poll() is None, process.communicate()[0]
+        assert process.status() is None, process.told()
         assert time.monotonic() < deadline
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
-    (output / "told.txt").write_text(process.communicate()[0])
+    (output / "told.txt").write_text(process.end())
     shutil.copy(output / "expected-table1.json", output / "first.json")
     return output
 
@@ -275,12 +271,13 @@ def test_results_of_other_settings_stand_beside_nothing(made: tuple[Path, Counte
     assert results_of(made[0], PaperRun("dtd", replace(config, seed=1), 600.0)) is None
 
 
-def test_figure_3_takes_the_backbones_that_are_there(
-    root: Path, made: tuple[Path, Counter[str]], monkeypatch: pytest.MonkeyPatch
+def test_figure_3_takes_the_backbones_that_are_there_and_speaks_of_no_search(
+    root: Path, made: tuple[Path, Counter[str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("bissl_fast.experiments.reproduction.measure", no_probe)
     counted = Counted(monkeypatch)
-    assert main(arguments(root, made[0], "figure3", "--rates", "paper")) == 0
+    assert main(arguments(root, made[0], "figure3")) == 0
+    assert "are searched" not in capsys.readouterr().out
     assert set(counted.units) == {"image scored"}
     page = (made[0] / "figure3.html").read_text()
     assert "Only pretext" in page
@@ -297,7 +294,9 @@ def test_figure_2_searches_rates_for_each_point_and_says_that_the_paper_prints_n
     assert main(arguments(root, made[0], "figure2", "--epochs", "600")) == 0
     assert counted.units["tuning step"] == 2 * (2 + 3) * 3  # arms, trials and seeds, steps
     assert not {"pretext step", "head step", "lower step"} & set(counted.units)
-    assert "prints none of its numbers" in capsys.readouterr().out
+    told = " ".join(capsys.readouterr().out.split())
+    assert "learning rates and weight decays are searched" in told
+    assert "prints none of its numbers" in told
     assert "| 600 | " in (made[0] / "figure2.md").read_text()
     page = (made[0] / "figure2.html").read_text()
     assert "BiSSL: " in page

@@ -1,5 +1,6 @@
 """`bissl-fast plan`: stages, steps, disk and memory of a run that has not been made."""
 
+import io
 import json
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from rich.console import Console
 
 from bissl_fast.cli.plan import grid, sentences
 from bissl_fast.errors import UserError
+from bissl_fast.methods import bissl
 from bissl_fast.methods.costs.needs import Steps, stage_needs
 from bissl_fast.methods.stages.pretrain import PretrainTask
 from bissl_fast.methods.train import Training, train
@@ -44,6 +46,19 @@ def test_every_stage_is_planned_with_its_disk_and_memory(small_data: Path, tmp_p
     told = grid(found).to_markdown()
     assert all(stage.stage in told for stage in found.stages)
     assert any("products of second order" in sentence for sentence in sentences(found, config))
+
+
+def test_what_stages_find_in_their_few_steps_is_not_told_as_if_it_were_of_the_run(
+    small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bissl, "troubles", lambda records: [f"a solver has given up in {len(records)} records"])
+    config = small_config("simclr", small_data, tmp_path, *SHORT)
+    console = Console(record=True, file=io.StringIO(), width=200)
+    stage_needs(config, console)
+    told = console.export_text()
+    assert "NT-Xent by " in told  # of the run
+    assert "bissl: a few steps are measured" in told
+    assert "given up" not in told
 
 
 @pytest.mark.parametrize(

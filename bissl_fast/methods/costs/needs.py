@@ -108,9 +108,10 @@ def stage_needs(config: TrainConfig, console: Console) -> RunNeeds:
         training = Training(short, console, Probe)
         preparation = time.monotonic() - began
         make_folder(training.context.folder)
-        training.run()
         run = training.context
         assert isinstance(run, Probe)
+        run.probing = True
+        training.run()
         splits = run.data.splits
         found = RunNeeds(
             tuple(_whole(run, config)),
@@ -150,12 +151,20 @@ class Probe(Run):
     Attributes:
         needs: of the stages so far.
         loops: by stage, its last.
+        probing: whether stages have begun.
     """
+
+    probing = False
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self.needs: list[StageNeeds] = []
         self.loops: dict[str, Loop] = {}
+
+    def say(self, sentence: str, style: str = "yellow") -> None:
+        """As :class:`Run` before the first stage; what stages find in their few steps is not so of the run's."""
+        if not self.probing:
+            super().say(sentence, style)
 
     def stage(
         self,
@@ -164,16 +173,17 @@ class Probe(Run):
         inputs: Mapping[str, str],
         body: Callable[[Path], None],
         outputs: tuple[str, ...] = ("weights.safetensors",),
+        alone: bool = False,
     ) -> StageOutput:
         """As :class:`Run`; takes down what the stage needs."""
-        self.say(f"{name}: a few steps are measured", "dim")
+        super().say(f"{name}: a few steps are measured", "dim")
         began, peak = time.monotonic(), [0]
 
         def watched(folder: Path) -> None:
             body(folder)
             peak[0] = peak_of_process()
 
-        output = super().stage(name, settings, inputs, watched, outputs)
+        output = super().stage(name, settings, inputs, watched, outputs, alone)
         wall = time.monotonic() - began
         loop = self.loops.get(name, Loop(0, 0.0, 0.0, 0.0, 0, 0))
         kept = sum(file.stat().st_size for file in output.folder.rglob("*") if file.is_file() and not _is_log(file))
