@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from rich.console import Console
+from tests.forks import Command
 
 from bissl_fast.bilevel import HessianOperator
 from bissl_fast.cli import main
@@ -23,14 +24,14 @@ from bissl_fast.errors import UserError
 from bissl_fast.evaluation.metrics import METRICS
 from bissl_fast.evaluation.statistics import compare
 from bissl_fast.experiments.beside_paper import Beside, beside_table, claim, results_of
-from bissl_fast.experiments.expected import Expected, planned, stages_of
+from bissl_fast.experiments.expected import Expected, planned
 from bissl_fast.experiments.paper_results import DATASETS, TABLE_1
 from bissl_fast.experiments.paper_runs import Asked, Found, PaperRun, runs_of
 from bissl_fast.experiments.reproduction_page import Reproduced
 from bissl_fast.methods.bissl import BiSSLTask
 from bissl_fast.methods.config import TrainConfig, load_config
 from bissl_fast.methods.costs.probe import Measured, measure
-from bissl_fast.methods.costs.work import UNITS, Sizes
+from bissl_fast.methods.costs.work import UNITS, Sizes, stages_of
 from bissl_fast.methods.loading import RunData
 from bissl_fast.methods.presets import TABLE_2_BASELINE, TABLE_4_AFTER_BISSL
 from bissl_fast.methods.run import Run
@@ -38,7 +39,6 @@ from bissl_fast.methods.stages.finetune import FineTuneTask
 from bissl_fast.methods.stages.head import HeadWarmupTask
 from bissl_fast.methods.stages.pretrain import PretrainTask
 from tests.data import published, trees
-from tests.forks import Command
 
 TABLE = ("table1", "--datasets", "flowers,pets,dtd", "--rates", "paper")
 METRIC = {metric.key: metric for metric in METRICS}
@@ -147,7 +147,7 @@ def test_shared_pretext_stages_are_counted_once_and_units_times_counts_are_the_c
 
 def test_products_that_do_not_fit_their_budget_are_linearised_again() -> None:
     (run,) = runs_of(Asked("table1", ("dtd",)), as_it_is)
-    work = stages_of(run.config, Found(STL10, 47, False), tuned=True, kept=2)["bissl"]
+    work = stages_of(run.config, STL10, tuned=True, kept=2)["bissl"]
     assert work["linearisation"] == 500 * (2 + 3 * 40)
     assert work["product"] == 500 * 200
 

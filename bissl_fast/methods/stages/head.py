@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from bissl_fast.bilevel import frozen_buffers
 from bissl_fast.data.pipelines.loader import Loader
@@ -105,7 +106,8 @@ class HeadWarmupTask:
         self.ranks = ranks
         self.network, self.loader, self.sgd, self.forward = network, loader, sgd, forward
         self.loss = loss
-        self._moved, self._protected = ((network,), ()) if leak_statistics else ((), (network.backbone,))
+        self._moved: tuple[nn.Module, ...] = (network,) if leak_statistics else ()
+        self._protected: tuple[nn.Module, ...] = () if leak_statistics else (network.backbone,)
         self.steps, self.log_every = steps, max(1, min(50, steps // 20))
         self.images_per_step = loader.batch_size * (1 if ranks is None else ranks.size)
         self._optimizer = sgd.build(list(network.head.parameters()))
