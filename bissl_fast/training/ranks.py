@@ -49,6 +49,8 @@ class DistributedSettings:
     def ranks(self) -> Ranks | None:
         """The ranks that there are, with batch norms as they are wanted; ``None`` for one process."""
         found = Ranks.present()
+        if found is not None:
+            dist.set_timeout(datetime.timedelta(seconds=self.timeout))
         return None if found is None else replace(found, own_statistics=self.batch_norm == "rank")
 
 
