@@ -7,7 +7,7 @@ bandwidth broadcast, reduction and scan". Everything here is a function of numbe
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
@@ -240,3 +240,50 @@ def fitted(sizes: Sequence[float], seconds: Sequence[float]) -> Link:
     columns = np.stack([weights, np.asarray(sizes) / scale * weights], 1)
     (latency, slope), _ = nnls(columns, np.ones(len(seconds)))
     return Link(float(latency), scale / float(slope) if slope > 0 else math.inf)
+
+
+def gradients_behind(sent: Sent) -> Sent:
+    """The largest sum runs while computing goes on, in pieces as they are made.
+
+    Example:
+        >>> [m.waited for m in gradients_behind(Sent((Message("sum", 9.0), Message("sum", 1.0)))).messages]
+        [False, True]
+    """
+    return _replaced(sent, lambda m: replace(m, waited=False) if m is _largest_sum(sent) else m)
+
+
+def statistics_by_sums(sent: Sent) -> Sent:
+    """Sums in place of gathers, which go round all ranks one by one."""
+    return _replaced(sent, lambda m: replace(m, kind="sum") if m.kind == "gather" else m)
+
+
+def statistics_of_a_rank(sent: Sent) -> Sent:
+    """Nothing is sent but the largest sum and what passes round the ring: other numbers, no longer those of one rank."""
+    return _replaced(sent, lambda m: m if m.kind == "shift" or m is _largest_sum(sent) else None)
+
+
+def rows_gathered(sent: Sent, ranks: int, alone: float) -> Sent:
+    """One gather in place of the R − 1 shifts of a ring, and as many calls as for two ranks.
+
+    Args:
+        sent: by one of R ranks.
+        ranks: R.
+        alone: calls of one of two ranks.
+    """
+    gathered = _replaced(
+        sent, lambda m: replace(m, kind="gather", count=m.count / (ranks - 1)) if m.kind == "shift" else m
+    )
+    return replace(gathered, calls=min(alone, sent.calls))
+
+
+def without_calls(sent: Sent) -> Sent:
+    """A captured graph: the host calls nothing."""
+    return replace(sent, calls=0)
+
+
+def _largest_sum(sent: Sent) -> Message | None:
+    return max((m for m in sent.messages if m.kind == "sum"), key=lambda m: m.bytes, default=None)
+
+
+def _replaced(sent: Sent, change: Callable[[Message], Message | None]) -> Sent:
+    return replace(sent, messages=tuple(new for m in sent.messages if (new := change(m)) is not None))

@@ -1,0 +1,241 @@
+"""Predictions of whole units of work: beside what this machine's ranks took, and for GPUs that are not here."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from bissl_fast.measuring.local_ranks import Case, Seconds, Share, collectives, computing, records, together
+from bissl_fast.measuring.machines import Machine
+from bissl_fast.measuring.rank_work import UNITS, Unit
+from bissl_fast.measuring.scaling import (
+    Curve,
+    Kind,
+    Link,
+    MeasuredWires,
+    Prediction,
+    Sent,
+    gradients_behind,
+    predict,
+    rows_gathered,
+    statistics_by_sums,
+    statistics_of_a_rank,
+    strong_efficiency,
+    weak_efficiency,
+    without_calls,
+)
+from bissl_fast.measuring.traffic import Traffic, traffic_of
+
+LOCAL = (1, 2, 4)
+"""Ranks of this machine."""
+Traffics = Mapping[Unit, Traffic]
+Change = Callable[[Sent, int, Traffic], Sent]
+"""Of what one of R ranks sends, from what the unit sends in general."""
+
+
+@dataclass(frozen=True)
+class Alternation:
+    """How often an alternation does each unit.
+
+    Attributes:
+        times: by unit.
+    """
+
+    times: Mapping[Unit, int]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A unit on ranks of this machine, predicted and then run.
+
+    Attributes:
+        unit: what.
+        scaling: `strong`: the batch of all ranks is fixed; `weak`: that of one.
+        ranks: R.
+        images: of a rank.
+        predicted: before it was run.
+        seconds: it took.
+        efficiency: as predicted, and as measured.
+    """
+
+    unit: Unit
+    scaling: str
+    ranks: int
+    images: int
+    predicted: Prediction
+    seconds: float
+    efficiency: tuple[float, float]
+
+    @property
+    def error(self) -> float:
+        """Of the prediction, as a share of what was measured."""
+        return self.predicted.seconds / self.seconds - 1
+
+
+@dataclass(frozen=True)
+class Local:
+    """What this machine's cores and gloo were measured to take, apart from each other.
+
+    Attributes:
+        cores: that ranks share.
+        alone: seconds of one process without ranks, by images, nothing else running.
+        as_rank: of one of two ranks that sends nothing, likewise.
+        crowding: how many times as long a rank computes while every core has one that does.
+        links: of collectives.
+    """
+
+    cores: int
+    alone: Mapping[Unit, Curve]
+    as_rank: Mapping[Unit, Curve]
+    crowding: float
+    links: Mapping[tuple[Kind, int], Link]
+
+    def predict(self, unit: Unit, traffic: Traffic, share: Share) -> Prediction:
+        """Ranks beyond the cores take turns at computing."""
+        if share.ranks == 1:
+            return predict(self.alone[unit].at(share.images), Sent(()), MeasuredWires({}), 1)
+        turns = max(1.0, share.ranks / self.cores)
+        crowding = 1 + (self.crowding - 1) * min(1.0, (share.ranks - 1) / max(1, self.cores - 1))
+        seconds = self.as_rank[unit].at(share.images) * crowding * turns
+        return predict(seconds, traffic.sent(share.ranks, share.images), MeasuredWires(self.links), share.ranks)
+
+
+def recorded_traffic(case: Case) -> dict[Unit, Traffic]:
+    """What each unit sends, from rehearsals with 1, 2 and 3 ranks of 2 and 4 images."""
+    shares = [Share(1, 2, 2), Share(2, 2, 2), Share(2, 4, 2), Share(3, 2, 2)]
+    found = {(share.ranks, share.images): sent for share, sent in zip(shares, records(case, shares), strict=True)}
+    return {unit: traffic_of(lambda ranks, images, u=unit: found[ranks, images][u]) for unit in UNITS}  # type: ignore[misc]
+
+
+def measured_apart(case: Case, batch: int, cores: int) -> Local:
+    """Computing at an eighth, three eighths and the whole of a batch, and collectives.
+
+    Args:
+        case: what is trained.
+        batch: images of all ranks, a multiple of 8.
+        cores: of this machine.
+    """
+    sizes = (batch // 8, 3 * batch // 8, batch)
+    shares = {ranks: [Share(ranks, images, images // 2) for images in sizes] for ranks in (1, 2)}
+    alone, as_rank = (curves(sizes, computing(case, shares[ranks])) for ranks in (1, 2))
+    crowded = computing(case, shares[2][1:2], cores)[0]
+    usual = {unit: curve.at(sizes[1]) for unit, curve in as_rank.items()}
+    links = {(kind, r): link for r in LOCAL[1:] for kind, link in collectives(r, case.rounds).items()}
+    return Local(cores, alone, as_rank, max(1.0, sum(crowded.values()) / sum(usual.values())), links)
+
+
+def curves(sizes: Sequence[int], seconds: Sequence[Seconds]) -> dict[Unit, Curve]:
+    """Each unit's seconds through the measured sizes."""
+    return {
+        unit: Curve(tuple((float(size), found[unit]) for size, found in zip(sizes, seconds, strict=True)))
+        for unit in UNITS
+    }
+
+
+def checked(case: Case, batch: int, local: Local, traffics: Traffics) -> Iterator[Checked]:
+    """Strong scaling of the batch, and weak with half of it on each rank, as soon as each number of ranks has run."""
+    ones: dict[tuple[str, Unit], tuple[float, float]] = {}
+    for ranks in LOCAL:
+        ways = {"strong": batch // ranks, "weak": batch // 2}
+        shares = {images: Share(ranks, images, images // 2) for images in ways.values()}
+        took = dict(zip(shares, together(case, ranks, list(shares.values())), strict=True))
+        for scaling, images in ways.items():
+            for unit in UNITS:
+                predicted = local.predict(unit, traffics[unit], shares[images])
+                pair = predicted.seconds, took[images][unit]
+                one = ones.setdefault((scaling, unit), pair)
+                efficiencies = tuple(_efficiency(scaling, *both, ranks) for both in zip(one, pair, strict=True))
+                yield Checked(unit, scaling, ranks, images, predicted, pair[1], efficiencies)  # type: ignore[arg-type]
+
+
+def _efficiency(scaling: str, one: float, seconds: float, ranks: int) -> float:
+    return strong_efficiency(one, seconds, ranks) if scaling == "strong" else weak_efficiency(one, seconds)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A unit, or an alternation of them, on GPUs.
+
+    Attributes:
+        what: its name.
+        scaling: strong or weak.
+        ranks: R.
+        images: of a rank.
+        seconds: predicted.
+        efficiency: predicted.
+        dominates: what most of the time goes to.
+    """
+
+    what: str
+    scaling: str
+    ranks: int
+    images: float
+    seconds: float
+    efficiency: float
+    dominates: str
+
+
+def forecast(
+    machine: Machine,
+    traffics: Traffics,
+    alternation: Mapping[Unit, int],
+    batch: int,
+    local: int,
+    gpus: Sequence[int],
+    change: Change | None = None,
+) -> Iterator[Forecast]:
+    """Each unit and a whole alternation on 1 and more GPUs.
+
+    Args:
+        machine: whose numbers are taken.
+        traffics: what each unit sends.
+        alternation: how often it does each unit.
+        batch: images of all ranks, in strong scaling.
+        local: images of a rank, in weak scaling.
+        gpus: numbers of ranks.
+        change: of what is sent, to see what it would do.
+    """
+    for scaling, ones in (("strong", batch), ("weak", local)):
+        alone: dict[str, float] = {}
+        for ranks in (1, *gpus):
+            images = batch / ranks if scaling == "strong" else float(local)
+            parts = {u: _on_gpus(machine, traffics[u], u, ranks, images, change) for u in UNITS}
+            whole = {u: alternation[u] * parts[u].seconds for u in UNITS}
+            longest = max(UNITS, key=lambda u: whole[u])  # noqa: B023
+            rows = {u: (parts[u].seconds, parts[u].dominates) for u in UNITS}
+            for what, (seconds, dominates) in {
+                **rows,
+                "alternation": (sum(whole.values()), f"{longest}: {parts[longest].dominates}"),
+            }.items():
+                one = alone.setdefault(what, seconds)
+                efficiency = _efficiency(scaling, one, seconds, ranks)
+                yield Forecast(what, scaling, ranks, images, seconds, efficiency, dominates)
+
+
+def _on_gpus(
+    machine: Machine, traffic: Traffic, unit: Unit, ranks: int, images: float, change: Change | None
+) -> Prediction:
+    sent = traffic.sent(ranks, images)
+    if change is not None and ranks > 1:
+        sent = change(sent, ranks, traffic)
+    return predict(machine.curve(unit).at(images), sent, machine.wires, ranks, machine["call"])
+
+
+def _all(sent: Sent, ranks: int, traffic: Traffic) -> Sent:
+    return without_calls(gradients_behind(statistics_by_sums(_rows(sent, ranks, traffic))))
+
+
+def _rows(sent: Sent, ranks: int, traffic: Traffic) -> Sent:
+    return rows_gathered(sent, ranks, traffic.calls[1])
+
+
+CHANGES: Mapping[str, Change | None] = {
+    "as it is": None,
+    "a captured graph: no calls": lambda sent, *_: without_calls(sent),
+    "embeddings gathered at once, no ring": _rows,
+    "batch-norm statistics by sums, no gather": lambda sent, *_: statistics_by_sums(sent),
+    "gradients summed behind the backward pass": lambda sent, *_: gradients_behind(sent),
+    "all of these": _all,
+    "all of these, statistics of each rank alone (other numbers)": lambda sent, ranks, traffic: statistics_of_a_rank(
+        _all(sent, ranks, traffic)
+    ),
+}
+"""What would mend it, each by itself and together."""
