@@ -1,7 +1,7 @@
 """Predictions of whole units of work: beside what this machine's ranks took, and for GPUs that are not here."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 
 from bissl_fast.measuring.local_ranks import Case, Seconds, Share, collectives, computing, records, together
 from bissl_fast.measuring.machines import Machine
@@ -29,17 +29,6 @@ LOCAL = (1, 2, 4)
 Traffics = Mapping[Unit, Traffic]
 Change = Callable[[Sent, int, Traffic], Sent]
 """Of what one of R ranks sends, from what the unit sends in general."""
-
-
-@dataclass(frozen=True)
-class Alternation:
-    """How often an alternation does each unit.
-
-    Attributes:
-        times: by unit.
-    """
-
-    times: Mapping[Unit, int]
 
 
 @dataclass(frozen=True)
@@ -114,12 +103,17 @@ def measured_apart(case: Case, batch: int, cores: int) -> Local:
         cores: of this machine.
     """
     sizes = (batch // 8, 3 * batch // 8, batch)
-    shares = {ranks: [Share(ranks, images, images // 2) for images in sizes] for ranks in (1, 2)}
+    shares = {ranks: [share_of(ranks, images) for images in sizes] for ranks in (1, 2)}
     alone, as_rank = (curves(sizes, computing(case, shares[ranks])) for ranks in (1, 2))
     crowded = computing(case, shares[2][1:2], cores)[0]
     usual = {unit: curve.at(sizes[1]) for unit, curve in as_rank.items()}
     links = {(kind, r): link for r in LOCAL[1:] for kind, link in collectives(r, case.rounds).items()}
     return Local(cores, alone, as_rank, max(1.0, sum(crowded.values()) / sum(usual.values())), links)
+
+
+def share_of(ranks: int, images: int) -> Share:
+    """A rank's part: half as many downstream images as pretext images, and two at least, as batch norms need."""
+    return Share(ranks, images, max(2, images // 2))
 
 
 def curves(sizes: Sequence[int], seconds: Sequence[Seconds]) -> dict[Unit, Curve]:
@@ -135,7 +129,7 @@ def checked(case: Case, batch: int, local: Local, traffics: Traffics) -> Iterato
     ones: dict[tuple[str, Unit], tuple[float, float]] = {}
     for ranks in LOCAL:
         ways = {"strong": batch // ranks, "weak": batch // 2}
-        shares = {images: Share(ranks, images, images // 2) for images in ways.values()}
+        shares = {images: share_of(ranks, images) for images in ways.values()}
         took = dict(zip(shares, together(case, ranks, list(shares.values())), strict=True))
         for scaling, images in ways.items():
             for unit in UNITS:
@@ -159,72 +153,95 @@ class Forecast:
         scaling: strong or weak.
         ranks: R.
         images: of a rank.
-        seconds: predicted.
+        parts: of the seconds; of an alternation, the sums over its units.
+        seconds: predicted; of an alternation, the sum over its units.
         efficiency: predicted.
-        dominates: what most of the time goes to.
+        efficiency_uncalled: likewise if no GPU, one alone neither, ever waited for its host's calls.
     """
 
     what: str
     scaling: str
     ranks: int
     images: float
+    parts: Prediction
     seconds: float
     efficiency: float
-    dominates: str
+    efficiency_uncalled: float
 
 
-def forecast(
-    machine: Machine,
-    traffics: Traffics,
-    alternation: Mapping[Unit, int],
-    batch: int,
-    local: int,
-    gpus: Sequence[int],
-    change: Change | None = None,
-) -> Iterator[Forecast]:
-    """Each unit and a whole alternation on 1 and more GPUs.
+@dataclass(frozen=True)
+class Plan:
+    """What is forecast.
+
+    Attributes:
+        alternation: how often it does each unit.
+        batch: pretext images of all ranks, in strong scaling.
+        downstream: downstream images of all ranks, likewise; more ranks have no upper step, and no alternation.
+        local: pretext images of a rank, in weak scaling.
+        gpus: numbers of ranks.
+    """
+
+    alternation: Mapping[Unit, int]
+    batch: int
+    downstream: int
+    local: int
+    gpus: Sequence[int]
+
+
+def forecast(machine: Machine, traffics: Traffics, plan: Plan, change: Change | None = None) -> Iterator[Forecast]:
+    """Each unit and a whole alternation on 1 and more GPUs, strong scaling first.
 
     Args:
         machine: whose numbers are taken.
         traffics: what each unit sends.
-        alternation: how often it does each unit.
-        batch: images of all ranks, in strong scaling.
-        local: images of a rank, in weak scaling.
-        gpus: numbers of ranks.
+        plan: for what.
         change: of what is sent, to see what it would do.
     """
-    for scaling, ones in (("strong", batch), ("weak", local)):
-        alone: dict[str, float] = {}
-        for ranks in (1, *gpus):
-            images = batch / ranks if scaling == "strong" else float(local)
-            parts = {u: _on_gpus(machine, traffics[u], u, ranks, images, change) for u in UNITS}
-            whole = {u: alternation[u] * parts[u].seconds for u in UNITS}
-            longest = max(UNITS, key=lambda u: whole[u])  # noqa: B023
-            rows = {u: (parts[u].seconds, parts[u].dominates) for u in UNITS}
-            for what, (seconds, dominates) in {
-                **rows,
-                "alternation": (sum(whole.values()), f"{longest}: {parts[longest].dominates}"),
-            }.items():
-                one = alone.setdefault(what, seconds)
-                efficiency = _efficiency(scaling, one, seconds, ranks)
-                yield Forecast(what, scaling, ranks, images, seconds, efficiency, dominates)
+    for scaling in ("strong", "weak"):
+        ones: dict[str, tuple[float, float]] = {}
+        for ranks in (1, *plan.gpus):
+            images = plan.batch / ranks if scaling == "strong" else float(plan.local)
+            for what, pieces in _pieces(machine, traffics, plan, ranks, images, change).items():
+                if scaling == "strong" and ranks > plan.downstream and what in ("upper step", ALTERNATION):
+                    continue
+                seconds = sum(count * part.seconds for count, part in pieces)
+                uncalled = sum(count * replace(part, calling=0.0).seconds for count, part in pieces)
+                one = ones.setdefault(what, (seconds, uncalled))
+                shares = [_efficiency(scaling, *pair, ranks) for pair in zip(one, (seconds, uncalled), strict=True)]
+                yield Forecast(what, scaling, ranks, images, summed_up(pieces), seconds, *shares)
 
 
-def _on_gpus(
-    machine: Machine, traffic: Traffic, unit: Unit, ranks: int, images: float, change: Change | None
-) -> Prediction:
-    sent = traffic.sent(ranks, images)
-    if change is not None and ranks > 1:
-        sent = change(sent, ranks, traffic)
-    return predict(machine.curve(unit).at(images), sent, machine.wires, ranks, machine["call"])
+ALTERNATION = "alternation"
 
 
-def _all(sent: Sent, ranks: int, traffic: Traffic) -> Sent:
-    return without_calls(gradients_behind(statistics_by_sums(_rows(sent, ranks, traffic))))
+def _pieces(
+    machine: Machine, traffics: Traffics, plan: Plan, ranks: int, images: float, change: Change | None
+) -> dict[str, list[tuple[int, Prediction]]]:
+    """How often each unit is done, and what it takes, for each unit by itself and for an alternation."""
+    found: dict[Unit, Prediction] = {}
+    for unit, traffic in traffics.items():
+        sent = traffic.sent(ranks, images)
+        sent = sent if change is None else change(sent, ranks, traffic)
+        found[unit] = predict(machine.curve(unit).at(images), sent, machine.wires, ranks, machine["call"])
+    units: dict[str, list[tuple[int, Prediction]]] = {unit: [(1, part)] for unit, part in found.items()}
+    return units | {ALTERNATION: [(plan.alternation[unit], part) for unit, part in found.items()]}
+
+
+def summed_up(pieces: Sequence[tuple[int, Prediction]]) -> Prediction:
+    """The parts of several units, each done so often."""
+    totals = [
+        sum(count * part for count, part in zip((c for c, _ in pieces), values, strict=True))
+        for values in zip(*(astuple(p) for _, p in pieces), strict=True)
+    ]
+    return Prediction(*totals)
 
 
 def _rows(sent: Sent, ranks: int, traffic: Traffic) -> Sent:
     return rows_gathered(sent, ranks, traffic.calls[1])
+
+
+def _all(sent: Sent, ranks: int, traffic: Traffic) -> Sent:
+    return without_calls(gradients_behind(_rows(statistics_by_sums(sent), ranks, traffic)))
 
 
 CHANGES: Mapping[str, Change | None] = {
@@ -234,8 +251,8 @@ CHANGES: Mapping[str, Change | None] = {
     "batch-norm statistics by sums, no gather": lambda sent, *_: statistics_by_sums(sent),
     "gradients summed behind the backward pass": lambda sent, *_: gradients_behind(sent),
     "all of these": _all,
-    "all of these, statistics of each rank alone (other numbers)": lambda sent, ranks, traffic: statistics_of_a_rank(
-        _all(sent, ranks, traffic)
+    "all of these, statistics of each rank alone (other numbers)": lambda sent, ranks, traffic: _all(
+        statistics_of_a_rank(sent), ranks, traffic
     ),
 }
 """What would mend it, each by itself and together."""

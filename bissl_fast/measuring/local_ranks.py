@@ -15,7 +15,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from bissl_fast.measuring.rank_work import UNITS, RankWork, Unit
-from bissl_fast.measuring.scaling import KINDS, Kind, Link, Sent, fitted
+from bissl_fast.measuring.scaling import GRADIENT, KINDS, Kind, Link, Sent, fitted
 from bissl_fast.measuring.traffic import recorded, rehearsal
 from bissl_fast.ops import Ranks
 from bissl_fast.ops.collectives import gathered, scattered, shifted, summed
@@ -95,7 +95,10 @@ def together(case: Case, ranks: int, shares: Sequence[Share]) -> list[Seconds]:
 def collectives(ranks: int, rounds: int) -> dict[Kind, Link]:
     """Latency and bandwidth of each kind over gloo, fitted to medians over messages of all sizes of `SIZES`."""
     every: list[dict[Kind, list[float]]] = in_processes(ranks, _send, rounds, group=True)
-    return {kind: fitted(SIZES[kind], [max(times) for times in zip(*(own[kind] for own in every), strict=True)]) for kind in KINDS}
+    return {
+        kind: fitted(SIZES[kind], [max(times) for times in zip(*(own[kind] for own in every), strict=True)])
+        for kind in KINDS
+    }
 
 
 def in_processes(count: int, function: Callable[..., Any], *given: Any, group: bool = False) -> list[Any]:
@@ -111,7 +114,8 @@ def in_processes(count: int, function: Callable[..., Any], *given: Any, group: b
         Exception: as one of them did.
     """
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_run, (count, folder, group, function, given), nprocs=count)
+        given_to_each = (count, folder, group, function, given)
+        mp.spawn(_run, given_to_each, nprocs=count)  # type: ignore[attr-defined, no-untyped-call]
         return [pickle.loads((Path(folder) / f"found-{k}").read_bytes()) for k in range(count)]
 
 
@@ -119,7 +123,7 @@ def _run(index: int, count: int, folder: str, group: bool, function: Callable[..
     torch.set_num_threads(1)
     if group and count > 1:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a host's name often leads nowhere
-        dist.init_process_group("gloo", rank=index, world_size=count, store=dist.FileStore(f"{folder}/store", count))
+        dist.init_process_group("gloo", f"file://{folder}/store", rank=index, world_size=count)
     found = function(*given)
     if group and count > 1:
         dist.barrier()
@@ -163,10 +167,13 @@ def _send(rounds: int) -> dict[Kind, list[float]]:
         "scatter": lambda x: scattered(x.repeat(ranks.size), ranks),
         "shift": lambda x: shifted(x, ranks, 1),
     }
-    return {
-        kind: [median_of(lambda: way(torch.ones(size // 4)), rounds if size > 1 << 20 else 5 * rounds) for size in SIZES[kind]]  # noqa: B023
-        for kind, way in ways.items()
-    }
+    return {kind: [_median_sent(way, size, rounds) for size in SIZES[kind]] for kind, way in ways.items()}
+
+
+def _median_sent(way: Callable[[torch.Tensor], object], size: int, rounds: int) -> float:
+    """Seconds of a collective; short ones vary more, and are sent more often."""
+    given = torch.ones(size // 4)
+    return median_of(lambda: way(given), rounds if size >= GRADIENT else 5 * rounds)
 
 
 def median_of(call: Callable[[], object], rounds: int) -> float:

@@ -77,11 +77,17 @@ H200 = Machine(
         "inside-latency": Number(0.6e-6, "assumed", NCCL),
         "inside-bandwidth": Number(360e9, "assumed", "80 % of the 450 GB/s a direction that NVIDIA publishes"),
         "between-latency": Number(5e-6, "assumed", NCCL),
-        "between-bandwidth": Number(40e9, "assumed", "80 % of the 400 Gbit/s that NVIDIA publishes, one NDR port a GPU"),
+        "between-bandwidth": Number(
+            40e9, "assumed", "80 % of the 400 Gbit/s that NVIDIA publishes, one NDR port a GPU"
+        ),
         "collective": Number(6.8e-6, "assumed", NCCL),
-        "call": Number(23e-6, "assumed", "results/nt_xent_h200.md: 1.32 ms for the 58 calls of plain PyTorch's NT-Xent"),
+        "call": Number(
+            23e-6, "assumed", "results/nt_xent_h200.md: 1.32 ms for the 58 calls of plain PyTorch's NT-Xent"
+        ),
         "images": Number(1024, "measured", "ResNet-18, 96 px"),
-        "pretext-step": Number(0.061, "measured", "results/step_h200.md, bfloat16; that it is all the GPU's is assumed"),
+        "pretext-step": Number(
+            0.061, "measured", "results/step_h200.md, bfloat16; that it is all the GPU's is assumed"
+        ),
         "upper-step": Number(0.015, "assumed", "two passes of 256 views beside the step's one of 2048"),
         "linearisation": Number(0.041, "measured", UPPER),
         "product": Number(0.078, "measured", UPPER),

@@ -1,9 +1,8 @@
 """What a unit of work takes on R ranks: computing and sending, predicted from numbers measured apart.
 
-A collective of n bytes takes latency and transfer, α + n/β (Hockney, 1994, "The communication challenge for MPP"). Rings
-and trees are priced as by Thakur, Rabenseifner and Gropp (2005), "Optimization of collective communication operations
-in MPICH", pipelined trees with the full bandwidth as by Sanders, Speck and Träff (2009), "Two-tree algorithms for full
-bandwidth broadcast, reduction and scan". Everything here is a function of numbers alone.
+A collective of n bytes takes latency and transfer, α + n/β (Hockney, 1994, "The communication challenge for MPP"). Rings are priced as by Thakur, Rabenseifner and Gropp
+(2005), "Optimization of collective communication operations in MPICH", trees with the full bandwidth as by Sanders, Speck and Träff (2009), "Two-tree algorithms for full bandwidth broadcast,
+reduction and scan". Everything here is a function of numbers alone.
 """
 
 import math
@@ -166,14 +165,6 @@ class Prediction:
         """The device's, one after the other, unless the host takes longer."""
         return max(max(self.computing, self.hidden) + self.latency + self.transfer, self.calling)
 
-    @property
-    def dominates(self) -> str:
-        """The longest part."""
-        if self.calling >= self.seconds:
-            return "calls"
-        parts = {"computing": max(self.computing, self.hidden), "latency": self.latency, "transfer": self.transfer}
-        return max(parts, key=lambda part: parts[part])
-
 
 def predict(computing: float, sent: Sent, wires: Wires, ranks: int, per_call: float = 0.0) -> Prediction:
     """A unit of work on one of R ranks.
@@ -242,14 +233,18 @@ def fitted(sizes: Sequence[float], seconds: Sequence[float]) -> Link:
     return Link(float(latency), scale / float(slope) if slope > 0 else math.inf)
 
 
+GRADIENT = 1 << 20
+"""Bytes from which on a sum is that of a gradient or a product, which is as long as the parameters."""
+
+
 def gradients_behind(sent: Sent) -> Sent:
-    """The largest sum runs while computing goes on, in pieces as they are made.
+    """Sums of gradients run while computing goes on, in pieces as they are made.
 
     Example:
-        >>> [m.waited for m in gradients_behind(Sent((Message("sum", 9.0), Message("sum", 1.0)))).messages]
+        >>> [m.waited for m in gradients_behind(Sent((Message("sum", 4e7), Message("sum", 1024)))).messages]
         [False, True]
     """
-    return _replaced(sent, lambda m: replace(m, waited=False) if m is _largest_sum(sent) else m)
+    return _replaced(sent, lambda m: replace(m, waited=False) if _is_gradient(m) else m)
 
 
 def statistics_by_sums(sent: Sent) -> Sent:
@@ -258,22 +253,27 @@ def statistics_by_sums(sent: Sent) -> Sent:
 
 
 def statistics_of_a_rank(sent: Sent) -> Sent:
-    """Nothing is sent but the largest sum and what passes round the ring: other numbers, no longer those of one rank."""
-    return _replaced(sent, lambda m: m if m.kind == "shift" or m is _largest_sum(sent) else None)
+    """Nothing is sent but gradients and what passes round the ring: other numbers, no longer those of one rank."""
+    return _replaced(sent, lambda m: m if m.kind == "shift" or _is_gradient(m) else None)
 
 
-def rows_gathered(sent: Sent, ranks: int, alone: float) -> Sent:
-    """One gather in place of the R − 1 shifts of a ring, and as many calls as for two ranks.
+def rows_gathered(sent: Sent, ranks: int, calls: float) -> Sent:
+    """One gather in place of the R − 1 shifts of a ring.
 
     Args:
         sent: by one of R ranks.
         ranks: R.
-        alone: calls of one of two ranks.
+        calls: those of one of two ranks, which has one block beside its own.
     """
-    gathered = _replaced(
-        sent, lambda m: replace(m, kind="gather", count=m.count / (ranks - 1)) if m.kind == "shift" else m
-    )
-    return replace(gathered, calls=min(alone, sent.calls))
+    if ranks == 1:
+        return sent
+
+    def change(message: Message) -> Message:
+        if message.kind != "shift":
+            return message
+        return replace(message, kind="gather", count=message.count / (ranks - 1))
+
+    return replace(_replaced(sent, change), calls=calls)
 
 
 def without_calls(sent: Sent) -> Sent:
@@ -281,8 +281,8 @@ def without_calls(sent: Sent) -> Sent:
     return replace(sent, calls=0)
 
 
-def _largest_sum(sent: Sent) -> Message | None:
-    return max((m for m in sent.messages if m.kind == "sum"), key=lambda m: m.bytes, default=None)
+def _is_gradient(message: Message) -> bool:
+    return message.kind == "sum" and message.bytes >= GRADIENT
 
 
 def _replaced(sent: Sent, change: Callable[[Message], Message | None]) -> Sent:

@@ -1,7 +1,7 @@
 """What a call sends to other ranks, read off the collectives that it makes; ranks that are not there can stand in."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,7 +22,7 @@ NAMES: dict[str, Kind] = {
 """Of PyTorch's functional collectives, which eager calls, backward passes and traced programs all end in."""
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Keeps the collectives of a block in their order, and counts the calls of operators.
 
     A collective is waited for if nothing is called between it and its wait. `NAMES` has all that are known; others
@@ -33,7 +33,7 @@ class Recorder(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.messages: list[Message] = []
         self.calls = 0
         self._last = -1
@@ -80,7 +80,8 @@ def rehearsal(size: int) -> Iterator[Ranks | None]:
         return
     import torch.testing._internal.distributed.fake_pg  # noqa: F401  # which registers PyTorch's backend "fake"
 
-    dist.init_process_group("fake", rank=0, world_size=size, store=dist.HashStore())
+    store = dist.HashStore()  # type: ignore[attr-defined]
+    dist.init_process_group("fake", rank=0, world_size=size, store=store)
     try:
         yield Ranks.present()
     finally:
@@ -116,7 +117,9 @@ class Traffic:
         if ranks == 1:
             return Sent((), self.calls[0])
         messages = tuple(
-            Message(line.kind, line.fixed + line.per_image * images, line.count + line.per_rank * (ranks - 2), line.waited)
+            Message(
+                line.kind, line.fixed + line.per_image * images, line.count + line.per_rank * (ranks - 2), line.waited
+            )
             for line in self.lines
         )
         return Sent(messages, self.calls[1] + self.calls[2] * (ranks - 2))
