@@ -22,7 +22,7 @@ from bissl_fast.measuring.scaling import (
     weak_efficiency,
     without_calls,
 )
-from bissl_fast.measuring.traffic import Traffic, traffic_of
+from bissl_fast.measuring.traffic import SEVERAL, Traffic, traffic_of
 
 LOCAL = (1, 2, 4)
 """Ranks of this machine."""
@@ -88,8 +88,8 @@ class Local:
 
 
 def recorded_traffic(case: Case) -> dict[Unit, Traffic]:
-    """What each unit sends, from rehearsals with 1, 2 and 3 ranks of 2 and 4 images."""
-    shares = [Share(1, 2, 2), Share(2, 2, 2), Share(2, 4, 2), Share(3, 2, 2)]
+    """What each unit sends, from rehearsals with a few ranks of 2 and 4 images."""
+    shares = [share_of(1, 2), share_of(2, 2), share_of(2, 4), share_of(SEVERAL, 2)]
     found = {(share.ranks, share.images): sent for share, sent in zip(shares, records(case, shares), strict=True)}
     return {unit: traffic_of(lambda ranks, images, u=unit: found[ranks, images][u]) for unit in UNITS}  # type: ignore[misc]
 
@@ -246,13 +246,17 @@ def _all(sent: Sent, ranks: int, traffic: Traffic) -> Sent:
 
 CHANGES: Mapping[str, Change | None] = {
     "as it is": None,
-    "a captured graph: no calls": lambda sent, *_: without_calls(sent),
     "embeddings gathered at once, no ring": _rows,
-    "batch-norm statistics by sums, no gather": lambda sent, *_: statistics_by_sums(sent),
-    "gradients summed behind the backward pass": lambda sent, *_: gradients_behind(sent),
+    "calls of one process: fused kernels across ranks, no ring": lambda sent, ranks, traffic: replace(
+        _rows(sent, ranks, traffic), calls=traffic.calls[0]
+    ),
+    "no calls, as in a captured graph": lambda sent, *_: without_calls(sent),
+    "no calls, embeddings gathered at once": lambda sent, *given: without_calls(_rows(sent, *given)),
+    "no calls, batch-norm statistics by sums, no gather": lambda sent, *_: without_calls(statistics_by_sums(sent)),
+    "no calls, gradients summed behind the backward pass": lambda sent, *_: without_calls(gradients_behind(sent)),
     "all of these": _all,
-    "all of these, statistics of each rank alone (other numbers)": lambda sent, ranks, traffic: _all(
-        statistics_of_a_rank(sent), ranks, traffic
+    "all of these, statistics of each rank alone (other numbers)": lambda sent, *given: _all(
+        statistics_of_a_rank(sent), *given
     ),
 }
-"""What would mend it, each by itself and together."""
+"""What would mend it."""

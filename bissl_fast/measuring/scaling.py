@@ -1,8 +1,9 @@
 """What a unit of work takes on R ranks: computing and sending, predicted from numbers measured apart.
 
-A collective of n bytes takes latency and transfer, α + n/β (Hockney, 1994, "The communication challenge for MPP"). Rings are priced as by Thakur, Rabenseifner and Gropp
-(2005), "Optimization of collective communication operations in MPICH", trees with the full bandwidth as by Sanders, Speck and Träff (2009), "Two-tree algorithms for full bandwidth broadcast,
-reduction and scan". Everything here is a function of numbers alone.
+A collective of n bytes takes latency and transfer, α + n/β (Hockney, 1994, "The communication challenge for MPP"). Of
+rings, Thakur, Rabenseifner and Gropp (2005, "Optimization of collective communication operations in MPICH") give the
+cost; of trees with the full bandwidth, Sanders, Speck and Träff (2009, "Two-tree algorithms for full bandwidth
+broadcast, reduction and scan"). Everything here is a function of numbers alone.
 """
 
 import math
