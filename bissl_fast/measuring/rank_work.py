@@ -12,7 +12,7 @@ from bissl_fast.bilevel import HessianOperator, ParameterVector
 from bissl_fast.models import Network, build_backbone, build_classifier, place, probe_features
 from bissl_fast.ops import Ranks
 from bissl_fast.ops.batch_norm import share_statistics
-from bissl_fast.ops.collectives import summed_together
+from bissl_fast.ops.collectives import all_reduce, gradients_of_all, summed_together
 from bissl_fast.pretext import Learner, SimCLR
 from bissl_fast.training.lars import LARS
 
@@ -64,15 +64,20 @@ class RankWork:
         self.optimizer.step()
 
     def upper(self) -> None:
-        """The downstream loss and its gradients at θ_P and at θ_D."""
-        for backbone in (self.learner.network.backbone, self.downstream.backbone):
-            self._downstream(backbone)
+        """The downstream loss and its gradients, at θ_P with the loss in one sum, at θ_D as in training."""
+        backbone, head = self.learner.network.backbone, self.downstream.head
+        loss = self._downstream_loss(backbone)
+        own = torch.autograd.grad(loss, [*backbone.parameters(), *head.parameters()])
+        summed_together([loss.detach(), *own], self.ranks)
+        self.downstream.zero_grad(set_to_none=True)
+        with gradients_of_all(self.downstream.parameters(), self.ranks):
+            loss = self._downstream_loss(self.downstream.backbone)
+            loss.backward()  # type: ignore[no-untyped-call]
+        all_reduce(loss.detach(), self.ranks)
 
-    def _downstream(self, backbone: nn.Module) -> None:
+    def _downstream_loss(self, backbone: nn.Module) -> torch.Tensor:
         loss = cross_entropy(self.downstream.head(backbone(self.photographs)), self.targets)
-        loss = loss if self.ranks is None else loss / self.ranks.size
-        parameters = [*backbone.parameters(), *self.downstream.head.parameters()]
-        summed_together([loss.detach(), *torch.autograd.grad(loss, parameters)], self.ranks)
+        return loss if self.ranks is None else loss / self.ranks.size
 
     def linearise(self) -> None:
         """The primal half of one stored batch; traced the first time."""

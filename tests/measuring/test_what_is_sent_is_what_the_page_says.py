@@ -192,6 +192,7 @@ def test_an_alternation_sends_what_its_units_send() -> None:
         )
         task.step(0)
         again = recorded(lambda: task.step(0))
+        work.linearise()  # traces
         alone = {unit: numbers(recorded(call)) for unit, call in work.calls().items()}
     times = {"pretext step": 2, "upper step": 2, "linearisation": 1, "product": 2 * 3}
     expected = Counter({key: sum(n * alone[u][key] for u, n in times.items()) for key in set().union(*alone.values())})
