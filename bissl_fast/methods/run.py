@@ -31,6 +31,11 @@ from bissl_fast.training.tracking import say
 
 Watch = Callable[[Mapping[str, Any]], str]
 
+APART = (
+    "--distributed.batch-norm rank: batch norms take their statistics over the images of each of {ranks} ranks alone, "
+    "which is another result than that of one process or of another number of ranks; it is kept apart from theirs."
+)
+
 
 class Run:
     """Folder, seed, device, precision and data of a run, its networks, and its stages.
@@ -42,6 +47,7 @@ class Run:
         tested: whether there is a downstream task.
 
     Attributes:
+        ranks: processes that make the run together; ``None``: this one alone.
         folder: ``<output>/<name>``.
         device: where networks are trained.
         forward: precision context of a forward pass.
@@ -66,17 +72,19 @@ class Run:
         self.folder = settings.run_folder
         if settings.threads:
             torch.set_num_threads(settings.threads)
-        self.device = find_device(settings.device)
+        self.device, self.ranks = find_device(settings.device), settings.distributed.ranks()
         self.forward = apply_precision(settings.precision, self.device)
         self.say(path(settings.precision, self.device), "dim")
         for sentence in doubts("--precision", settings.precision, self.device):
             self.say(sentence)
+        if self.ranks is not None and self.ranks.own_statistics:
+            self.say(APART.format(ranks=self.ranks.size))
         images = settings.images
         self.features = probe_features(settings.backbone, images.size, images.channels)
         for small in {view.size for view in views} - {images.size}:
             require_small(settings.backbone, images.size, small, images.channels)
         self.weights = self._start()
-        self.data = RunData(settings, self.device, console, tested)
+        self.data = RunData(settings, self.device, console, tested, self.ranks)
         self.environment = describe_environment(self.device)
         self.stages: list[str] = []
         self.done: dict[str, StageOutput] = {}
@@ -89,6 +97,7 @@ class Run:
         inputs: Mapping[str, str],
         body: Callable[[Path], None],
         outputs: tuple[str, ...] = ("weights.safetensors",),
+        alone: bool = False,
     ) -> StageOutput:
         """Do a stage, or find it done; :func:`run_stage` says how it is kept.
 
@@ -98,6 +107,7 @@ class Run:
             inputs: content hashes of data sets and earlier stages.
             body: writes ``outputs`` into the folder that it is given.
             outputs: what later stages read.
+            alone: the first of the ranks does it, and the others wait.
         """
         self.stages.append(name)
 
@@ -107,7 +117,9 @@ class Run:
             body(folder)
 
         with memory_told(self.folder / name):
-            done = run_stage(self.folder / name, {**self.shared, **settings}, inputs, recorded, outputs, self.console)
+            together = (self.console, self.ranks, alone)
+            settings = {**self.shared, **({} if alone else self._apart), **settings}
+            done = run_stage(self.folder / name, settings, inputs, recorded, outputs, *together)
         self.following.follow(done.folder)
         self.done[name] = done
         return done
@@ -118,9 +130,16 @@ class Run:
         shared: dict[str, Any] = {name: getattr(self.settings, name) for name in ("seed", "backbone", "precision")}
         return shared | self.data.pipeline.key
 
+    @property
+    def _apart(self) -> dict[str, Any]:
+        """What the stages that ranks make together are kept by, too, if their number decides about the result."""
+        return {} if self.ranks is None or not self.ranks.own_statistics else {"batch_norm_of_ranks": self.ranks.size}
+
     def loop(self, task: Task, folder: Path, watch: Watch = alarm) -> None:
         """Take a task to its last step, in a stage's folder; ``watch`` has a sentence for logged values, or none."""
-        run_loop(task, folder, self.device, self.seed(folder.name), self.settings.loop, self.console, watch)
+        seed, settings = self.seed(folder.name), self.settings.loop
+        many = (self.ranks, self.settings.distributed.check_every)
+        run_loop(task, folder, self.device, seed, settings, self.console, watch, *many)
 
     def seed(self, purpose: str) -> int:
         """A seed for one purpose of the run."""
@@ -148,10 +167,11 @@ class Run:
         Args:
             task: the pretext task.
             start: the pretext stage that it goes on from; ``None``: the first weights of the run.
-            chunk: images that pass at once; ``None``: all of a batch.
+            chunk: images that pass at once, of all ranks; ``None``: all of a batch.
         """
         network = Network(self.started_backbone(), task.head(self.features, self.seed("projector")))
-        learner = Learner(task, place(network, self.device), self.forward, self.seed("store"), chunk)
+        own = chunk if chunk is None or self.ranks is None else chunk // self.ranks.size
+        learner = Learner(task, place(network, self.device), self.forward, self.seed("store"), own, self.ranks)
         if start is not None:
             learner.load_state_dict(load_weights(start.folder / "weights.safetensors"))
         return learner

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,6 +28,7 @@ from bissl_fast.methods.stages.untrained import untrained
 from bissl_fast.methods.tracking import following
 from bissl_fast.training.files import disk_told, exclusive, make_folder, write_atomic, write_json
 from bissl_fast.training.memory import memory_told
+from bissl_fast.training.ranks import is_lead
 from bissl_fast.training.stage import StageOutput
 
 UNTRAINED, PRETEXT, WARMUP = "untrained", "pretext", "pretext-warmup"
@@ -112,7 +114,7 @@ class Training:
     def run(self) -> Path:
         """All stages; returns the run's folder, which then holds ``results.json``."""
         run = self.context
-        self.judge.begin(list(self.arms))
+        self.judge.begin(run, list(self.arms))
         describe(run, self.config)
         backbones = {name: self._backbone(name) for name in self.arms}
         found = self.judge.scores(run, backbones, {name: sgd for name, (_, sgd) in self.arms.items()})
@@ -164,6 +166,8 @@ class Training:
 
 def describe(run: Run, config: PretextConfig) -> None:
     """Leave settings and machine in the run's folder; results of other settings are no results of these."""
+    if not is_lead(run.ranks):
+        return
     if not is_of(run.folder, config):
         (run.folder / "results.json").unlink(missing_ok=True)
     write_atomic(run.folder / "config.yaml", save_config(config).encode())
@@ -205,9 +209,16 @@ def _worked(
         make_folder(training.context.folder)
         run = training.context
         run.following = following(run, config)
-        with exclusive(run.folder), run.following:
-            then(work(training))
+        with _held(run), run.following:
+            folder = work(training)
+            if is_lead(run.ranks):
+                then(folder)
         return run.folder
+
+
+def _held(run: Run) -> AbstractContextManager[None]:
+    """The run's folder held for the ranks by the first of them."""
+    return exclusive(run.folder) if is_lead(run.ranks) else nullcontext()
 
 
 def pretrain(config: PretextConfig, console: Console) -> Path:
@@ -219,6 +230,6 @@ def pretrain(config: PretextConfig, console: Console) -> Path:
         steps = pretext.steps(run, config.pretrain.epochs)
         make_folder(run.folder)
         run.following = following(run, config)
-        with exclusive(run.folder), run.following:
+        with _held(run), run.following:
             describe(run, config)
             return pretext.train(run, "pretext", steps).folder

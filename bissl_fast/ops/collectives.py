@@ -41,11 +41,14 @@ class Ranks:
         rank: of this process, from 0.
         size: R, how many there are, at least 2.
         name: of the group, as ``torch.distributed`` knows it.
+        own_statistics: whether batch norms take their statistics over each rank's images alone, which is cheaper and
+            another result, and one that depends on the number of ranks.
     """
 
     rank: int
     size: int
     name: str
+    own_statistics: bool = False
 
     @staticmethod
     def present(group: Any = None) -> "Ranks | None":
@@ -179,6 +182,26 @@ def leave(x: Tensor, ranks: Ranks | None) -> Tensor:
     return x if ranks is None else applied(x, "sum", "same", ranks)
 
 
+def own_rows(count: int, ranks: Ranks) -> slice:
+    """Which of so many rows a rank has where they are spread as evenly as can be, rank after rank."""
+    first, last = (count * rank // ranks.size for rank in (ranks.rank, ranks.rank + 1))
+    return slice(first, last)
+
+
+def gathered_unequal(x: Tensor, ranks: Ranks) -> Tensor:
+    """``(N, …)`` of each rank, with N of its own, to ``(ΣN, …)`` on each, rank after rank; without a derivative."""
+    counts = gathered(torch.tensor([len(x)], device=x.device), ranks).tolist()
+    padded = x.new_zeros((max(counts), *x.shape[1:]))
+    padded[: len(x)] = x
+    parts = gathered(padded, ranks).view(ranks.size, max(counts), *x.shape[1:])
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+
+def share_of_mean(mean: Tensor, ranks: Ranks | None) -> Tensor:
+    """A rank's share of a mean over the samples of all ranks, from its mean over its own, which are as many on each."""
+    return mean if ranks is None else mean / ranks.size
+
+
 def applied(x: Tensor, name: str, transpose: str, ranks: Ranks) -> Tensor:
     """A map of `MAPS` with its derivatives."""
     found: Tensor = LinearMap.apply(x, name, transpose, ranks)
@@ -228,6 +251,11 @@ def checksum(tensors: Sequence[Tensor]) -> int:
 def checksum_of(text: str) -> int:
     """Of a text."""
     return zlib.crc32(text.encode())
+
+
+def least(found: int, ranks: Ranks, device: torch.device) -> int:
+    """The smallest of the ranks' numbers, below 2⁶³, which have to ask together. Waits for the device."""
+    return int(gathered(torch.tensor([found], device=device), ranks).min())
 
 
 def require_same(found: int, ranks: Ranks, device: torch.device, what: str) -> None:

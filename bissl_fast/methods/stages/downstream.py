@@ -13,6 +13,7 @@ from bissl_fast.methods.checks import require
 from bissl_fast.methods.run import Run
 from bissl_fast.methods.stages.pretrain import steps_per_epoch
 from bissl_fast.models import Network, build_classifier
+from bissl_fast.ops.collectives import Ranks
 from bissl_fast.training.stage import StageOutput
 from bissl_fast.training.supervised import DownstreamLoss, MultilabelLoss, downstream_loss
 
@@ -55,11 +56,13 @@ class Downstream:
         """Of scores and targets, L^D."""
         return partial(downstream_loss, multilabel=self.settings.multilabel_loss)
 
-    def loader(self, run: Run, purpose: str, phase_length: int = 1, keep_last: bool = False) -> Loader:
-        """Batches of training images."""
+    def loader(
+        self, run: Run, purpose: str, phase_length: int = 1, keep_last: bool = False, alone: bool = False
+    ) -> Loader:
+        """Batches of training images; arguments are those of :meth:`RunData.loader`."""
         view = (run.settings.images.finetune_view,)
         train, batch = run.data.splits.train, self.settings.batch_size
-        return run.data.loader(train, view, batch, purpose, phase_length, keep_last)
+        return run.data.loader(train, view, batch, purpose, phase_length, keep_last, alone=alone)
 
     def epoch_steps(self, run: Run) -> int:
         """Batches in an epoch, the last one too, unless a batch norm could do nothing with its one image.
@@ -90,6 +93,13 @@ class Downstream:
         """Scores of a network on a split."""
         batches = run.data.evaluation_batches(images)
         return evaluate(network, batches, run.device, self.loss, self.settings.difficult)
+
+    def validate(self, run: Run, network: nn.Module, ranks: Ranks | None) -> Evaluation:
+        """Scores on the validation split, which ranks share, if each has an image of it."""
+        images = run.data.splits.val
+        ranks = None if ranks is None or len(images) < ranks.size else ranks
+        batches = run.data.evaluation_batches(images, ranks)
+        return evaluate(network, batches, run.device, self.loss, self.settings.difficult, ranks)
 
     def loss_key(self, run: Run) -> dict[str, str]:
         """What the loss adds to the settings that a stage is keyed by: nothing where there is no choice."""

@@ -182,7 +182,8 @@ class Pretext:
 
     def loader(self, run: Run, purpose: str, phase_length: int = 1) -> Loader:
         """Batches of all views of the task."""
-        return run.data.loader(run.data.unlabelled, run.views, self.settings.batch_size, purpose, phase_length)
+        chunk, batch = self.settings.chunk, self.settings.batch_size
+        return run.data.loader(run.data.unlabelled, run.views, batch, purpose, phase_length, chunk=chunk)
 
     def learner(self, run: Run, start: StageOutput | None = None) -> Learner:
         """The task with a network of its own, as its stages train it."""
