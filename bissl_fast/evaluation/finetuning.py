@@ -10,7 +10,9 @@ import torch
 from bissl_fast.data.pipelines.loader import Loader
 from bissl_fast.evaluation.metrics import Evaluation
 from bissl_fast.models import Network
+from bissl_fast.models.sharded import full_tensors, spread_state
 from bissl_fast.training.loop import Values
+from bissl_fast.training.optimizers import restore, state_of
 from bissl_fast.training.precision import Forward
 from bissl_fast.training.schedules import warmup_cosine
 from bissl_fast.training.supervised import DownstreamLoss, downstream_loss
@@ -83,13 +85,18 @@ class FineTuneTask:
 
     def state(self) -> dict[str, Any]:
         return {
-            "network": self.network.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
-            "best": self.best,
+            "network": full_tensors(dict(self.network.state_dict())),
+            "optimizer": state_of(self._optimizer),
+            "best": self.best_weights(),
             "best_score": self.best_score,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        self.network.load_state_dict(state["network"])
-        self._optimizer.load_state_dict(state["optimizer"])
-        self.best, self.best_score = state["best"], state["best_score"]
+        self.network.load_state_dict(spread_state(self.network, state["network"]))
+        restore(self._optimizer, state["optimizer"])
+        self.best, self.best_score = spread_state(self.network, state["best"]), state["best_score"]
+
+    def best_weights(self) -> dict[str, torch.Tensor]:
+        """The best weights so far, whole."""
+        found: dict[str, torch.Tensor] = full_tensors(dict(self.best))
+        return found

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from bissl_fast.models.sharded import local
+
 _CALLS = 1 << 20  # steps of optimisers in one step of a task, at most
 
 
@@ -27,7 +29,8 @@ class BadGradient:
 
     def words(self, state: Mapping[str, Any]) -> str:
         """As a sentence has it, with the parameter's name in a task's state."""
-        name = next((path for path, tensor in tensors_in(state) if _same(tensor, self.parameter)), "a parameter")
+        own = getattr(self.parameter, "name_in_network", "a parameter")  # of one whose parts are on many ranks
+        name = next((path for path, tensor in tensors_in(state) if _same(tensor, self.parameter)), own)
         return f"the gradient of {name}" + (f" and those of {self.others} more tensors" if self.others else "")
 
 
@@ -78,7 +81,7 @@ class GradientWatch:
         if not parameters:
             return
         key = tuple(map(id, parameters))
-        gradients = [_local(p.grad) for p in parameters]
+        gradients = [local(p.grad) for p in parameters if p.grad is not None]
         # The Euclidean norm is the one that CPUs and GPUs are quick at. Like that of clipping it is infinite from 1e19.
         wide = torch.float64 if any(g.dtype == torch.float64 for g in gradients) else torch.float32
         norms = torch.stack(torch._foreach_norm(gradients, 2, dtype=wide))
@@ -105,13 +108,6 @@ def first_non_finite(value: Any) -> str | None:
     """Path of the first floating tensor in nested containers that holds something else than numbers."""
     floating = ((path, tensor) for path, tensor in tensors_in(value) if tensor.is_floating_point())
     return next((path for path, tensor in floating if not bool(torch.isfinite(tensor).all())), None)
-
-
-def _local(gradient: torch.Tensor | None) -> torch.Tensor:
-    """What this process holds of a gradient."""
-    assert gradient is not None
-    local: torch.Tensor = gradient.to_local() if hasattr(gradient, "to_local") else gradient
-    return local
 
 
 def _same(one: torch.Tensor, other: torch.Tensor) -> bool:

@@ -16,7 +16,7 @@ from bissl_fast.methods.run import Run
 from bissl_fast.pretext import Learner, OptimizerSettings, PretextTask
 from bissl_fast.training.files import save_weights
 from bissl_fast.training.loop import Values
-from bissl_fast.training.optimizers import build_optimizer, set_rate
+from bissl_fast.training.optimizers import build_optimizer, restore, set_rate, state_of
 from bissl_fast.training.schedules import warmup_cosine
 from bissl_fast.training.stage import StageOutput
 
@@ -129,11 +129,11 @@ class PretrainTask:
         return {"loss": loss, "lr": self._rate(index), **(learner.diagnostics() if logged else {})}
 
     def state(self) -> dict[str, Any]:
-        return {"learner": self.learner.state_dict(), "optimizer": self._optimizer.state_dict()}
+        return {"learner": self.learner.state_dict(), "optimizer": state_of(self._optimizer)}
 
     def restore(self, state: dict[str, Any]) -> None:
         self.learner.load_state_dict(state["learner"])
-        self._optimizer.load_state_dict(state["optimizer"])
+        restore(self._optimizer, state["optimizer"])
 
 
 @dataclass(frozen=True)

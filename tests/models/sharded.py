@@ -1,0 +1,80 @@
+"""Small backbones with blocks, whole or sharded, and what training makes of them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from timm.models.resnet import BasicBlock, ResNet
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from bissl_fast.methods.stages.pretrain import PretrainSettings, PretrainTask
+from bissl_fast.models import Network, fuse_batch_norm
+from bissl_fast.ops import Ranks
+from bissl_fast.pretext import BYOL, DINO, Learner, OptimizerSettings, PretextTask, SimCLR
+
+TASKS: dict[str, PretextTask] = {
+    "simclr": SimCLR(projector=(6, 5)),
+    "byol": BYOL(projector=(6, 5), predictor=7, momentum=0.9),
+    "dino": DINO(prototypes=7, projector=(6, 5), momentum=0.9, freeze_last_layer=1, local_views=0, trained_norm=True),
+}
+OPTIMIZERS = {
+    "sgd": OptimizerSettings("sgd", weight_decay=1e-3),
+    "lars": OptimizerSettings("lars", weight_decay=1e-3),
+    "adamw, clipped": OptimizerSettings("adamw", weight_decay=1e-2, clip=0.1),
+}
+IMAGES, SIDE, STEPS = 8, 16, 3
+Found = dict[str, torch.Tensor]
+
+
+def backbone(kind: str) -> tuple[nn.Module, int]:
+    """A ResNet of four blocks or a vision transformer of two, and its features."""
+    torch.manual_seed(0)
+    if kind == "resnet":
+        made = ResNet(BasicBlock, (1, 1, 1, 1), channels=(4, 6, 5, 7), stem_width=4, num_classes=0, zero_init_last=False)
+        return fuse_batch_norm(made).double(), 7
+    options: dict[str, Any] = {"embed_dim": 6, "depth": 2, "num_heads": 2, "num_classes": 0}
+    return VisionTransformer(SIDE, 8, **options).double(), 6
+
+
+class Noise:
+    """A loader of two views of noise, of which each rank has its part."""
+
+    batch_size = IMAGES
+
+    def __init__(self, ranks: Ranks | None) -> None:
+        self.ranks = ranks
+
+    def load(self, index: int) -> "Noise":
+        generator = torch.Generator().manual_seed(index)
+        views = [torch.randn(IMAGES, 3, SIDE, SIDE, generator=generator, dtype=torch.float64) for _ in range(2)]
+        labels = torch.randint(3, (IMAGES,), generator=generator)
+        self.views, self.target = [self.part(view) for view in views], self.part(labels)
+        return self
+
+    def part(self, whole: torch.Tensor) -> torch.Tensor:
+        return whole if self.ranks is None else whole.chunk(self.ranks.size)[self.ranks.rank]
+
+
+def pretraining(
+    kind: str, task: str, optimizer: str, ranks: Ranks | None, shard: bool, chunk: int | None = None
+) -> PretrainTask:
+    body, features = backbone(kind)
+    network = Network(body, TASKS[task].head(features, seed=0).double())
+    learner = Learner(TASKS[task], network, chunk=chunk, ranks=ranks, shard=shard)
+    settings = PretrainSettings(learning_rate=0.1, optimizer=OPTIMIZERS[optimizer])
+    return PretrainTask(learner, Noise(ranks), settings, STEPS, warmup=0)  # type: ignore[arg-type]
+
+
+def flat(state: Any, path: str = "") -> Found:
+    """All tensors and numbers of nested containers, by path."""
+    if isinstance(state, dict | list | tuple):
+        pairs: Sequence[tuple[Any, Any]] = list(state.items() if isinstance(state, dict) else enumerate(state))
+        return {name: value for key, child in pairs for name, value in flat(child, f"{path}/{key}").items()}
+    return {path: torch.as_tensor(state)} if isinstance(state, torch.Tensor | float | int) else {}
+
+
+def stepped(task: Any, first: int = 0, last: int = STEPS) -> Found:
+    """All that steps log, and the state behind them."""
+    logged = {f"step {k}": dict(task.step(k)) for k in range(first, last)}
+    return flat({**logged, "state": task.state()})
