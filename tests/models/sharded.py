@@ -1,6 +1,8 @@
 """Small backbones with blocks, whole or sharded, and what training makes of them."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -8,10 +10,13 @@ from timm.models.resnet import BasicBlock, ResNet
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from bissl_fast.data.pipelines.loader import ChunkLoader
 from bissl_fast.methods.stages.pretrain import PretrainSettings, PretrainTask
 from bissl_fast.models import Network, fuse_batch_norm
+from bissl_fast.models.together import in_chunks as in_parts
 from bissl_fast.ops import Ranks
 from bissl_fast.pretext import BYOL, DINO, Learner, OptimizerSettings, PretextTask, SimCLR
+from bissl_fast.training.precision import Precision, apply_precision
 
 TASKS: dict[str, PretextTask] = {
     "simclr": SimCLR(projector=(6, 5)),
@@ -42,12 +47,12 @@ class Noise:
 
     batch_size = IMAGES
 
-    def __init__(self, ranks: Ranks | None) -> None:
-        self.ranks = ranks
+    def __init__(self, ranks: Ranks | None, dtype: torch.dtype = torch.float64) -> None:
+        self.ranks, self.dtype = ranks, dtype
 
     def load(self, index: int) -> "Noise":
         generator = torch.Generator().manual_seed(index)
-        views = [torch.randn(IMAGES, 3, SIDE, SIDE, generator=generator, dtype=torch.float64) for _ in range(2)]
+        views = [torch.randn(IMAGES, 3, SIDE, SIDE, generator=generator, dtype=self.dtype) for _ in range(2)]
         labels = torch.randint(3, (IMAGES,), generator=generator)
         self.views, self.target = [self.part(view) for view in views], self.part(labels)
         return self
@@ -57,13 +62,39 @@ class Noise:
 
 
 def pretraining(
-    kind: str, task: str, optimizer: str, ranks: Ranks | None, shard: bool, chunk: int | None = None
+    kind: str,
+    task: str,
+    optimizer: str,
+    ranks: Ranks | None,
+    shard: bool = False,
+    in_chunks: bool = False,
+    precision: Precision | None = None,
 ) -> PretrainTask:
+    """The task of training a small network for some steps, in float64 unless a precision is given."""
+    dtype = torch.float64 if precision is None else torch.float32
+    forward = nullcontext if precision is None else apply_precision(precision, torch.device("cpu"))
     body, features = backbone(kind)
-    network = Network(body, TASKS[task].head(features, seed=0).double())
-    learner = Learner(TASKS[task], network, chunk=chunk, ranks=ranks, shard=shard)
+    network = Network(body, TASKS[task].head(features, seed=0)).to(dtype)
+    loader: Any = Chunks(ranks) if in_chunks else Noise(ranks, dtype)
+    chunk = loader.chunk if in_chunks else None
+    learner = Learner(TASKS[task], network, forward, chunk=chunk, ranks=ranks, shard=shard)
     settings = PretrainSettings(learning_rate=0.1, optimizer=OPTIMIZERS[optimizer])
-    return PretrainTask(learner, Noise(ranks), settings, STEPS, warmup=0)  # type: ignore[arg-type]
+    return PretrainTask(learner, loader, settings, STEPS, warmup=0)
+
+
+class Chunks(ChunkLoader):
+    """The same in chunks of 4 images of all ranks together; in one process those of both ranks stand side by side."""
+
+    def __init__(self, ranks: Ranks | None) -> None:
+        self.noise, self.batch_size, self.chunk = Noise(ranks), IMAGES, 2 if ranks else 4
+
+    def passes(self, draw: int) -> tuple[Any, Any]:
+        views = self.noise.load(draw).views
+        if self.noise.ranks is None:
+            order = torch.arange(IMAGES).view(2, 2, 2).transpose(0, 1).reshape(-1)
+            views = [view[order] for view in views]
+        parts = [SimpleNamespace(views=of_chunk) for of_chunk in in_parts(views, self.chunk)]
+        return parts, parts
 
 
 def flat(state: Any, path: str = "") -> Found:

@@ -1,10 +1,21 @@
 """Weights spread over ranks by FSDP2: the same losses, steps and files as one process has."""
 
+import copy
+from typing import Any
+
 import pytest
 import torch
 
+from bissl_fast.bilevel import HessianOperator, ParameterVector
+from bissl_fast.errors import UserError
+from bissl_fast.models import build_backbone
+from bissl_fast.models.separate import keeps_apart
+from bissl_fast.models.sharded import blocks, shard, whole
 from bissl_fast.ops import Ranks
-from tests.models.sharded import OPTIMIZERS, Found, pretraining, stepped
+from bissl_fast.pretext import Learner
+from bissl_fast.training.finite import GradientWatch
+from tests.models.sharded import STEPS, Found, Noise, flat, pretraining, stepped
+from tests.pretext.test_two_ranks_train_as_one_process import TASKS, network, views_of
 from tests.ranks import Processes
 
 CASES = [
@@ -14,13 +25,15 @@ CASES = [
     ("vit", "simclr", "sgd"),
     ("vit", "dino", "adamw, clipped"),
 ]
+for_each_case = pytest.mark.parametrize("case", CASES, ids=map(", ".join, CASES))
 
 
-def pretrained(ranks: Ranks | None, *case: str) -> Found:
-    return stepped(pretraining(*case, ranks, shard=ranks is not None))  # type: ignore[arg-type]
+def pretrained(ranks: Ranks | None, *case: Any) -> Found:
+    return stepped(pretraining(*case[:3], ranks, ranks is not None, *case[3:]))
 
 
 def assert_one_process(found: list[Found], expected: Found) -> None:
+    assert list(found[0]) == list(expected)
     for name, value in expected.items():
         first, *others = (state[name] for state in found)
         assert all(torch.equal(first, other) for other in others), name
@@ -28,6 +41,154 @@ def assert_one_process(found: list[Found], expected: Found) -> None:
         assert difference <= 1e-10 * size + 1e-14, f"{name}: {difference} of {size}"
 
 
-@pytest.mark.parametrize("case", CASES, ids=map(", ".join, CASES))
+@for_each_case
 def test_steps_and_state_are_those_of_one_process(two_ranks: Processes, case: tuple[str, str, str]) -> None:
     assert_one_process(two_ranks(pretrained, *case), pretrained(None, *case))
+
+
+@pytest.mark.slow
+@for_each_case
+def test_so_are_those_of_four_ranks_where_some_hold_nothing_of_a_tensor(
+    four_ranks: Processes, case: tuple[str, str, str]
+) -> None:
+    assert_one_process(four_ranks(pretrained, *case), pretrained(None, *case))
+
+
+def test_so_are_those_in_chunks(two_ranks: Processes) -> None:
+    case = ("resnet", "byol", "lars", True)
+    assert_one_process(two_ranks(pretrained, *case), pretrained(None, *case))
+
+
+def of_every_task(ranks: Ranks | None) -> Found:
+    """Two steps of each pretext task: what is done to heads by hand, too."""
+    found: dict[str, Any] = {}
+    for name, task in TASKS.items():
+        learner = Learner(task, network(task), ranks=ranks, shard=ranks is not None)
+        optimizer = torch.optim.SGD(learner.network.parameters(), 0.05)
+        for step in range(2):
+            learner.begin_step()
+            optimizer.zero_grad()
+            found[f"{name}, {step}"] = learner.backward(views_of(task, step, ranks))
+            learner.hold(step)
+            optimizer.step()
+            learner.advance(step / 2)
+        found[name] = learner.state_dict()
+    return flat(found)
+
+
+def test_every_pretext_task_trains_so(two_ranks: Processes) -> None:
+    assert_one_process(two_ranks(of_every_task), of_every_task(None))
+
+
+def continued(ranks: Ranks | None, case: tuple[str, str, str], state: dict[str, Any]) -> Found:
+    """The last steps from a state that others left."""
+    task = pretraining(*case, ranks, shard=ranks is not None)
+    task.restore(copy.deepcopy(state))
+    return stepped(task, 1)
+
+
+def left(ranks: Ranks | None, case: tuple[str, str, str]) -> dict[str, Any]:
+    """The state after the first step."""
+    task = pretraining(*case, ranks, shard=ranks is not None)
+    task.step(0)
+    return task.state()
+
+
+@pytest.mark.parametrize("case", [CASES[2], CASES[4]], ids=", ".join)
+def test_a_sharded_run_and_one_process_go_on_from_each_others_checkpoints(
+    two_ranks: Processes, case: tuple[str, str, str]
+) -> None:
+    expected = {name: value for name, value in pretrained(None, *case).items() if not name.startswith("/step 0")}
+    assert_one_process(two_ranks(continued, case, left(None, case)), expected)
+    assert_one_process([continued(None, case, two_ranks(left, case)[0])], expected)
+
+
+def of_copies(ranks: Ranks) -> dict[str, Any]:
+    """Products of a plain copy after a step, which batches may pass together, and what is said of the sharded one."""
+    task = pretraining("resnet", "simclr", "sgd", ranks, shard=True)
+    task.step(0)
+    plain = whole(task.learner.network)
+    views = Noise(ranks).load(0).views
+    found: dict[str, Any] = {"together": keeps_apart(task.learner.network, views[0])}
+    for mode in ("reverse", "linearized", "gauss_newton"):
+        theta = ParameterVector(plain, "backbone.")
+        operator = HessianOperator(task.learner.product_loss, theta, [task.learner.given([views])], mode, ranks=ranks)
+        found[mode] = operator.matvec(torch.ones(len(theta), dtype=torch.float64))
+    with pytest.raises(ValueError, match=r"FSDPModule.*bissl_fast.models.sharded.whole"):
+        ParameterVector(task.learner.network)
+    return found
+
+
+def of_one_process() -> dict[str, Any]:
+    task = pretraining("resnet", "simclr", "sgd", None)
+    task.step(0)
+    views, found = Noise(None).load(0).views, {"together": True}
+    for mode in ("reverse", "linearized", "gauss_newton"):
+        theta = ParameterVector(task.learner.network, "backbone.")
+        operator = HessianOperator(task.learner.product_loss, theta, [task.learner.given([views])], mode)
+        found[mode] = operator.matvec(torch.ones(len(theta), dtype=torch.float64))
+    return found
+
+
+def test_products_take_a_plain_copy_in_every_mode_and_refuse_the_sharded_network(two_ranks: Processes) -> None:
+    assert_one_process([flat(found) for found in two_ranks(of_copies)], flat(of_one_process()))
+
+
+def first_bad(ranks: Ranks) -> str:
+    """What is said of a gradient that is not finite in the part of the last rank alone."""
+    task = pretraining("vit", "simclr", "sgd", ranks, shard=True)
+    watch = GradientWatch()
+    weight = dict(task.learner.network.named_parameters())["backbone.blocks.1.mlp.fc1.weight"]
+    with watch.watching():
+        task.begin(0)
+        loss = task.learner.backward(Noise(ranks).load(0).views)
+        if ranks.rank == ranks.size - 1:
+            weight.grad.to_local()[0] = torch.nan  # type: ignore[union-attr]
+        task.end(0, loss)
+    bad = watch.first()
+    return "" if bad is None else bad.words(task.state())
+
+
+def test_a_gradient_that_is_not_finite_is_named_by_the_rank_that_holds_it(two_ranks: Processes) -> None:
+    assert two_ranks(first_bad) == ["", "the gradient of backbone.blocks.1.mlp.fc1.weight"]
+
+
+def in_bfloat16(ranks: Ranks, sharded: bool) -> Found:
+    task = pretraining("vit", "simclr", "sgd", ranks, sharded, precision="bf16")
+    return stepped(task, 0, 1)
+
+
+def test_under_autocast_a_step_has_the_bits_that_it_has_with_all_weights_on_each_of_two_ranks(
+    two_ranks: Processes,
+) -> None:
+    whole_weights, parts = (two_ranks(in_bfloat16, sharded)[0] for sharded in (False, True))
+    assert whole_weights.keys() == parts.keys()
+    for name, value in whole_weights.items():
+        assert torch.equal(parts[name], value), name
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "first"),
+    [
+        ("resnet50", 16, "layer1.0"),
+        ("vit_tiny_patch16_224", 12, "blocks.0"),
+        ("convnext_tiny", 18, "stages.0.blocks.0"),
+        ("swin_tiny_patch4_window7_224", 12, "layers.0.blocks.0"),
+        ("efficientnet_b0", 16, "blocks.0.0"),
+    ],
+)
+def test_blocks_are_what_a_backbone_repeats(name: str, count: int, first: str) -> None:
+    with torch.device("meta"):
+        backbone = build_backbone(name, seed=0)
+    found, names = blocks(backbone), {module: name for name, module in backbone.named_modules()}
+    assert (len(found), names[found[0]]) == (count, first)
+    inside = [p for block in found for p in block.parameters()]
+    assert len(set(inside)) == len(inside)
+    assert sum(p.numel() for p in inside) > 0.8 * sum(p.numel() for p in backbone.parameters())
+
+
+def test_a_parameter_without_axes_is_refused() -> None:
+    layer = torch.nn.Linear(2, 2)
+    layer.scale = torch.nn.Parameter(torch.ones(()))
+    with pytest.raises(UserError, match="scale is a number without axes.*--distributed.shard"):
+        shard(layer, Ranks(0, 2, "not asked"))
