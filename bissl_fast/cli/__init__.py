@@ -3,9 +3,11 @@
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from importlib import import_module
 
 from bissl_fast.errors import UserError
+from bissl_fast.training.launcher import TOGETHER, alone, many
 from bissl_fast.version import __version__
 
 USAGE = f"""bissl-fast {__version__}: bilevel self-supervised learning, exact and fast
@@ -60,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
         try:
-            return _run(command, rest)
+            return _start(command, rest)
         finally:
             sys.stdout.flush()
     except UserError as error:
@@ -74,6 +76,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # of `bissl-fast … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left goes nowhere, at exit, too
         return 141
+
+
+def _start(command: str, rest: list[str]) -> int:
+    """In this process, or as one of the ranks that a launcher has started."""
+    run = partial(_run, command, rest)
+    if not many():
+        return run()
+    asks = command not in COMMANDS or not {"--help", "-h"}.isdisjoint(rest)
+    if asks or command not in TOGETHER:
+        return alone(command, asks, run)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # or traces of C++ surround every sentence about a lost rank
+    from bissl_fast.training.launch import over_ranks
+
+    return over_ranks(rest, run)
 
 
 def _run(command: str, rest: list[str]) -> int:

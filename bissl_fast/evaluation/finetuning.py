@@ -10,7 +10,9 @@ import torch
 from bissl_fast.data.pipelines.loader import Loader
 from bissl_fast.evaluation.metrics import Evaluation
 from bissl_fast.models import Network
-from bissl_fast.models.sharded import full_tensors, spread_state
+from bissl_fast.models.sharded import full_tensors, is_sharded, spread_state
+from bissl_fast.ops.batch_norm import share_statistics
+from bissl_fast.ops.collectives import Ranks, all_reduce, gradients_of_all, share_of_mean
 from bissl_fast.training.loop import Values
 from bissl_fast.training.optimizers import restore, state_of
 from bissl_fast.training.precision import Forward
@@ -22,7 +24,7 @@ class FineTuneTask:
     """One step of SGD on the downstream loss; after each epoch the validation set, keeping the best weights so far.
 
     Args:
-        network: backbone and linear head, trained in place.
+        network: backbone and linear head, trained in place; ranks may share its weights.
         loader: labelled training batches.
         validate: evaluates a network on the validation set; left out: the last epoch counts.
         optimizer: of its parameters; each group's rate falls from the one that it has by a half cosine.
@@ -31,6 +33,7 @@ class FineTuneTask:
         forward: precision context of a forward pass.
         loss: of scores and targets.
         final_share: the last rate as a share of the first.
+        ranks: processes that share each batch, or have all of one that has no equal parts.
 
     Attributes:
         validated: what the last validation has found.
@@ -50,9 +53,12 @@ class FineTuneTask:
         forward: Forward,
         loss: DownstreamLoss = downstream_loss,
         final_share: float = 0.0,
+        ranks: Ranks | None = None,
     ) -> None:
+        self.ranks = ranks
         self.network, self.loader, self.forward, self.loss = network, loader, forward, loss
-        self.steps, self.log_every, self.images_per_step = epochs * steps_per_epoch, steps_per_epoch, loader.batch_size
+        self.steps, self.log_every = epochs * steps_per_epoch, steps_per_epoch
+        self.images_per_step = loader.batch_size * (1 if ranks is None else ranks.size)
         self.best: dict[str, torch.Tensor] = {}
         self.best_score = -1.0
         self._validate, self._optimizer, self._final_share = validate, optimizer, final_share
@@ -61,14 +67,19 @@ class FineTuneTask:
     def step(self, index: int) -> Values:
         for group, peak in zip(self._optimizer.param_groups, self._peaks, strict=True):
             group["lr"] = warmup_cosine(index, self.steps, peak, floor=self._final_share)
+        if self.ranks is not None:
+            share_statistics(self.network, self.ranks if self.loader.shared(index) else None)
         batch = self.loader.load(index)
         self.network.train()
         self._optimizer.zero_grad(set_to_none=True)
-        with self.forward():
-            loss = self.loss(self.network(batch.views[0]), batch.target)
-        loss.backward()  # type: ignore[no-untyped-call]
+        with gradients_of_all(self.network.parameters(), None if is_sharded(self.network) else self.ranks):
+            with self.forward():
+                loss = self.loss(self.network(batch.views[0]), batch.target)
+            loss = share_of_mean(loss, self.ranks)
+            loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
-        values: dict[str, torch.Tensor | float] = {"loss": loss.detach(), "lr": self._optimizer.param_groups[0]["lr"]}
+        loss = all_reduce(loss.detach(), self.ranks)
+        values: dict[str, torch.Tensor | float] = {"loss": loss, "lr": self._optimizer.param_groups[0]["lr"]}
         if (index + 1) % self.log_every == 0:
             values |= self._end_epoch((index + 1) // self.log_every)
         return values

@@ -15,6 +15,7 @@ from torch import nn
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.answers import Answers, Rankings, Record, record_of
 from bissl_fast.evaluation.average_precision import Difficult
+from bissl_fast.ops.collectives import Ranks, gathered_unequal
 from bissl_fast.training.loop import NonFiniteError
 from bissl_fast.training.supervised import DownstreamLoss, downstream_loss
 
@@ -132,6 +133,7 @@ def evaluate(
     device: torch.device | str,
     loss: DownstreamLoss = downstream_loss,
     difficult: Difficult = "ignored",
+    ranks: Ranks | None = None,
 ) -> Evaluation:
     """Classify every image once, in eval mode and without gradients.
 
@@ -143,6 +145,7 @@ def evaluate(
         device: where the model lives.
         loss: of scores and targets, mean over the images.
         difficult: of a multi-label set, what images are to a class that they show only as difficult objects.
+        ranks: each of which classifies images of its own; the metrics are over all of them.
 
     Returns:
         The metrics over all images, each image weighing the same whatever its batch.
@@ -161,11 +164,7 @@ def evaluate(
     loss_sum = torch.zeros((), dtype=torch.float64, device=device)
     count = 0
     with evaluation_mode(model), torch.inference_mode():
-        for batch in batches:
-            if batch.labels is None:
-                raise UserError("Accuracy needs labels, and this split has none: evaluate a labelled split.")
-            targets = batch.labels.to(device)
-            scores = model(batch.views[0].to(device)).float()  # (B, classes)
+        for scores, targets in _of_all(_scored(model, batches, device), ranks):
             if record is None:
                 accuracies, record = _accuracies(scores, targets), record_of(scores, targets)
             record.update(scores, targets)
@@ -185,6 +184,25 @@ def evaluate(
     if isinstance(answers, Rankings):
         return Evaluation({"map": answers.mean(difficult)}, mean, count, answers)
     return Evaluation({key: found.compute() for key, found in accuracies.items()}, mean, count, answers)
+
+
+Scored = Iterable[tuple[torch.Tensor, torch.Tensor]]
+
+
+def _scored(model: nn.Module, batches: Iterable[Batch], device: torch.device | str) -> Scored:
+    """(B, classes) float32 scores and the targets of each batch."""
+    for batch in batches:
+        if batch.labels is None:
+            raise UserError("Accuracy needs labels, and this split has none: evaluate a labelled split.")
+        yield model(batch.views[0].to(device)).float(), batch.labels.to(device)
+
+
+def _of_all(scored: Scored, ranks: Ranks | None) -> Scored:
+    """The same of the images of all ranks, rank after rank."""
+    if ranks is None:
+        return scored
+    scores, targets = (torch.cat(part) for part in zip(*scored, strict=True))
+    return [(gathered_unequal(scores, ranks), gathered_unequal(targets, ranks))]
 
 
 class TopAccuracy:

@@ -23,7 +23,7 @@ from bissl_fast.methods.stages.sgd import SGDSettings
 from bissl_fast.methods.trial import kept_or_tried
 from bissl_fast.models import Network, forward_each
 from bissl_fast.ops.batch_norm import share_statistics
-from bissl_fast.ops.collectives import all_reduce, gradients_of_all, summed_together
+from bissl_fast.ops.collectives import all_reduce, gradients_of_all, share_of_mean, summed_together
 from bissl_fast.ops.krylov import norm
 from bissl_fast.pretext import Learner, OptimizerSettings
 from bissl_fast.pretext.learner import Views
@@ -300,7 +300,7 @@ class BiSSLTask:
         """L^D of a backbone with φ_D, or a rank's share of it: it is a mean over images."""
         with self.forward():
             loss = self.loss(self.downstream.head(backbone(batch.views[0])), batch.target)
-        return loss if self.ranks is None else loss / self.ranks.size
+        return share_of_mean(loss, self.ranks)
 
     @torch.no_grad()
     def _leak_statistics(self, stored: list[Views], products: int) -> None:

@@ -15,6 +15,8 @@ from bissl_fast.data.sets.dataset import ImageSet, Splits, count_by_class, disjo
 from bissl_fast.data.views.parameters import ViewSettings
 from bissl_fast.errors import UserError
 from bissl_fast.methods.settings import RunSettings
+from bissl_fast.ops.collectives import Ranks, own_rows
+from bissl_fast.training.ranks import lead_first
 from bissl_fast.training.seeds import derive_seed
 from bissl_fast.training.tracking import say
 
@@ -30,6 +32,7 @@ class RunData:
         device: where batches are wanted.
         console: terminal.
         tested: whether there is a downstream task, with whose test images the unlabelled ones are compared.
+        ranks: processes that share every batch, and of which the first reads a set before the others do.
 
     Attributes:
         pipeline: where views are rendered.
@@ -38,8 +41,15 @@ class RunData:
         UserError: for a pipeline that does not run here, and sets that are not there or cannot be trained on.
     """
 
-    def __init__(self, config: RunSettings, device: torch.device, console: Console, tested: bool = True) -> None:
-        self.config, self.console, self.tested = config, console, tested
+    def __init__(
+        self,
+        config: RunSettings,
+        device: torch.device,
+        console: Console,
+        tested: bool = True,
+        ranks: Ranks | None = None,
+    ) -> None:
+        self.config, self.console, self.tested, self.ranks = config, console, tested, ranks
         images = config.images
         self.pipeline = Pipeline(
             images.pipeline, device, images.resident_share, config.threads or None, lambda line: say(console, line)
@@ -49,7 +59,8 @@ class RunData:
     @cached_property
     def unlabelled(self) -> ImageSet:
         """Images of the pretext task, read when they are first asked for."""
-        images = self._load_unlabelled()
+        with lead_first(self.ranks):
+            images = self._load_unlabelled()
         self._tell(images.notes, images)
         return images
 
@@ -57,15 +68,16 @@ class RunData:
     def splits(self) -> Splits:
         """The downstream set, likewise."""
         config, images = self.config, self.config.images
-        splits = load_downstream(
-            config.dataset,
-            config.data_root,
-            images.downstream_cache_size or images.cache_size,
-            config.cache_dir,
-            whole=images.whole,
-            labels=config.labels,
-            channels=images.channels,
-        )
+        with lead_first(self.ranks):
+            splits = load_downstream(
+                config.dataset,
+                config.data_root,
+                images.downstream_cache_size or images.cache_size,
+                config.cache_dir,
+                whole=images.whole,
+                labels=config.labels,
+                channels=images.channels,
+            )
         self._tell(splits.notes, splits.train, splits.val, splits.test)
         for scored in (splits.val, splits.test):
             self._tell_absent_classes(scored)
@@ -83,31 +95,50 @@ class RunData:
         purpose: str,
         phase_length: int = 1,
         keep_last: bool = False,
+        chunk: int | None = None,
+        alone: bool = False,
     ) -> Loader:
-        """Shuffled batches for one purpose of the run, which has a seed of its own."""
-        seed = derive_seed(self.config.seed, purpose)
-        order = BatchOrder(len(images), batch_size, seed, phase_length, keep_last=keep_last)
+        """Shuffled batches for one purpose of the run, which has a seed of its own.
+
+        Args:
+            images: the set.
+            views: of each image.
+            batch_size: B, of all ranks together.
+            purpose: what they are for.
+            phase_length: draws between two alternations of levels.
+            keep_last: whether an epoch ends with the incomplete batch.
+            chunk: images whose batch-norm statistics are taken together, of all ranks; left out: a batch's.
+            alone: this process has whole batches, whatever ranks there are.
+        """
+        seed, (rank, ranks) = derive_seed(self.config.seed, purpose), (0, 1) if alone else self._place
+        order = BatchOrder(len(images), batch_size, seed, phase_length, rank, ranks, keep_last, chunk)
         return self.pipeline.loader(images, views, order, seed)
 
     def chunk_loader(
         self, images: ImageSet, views: tuple[ViewSettings, ...], batch_size: int, chunk: int, purpose: str
     ) -> ChunkLoader:
         """The batches of :meth:`loader` in chunks."""
-        seed = derive_seed(self.config.seed, purpose)
-        order = ChunkOrder(BatchOrder(len(images), batch_size, seed), chunk)
+        seed, (rank, ranks) = derive_seed(self.config.seed, purpose), self._place
+        order = ChunkOrder(BatchOrder(len(images), batch_size, seed, rank=rank, ranks=ranks), chunk)
         return ChunkLoader(self.pipeline.loader(images, views, order, seed), order)
 
-    def evaluation_batches(self, images: ImageSet) -> Iterator[Batch]:
-        """Every image of a split once."""
-        return self.pipeline.in_order(images, self.config.images.evaluation_view, EVALUATION_BATCH)
+    def evaluation_batches(self, images: ImageSet, ranks: Ranks | None = None) -> Iterator[Batch]:
+        """Every image of a split once, or those of this rank, which follow the ones of the rank before."""
+        samples = None if ranks is None else range(len(images))[own_rows(len(images), ranks)]
+        return self.pipeline.in_order(images, self.config.images.evaluation_view, EVALUATION_BATCH, samples)
 
     def statistics_batches(self) -> Iterator[Batch]:
         """Training images in the evaluation view, to re-estimate batch-norm statistics with (Appendix C.1)."""
         train = self.splits.train
         size = min(EVALUATION_BATCH, len(train))
-        with self.loader(train, (self.config.images.evaluation_view,), size, "statistics") as loader:
+        with self.loader(train, (self.config.images.evaluation_view,), size, "statistics", alone=True) as loader:
             for draw in range(self.config.statistics.batches):
                 yield loader.load(draw)
+
+    @property
+    def _place(self) -> tuple[int, int]:
+        """Which rank this is, of how many."""
+        return (0, 1) if self.ranks is None else (self.ranks.rank, self.ranks.size)
 
     def _load_unlabelled(self) -> ImageSet:
         config = self.config

@@ -15,6 +15,7 @@ from bissl_fast.methods.settings import RunSettings
 from bissl_fast.models import BackboneWeights, Network, backbone_weights, build_backbone, place, probe_features
 from bissl_fast.models.backbone import require_small
 from bissl_fast.models.weights import timm_normalisation
+from bissl_fast.ops.collectives import Ranks
 from bissl_fast.pretext import Learner, PretextTask
 from bissl_fast.pretext.collapse import alarm
 from bissl_fast.training.environment import describe_environment
@@ -42,6 +43,7 @@ class Run:
         tested: whether there is a downstream task.
 
     Attributes:
+        ranks: processes that make the run together; ``None``: this one alone.
         folder: ``<output>/<name>``.
         device: where networks are trained.
         forward: precision context of a forward pass.
@@ -66,17 +68,19 @@ class Run:
         self.folder = settings.run_folder
         if settings.threads:
             torch.set_num_threads(settings.threads)
-        self.device = find_device(settings.device)
+        self.device, self.ranks = find_device(settings.device), Ranks.present()
         self.forward = apply_precision(settings.precision, self.device)
         self.say(path(settings.precision, self.device), "dim")
         for sentence in doubts("--precision", settings.precision, self.device):
             self.say(sentence)
+        if settings.distributed.shard and self.ranks is None:
+            self.say("--distributed.shard: there is one process, which holds all weights; torchrun starts more")
         images = settings.images
         self.features = probe_features(settings.backbone, images.size, images.channels)
         for small in {view.size for view in views} - {images.size}:
             require_small(settings.backbone, images.size, small, images.channels)
         self.weights = self._start()
-        self.data = RunData(settings, self.device, console, tested)
+        self.data = RunData(settings, self.device, console, tested, self.ranks)
         self.environment = describe_environment(self.device)
         self.stages: list[str] = []
         self.done: dict[str, StageOutput] = {}
@@ -89,6 +93,7 @@ class Run:
         inputs: Mapping[str, str],
         body: Callable[[Path], None],
         outputs: tuple[str, ...] = ("weights.safetensors",),
+        alone: bool = False,
     ) -> StageOutput:
         """Do a stage, or find it done; :func:`run_stage` says how it is kept.
 
@@ -98,6 +103,7 @@ class Run:
             inputs: content hashes of data sets and earlier stages.
             body: writes ``outputs`` into the folder that it is given.
             outputs: what later stages read.
+            alone: the first of the ranks does it, and the others wait.
         """
         self.stages.append(name)
 
@@ -107,7 +113,8 @@ class Run:
             body(folder)
 
         with memory_told(self.folder / name):
-            done = run_stage(self.folder / name, {**self.shared, **settings}, inputs, recorded, outputs, self.console)
+            together = (self.console, self.ranks, alone)
+            done = run_stage(self.folder / name, {**self.shared, **settings}, inputs, recorded, outputs, *together)
         self.following.follow(done.folder)
         self.done[name] = done
         return done
@@ -120,7 +127,8 @@ class Run:
 
     def loop(self, task: Task, folder: Path, watch: Watch = alarm) -> None:
         """Take a task to its last step, in a stage's folder; ``watch`` has a sentence for logged values, or none."""
-        run_loop(task, folder, self.device, self.seed(folder.name), self.settings.loop, self.console, watch)
+        seed, settings = self.seed(folder.name), self.settings.loop
+        run_loop(task, folder, self.device, seed, settings, self.console, watch, self.ranks)
 
     def seed(self, purpose: str) -> int:
         """A seed for one purpose of the run."""
@@ -142,16 +150,26 @@ class Run:
             self.weights.load_into(backbone)
         return backbone
 
-    def learner(self, task: PretextTask, start: StageOutput | None = None, chunk: int | None = None) -> Learner:
+    def learner(
+        self,
+        task: PretextTask,
+        start: StageOutput | None = None,
+        chunk: int | None = None,
+        may_shard: bool = False,
+    ) -> Learner:
         """The pretext task with a network of its own.
 
         Args:
             task: the pretext task.
             start: the pretext stage that it goes on from; ``None``: the first weights of the run.
-            chunk: images that pass at once; ``None``: all of a batch.
+            chunk: images that pass at once, of all ranks; ``None``: all of a batch.
+            may_shard: whether the ranks may share the weights, if the run is set so; products cannot.
         """
         network = Network(self.started_backbone(), task.head(self.features, self.seed("projector")))
-        learner = Learner(task, place(network, self.device), self.forward, self.seed("store"), chunk)
+        own = chunk if chunk is None or self.ranks is None else chunk // self.ranks.size
+        spread = may_shard and self.settings.distributed.shard
+        seed = self.seed("store")
+        learner = Learner(task, place(network, self.device), self.forward, seed, own, self.ranks, spread)
         if start is not None:
             learner.load_state_dict(load_weights(start.folder / "weights.safetensors"))
         return learner

@@ -17,6 +17,7 @@ from bissl_fast.methods.checks import require
 from bissl_fast.models.weights import TIMM_PREFIX
 from bissl_fast.training.loop import LoopSettings
 from bissl_fast.training.precision import Precision
+from bissl_fast.training.ranks import DistributedSettings
 from bissl_fast.training.trackers.tracker import TRACKERS, TrackerName, TrackingSettings
 
 VIEWS = ("first", "second", "local", "finetune", "evaluate")
@@ -137,6 +138,7 @@ class RunSettings:
         images: sizes, and how views are drawn.
         statistics: batch-norm statistics behind the features that the report compares.
         loop: how the run is kept.
+        distributed: how ranks work together, if there are several.
         track: `wandb`, `mlflow`: who is told of the run beside its metrics.jsonl and TensorBoard files
             (docs/tracking.md).
         tracking: where these keep it.
@@ -160,6 +162,7 @@ class RunSettings:
     images: ImageSettings = ImageSettings()
     statistics: StatisticsSettings = StatisticsSettings()
     loop: LoopSettings = LoopSettings()
+    distributed: DistributedSettings = DistributedSettings()
     track: tuple[TrackerName, ...] = ()
     tracking: TrackingSettings = TrackingSettings()
 

@@ -16,6 +16,7 @@ from bissl_fast.methods.config import PretextConfig, load_config, save_config
 from bissl_fast.methods.run import Run
 from bissl_fast.plain import parse_yaml
 from bissl_fast.training.files import exclusive
+from bissl_fast.training.ranks import is_lead
 from bissl_fast.training.trackers.following import Follower, Following, reason
 from bissl_fast.training.trackers.to_mlflow import MlflowRun
 from bissl_fast.training.trackers.to_wandb import WandbRun
@@ -31,12 +32,14 @@ ELSEWHERE = ("version", "name", "output", "cache_dir", "data_root", "loop")
 
 
 def following(run: Run, config: PretextConfig) -> Following:
-    """What tells the trackers of a run while it goes on.
+    """What tells the trackers of a run while it goes on: the first of its ranks.
 
     Args:
         run: that is about to begin.
         config: its settings.
     """
+    if not is_lead(run.ranks):
+        return Following()
     followers = _followers(run.folder, config, config.track)
     return Following(followers, run.say, lambda name: _again(run.folder, name), lambda: outcome(run.folder))
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,6 +28,7 @@ from bissl_fast.methods.stages.untrained import untrained
 from bissl_fast.methods.tracking import following
 from bissl_fast.training.files import disk_told, exclusive, make_folder, write_atomic, write_json
 from bissl_fast.training.memory import memory_told
+from bissl_fast.training.ranks import is_lead
 from bissl_fast.training.stage import StageOutput
 
 UNTRAINED, PRETEXT, WARMUP = "untrained", "pretext", "pretext-warmup"
@@ -107,6 +109,7 @@ class Training:
             images = round(config.budget * len(self.context.data.unlabelled))
             self.arms = {name: (method.within(self.context, images), sgd) for name, (method, sgd) in self.arms.items()}
         self.arms = {name: (method.prepare(self.context), sgd) for name, (method, sgd) in self.arms.items()}
+        self._tell_shards()
         self.stages: dict[str, list[str]] = {}
 
     def run(self) -> Path:
@@ -128,6 +131,17 @@ class Training:
         describe(run, self.config)
         features(run, Downstream(self.config.finetune), {name: self._backbone(name) for name in self.arms})
         return run.folder
+
+    def _tell_shards(self) -> None:
+        """Say which stages ranks do not share the weights of."""
+        run, whole = self.context, [name for name in self.arms if name != "baseline"]
+        if run.settings.distributed.shard and run.ranks is not None and whole:
+            size = sum(parameter.numel() for parameter in run.backbone().parameters()) * 4 / 1e6
+            run.say(
+                f"--distributed.shard: pretext training and fine-tuning are sharded. The stages of {', '.join(whole)} "
+                f"themselves hold all weights on each rank, {size:.0f} MB of the backbone in every copy, as one process "
+                "does: second-order products are of plain networks. `bissl-fast plan` tells their memory"
+            )
 
     def _controls(self, found: Found) -> dict[str, Any]:
         """Scores of the backbones that the arms' have come from, fine-tuned by the rates that served the baseline."""
@@ -164,6 +178,8 @@ class Training:
 
 def describe(run: Run, config: PretextConfig) -> None:
     """Leave settings and machine in the run's folder; results of other settings are no results of these."""
+    if not is_lead(run.ranks):
+        return
     if not is_of(run.folder, config):
         (run.folder / "results.json").unlink(missing_ok=True)
     write_atomic(run.folder / "config.yaml", save_config(config).encode())
@@ -205,9 +221,16 @@ def _worked(
         make_folder(training.context.folder)
         run = training.context
         run.following = following(run, config)
-        with exclusive(run.folder), run.following:
-            then(work(training))
+        with _held(run), run.following:
+            folder = work(training)
+            if is_lead(run.ranks):
+                then(folder)
         return run.folder
+
+
+def _held(run: Run) -> AbstractContextManager[None]:
+    """The run's folder held for the ranks by the first of them."""
+    return exclusive(run.folder) if is_lead(run.ranks) else nullcontext()
 
 
 def pretrain(config: PretextConfig, console: Console) -> Path:
@@ -219,6 +242,6 @@ def pretrain(config: PretextConfig, console: Console) -> Path:
         steps = pretext.steps(run, config.pretrain.epochs)
         make_folder(run.folder)
         run.following = following(run, config)
-        with exclusive(run.folder), run.following:
+        with _held(run), run.following:
             describe(run, config)
             return pretext.train(run, "pretext", steps).folder

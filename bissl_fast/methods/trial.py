@@ -20,6 +20,7 @@ from bissl_fast.plain import parse_json
 from bissl_fast.pretext import Learner, PretextTask
 from bissl_fast.pretext.drawing import drawing
 from bissl_fast.training.files import make_folder, write_json
+from bissl_fast.training.ranks import led
 from bissl_fast.training.serving import doubts
 
 RANDOM = "the network draws random numbers in its pass (dropout, drop path), which a trace would repeat for ever"
@@ -84,7 +85,7 @@ def kept_or_tried(run: Run, bilevel: BilevelSettings, task: PretextTask, images:
     asked = json.loads(json.dumps(about))  # as it will be read
     kept: dict[str, Any] = {}
     with contextlib.suppress(OSError, ValueError):  # none, or none that can be read
-        kept = parse_json(record.read_bytes())
+        kept = parse_json(led(lambda: record.read_text() if record.is_file() else "{}", run.ranks))
     if not isinstance(kept, dict) or kept.keys() != {"asked", "mode", "note", "bytes"} or kept["asked"] != asked:
         found, note = usable(bilevel, run.learner(task), run.views)
         needed = 0 if images is None else bytes_needed(found, run.learner(task), run.views, images)
@@ -160,7 +161,8 @@ def noise_operator(
     theta = ParameterVector(learner.network, "backbone.")
     batches = [noise(views, images, theta.tensors[0]) for _ in range(bilevel.batches_at_once)]
     loss, group = learner.product_loss, tuple(learner.given(batches))
-    return HessianOperator(loss, theta, [group], bilevel.mode, dtype=bilevel.products_dtype, compiled=False)
+    dtype, ranks = bilevel.products_dtype, learner.ranks
+    return HessianOperator(loss, theta, [group], bilevel.mode, dtype=dtype, compiled=False, ranks=ranks)
 
 
 def noise(views: Sequence[ViewSettings], images: int, like: torch.Tensor) -> tuple[torch.Tensor, ...]:

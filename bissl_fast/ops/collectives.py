@@ -179,6 +179,26 @@ def leave(x: Tensor, ranks: Ranks | None) -> Tensor:
     return x if ranks is None else applied(x, "sum", "same", ranks)
 
 
+def own_rows(count: int, ranks: Ranks) -> slice:
+    """Which of so many rows a rank has where they are spread as evenly as can be, rank after rank."""
+    first, last = (count * rank // ranks.size for rank in (ranks.rank, ranks.rank + 1))
+    return slice(first, last)
+
+
+def gathered_unequal(x: Tensor, ranks: Ranks) -> Tensor:
+    """``(N, …)`` of each rank, with N of its own, to ``(ΣN, …)`` on each, rank after rank; without a derivative."""
+    counts = gathered(torch.tensor([len(x)], device=x.device), ranks).tolist()
+    padded = x.new_zeros((max(counts), *x.shape[1:]))
+    padded[: len(x)] = x
+    parts = gathered(padded, ranks).view(ranks.size, max(counts), *x.shape[1:])
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+
+def share_of_mean(mean: Tensor, ranks: Ranks | None) -> Tensor:
+    """A rank's share of a mean over the samples of all ranks, from its mean over its own, which are as many on each."""
+    return mean if ranks is None else mean / ranks.size
+
+
 def applied(x: Tensor, name: str, transpose: str, ranks: Ranks) -> Tensor:
     """A map of `MAPS` with its derivatives."""
     found: Tensor = LinearMap.apply(x, name, transpose, ranks)

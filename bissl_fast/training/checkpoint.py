@@ -14,6 +14,7 @@ from bissl_fast.errors import UserError
 from bissl_fast.training.files import unwritable, write_atomic
 from bissl_fast.training.memory import is_full
 from bissl_fast.training.tracking import say
+from bissl_fast.training.writing import writes
 from bissl_fast.version import __version__
 
 FORMAT = 1
@@ -86,7 +87,8 @@ class Checkpoints:
 
     def _set_aside(self, path: Path, error: DamagedError) -> str:
         try:
-            path.replace(path.with_name("checkpoint-damaged.pt"))
+            if writes():
+                path.replace(path.with_name("checkpoint-damaged.pt"))
         except OSError as failure:
             raise unwritable(path, failure) from None
         return f"{path} is damaged: {error}"

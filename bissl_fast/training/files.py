@@ -1,4 +1,4 @@
-"""Files that are either whole or absent."""
+"""Files that are either whole or absent; where this process does not write (`training/writing.py`), left alone."""
 
 import contextlib
 import errno
@@ -19,6 +19,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
 from bissl_fast.errors import UserError
+from bissl_fast.training.writing import writes
 
 GONE = (errno.EIO, errno.ENXIO, errno.ENODEV, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN)
 """Of disks that fail or vanish."""
@@ -65,6 +66,8 @@ def make_folder(path: Path) -> None:
     Raises:
         UserError: if that is not allowed.
     """
+    if not writes():
+        return
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -132,6 +135,8 @@ def write_atomic(path: Path, *content: bytes | memoryview, before: Sequence[Path
     Raises:
         UserError: if the disk is full or the folder read-only; the old file is then untouched.
     """
+    if not writes():
+        return
     partial = path.with_name(path.name + ".partial")
     try:
         with open(partial, "wb") as file:

@@ -1,6 +1,6 @@
 """Gradients that stop being numbers: which was the first, and in which step, without waiting for the device."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -27,10 +27,15 @@ class BadGradient:
     others: int
     step: int
 
-    def words(self, state: Mapping[str, Any]) -> str:
-        """As a sentence has it, with the parameter's name in a task's state."""
-        own = getattr(self.parameter, "name_in_network", "a parameter")  # of one whose parts are on many ranks
-        name = next((path for path, tensor in tensors_in(state) if _same(tensor, self.parameter)), own)
+    def words(self, state: Callable[[], Mapping[str, Any]]) -> str:
+        """As a sentence has it, with the parameter's name in a task's state.
+
+        A sharded one has a name of its own, since no rank can gather a state alone.
+        """
+        name = getattr(self.parameter, "name_in_network", None)
+        if name is None:
+            found = (path for path, tensor in tensors_in(state()) if _same(tensor, self.parameter))
+            name = next(found, "a parameter")
         return f"the gradient of {name}" + (f" and those of {self.others} more tensors" if self.others else "")
 
 
@@ -44,7 +49,7 @@ class GradientWatch:
         >>> with watch.watching():
         ...     weight.grad = torch.tensor([1.0, torch.inf])
         ...     optimizer.step()
-        >>> watch.first().words({"head": weight})
+        >>> watch.first().words(lambda: {"head": weight})
         'the gradient of head'
     """
 

@@ -3,12 +3,16 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
 from bissl_fast.errors import UserError
+from bissl_fast.training.writing import writes
+
+_STOPPING = b"\nStopping after this step, with a checkpoint. Ctrl-C stops at once, at the last checkpoint.\n"
 
 
 class Interrupted(UserError):
@@ -20,10 +24,20 @@ class _Stop(BaseException):
 
 
 class Interruption:
-    """Context in which SIGINT and SIGTERM only set :attr:`requested`. A second Ctrl-C stops at once."""
+    """Context in which SIGINT and SIGTERM only set :attr:`requested`. A second Ctrl-C stops at once.
+
+    Attributes:
+        echo: seconds in which another SIGINT is the same request: a launcher passes on what the terminal has sent
+            already.
+        heard: how many signals all contexts have answered.
+    """
+
+    echo = 0.0
+    heard = 0
 
     def __init__(self) -> None:
         self.requested = False
+        self._since = 0.0
         self._kept: dict[int, Any] = {}
 
     def __enter__(self) -> "Interruption":
@@ -39,10 +53,14 @@ class Interruption:
             signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.requested and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.requested = True
-        os.write(2, b"\nStopping after this step, with a checkpoint. Ctrl-C stops at once, at the last checkpoint.\n")
+        Interruption.heard += 1
+        if self.requested:
+            if number == signal.SIGINT and time.monotonic() - self._since >= self.echo:
+                raise KeyboardInterrupt
+            return
+        self.requested, self._since = True, time.monotonic()
+        if writes():
+            os.write(2, _STOPPING)
 
 
 @contextmanager
@@ -50,6 +68,7 @@ def interruptible() -> Iterator[None]:
     """Context in which SIGTERM and Ctrl-C end in :class:`Interrupted` also where no loop is running."""
 
     def stop(number: int, frame: FrameType | None) -> None:
+        Interruption.heard += 1
         raise _Stop
 
     if threading.current_thread() is not threading.main_thread():

@@ -11,11 +11,14 @@ import torch
 from rich.console import Console
 
 from bissl_fast.errors import UserError
+from bissl_fast.ops.collectives import Ranks, gathered
 from bissl_fast.training.allocator import keep_freed_memory
 from bissl_fast.training.checkpoint import Checkpoints
 from bissl_fast.training.clock import Clock
 from bissl_fast.training.finite import GradientWatch, first_non_finite
 from bissl_fast.training.interruption import Interrupted, Interruption
+from bissl_fast.training.ranks import anywhere, is_lead
+from bissl_fast.training.seeds import derive_seed
 from bissl_fast.training.tracking import Metrics, ProgressBar, say
 
 Values = Mapping[str, "torch.Tensor | float | str | None"]
@@ -75,6 +78,7 @@ def run_loop(
     settings: LoopSettings,
     console: Console,
     watch: Callable[[Mapping[str, Any]], str] = lambda values: "",
+    ranks: Ranks | None = None,
 ) -> None:
     """Take a task from its checkpoint, or from the start, to its last step.
 
@@ -89,6 +93,8 @@ def run_loop(
         settings: checkpoint interval.
         console: terminal.
         watch: of the values that are logged; a sentence is told when it first comes, and when it has gone between.
+        ranks: processes that take the same steps, each with its part of a task whose ``state`` is the same on all. The
+            first alone writes, and all go on from what it has written. Layers draw by step and rank.
 
     Raises:
         Interrupted: after SIGINT or SIGTERM, with a checkpoint written.
@@ -96,7 +102,7 @@ def run_loop(
         UserError: if the checkpoint belongs to another model or the disk is full.
     """
     keep_freed_memory()
-    _Loop(task, folder, device, seed, settings, console, watch).run()
+    _Loop(task, folder, device, seed, settings, console, watch, ranks).run()
 
 
 class _Loop:
@@ -109,7 +115,9 @@ class _Loop:
         settings: LoopSettings,
         console: Console,
         watch: Callable[[Mapping[str, Any]], str],
+        ranks: Ranks | None,
     ) -> None:
+        self.seed, self.ranks = seed, ranks
         self.task, self.folder, self.settings, self.console = task, folder, settings, console
         self.watch, self.warned = watch, False
         self.checkpoints = Checkpoints(folder, settings.checkpoints, console)
@@ -118,7 +126,9 @@ class _Loop:
         self.window: list[dict[str, Any]] = []
         self.gradients = GradientWatch()
         torch.manual_seed(seed)
-        self.metrics = Metrics(folder, self._resume(device), self.done)
+        offset = self._resume(device)
+        self._require_same_step()
+        self.metrics = Metrics(folder, offset, self.done) if is_lead(ranks) else None
         self.saved = self.done
 
     def run(self) -> None:
@@ -128,22 +138,30 @@ class _Loop:
                 self.window_start, self.window_first = saved_at, self.done
                 while self.done < self.task.steps:
                     self.gradients.begin(self.done)
+                    self._draw_apart()
                     self.window.append(dict(self.task.step(self.done)))
                     self.done += 1
                     if self.done % self.task.log_every == 0 or self.done == self.task.steps:
                         self._log(progress)
-                    due = time.monotonic() - saved_at >= self.settings.checkpoint_seconds
-                    if interruption.requested or (due and self.done < self.task.steps):
+                    due = is_lead(self.ranks) and time.monotonic() - saved_at >= self.settings.checkpoint_seconds
+                    stop, due = anywhere([interruption.requested, due], self.ranks)
+                    if stop or (due and self.done < self.task.steps):
                         self._save()
                         saved_at = time.monotonic()
-                    if interruption.requested:
+                    if stop:
                         raise Interrupted(
                             f"{self.folder.name} stopped on request after step {self.done} of {self.task.steps}; "
                             "a checkpoint holds everything."
                         )
             self._check_finite()
         finally:
-            self.metrics.close()
+            if self.metrics is not None:
+                self.metrics.close()
+
+    def _draw_apart(self) -> None:
+        """Ranks draw numbers of their own, which follow from the step, so that any number of ranks can go on."""
+        if self.ranks is not None:
+            torch.manual_seed(derive_seed(self.seed, f"step {self.done}, rank {self.ranks.rank}"))
 
     def _progress(self) -> ProgressBar:
         return ProgressBar(self.console, self.folder.name, self.task.steps, self.done)
@@ -170,23 +188,51 @@ class _Loop:
         say(self.console, f"{self.folder.name}: goes on after step {self.done} of {self.task.steps}", "dim")
         return offset
 
+    def _require_same_step(self) -> None:
+        """Refuse ranks that go on from different checkpoints."""
+        if self.ranks is not None:
+            steps = gathered(torch.tensor([self.done]), self.ranks).tolist()
+            if len(set(steps)) > 1:
+                raise UserError(
+                    f"the ranks find different checkpoints in {self.folder}, of steps {steps}: --output must be a "
+                    "folder that all of them share."
+                )
+
     def _save(self) -> None:
         state = self.task.state()
-        self._settle()
+        self._settle_all()
         self._check_finite(state)
-        self.metrics.sync()
+        if self.metrics is not None:
+            self._write(state, self.metrics)
+        self.saved = self.done
+
+    def _write(self, state: dict[str, Any], metrics: Metrics) -> None:
+        """The checkpoint, behind everything that has been logged."""
+        metrics.sync()
         self.checkpoints.save(
             {
                 "task": state,
                 "done": self.done,
                 "window": self.window,
-                "offset": self.metrics.offset,
+                "offset": metrics.offset,
                 "rng": torch.get_rng_state(),
                 "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
             }
         )
         self.clock.keep()
-        self.saved = self.done
+
+    def _settle_all(self) -> None:
+        """:meth:`_settle` on all ranks, which stop together."""
+        found: NonFiniteError | None = None
+        try:
+            self._settle()
+        except NonFiniteError as error:
+            found = error
+        (stop,) = anywhere([found is not None], self.ranks)
+        if found is not None:
+            raise found
+        if stop:
+            raise NonFiniteError(f"{self.folder.name} stopped: another rank has met a number that is not finite.")
 
     def _settle(self) -> None:
         """Bring the window's values from the device as plain numbers, and stop at the first that is not finite."""
@@ -201,7 +247,7 @@ class _Loop:
                     raise self._non_finite(f"{name} became {value}", first + index + 1)
 
         if (bad := self.gradients.first()) is not None:
-            raise self._non_finite(f"{bad.words(self.task.state())} became not finite", bad.step + 1)
+            raise self._non_finite(f"{bad.words(self.task.state)} became not finite", bad.step + 1)
 
     def _check_finite(self, state: dict[str, Any] | None = None) -> None:
         name = first_non_finite(self.task.state() if state is None else state)
@@ -212,7 +258,7 @@ class _Loop:
         kept = f"the checkpoint of step {self.saved} is kept" if self.saved else "no checkpoint had been written yet"
         bad = self.gradients.first()
         if bad is not None and bad.step < step and "gradient of" not in what:
-            first = f"{bad.words(self.task.state())} in step {bad.step + 1}"
+            first = f"{bad.words(self.task.state)} in step {bad.step + 1}"
             what = f"{what} (first of all gradients that are not finite: {first})"
         remedy = getattr(self.task, "remedy", REMEDY)
         return NonFiniteError(
@@ -220,11 +266,12 @@ class _Loop:
         )
 
     def _log(self, progress: ProgressBar) -> None:
-        self._settle()
+        self._settle_all()
         now = time.monotonic()
         rate = (self.done - self.window_first) * self.task.images_per_step / max(1e-9, now - self.window_start)
         means = {name: _mean([v[name] for v in self.window if name in v]) for name in _names(self.window)}
-        self.metrics.write(self.done, {**means, "images_per_second": round(rate, 1)})
+        if self.metrics is not None:
+            self.metrics.write(self.done, {**means, "images_per_second": round(rate, 1)})
         self._warn(self.watch(means))
         note = next((f"{name} {value:.4f}" for name, value in means.items() if isinstance(value, float)), "")
         progress.update(self.done, rate, note)

@@ -11,10 +11,12 @@ from typing import Any
 
 from rich.console import Console
 
+from bissl_fast.ops.collectives import Ranks
 from bissl_fast.plain import parse_json
 from bissl_fast.training import checkpoint
 from bissl_fast.training.clock import Clock
 from bissl_fast.training.files import digest, make_folder, unwritable, write_json
+from bissl_fast.training.ranks import is_lead, led
 from bissl_fast.training.tracking import say
 
 FORMAT = 2
@@ -41,11 +43,14 @@ def run_stage(
     body: Callable[[Path], None],
     outputs: tuple[str, ...] = ("weights.safetensors",),
     console: Console | None = None,
+    ranks: Ranks | None = None,
+    alone: bool = False,
 ) -> StageOutput:
     """Run ``body(folder)`` unless the folder already holds its result for the same settings and inputs.
 
     A stage that was broken off goes on in its folder. A folder that belongs to other settings is moved to
     ``superseded``, not deleted. A finished stage with the same key, in a sibling run or superseded here, is copied.
+    Of several ranks, which call this together, the first decides whether there is anything to do.
 
     Args:
         folder: ``runs/<name>/<stage>``.
@@ -54,36 +59,55 @@ def run_stage(
         body: writes the files named in ``outputs``.
         outputs: what later stages read.
         console: where a skipped stage is told.
+        ranks: processes that work at the stage together, in a folder that all of them see.
+        alone: the first of them does the work, and the others wait.
 
     Raises:
         UserError: if the folder cannot be written.
     """
     console = console or Console()
     key, fields = stage_key(folder.name, settings, inputs)
-    found = _finished(folder, key)
-    if found is not None:
+    found = led(lambda: _ready(folder, key, fields, console), ranks)
+    if not found:
+        if is_lead(ranks) or not alone:
+            _timed(body, folder)
+        found = led(lambda: _kept(folder, key, outputs), ranks)
+    return StageOutput(folder, found)
+
+
+def _ready(folder: Path, key: str, fields: Mapping[str, Any], console: Console) -> str:
+    """Hash of the outputs if they are there or can be copied; empty once the folder is ready for the work."""
+    if found := _finished(folder, key):
         say(console, f"{folder.name}: done before, skipped", "dim")
-        return StageOutput(folder, found)
+        return found
     _set_aside(folder, key, console)
-    earlier = next((other for other in _elsewhere(folder, key) if _finished(other, key)), None)
-    if earlier is not None:
-        say(console, f"{folder.name}: copied from {earlier}, which has the same settings and inputs", "dim")
-        _copy(earlier, folder)
-    else:
-        make_folder(folder)
-        write_json(folder / "key.json", {"key": key, **fields})
-        clock = Clock(folder)
-        try:
-            body(folder)
-        finally:
-            clock.keep()
-        hashes = {name: digest(folder / name) for name in outputs}
-        write_json(folder / "DONE", {"key": key, "outputs": hashes})
-        for file in folder.glob(checkpoint.FILES):
-            file.unlink(missing_ok=True)
+    for earlier in _elsewhere(folder, key):
+        if found := _finished(earlier, key):
+            say(console, f"{folder.name}: copied from {earlier}, which has the same settings and inputs", "dim")
+            _copy(earlier, folder)
+            return found
+    make_folder(folder)
+    write_json(folder / "key.json", {"key": key, **fields})
+    return ""
+
+
+def _timed(body: Callable[[Path], None], folder: Path) -> None:
+    clock = Clock(folder)
+    try:
+        body(folder)
+    finally:
+        clock.keep()
+
+
+def _kept(folder: Path, key: str, outputs: tuple[str, ...]) -> str:
+    """Mark a stage as finished; returns the hash of its outputs."""
+    hashes = {name: digest(folder / name) for name in outputs}
+    write_json(folder / "DONE", {"key": key, "outputs": hashes})
+    for file in folder.glob(checkpoint.FILES):
+        file.unlink(missing_ok=True)
     found = _finished(folder, key)
     assert found is not None, f"{folder} did not keep {outputs}"
-    return StageOutput(folder, found)
+    return found
 
 
 def stage_key(name: str, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> tuple[str, dict[str, Any]]:

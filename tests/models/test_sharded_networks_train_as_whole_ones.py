@@ -146,7 +146,7 @@ def first_bad(ranks: Ranks) -> str:
             weight.grad.to_local()[0] = torch.nan  # type: ignore[union-attr]
         task.end(0, loss)
     bad = watch.first()
-    return "" if bad is None else bad.words(task.state())
+    return "" if bad is None else bad.words(dict)
 
 
 def test_a_gradient_that_is_not_finite_is_named_by_the_rank_that_holds_it(two_ranks: Processes) -> None:

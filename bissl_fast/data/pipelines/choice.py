@@ -91,9 +91,11 @@ class Pipeline:
             return DaliLoader(images, views, order, seed, self._device, self._threads)
         return ViewLoader(self._place(images), views, order, seed, self._device)
 
-    def in_order(self, images: ImageSet, view: ViewSettings, batch_size: int) -> Iterator[Batch]:
-        """Every image once, in the order of the set, as `sequential_batches`."""
-        return sequential_batches(self._place(images), view, batch_size, self._device)
+    def in_order(
+        self, images: ImageSet, view: ViewSettings, batch_size: int, samples: range | None = None
+    ) -> Iterator[Batch]:
+        """Every image once, or a range of them, in the order of the set, as `sequential_batches`."""
+        return sequential_batches(self._place(images), view, batch_size, self._device, samples)
 
     def _place(self, images: ImageSet) -> ImageSet | ResidentSet:
         """The set, from its first use on where the `resident` pipeline reads it."""

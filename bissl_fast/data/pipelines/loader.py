@@ -66,8 +66,7 @@ class Loader(ABC):
     @property
     def batch_size(self) -> int:
         """Images per batch, of this rank, or per chunk; an incomplete last one has fewer."""
-        part = self._order.part
-        return part.stop - part.start
+        return self._order.count
 
     @abstractmethod
     def load(self, draw: int) -> Batch:
@@ -79,6 +78,10 @@ class Loader(ABC):
         Raises:
             Exception: whatever went wrong while the batch was made, in the call that asks for it.
         """
+
+    def shared(self, draw: int) -> bool:
+        """Whether ranks have parts of a draw's batch; else each has all of it."""
+        return self._order.shared(draw)
 
     @abstractmethod
     def close(self) -> None:
@@ -183,7 +186,11 @@ class ChunkLoader:
 
 
 def sequential_batches(
-    images: ImageSet | ResidentSet, view: ViewSettings, batch_size: int, device: torch.device | str
+    images: ImageSet | ResidentSet,
+    view: ViewSettings,
+    batch_size: int,
+    device: torch.device | str,
+    samples: range | None = None,
 ) -> Iterator[Batch]:
     """Every image once, in the order of the set, for evaluation; the last batch may be smaller.
 
@@ -192,6 +199,7 @@ def sequential_batches(
         view: Usually `eval_view`; a random one is drawn with seed 0, epoch 0.
         batch_size: Images per batch.
         device: Where the batches are wanted.
+        samples: Which images; all of them if left out.
 
     Yields:
         Batches with one view.
@@ -199,9 +207,9 @@ def sequential_batches(
     if batch_size < 1:
         raise UserError(f"batch_size must be at least 1, found {batch_size}.")
     device = _device(images, device)
-    for start in range(0, len(images), batch_size):
-        samples = np.arange(start, min(start + batch_size, len(images)))
-        staged = _stage(images, samples, (view,), seed=0, epoch=0, device=device)
+    wanted = np.arange(len(images)) if samples is None else np.asarray(samples)
+    for start in range(0, len(wanted), batch_size):
+        staged = _stage(images, wanted[start : start + batch_size], (view,), seed=0, epoch=0, device=device)
         yield _rendered(staged, images, (view,), device)
 
 

@@ -17,8 +17,8 @@ class BatchOrder:
     a full stack cannot serve a phase (M < n), it is reshuffled whenever it runs out, in the middle of a phase too.
     With ``phase_length=1`` this is the usual epoch. What is left of the samples after the last whole batch is left out
     of the epoch, or with ``keep_last`` is a smaller batch, unless it is one sample: a batch norm has no statistics of
-    one value. Ranks share every batch: put together in their order, their parts
-    are the batch of a single process.
+    one value. Ranks share every batch: put together in their order, their parts are the batch of a single process. Only
+    a smaller one that has no equal parts is every rank's as a whole: the mean over it is still the mean over the ranks.
 
     Args:
         n_samples: size of the data set.
@@ -27,11 +27,12 @@ class BatchOrder:
         phase_length: draws n between two alternations of the levels (N_L or N_U).
         rank: which part of each batch is asked for, 0 to ranks - 1.
         ranks: how many equal parts a batch has.
-        keep_last: whether an epoch ends with the incomplete batch; with one rank and a ``phase_length`` of 1.
+        keep_last: whether an epoch ends with the incomplete batch; with a ``phase_length`` of 1.
+        chunk: samples that go together: ranks have equal parts of each so many, not of the batch; left out: of a batch.
 
     Raises:
         UserError: if the batch is larger than the data set or no multiple of the ranks, or a size is smaller than 1,
-            or ``keep_last`` comes with phases or ranks.
+            or ``keep_last`` comes with phases.
 
     Example:
         >>> order = BatchOrder(n_samples=10, batch_size=3, seed=0, phase_length=2)  # M = 3, one phase per epoch
@@ -48,6 +49,7 @@ class BatchOrder:
         rank: int = 0,
         ranks: int = 1,
         keep_last: bool = False,
+        chunk: int | None = None,
     ) -> None:
         if batch_size < 1 or phase_length < 1:
             raise UserError(f"batch_size is {batch_size} and phase_length is {phase_length}: both must be at least 1.")
@@ -61,13 +63,16 @@ class BatchOrder:
                 f"Rank {rank} of {ranks} cannot have its part of a batch of {batch_size}: ranks count from 0, and the "
                 f"batch must be a multiple of their number."
             )
-        if keep_last and (phase_length > 1 or ranks > 1):
-            raise UserError("An incomplete last batch has no place in phases of batches, nor equal parts for ranks.")
+        if keep_last and phase_length > 1:
+            raise UserError("An incomplete last batch has no place in phases of batches.")
         self.n_samples = n_samples
         self.batch_size = batch_size
         self.seed = seed
         self.phase_length = phase_length
-        self.part = slice(rank * (batch_size // ranks), (rank + 1) * (batch_size // ranks))
+        self.rank, self.ranks, self.chunk = rank, ranks, chunk or batch_size
+        if self.chunk % ranks:
+            raise UserError(f"A chunk of {chunk} images has no equal parts for {ranks} ranks: take a multiple.")
+        self.count = batch_size // ranks  # of this rank
         in_stack = n_samples // batch_size  # M
         left_out = in_stack % phase_length if in_stack >= phase_length else 0
         self.batches_per_epoch = in_stack - left_out + (keep_last and n_samples % batch_size > 1)
@@ -85,9 +90,23 @@ class BatchOrder:
         Returns:
             The epoch, and (batch_size / ranks,) int64 indices into the data set, of an incomplete batch fewer.
         """
+        epoch, samples = self.whole(draw)
+        starts = range(0, len(samples), self.chunk)
+        return epoch, np.concatenate([self.own(samples[start : start + self.chunk]) for start in starts])
+
+    def shared(self, draw: int) -> bool:
+        """Whether ranks have parts of a draw's batch; else each has all of it."""
+        return len(self.whole(draw)[1]) % self.ranks == 0
+
+    def own(self, samples: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """This rank's part of samples that go together."""
+        return samples[part_of(len(samples), self.rank, self.ranks)]
+
+    def whole(self, draw: int) -> tuple[int, npt.NDArray[np.int64]]:
+        """The same of all ranks."""
         epoch, position = self.locate(draw)
         start = position * self.batch_size
-        return epoch, self._permutation(epoch)[start : start + self.batch_size][self.part].copy()
+        return epoch, self._permutation(epoch)[start : start + self.batch_size]
 
     def _permutation(self, epoch: int) -> npt.NDArray[np.int64]:
         shuffled = self._shuffled  # read once: two threads may ask for different epochs
@@ -97,17 +116,25 @@ class BatchOrder:
         return shuffled[1]
 
 
+def part_of(count: int, rank: int, ranks: int) -> slice:
+    """Which of so many samples a rank has: all of them, where they have no equal parts."""
+    size, left = divmod(count, ranks)
+    return slice(0, count) if left else slice(rank * size, (rank + 1) * size)
+
+
 class ChunkOrder:
     """The batches of an order in chunks, those of each batch twice: what a step that passes them twice asks for.
+
+    Ranks share every chunk, as they do a batch, so that statistics over a chunk are those of one process.
 
     Chunk c of C in pass p of batch g has number (2g + p)·C + c, so that whoever makes one ahead always guesses right.
 
     Args:
         order: of the batches.
-        size: samples per chunk; the last one of a batch may have fewer.
+        size: samples per chunk, of all ranks together; the last one of a batch may have fewer.
 
     Raises:
-        UserError: if a chunk has no sample or more than a batch.
+        UserError: if a chunk has no sample or more than a batch, or no equal parts for the ranks.
 
     Example:
         >>> order = ChunkOrder(BatchOrder(n_samples=10, batch_size=5, seed=0), size=2)
@@ -116,11 +143,18 @@ class ChunkOrder:
     """
 
     def __init__(self, order: BatchOrder, size: int) -> None:
-        images = order.part.stop - order.part.start
+        images = order.batch_size
         if not 1 <= size <= images:
             raise UserError(f"A batch of {images} images cannot be cut into chunks of {size}: take 1 to {images}.")
+        if size % order.ranks:
+            raise UserError(f"A chunk of {size} images has no equal parts for {order.ranks} ranks: take a multiple.")
         self._order, self._size, self._count = order, size, -(-images // size)
-        self.n_samples, self.part = order.n_samples, slice(0, size)
+        self.n_samples = order.n_samples
+        self.count = size // order.ranks
+
+    def shared(self, draw: int) -> bool:
+        """As :meth:`BatchOrder.shared`: a chunk always is."""
+        return True
 
     def passes(self, batch: int) -> tuple[range, range]:
         """Numbers of the chunks of a batch, for the first pass and for the second."""
@@ -130,6 +164,6 @@ class ChunkOrder:
     def indices(self, draw: int) -> tuple[int, npt.NDArray[np.int64]]:
         """The epoch and the samples of a chunk, as :meth:`BatchOrder.indices`."""
         batch, place = divmod(draw, 2 * self._count)
-        epoch, samples = self._order.indices(batch)
+        epoch, samples = self._order.whole(batch)
         start = place % self._count * self._size
-        return epoch, samples[start : start + self._size]
+        return epoch, self._order.own(samples[start : start + self._size]).copy()

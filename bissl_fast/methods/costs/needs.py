@@ -164,6 +164,7 @@ class Probe(Run):
         inputs: Mapping[str, str],
         body: Callable[[Path], None],
         outputs: tuple[str, ...] = ("weights.safetensors",),
+        alone: bool = False,
     ) -> StageOutput:
         """As :class:`Run`; takes down what the stage needs."""
         self.say(f"{name}: a few steps are measured", "dim")
@@ -173,7 +174,7 @@ class Probe(Run):
             body(folder)
             peak[0] = peak_of_process()
 
-        output = super().stage(name, settings, inputs, watched, outputs)
+        output = super().stage(name, settings, inputs, watched, outputs, alone)
         wall = time.monotonic() - began
         loop = self.loops.get(name, Loop(0, 0.0, 0.0, 0.0, 0, 0))
         kept = sum(file.stat().st_size for file in output.folder.rglob("*") if file.is_file() and not _is_log(file))

@@ -13,6 +13,8 @@ from bissl_fast.methods.checks import require
 from bissl_fast.methods.run import Run
 from bissl_fast.methods.stages.pretrain import steps_per_epoch
 from bissl_fast.models import Network, build_classifier
+from bissl_fast.models.sharded import is_sharded
+from bissl_fast.ops.collectives import Ranks
 from bissl_fast.training.stage import StageOutput
 from bissl_fast.training.supervised import DownstreamLoss, MultilabelLoss, downstream_loss
 
@@ -55,11 +57,13 @@ class Downstream:
         """Of scores and targets, L^D."""
         return partial(downstream_loss, multilabel=self.settings.multilabel_loss)
 
-    def loader(self, run: Run, purpose: str, phase_length: int = 1, keep_last: bool = False) -> Loader:
-        """Batches of training images."""
+    def loader(
+        self, run: Run, purpose: str, phase_length: int = 1, keep_last: bool = False, alone: bool = False
+    ) -> Loader:
+        """Batches of training images; arguments are those of :meth:`RunData.loader`."""
         view = (run.settings.images.finetune_view,)
         train, batch = run.data.splits.train, self.settings.batch_size
-        return run.data.loader(train, view, batch, purpose, phase_length, keep_last)
+        return run.data.loader(train, view, batch, purpose, phase_length, keep_last, alone=alone)
 
     def epoch_steps(self, run: Run) -> int:
         """Batches in an epoch, the last one too, unless a batch norm could do nothing with its one image.
@@ -90,6 +94,17 @@ class Downstream:
         """Scores of a network on a split."""
         batches = run.data.evaluation_batches(images)
         return evaluate(network, batches, run.device, self.loss, self.settings.difficult)
+
+    def validate(self, run: Run, network: nn.Module, ranks: Ranks | None) -> Evaluation:
+        """Scores on the validation split, which ranks share, if each has an image of it.
+
+        Of a sharded network ranks take as many passes, which equal parts alone promise.
+        """
+        images = run.data.splits.val
+        if ranks is not None and (len(images) < ranks.size or (len(images) % ranks.size and is_sharded(network))):
+            ranks = None
+        batches = run.data.evaluation_batches(images, ranks)
+        return evaluate(network, batches, run.device, self.loss, self.settings.difficult, ranks)
 
     def loss_key(self, run: Run) -> dict[str, str]:
         """What the loss adds to the settings that a stage is keyed by: nothing where there is no choice."""

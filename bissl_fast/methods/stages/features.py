@@ -29,4 +29,4 @@ def features(run: Run, downstream: Downstream, backbones: Mapping[str, StageOutp
     inputs = {f"backbone-{arm}": stage.hash for arm, stage in backbones.items()}
     inputs |= {"images": splits.test.content_hash, "train": splits.train.content_hash}
     key = {"view": run.settings.images.evaluation_view, "statistics": run.settings.statistics}
-    return run.stage("features", key, inputs, body, (FEATURES,))
+    return run.stage("features", key, inputs, body, (FEATURES,), alone=True)

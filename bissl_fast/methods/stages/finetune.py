@@ -11,6 +11,8 @@ from bissl_fast.methods.run import Run
 from bissl_fast.methods.stages.downstream import Downstream
 from bissl_fast.methods.stages.sgd import SGDSettings
 from bissl_fast.models import Network
+from bissl_fast.models.sharded import shard
+from bissl_fast.ops.collectives import Ranks
 from bissl_fast.training.files import save_weights, write_json
 from bissl_fast.training.stage import StageOutput
 
@@ -24,10 +26,10 @@ def finetune(
     """The stage ``name``: fine-tune backbone and a new head with the ``number``-th seed, the same for all arms."""
 
     def body(folder: Path) -> None:
-        with finetuning(run, downstream, backbone, sgd, f"finetune-{number}") as task:
+        with finetuning(run, downstream, backbone, sgd, f"finetune-{number}", run.ranks) as task:
             run.loop(task, folder)
         write_json(folder / CLASSES, run.data.splits.train.classes)
-        save_weights(folder / "weights.safetensors", task.best)
+        save_weights(folder / "weights.safetensors", task.best_weights())
 
     key, inputs = finetuning_key(run, downstream, backbone)
     return run.stage(name, {**key, "sgd": sgd, "seed_number": number}, inputs, body)
@@ -35,18 +37,30 @@ def finetune(
 
 @contextmanager
 def finetuning(
-    run: Run, downstream: Downstream, backbone: StageOutput, sgd: SGDSettings, purpose: str
+    run: Run, downstream: Downstream, backbone: StageOutput, sgd: SGDSettings, purpose: str, ranks: Ranks | None = None
 ) -> Iterator[FineTuneTask]:
-    """The task of fine-tuning a backbone with a new head; ``purpose`` gives what it draws its seeds."""
+    """The task of fine-tuning a backbone with a new head; ``purpose`` gives what it draws its seeds.
+
+    Args:
+        run: the run.
+        downstream: its task.
+        backbone: that is fine-tuned.
+        sgd: the optimiser.
+        purpose: of head, order and views.
+        ranks: processes that share each batch; left out: this one does it alone, whatever ranks the run has.
+    """
     settings, steps = downstream.settings, downstream.epoch_steps(run)
 
     def validate(network: Network) -> Evaluation:
-        return downstream.evaluate(run, network, run.data.splits.val)
+        return downstream.validate(run, network, ranks)
 
     network = downstream.network(run, backbone, purpose)
+    if ranks is not None and run.settings.distributed.shard:
+        shard(network, ranks)
     optimizer, length = sgd.build(list(network.parameters())), (settings.epochs, steps)
-    with downstream.loader(run, purpose, keep_last=True) as loader:
-        yield FineTuneTask(network, loader, validate, optimizer, *length, run.forward, downstream.loss, sgd.final_share)
+    share, loss = sgd.final_share, downstream.loss
+    with downstream.loader(run, purpose, keep_last=True, alone=ranks is None) as loader:
+        yield FineTuneTask(network, loader, validate, optimizer, *length, run.forward, loss, share, ranks)
 
 
 def finetuning_key(run: Run, downstream: Downstream, backbone: StageOutput) -> tuple[dict[str, Any], dict[str, str]]:

@@ -13,6 +13,8 @@ from bissl_fast.methods.run import Run
 from bissl_fast.methods.stages.downstream import Downstream
 from bissl_fast.methods.stages.sgd import SGDSettings
 from bissl_fast.models import Network
+from bissl_fast.ops.batch_norm import share_statistics
+from bissl_fast.ops.collectives import Ranks, all_reduce, gradients_of_all, share_of_mean
 from bissl_fast.training.files import load_weights, save_weights
 from bissl_fast.training.loop import Values
 from bissl_fast.training.precision import Forward
@@ -49,7 +51,8 @@ def warm_head(
         network = downstream.network(run, backbone, "head")
         steps = settings.epochs * downstream.epoch_steps(run)
         with downstream.loader(run, "head", keep_last=True) as loader:
-            run.loop(HeadWarmupTask(network, loader, sgd, steps, run.forward, downstream.loss, leak), folder)
+            task = HeadWarmupTask(network, loader, sgd, steps, run.forward, downstream.loss, leak, run.ranks)
+            run.loop(task, folder)
         moved = {f"backbone.{name}": buffer for name, buffer in network.backbone.named_buffers()} if leak else {}
         save_weights(folder / "weights.safetensors", network.head.state_dict() | moved)
 
@@ -83,6 +86,7 @@ class HeadWarmupTask:
         forward: precision context of a forward pass.
         loss: of scores and targets.
         leak_statistics: let the batch norms' buffers move; else they are left alone.
+        ranks: processes that share each batch, or have all of one that has no equal parts.
     """
 
     remedy = "Lower --upper.learning-rate, or take --precision fp32."
@@ -96,24 +100,29 @@ class HeadWarmupTask:
         forward: Forward,
         loss: DownstreamLoss = downstream_loss,
         leak_statistics: bool = False,
+        ranks: Ranks | None = None,
     ) -> None:
+        self.ranks = ranks
         self.network, self.loader, self.sgd, self.forward = network, loader, sgd, forward
         self.loss, self._protected = loss, () if leak_statistics else (network.backbone,)
         self.steps, self.log_every = steps, max(1, min(50, steps // 20))
-        self.images_per_step = loader.batch_size
+        self.images_per_step = loader.batch_size * (1 if ranks is None else ranks.size)
         self._optimizer = sgd.build(list(network.head.parameters()))
 
     def step(self, index: int) -> Values:
+        if self.ranks is not None:
+            share_statistics(self.network, self.ranks if self.loader.shared(index) else None)
         batch = self.loader.load(index)
         self.network.train()
         self._optimizer.zero_grad(set_to_none=True)
-        with self.forward():
-            with torch.no_grad(), frozen_buffers(*self._protected):
-                features = self.network.backbone(batch.views[0])
-            loss = self.loss(self.network.head(features), batch.target)
-        loss.backward()  # type: ignore[no-untyped-call]
+        with gradients_of_all(self.network.head.parameters(), self.ranks):
+            with self.forward():
+                with torch.no_grad(), frozen_buffers(*self._protected):
+                    features = self.network.backbone(batch.views[0])
+                loss = share_of_mean(self.loss(self.network.head(features), batch.target), self.ranks)
+            loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
-        return {"loss": loss.detach(), "lr": self.sgd.learning_rate}
+        return {"loss": all_reduce(loss.detach(), self.ranks), "lr": self.sgd.learning_rate}
 
     def state(self) -> dict[str, Any]:
         return {"network": self.network.state_dict(), "optimizer": self._optimizer.state_dict()}

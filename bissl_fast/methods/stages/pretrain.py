@@ -182,11 +182,12 @@ class Pretext:
 
     def loader(self, run: Run, purpose: str, phase_length: int = 1) -> Loader:
         """Batches of all views of the task."""
-        return run.data.loader(run.data.unlabelled, run.views, self.settings.batch_size, purpose, phase_length)
+        chunk, batch = self.settings.chunk, self.settings.batch_size
+        return run.data.loader(run.data.unlabelled, run.views, batch, purpose, phase_length, chunk=chunk)
 
-    def learner(self, run: Run, start: StageOutput | None = None) -> Learner:
+    def learner(self, run: Run, start: StageOutput | None = None, may_shard: bool = False) -> Learner:
         """The task with a network of its own, as its stages train it."""
-        return run.learner(self.task, start, self.settings.chunk)
+        return run.learner(self.task, start, self.settings.chunk, may_shard)
 
     def tell_chunks(self, run: Run, stage: str, learner: Learner) -> None:
         """What a stage's first line says of chunks: what they do to batch norms, if there are any."""
@@ -202,7 +203,7 @@ class Pretext:
         warmup = min(self.rising_steps(run), steps)
 
         def body(folder: Path) -> None:
-            learner = self.learner(run)
+            learner = self.learner(run, may_shard=True)
             self.tell_chunks(run, name, learner)
             with self._batches(run) as loader:
                 run.loop(PretrainTask(learner, loader, self.settings, steps, warmup), folder)

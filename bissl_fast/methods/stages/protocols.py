@@ -55,7 +55,7 @@ def score(
         "views": (images.evaluation_view, images.finetune_view),
     }
     inputs = {"backbone": backbone.hash, "train": splits.train.content_hash, "test": splits.test.content_hash}
-    stage = run.stage(name, key, inputs, body, ("results.json",))
+    stage = run.stage(name, key, inputs, body, ("results.json",), alone=True)
     return {key: Score(**made) for key, made in json.loads((stage.folder / "results.json").read_text()).items()}
 
 

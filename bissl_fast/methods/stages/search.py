@@ -24,6 +24,7 @@ from bissl_fast.training.allocator import keep_freed_memory
 from bissl_fast.training.files import write_atomic, write_json
 from bissl_fast.training.interruption import Interrupted, Interruption
 from bissl_fast.training.loop import NonFiniteError
+from bissl_fast.training.ranks import is_lead
 from bissl_fast.training.stage import StageOutput, stage_key
 from bissl_fast.training.tracking import ProgressBar
 
@@ -71,9 +72,15 @@ class Search:
         return sgd, told | {"of": None if other is None else other.name}
 
     def stage(self) -> StageOutput:
-        """The stage ``search-ARM``: make the trials that are left, with whoever else is at them, and choose one."""
+        """The stage ``search-ARM``: make the trials that are left, with whoever else is at them, and choose one.
+
+        Each rank of the run makes trials of its own.
+        """
 
         def body(folder: Path) -> None:
+            if not is_lead(self.run.ranks):
+                self.make()
+                return
             with workers(self.run.folder, self.arm, self.settings.workers, folder) as tell:
                 trials = self.make()
                 tell(self.run.say)

@@ -67,7 +67,7 @@ def test(
     inputs |= {"unlabelled": run.data.unlabelled.content_hash}
     views = (*run.views, images.evaluation_view)
     key = {"format": FORMAT, "views": views, "statistics": run.settings.statistics, **downstream.score_key(run)}
-    return run.stage("test", key, inputs, body, ("results.json", "features.npz", "views.npz"))
+    return run.stage("test", key, inputs, body, ("results.json", "features.npz", "views.npz"), alone=True)
 
 
 def test_controls(
@@ -95,7 +95,7 @@ def test_controls(
     inputs = {stage.folder.name: stage.hash for stages in models.values() for stage in stages}
     inputs["images"] = splits.test.content_hash
     key = {"views": (run.settings.images.evaluation_view,), **downstream.score_key(run)}
-    stage = run.stage("test-controls", key, inputs, body, ("results.json",))
+    stage = run.stage("test-controls", key, inputs, body, ("results.json",), alone=True)
     tested: dict[str, dict[str, list[float]]] = json.loads((stage.folder / "results.json").read_text())
     return tested
 

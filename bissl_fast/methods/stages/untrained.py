@@ -20,7 +20,7 @@ def untrained(run: Run) -> StageOutput:
     size = min(BATCH, len(images))
 
     def batches() -> Iterator[Batch]:
-        with run.data.loader(images, run.views[:1], size, "untrained") as loader:
+        with run.data.loader(images, run.views[:1], size, "untrained", alone=True) as loader:
             for draw in range(STATISTICS.batches):
                 yield loader.load(draw)
 
@@ -32,4 +32,4 @@ def untrained(run: Run) -> StageOutput:
 
     key = {"statistics": STATISTICS, "batch_size": size, "views": run.views[:1]}
     start = {} if run.weights is None else {"weights": run.weights.digest}
-    return run.stage("untrained", key, {"images": images.content_hash, **start}, body)
+    return run.stage("untrained", key, {"images": images.content_hash, **start}, body, alone=True)
