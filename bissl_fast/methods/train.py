@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from rich.console import Console
 
 from bissl_fast.errors import UserError
@@ -136,11 +137,12 @@ class Training:
         """Say which stages ranks do not share the weights of."""
         run, whole = self.context, [name for name in self.arms if name != "baseline"]
         if run.settings.distributed.shard and run.ranks is not None and whole:
-            size = sum(parameter.numel() for parameter in run.backbone().parameters()) * 4 / 1e6
+            with torch.device("meta"):
+                size = 4e-6 * sum(parameter.numel() for parameter in run.backbone().parameters())
             run.say(
-                f"--distributed.shard: pretext training and fine-tuning are sharded. The stages of {', '.join(whole)} "
-                f"themselves hold all weights on each rank, {size:.0f} MB of the backbone in every copy, as one process "
-                "does: second-order products are of plain networks. `bissl-fast plan` tells their memory"
+                f"--distributed.shard: pretext training and fine-tuning are sharded. Stages of {', '.join(whole)} itself "
+                f"hold all weights on each rank, {size:.0f} MB in each copy of the backbone: second-order products are "
+                "of plain networks. `bissl-fast plan` tells the memory of these stages"
             )
 
     def _controls(self, found: Found) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """Weights spread over ranks: each holds a part of every tensor, and the whole of a block's only while that passes.
 
-Fully sharded data parallelism (Rajbhandari et al., 2020, "ZeRO", stage 3) by PyTorch's FSDP2. Names of tensors are those
-of the plain network, and so are loss, gradient and steps up to rounding; gradients and optimiser states, which are made
-from the parameters, are spread as these are. What leaves the network (:func:`full_tensors`) is whole, so that no file
-knows of ranks.
+Fully sharded data parallelism (Rajbhandari et al., 2020, "ZeRO", stage 3) by PyTorch's FSDP2. Names of tensors are
+those of the plain network, and so are loss, gradient and steps up to rounding; gradients and optimiser states, which
+are made from the parameters, are spread as these are. What leaves the network (:func:`full_tensors`) is whole, so that
+no file knows of ranks.
 """
 
 import copy
@@ -23,8 +23,8 @@ def shard(network: nn.Module, ranks: Ranks) -> nn.Module:
     """Spread a network's parameters over ranks, block by block, in place; buffers stay whole on each.
 
     A backward pass adds to the gradients the sum over the ranks: nothing is left to be reduced. Parameters are new
-    objects, for which optimisers are made afterwards, and copies before (FSDP2 allows none of a sharded module). Filters
-    lie with their channels first, as FSDP2 wants them.
+    objects: optimisers are made afterwards, and copies before, as FSDP2 allows none of a sharded module. Filters lie
+    with their channels first, as FSDP2 wants them.
 
     Args:
         network: on its device, with the same weights on every rank. It is called as a whole from here on.
@@ -47,14 +47,14 @@ def shard(network: nn.Module, ranks: Ranks) -> nn.Module:
             f"the parameter {scalar} is a number without axes, which FSDP2 cannot spread over ranks: leave out "
             "--distributed.shard, or take another --backbone."
         )
-    from torch.distributed.distributed_c10d import _resolve_process_group
+    from torch._C._distributed_c10d import _resolve_process_group
+    from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.fsdp import FSDPModule, fully_shard
-    from torch.distributed.tensor import DeviceMesh
 
     keep_skeleton(network)
     for parameter in network.parameters():
         parameter.data = parameter.data.contiguous()
-    group: Any = _resolve_process_group(ranks.name)  # type: ignore[arg-type]
+    group: Any = _resolve_process_group(ranks.name)
     mesh = DeviceMesh.from_group(group, next(network.parameters()).device.type)
     for part in (*blocks(network), *network.children(), network):
         if any(True for _ in part.parameters()) and not isinstance(part, FSDPModule):
@@ -105,7 +105,7 @@ def ranks_of(tensor: torch.Tensor) -> Ranks | None:
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
     """The part of a tensor that this rank holds, sharing its memory: all of it, if it is not spread."""
-    found: torch.Tensor = tensor.to_local() if is_spread(tensor) else tensor  # type: ignore[operator]
+    found: torch.Tensor = tensor.to_local() if is_spread(tensor) else tensor  # type: ignore[attr-defined]
     return found
 
 
@@ -180,5 +180,5 @@ def _named_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 def _standing_in(empty: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
     """A tensor of its own with all values of another."""
     values = tensor.detach()
-    values = values.full_tensor() if is_spread(values) else values.clone()  # type: ignore[operator]
+    values = values.full_tensor() if is_spread(values) else values.clone()  # type: ignore[attr-defined]
     return nn.Parameter(values, tensor.requires_grad) if isinstance(empty, nn.Parameter) else values

@@ -104,8 +104,8 @@ class LARS(Optimizer):
             settings = LarsSettings(*(group[name] for name in (*NUMBERS, "exclude_1d")))
             momenta = [self._momentum(p) for p in weights]
             if weights and (ranks := ranks_of(weights[0])) is not None:
-                parts = ([local(tensor) for tensor in tensors] for tensors in (weights, momenta, gradients))
-                lars_step_of_parts(*parts, settings, ranks)
+                own, moved, given = ([local(tensor) for tensor in whole] for whole in (weights, momenta, gradients))
+                lars_step_of_parts(own, moved, given, settings, ranks)
             else:
                 lars_step(weights, momenta, gradients, settings)
         return loss

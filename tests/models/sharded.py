@@ -11,8 +11,11 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from bissl_fast.data.pipelines.loader import ChunkLoader
+from bissl_fast.evaluation.finetuning import FineTuneTask
+from bissl_fast.evaluation.metrics import Evaluation, evaluate
 from bissl_fast.methods.stages.pretrain import PretrainSettings, PretrainTask
 from bissl_fast.models import Network, fuse_batch_norm
+from bissl_fast.models.sharded import shard
 from bissl_fast.models.together import in_chunks as in_parts
 from bissl_fast.ops import Ranks
 from bissl_fast.pretext import BYOL, DINO, Learner, OptimizerSettings, PretextTask, SimCLR
@@ -36,7 +39,9 @@ def backbone(kind: str) -> tuple[nn.Module, int]:
     """A ResNet of four blocks or a vision transformer of two, and its features."""
     torch.manual_seed(0)
     if kind == "resnet":
-        made = ResNet(BasicBlock, (1, 1, 1, 1), channels=(4, 6, 5, 7), stem_width=4, num_classes=0, zero_init_last=False)
+        made = ResNet(
+            BasicBlock, (1, 1, 1, 1), channels=(4, 6, 5, 7), stem_width=4, num_classes=0, zero_init_last=False
+        )
         return fuse_batch_norm(made).double(), 7
     options: dict[str, Any] = {"embed_dim": 6, "depth": 2, "num_heads": 2, "num_classes": 0}
     return VisionTransformer(SIDE, 8, **options).double(), 6
@@ -51,6 +56,9 @@ class Noise:
         self.ranks, self.dtype = ranks, dtype
 
     def load(self, index: int) -> "Noise":
+        return self.of(index)
+
+    def of(self, index: int) -> "Noise":
         generator = torch.Generator().manual_seed(index)
         views = [torch.randn(IMAGES, 3, SIDE, SIDE, generator=generator, dtype=self.dtype) for _ in range(2)]
         labels = torch.randint(3, (IMAGES,), generator=generator)
@@ -66,7 +74,7 @@ def pretraining(
     task: str,
     optimizer: str,
     ranks: Ranks | None,
-    shard: bool = False,
+    spread: bool = False,
     in_chunks: bool = False,
     precision: Precision | None = None,
 ) -> PretrainTask:
@@ -77,9 +85,23 @@ def pretraining(
     network = Network(body, TASKS[task].head(features, seed=0)).to(dtype)
     loader: Any = Chunks(ranks) if in_chunks else Noise(ranks, dtype)
     chunk = loader.chunk if in_chunks else None
-    learner = Learner(TASKS[task], network, forward, chunk=chunk, ranks=ranks, shard=shard)
+    learner = Learner(TASKS[task], network, forward, chunk=chunk, ranks=ranks, shard=spread)
     settings = PretrainSettings(learning_rate=0.1, optimizer=OPTIMIZERS[optimizer])
     return PretrainTask(learner, loader, settings, STEPS, warmup=0)
+
+
+class Labelled(Noise):
+    """One view and labels; the second batch has no equal parts and is every rank's."""
+
+    def __init__(self, ranks: Ranks | None) -> None:
+        super().__init__(ranks)
+        self.batch_size = IMAGES // (1 if ranks is None else ranks.size)
+
+    def shared(self, index: int) -> bool:
+        return index != 1
+
+    def load(self, index: int) -> "Noise":
+        return (self if self.shared(index) else Noise(None)).of(index)
 
 
 class Chunks(ChunkLoader):
@@ -95,6 +117,23 @@ class Chunks(ChunkLoader):
             views = [view[order] for view in views]
         parts = [SimpleNamespace(views=of_chunk) for of_chunk in in_parts(views, self.chunk)]
         return parts, parts
+
+
+def finetuning(kind: str, ranks: Ranks | None) -> FineTuneTask:
+    """Fine-tuning for some steps, of which each is an epoch with a validation of other images."""
+    body, features = backbone(kind)
+    network = Network(body, nn.Linear(features, 3).double())
+    if ranks is not None:
+        shard(network, ranks)
+
+    def validate(network: nn.Module) -> Evaluation:
+        batch = Noise(ranks).of(17)
+        known = SimpleNamespace(views=batch.views, labels=batch.target)
+        return evaluate(network, [known], "cpu", ranks=ranks)  # type: ignore[list-item]
+
+    loader: Any = Labelled(ranks)
+    optimizer = torch.optim.SGD(network.parameters(), 0.1, 0.9, weight_decay=1e-3)
+    return FineTuneTask(network, loader, validate, optimizer, STEPS, 1, nullcontext, ranks=ranks)
 
 
 def flat(state: Any, path: str = "") -> Found:

@@ -14,7 +14,7 @@ from bissl_fast.models.sharded import blocks, shard, whole
 from bissl_fast.ops import Ranks
 from bissl_fast.pretext import Learner
 from bissl_fast.training.finite import GradientWatch
-from tests.models.sharded import STEPS, Found, Noise, flat, pretraining, stepped
+from tests.models.sharded import Found, Noise, finetuning, flat, pretraining, stepped
 from tests.pretext.test_two_ranks_train_as_one_process import TASKS, network, views_of
 from tests.ranks import Processes
 
@@ -25,7 +25,6 @@ CASES = [
     ("vit", "simclr", "sgd"),
     ("vit", "dino", "adamw, clipped"),
 ]
-for_each_case = pytest.mark.parametrize("case", CASES, ids=map(", ".join, CASES))
 
 
 def pretrained(ranks: Ranks | None, *case: Any) -> Found:
@@ -41,17 +40,16 @@ def assert_one_process(found: list[Found], expected: Found) -> None:
         assert difference <= 1e-10 * size + 1e-14, f"{name}: {difference} of {size}"
 
 
-@for_each_case
+@pytest.mark.parametrize("case", CASES, ids=", ".join)
 def test_steps_and_state_are_those_of_one_process(two_ranks: Processes, case: tuple[str, str, str]) -> None:
     assert_one_process(two_ranks(pretrained, *case), pretrained(None, *case))
 
 
 @pytest.mark.slow
-@for_each_case
-def test_so_are_those_of_four_ranks_where_some_hold_nothing_of_a_tensor(
-    four_ranks: Processes, case: tuple[str, str, str]
-) -> None:
-    assert_one_process(four_ranks(pretrained, *case), pretrained(None, *case))
+def test_so_are_those_of_four_ranks_where_some_hold_nothing_of_a_tensor(four_ranks: Processes) -> None:
+    for case in CASES:
+        assert_one_process(four_ranks(pretrained, *case), pretrained(None, *case))
+    assert_one_process(four_ranks(finetuned, "resnet"), finetuned(None, "resnet"))
 
 
 def test_so_are_those_in_chunks(two_ranks: Processes) -> None:
@@ -82,14 +80,14 @@ def test_every_pretext_task_trains_so(two_ranks: Processes) -> None:
 
 def continued(ranks: Ranks | None, case: tuple[str, str, str], state: dict[str, Any]) -> Found:
     """The last steps from a state that others left."""
-    task = pretraining(*case, ranks, shard=ranks is not None)
+    task = pretraining(*case, ranks, ranks is not None)
     task.restore(copy.deepcopy(state))
     return stepped(task, 1)
 
 
 def left(ranks: Ranks | None, case: tuple[str, str, str]) -> dict[str, Any]:
     """The state after the first step."""
-    task = pretraining(*case, ranks, shard=ranks is not None)
+    task = pretraining(*case, ranks, ranks is not None)
     task.step(0)
     return task.state()
 
@@ -103,9 +101,32 @@ def test_a_sharded_run_and_one_process_go_on_from_each_others_checkpoints(
     assert_one_process([continued(None, case, two_ranks(left, case)[0])], expected)
 
 
+def finetuned(ranks: Ranks | None, kind: str, state: dict[str, Any] | None = None) -> Found:
+    task = finetuning(kind, ranks)
+    if state is not None:
+        task.restore(copy.deepcopy(state))
+    return {**stepped(task, 0 if state is None else 2), **flat(task.best_weights(), "/weights")}
+
+
+def left_by_finetuning(ranks: Ranks | None, kind: str) -> dict[str, Any]:
+    task = finetuning(kind, ranks)
+    task.step(0)
+    task.step(1)
+    return task.state()
+
+
+@pytest.mark.parametrize("kind", ["resnet", "vit"])
+def test_so_is_fine_tuning_with_its_odd_batches_validations_and_checkpoints(two_ranks: Processes, kind: str) -> None:
+    expected = finetuned(None, kind)
+    assert_one_process(two_ranks(finetuned, kind), expected)
+    rest = {name: value for name, value in expected.items() if not name.startswith(("/step 0", "/step 1"))}
+    assert_one_process(two_ranks(finetuned, kind, left_by_finetuning(None, kind)), rest)
+    assert_one_process([finetuned(None, kind, two_ranks(left_by_finetuning, kind)[0])], rest)
+
+
 def of_copies(ranks: Ranks) -> dict[str, Any]:
     """Products of a plain copy after a step, which batches may pass together, and what is said of the sharded one."""
-    task = pretraining("resnet", "simclr", "sgd", ranks, shard=True)
+    task = pretraining("resnet", "simclr", "sgd", ranks, spread=True)
     task.step(0)
     plain = whole(task.learner.network)
     views = Noise(ranks).load(0).views
@@ -136,7 +157,7 @@ def test_products_take_a_plain_copy_in_every_mode_and_refuse_the_sharded_network
 
 def first_bad(ranks: Ranks) -> str:
     """What is said of a gradient that is not finite in the part of the last rank alone."""
-    task = pretraining("vit", "simclr", "sgd", ranks, shard=True)
+    task = pretraining("vit", "simclr", "sgd", ranks, spread=True)
     watch = GradientWatch()
     weight = dict(task.learner.network.named_parameters())["backbone.blocks.1.mlp.fc1.weight"]
     with watch.watching():
@@ -190,5 +211,5 @@ def test_blocks_are_what_a_backbone_repeats(name: str, count: int, first: str) -
 def test_a_parameter_without_axes_is_refused() -> None:
     layer = torch.nn.Linear(2, 2)
     layer.scale = torch.nn.Parameter(torch.ones(()))
-    with pytest.raises(UserError, match="scale is a number without axes.*--distributed.shard"):
+    with pytest.raises(UserError, match=r"scale is a number without axes.*--distributed.shard"):
         shard(layer, Ranks(0, 2, "not asked"))

@@ -15,7 +15,7 @@ def lars_step_of_parts(
     settings: LarsSettings,
     ranks: Ranks,
 ) -> None:
-    """:func:`~bissl_fast.ops.lars.lars_step` of the whole tensors: norms are over all ranks, by one sum of 2 numbers each.
+    """:func:`~bissl_fast.ops.lars.lars_step` of the whole tensors: one sum of two numbers for each makes their norms.
 
     Args:
         weights: this rank's parts, cut along the first axis; it may hold none of a tensor.
