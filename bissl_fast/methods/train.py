@@ -140,8 +140,8 @@ class Training:
             with torch.device("meta"):
                 size = 4e-6 * sum(parameter.numel() for parameter in run.backbone().parameters())
             run.say(
-                f"--distributed.shard: pretext training and fine-tuning are sharded. Stages of {', '.join(whole)} itself "
-                f"hold all weights on each rank, {size:.0f} MB in each copy of the backbone: second-order products are "
+                f"--distributed.shard: pretraining and fine-tuning are sharded. Stages of {', '.join(whole)} "
+                f"itself hold all weights on each rank, {size:.0f} MB in each copy of the backbone: second-order products are "
                 "of plain networks. `bissl-fast plan` tells the memory of these stages"
             )
 
