@@ -140,9 +140,9 @@ class Training:
             with torch.device("meta"):
                 size = 4e-6 * sum(parameter.numel() for parameter in run.backbone().parameters())
             run.say(
-                f"--distributed.shard: pretraining and fine-tuning are sharded. Stages of {', '.join(whole)} "
-                f"itself hold all weights on each rank, {size:.0f} MB in each copy of the backbone: second-order products are "
-                "of plain networks. `bissl-fast plan` tells the memory of these stages"
+                f"--distributed.shard: pretext training and fine-tuning are sharded. What else {', '.join(whole)} does "
+                f"takes plain networks, as second-order products are made of no others: {size:.0f} MB for each copy of "
+                "the backbone on each rank. `bissl-fast plan` tells the memory of these stages"
             )
 
     def _controls(self, found: Found) -> dict[str, Any]:

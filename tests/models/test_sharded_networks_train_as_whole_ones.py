@@ -36,7 +36,8 @@ def assert_one_process(found: list[Found], expected: Found) -> None:
         first, *others = (state[name] for state in found)
         assert all(torch.equal(first, other) for other in others), name
         difference, size = (first.double() - value.double()).norm(), value.double().norm()
-        assert difference <= 1e-10 * size + 1e-14, f"{name}: {difference} of {size}"
+        # Biases before a batch norm have gradients of nothing but rounding.
+        assert difference <= 1e-10 * size + 1e-11, f"{name}: {difference} of {size}"
 
 
 @pytest.mark.parametrize("case", CASES, ids=", ".join)
@@ -123,20 +124,22 @@ def test_so_is_fine_tuning_with_its_odd_batches_validations_and_checkpoints(two_
     assert_one_process([finetuned(None, kind, two_ranks(left_by_finetuning, kind)[0])], rest)
 
 
-def products(ranks: Ranks | None) -> dict[str, Any]:
+def product(ranks: Ranks | None, mode: Any) -> dict[str, Any]:
     """Of a plain copy of the sharded network, or of the network itself."""
-    task, found = TASKS["simclr"], {}
+    task = TASKS["simclr"]
     learner = Learner(task, network(task), ranks=ranks, shard=ranks is not None)
-    for mode in ("reverse", "linearized", "gauss_newton"):
-        theta = ParameterVector(whole(learner.network), "backbone.")
-        stored = [learner.given([views_of(task, 0, ranks)])]
-        operator = HessianOperator(learner.product_loss, theta, stored, mode, ranks=ranks)  # type: ignore[arg-type]
-        found[mode] = operator.matvec(torch.ones(len(theta), dtype=torch.float64))
-    return found
+    theta = ParameterVector(whole(learner.network), "backbone.")
+    operator = HessianOperator(
+        learner.product_loss, theta, [learner.given([views_of(task, 0, ranks)])], mode, ranks=ranks
+    )
+    return {"product": operator.matvec(torch.ones(len(theta), dtype=torch.float64))}
 
 
-def test_products_of_a_plain_copy_are_those_of_one_process_in_every_mode(two_ranks: Processes) -> None:
-    assert_one_process(two_ranks(products), products(None))
+@pytest.mark.parametrize(
+    "mode", ["reverse", *(pytest.param(m, marks=pytest.mark.slow) for m in ("linearized", "gauss_newton"))]
+)
+def test_products_of_a_plain_copy_are_those_of_one_process(two_ranks: Processes, mode: str) -> None:
+    assert_one_process(two_ranks(product, mode), product(None, mode))
 
 
 def refused(ranks: Ranks) -> tuple[str, bool]:
