@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,19 @@ import yaml
 DEEPEST = 50  # levels of lists and groups within each other
 MOST_VALUES = 1_000_000  # of a file of settings, aliases counted as often as they stand for something
 MOST_BYTES = 1 << 30  # that the wanted arrays of an archive may take together
+
+STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+"""Control characters but the tab and the end of a line, and those that turn the direction of writing."""
+
+
+def shown(text: str) -> str:
+    """Text that steers no terminal: the characters that would are written out.
+
+    Example:
+        >>> print(shown("\\x1b[2Jleaf"))
+        \\x1b[2Jleaf
+    """
+    return STEERING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def parse_json(text: str | bytes) -> Any:

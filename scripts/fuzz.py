@@ -1,6 +1,7 @@
 """Damaged files for every reader, odd arguments for every op: counted, and told where one ends in no sentence.
 
     python scripts/fuzz.py --inputs 1000000 --output docs/results/fuzz    all; the last is for .md and .json
+                                                 once more: goes on behind the targets that it has done
     python scripts/fuzz.py --only cache,config --inputs 50000
     python scripts/fuzz.py --only cache --again 1234                      that input once more, with its traceback
 
@@ -29,6 +30,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from bissl_fast.training.files import write_atomic, write_json
 from tests.fuzz.op_targets import OPS
 from tests.fuzz.targets import Planted, Target, every, named
 
@@ -178,13 +181,41 @@ def markdown(told: dict[str, Any]) -> str:
             "# Damaged files and odd arguments\n",
             f"`{told['command']}`: {total['inputs']:,} inputs, of which {total['failed']:,} ended in anything but data "
             f"or a sentence and {total['crashed']:,} ended the process. Seed {told['seed']}; {told['date']}; "
-            f"{told['machine']}.\n",
+            f"{told['machine']}, {', '.join(f'{name} {version}' for name, version in told['versions'].items())}.\n",
             "| Target | Inputs | Read | Refused | Failed | Crashed | Seconds |",
             "|---|---|---|---|---|---|---|",
             *rows,
             "",
         )
     )
+
+
+def done_before(output: Path | None, about: dict[str, Any]) -> dict[str, Any]:
+    """Targets that the same command has tried without a failure, before it was ended."""
+    if output is None or not output.with_suffix(".part.json").is_file():
+        return {}
+    told = json.loads(output.with_suffix(".part.json").read_text())
+    done = told.pop("targets")
+    if told != about:
+        return {}
+    return {name: found for name, found in done.items() if not (found["failed"] or found["crashed"])}
+
+
+def versions() -> dict[str, str]:
+    """Of the libraries that read."""
+    libraries = ("torch", "torchvision", "numpy", "Pillow", "PyYAML", "safetensors", "scipy", "bissl-fast")
+    return {library: metadata.version(library) for library in libraries}
+
+
+def tell(name: str, found: dict[str, Any]) -> None:
+    """A target's counts, and where its failures come from."""
+    rate = found["inputs"] / max(found["seconds"], 1e-9)
+    counts = ", ".join(f"{found[kind]:,} {kind}" for kind in ("read", "refused", "failed", "crashed"))
+    print(f"{name}: {found['inputs']:,} inputs at {rate:,.0f}/s, {counts}", flush=True)
+    for where, times in Counter(failure["at"] for failure in found["failures"]).most_common(KEPT):
+        first = next(failure for failure in found["failures"] if failure["at"] == where)
+        print(f"    {times} x {where} (first: {first['number']}): {first['error']}", flush=True)
+    del found["failures"][KEPT:]
 
 
 def main() -> None:
@@ -204,26 +235,26 @@ def main() -> None:
     if given.again is not None:
         again(names[0], draw_of(given.seed, names[0], given.again))
         return
-    targets = {}
-    for name, count in shares(names, given.inputs).items():
-        found = targets[name] = tried(name, given.seed, count, given.seconds)
-        rate = found["inputs"] / max(found["seconds"], 1e-9)
-        counts = ", ".join(f"{found[kind]:,} {kind}" for kind in ("read", "refused", "failed", "crashed"))
-        print(f"{name}: {found['inputs']:,} inputs at {rate:,.0f}/s, {counts}", flush=True)
-        for where, times in Counter(failure["at"] for failure in found["failures"]).most_common(KEPT):
-            first = next(failure for failure in found["failures"] if failure["at"] == where)
-            print(f"    {times} x {where} (first: {first['number']}): {first['error']}", flush=True)
-        del found["failures"][KEPT:]
-    told = {
-        "command": f"python scripts/fuzz.py --inputs {given.inputs} --seed {given.seed}",
-        "date": time.strftime("%Y-%m-%d"),
+    about = {
+        "command": f"python scripts/fuzz.py --inputs {given.inputs} --seed {given.seed}"
+        + f" --only {given.only}" * bool(given.only),
         "machine": f"{platform.machine()}, Python {platform.python_version()}",
+        "versions": versions(),
         "seed": given.seed,
-        "targets": targets,
     }
+    targets = {}
+    before = done_before(given.output, about)
+    for name, count in shares(names, given.inputs).items():
+        found = targets[name] = before.get(name) or tried(name, given.seed, count, given.seconds)
+        tell(name, found)
+        if given.output:
+            part = {**about, "targets": targets}
+            write_json(given.output.with_suffix(".part.json"), part)
     if given.output:
-        given.output.with_suffix(".json").write_text(json.dumps(told, indent=1) + "\n")
-        given.output.with_suffix(".md").write_text(markdown(told))
+        told = {**about, "date": time.strftime("%Y-%m-%d"), "targets": targets}
+        write_json(given.output.with_suffix(".json"), told)
+        write_atomic(given.output.with_suffix(".md"), markdown(told).encode())
+        given.output.with_suffix(".part.json").unlink()
     if any(found["failed"] or found["crashed"] for found in targets.values()):
         raise SystemExit("Some inputs ended in neither data nor a sentence.")
 

@@ -2,20 +2,23 @@
 
     python -m scripts.kill_runs --kills 200 --jobs 2 --output docs/results/kills
 
-Runs of every method on tiny images, each with a data cache of its own that is built anew, and a comparison over seeds.
+Runs of every method on tiny images, each with a data cache of its own that is built anew, and a comparison over seeds;
+a search by two processes, a reproduction, a tracked run, and what is made of a run: scores, exports, features.
 A run is killed by SIGKILL up to --each times, each time at a moment drawn uniformly over the first half of what an
 unbroken one takes: as finished stages are skipped, later ones come into that half. Then it is left to finish.
 A share of the attempts (--cold) starts a new interpreter, so that imports are hit as well; the others are forks of a
 process that has imported everything, which is quicker. Compared are hashes of all files that stages hand on, and the
-results.
+results, exports and scores.
 """
 
 import argparse
+import hashlib
 import json
 import multiprocessing
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -23,6 +26,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,7 +37,10 @@ import bissl_fast.methods.train  # noqa: F401  what forks need is imported befor
 from bissl_fast.cli import main as command_line
 from bissl_fast.training.environment import describe_environment
 from bissl_fast.training.files import make_folder_of, write_atomic, write_json
+from tests.data import trees
 from tests.methods.conftest import train_arguments, write_images
+
+SHORT = "train --methods baseline --pretrain.epochs 1 --finetune.epochs 1"
 
 RUNS = {
     "bissl": "train --methods bissl",
@@ -45,9 +52,22 @@ RUNS = {
     "search": "train --methods baseline --search.trials 3 --pretrain.epochs 2 --finetune.epochs 2",
     "compare": "compare --methods baseline bissl --seeds 2 --pretrain.epochs 2 --pretrain.warmup-epochs 0.5 "
     "--head.epochs 1 --finetune.epochs 1 --bissl.alternations 2",
+    "workers": "train --methods baseline --search.trials 4 --search.workers 2 --pretrain.epochs 1 --finetune.epochs 2",
+    "tracked": f"{SHORT} --track mlflow --tracking.uri sqlite:///{{place}}/mlflow.db",
+    "evaluate": f"{SHORT} && evaluate {{place}}/runs/run --protocol linear,knn,finetune --finetune.epochs 3",
+    "export": f"{SHORT} && export {{place}}/runs/run --format timm && export {{place}}/runs/run --format hf"
+    " && embed {place}/runs/run/pretext-baseline {data}/loose --output {place}/runs/features.npz"
+    " && predict {place}/runs/run {data}/loose --output {place}/runs/classes.csv",
+    "reproduce": "reproduce table1 --datasets dtd --rates paper --scale 0.005 --probe-seconds 0 --data-root {data}/sets"
+    " --cache-dir {place}/cache --output {place}/runs --backbone test_resnet --images.size 16 --images.cache-size 20"
+    " --images.downstream-cache-size 20 --threads 1 --pretrain.batch-size 16 --bissl.lower-steps 2"
+    " --bissl.upper-steps 1 --bissl.stored-batches 1 --bissl.solver-iterations 1 --finetune.batch-size 4"
+    " --finetune.epochs 1 --bilevel.mode reverse --statistics.batches 1 --loop.checkpoint-seconds 0",
 }
-"""Commands with the arguments that make them small. A further command that resumes is one more entry."""
+"""Commands with the arguments that make them small, those of `train` and `compare` beside what makes all runs small. A
+further command that resumes is one more entry."""
 
+COLD = "import json, sys; from scripts.kill_runs import all_of; sys.exit(all_of(json.loads(sys.argv[1])))"
 PATIENCE = 600
 """Seconds after which an attempt counts as hanging."""
 
@@ -99,6 +119,8 @@ def killed(folder: Path, given: argparse.Namespace) -> tuple[list[Chain], dict[s
     for level in range(3):
         write_images(data / "labelled" / f"class{level}", 20, level, level)
     write_images(data / "loose", 48, 1, 9)
+    trees.stl10(data / "sets")
+    trees.dtd(data / "sets", per_split=4)
     start = _seconds_to_import() if given.cold else 0.0
     with ProcessPoolExecutor(given.jobs, multiprocessing.get_context("fork")) as pool:
         unbroken = dict(zip(names, pool.map(whole_run, [data] * len(names), names), strict=True))
@@ -177,15 +199,13 @@ class Attempt:
 
     def __init__(self, name: str, data: Path, place: Path, cold: bool) -> None:
         self.place, self.log, self.status = place, place / "log.txt", 0
-        command, *more = RUNS[name].split()
-        small = train_arguments(data, place / "runs", "--cache-dir", str(place / "cache"), *more)
-        self._pid = self._start([command, *small], cold)
+        self._pid = self._start(commands_of(name, data, place), cold)
 
-    def _start(self, arguments: list[str], cold: bool) -> int:
+    def _start(self, commands: list[list[str]], cold: bool) -> int:
         os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         descriptor = os.open(self.log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
         if cold:
-            command = [sys.executable, "-m", "bissl_fast.cli", *arguments]
+            command = [sys.executable, "-c", COLD, json.dumps(commands)]
             process = subprocess.Popen(command, stdout=descriptor, stderr=descriptor)
             os.close(descriptor)
             return process.pid
@@ -196,7 +216,7 @@ class Attempt:
         os.dup2(descriptor, 2)
         status = 99
         try:
-            status = command_line(arguments)
+            status = all_of(commands)
         finally:
             sys.stdout.flush()
             os._exit(status)
@@ -230,14 +250,44 @@ class Attempt:
         return self.log.read_text(errors="replace")[-2000:]
 
 
+def commands_of(name: str, data: Path, place: Path) -> list[list[str]]:
+    """The arguments of a run's commands, one after the other."""
+    commands = [part.format(data=data, place=place).split() for part in RUNS[name].split(" && ")]
+    return [
+        [command, *train_arguments(data, place / "runs", "--cache-dir", str(place / "cache"), *more)]
+        if command in ("train", "compare")
+        else [command, *more]
+        for command, *more in commands
+    ]
+
+
+def all_of(commands: list[list[str]]) -> int:
+    """Status of the first command that fails, 0 if none does."""
+    return next(filter(None, map(command_line, commands)), 0)
+
+
 def outcome(place: Path) -> dict[str, str]:
-    """Hashes of everything that stages hand on, and the results, by their place."""
+    """Everything that stages hand on, by their place, as hashes; the results; exports, features and scores."""
     root = place / "runs"
-    hashes = {
-        str(path.parent.relative_to(root)): json.loads(path.read_text())["outputs"] for path in root.rglob("DONE")
-    }
-    results = {str(path.relative_to(root)): path.read_text() for path in root.rglob("results.json")}
-    return {name: json.dumps(value) for name, value in hashes.items()} | results
+    found = {path.parent: json.dumps(json.loads(path.read_text())["outputs"]) for path in root.rglob("DONE")}
+    found |= {path: path.read_text() for path in root.rglob("results.json")}
+    found |= {path: json.dumps(json.loads(path.read_text())["scores"]) for path in root.glob("run/evaluation/*.json")}
+    taken = [*root.glob("run/export/*/*.safetensors"), *root.glob("*.npz"), *root.glob("*.csv")]
+    found |= {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in taken}
+    return {str(path.relative_to(root)): told for path, told in found.items()} | _tracked(place)
+
+
+def _tracked(place: Path) -> dict[str, str]:
+    """How many values of each name MLflow has of the run that its folder names."""
+    record = place / "runs" / "run" / "tracking.json"
+    if not (place / "mlflow.db").exists():
+        return {}
+    with closing(sqlite3.connect(place / "mlflow.db")) as store:
+        rows = store.execute(
+            "SELECT run_uuid, key, count(*), count(DISTINCT step) FROM metrics GROUP BY 1, 2"
+        ).fetchall()
+    told = record.read_text()
+    return {"tracked": json.dumps(sorted(row[1:] for row in rows if row[0] in told))}
 
 
 def differing(found: dict[str, str], wanted: dict[str, str]) -> list[str]:

@@ -26,9 +26,9 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
     processes.stop()
 
 
-@pytest.fixture
-def four_ranks(tmp_path: Path) -> Iterator[Processes]:
+@pytest.fixture(scope="module")
+def four_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
     """Four of them."""
-    processes = Processes(tmp_path, 4)
+    processes = Processes(tmp_path_factory.mktemp("ranks"), 4)
     yield processes
     processes.stop()

@@ -24,10 +24,11 @@ class Processes:
     Args:
         folder: where the ranks find each other.
         size: how many there are.
+        wait: seconds until a rank that says nothing is given up.
     """
 
-    def __init__(self, folder: Path, size: int = SIZE) -> None:
-        self._folder, self._size, self._starts = folder, size, 0
+    def __init__(self, folder: Path, size: int = SIZE, wait: float = WAIT) -> None:
+        self._folder, self._size, self._wait, self._starts = folder, size, wait, 0
         self._workers: list[tuple[Any, Any]] = []
 
     def __call__(self, function: Callable[..., Any], *args: Any) -> list[Any]:
@@ -42,7 +43,7 @@ class Processes:
             pipe.send_bytes(pickle.dumps((function, args)))  # by value, as no memory is shared
         found, failed = [], []
         for rank, (process, pipe) in enumerate(self._workers):
-            answered = pipe.poll(WAIT if not failed else 1.0)
+            answered = pipe.poll(self._wait if not failed else 1.0)
             try:
                 answer = pickle.loads(pipe.recv_bytes()) if answered else "it stood still"
             except (EOFError, OSError):

@@ -16,7 +16,7 @@ from bissl_fast.bilevel.precision import autocast, deterministic_convolutions, t
 from bissl_fast.bilevel.reverse import DifferenceProducts, ReverseProducts
 from bissl_fast.bilevel.traced import Loss, TracedProducts, modules_of
 from bissl_fast.bilevel.unseen import Versions, Watch, versions
-from bissl_fast.ops.collectives import Ranks, checksum, checksum_of, require_same, summed
+from bissl_fast.ops.collectives import Ranks, checksum, checksum_of, least, require_same, summed
 from bissl_fast.ops.krylov import check_tensors
 
 Mode = Literal["reverse", "linearized", "gauss_newton", "finite_difference"]
@@ -95,7 +95,7 @@ class HessianOperator:
             loss is a mean over rows, their numbers of rows make it the Hessian of the mean over all rows.
         ranks: the loss is a rank's share, of which that of all is the sum (:mod:`bissl_fast.ops.collectives`), and
             products are those of the sum, the same bits on every rank: one reduction each. All ranks have to build,
-            update and multiply together, at the same parameters.
+            update and multiply together, at the same parameters. The budget is the smallest of theirs.
         check_every: with ``ranks``, compare parameters at each update and every so manieth vector over the ranks, and
             raise where they differ: a debugger's help, which waits for the device.
 
@@ -157,6 +157,8 @@ class HessianOperator:
         self._updates = self._asked = 0
         self._ranks, self._check_every = ranks, check_every
         self._device = parameters.tensors[0].device
+        if ranks is not None and memory_budget is not None:  # all keep as many, or they would not meet in collectives
+            self._budget = least(memory_budget, ranks, self._device)
         cast = torch.bfloat16 if dtype == "bfloat16" else torch.float32
         self._products: Products
         if mode == "reverse":

@@ -66,9 +66,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         finally:
             sys.stdout.flush()
     except UserError as error:
+        from bissl_fast.plain import shown
         from bissl_fast.training.interruption import Interrupted
 
-        print(f"bissl-fast: {error}", file=sys.stderr)
+        print(f"bissl-fast: {shown(str(error))}", file=sys.stderr)
         return 130 if isinstance(error, Interrupted) else 2
     except KeyboardInterrupt:
         print("bissl-fast: stopped; run the same command again to go on from the last checkpoint.", file=sys.stderr)

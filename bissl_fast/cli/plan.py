@@ -16,7 +16,8 @@ from bissl_fast.training.tracking import say
 
 ABOUT = """Tell what a run of `bissl-fast train` with the same options needs: time, memory, disk and second-order
 products, stage by stage. A few steps of each stage are made and measured, on the run's own data; the decoded images
-stay in the cache. All options are those of `bissl-fast train`:
+stay in the cache. All is of one process: of many ranks each holds its part of a batch and all its networks. All options
+are those of `bissl-fast train`:
 
 """
 

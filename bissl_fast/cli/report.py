@@ -15,7 +15,7 @@ from bissl_fast.evaluation.report.run import write_report
 from bissl_fast.evaluation.report.runs import claim, members_of, scores_table, write_runs
 from bissl_fast.evaluation.run_folder import RunFolder
 from bissl_fast.evaluation.table import results_table
-from bissl_fast.evaluation.verdict import gained, verdict
+from bissl_fast.evaluation.verdict import sentences
 from bissl_fast.training.tracking import say
 
 
@@ -48,7 +48,7 @@ def print_results(folder: Path, console: Console) -> None:
     if (folder / "results.json").exists():
         results = run.results()
         console.print(results_table(results).to_rich())
-        for sentence in filter(None, (verdict(results), gained(results))):
+        for sentence in sentences(results):
             say(console, sentence)
     say(console, f"Report: {write_report(folder)}")
 
@@ -59,7 +59,8 @@ def print_comparison(folder: Path, console: Console) -> None:
     with suppress(UserError):  # no pretext seed finished yet, which the report tells
         compared = read_comparison(folder)
         console.print(comparison_table(compared).to_rich())
-        say(console, verdict(compared.over_pretext_seeds))
+        for sentence in sentences(compared.over_pretext_seeds):
+            say(console, sentence)
     say(console, f"Report: {report}")
 
 

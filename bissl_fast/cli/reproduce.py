@@ -68,7 +68,8 @@ def parser() -> argparse.ArgumentParser:
         "--rates",
         choices=("search", "paper"),
         default="search",
-        help="of fine-tuning: 200 trials for each arm, or those of Tables 2 and 4 (default: search)",
+        help="of fine-tuning, for table1 and figure2: 200 trials for each arm, or those of Tables 2 and 4 "
+        "(default: search)",
     )
     points = ",".join(f"{epochs:g}" for epochs in EPOCHS)
     found.add_argument("--epochs", metavar="A,B", default=points, help=f"points of figure2 (default: {points})")

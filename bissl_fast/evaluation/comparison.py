@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -36,12 +36,15 @@ class Compared:
     def over_pretext_seeds(self) -> Results:
         """One number per pretext seed and arm: the mean over its fine-tuning seeds, if it has any."""
         every = list(self.by_seed.values())
-        arms = tuple(_over_seeds([results.arms[index] for results in every]) for index in range(len(every[0].arms)))
-        return replace(every[0], metrics=metrics_of(arms), arms=arms, seeds="pretext")
+        arms = tuple(_over_seeds(self.of(arm.name)) for arm in every[0].arms)
+        found = {control.name: self.of(control.name) for control in every[0].controls}
+        controls = tuple(_over_seeds(alike) for alike in found.values() if len(alike) == len(every))
+        return replace(every[0], metrics=metrics_of(arms), arms=arms, controls=controls, seeds="pretext")
 
     def of(self, name: str) -> list[ArmResult]:
-        """An arm in each finished pretext seed."""
-        return [next(arm for arm in results.arms if arm.name == name) for results in self.by_seed.values()]
+        """An arm, or a control, in each finished pretext seed that has it."""
+        backbones = [(*results.arms, *results.controls) for results in self.by_seed.values()]
+        return [backbone for seed in backbones for backbone in seed if backbone.name == name]
 
     def to_json(self) -> dict[str, Any]:
         """As `compare.json` has it."""
@@ -53,6 +56,7 @@ class Compared:
             "finished": list(self.by_seed),
             "verdict": verdict(over),
             "arms": {arm.name: self._arm_told(arm) for arm in over.arms},
+            **({"controls": {arm.name: self._arm_told(arm) for arm in over.controls}} if over.controls else {}),
             "over_pretext_seeds": _tests_told(over),
             "within_pretext_seeds": {seed: _tests_told(results) for seed, results in self.by_seed.items()},
         }
@@ -136,10 +140,19 @@ def _of_seed(folder: Path, plan: Plan, seed: int) -> Results:
     read = {name: RunFolder(folder / name).results() for name in {row.runs[seed] for row in plan.rows}}
     arms = tuple(_arm(plan, row, read[row.runs[seed]]) for row in plan.rows)
     first = read[plan.rows[0].runs[seed]]
+    controls = tuple(_common(first.controls, list(read.values())))
     try:
-        return replace(first, metrics=metrics_of(arms), arms=arms, against=plan.reference, controls=())
+        return replace(first, metrics=metrics_of(arms), arms=arms, against=plan.reference, controls=controls)
     except KeyError as error:
         raise UserError(f"The arms of pretext seed {seed} have no metric in common ({error}).") from None
+
+
+def _common(controls: Sequence[ArmResult], runs: Sequence[Results]) -> Iterator[ArmResult]:
+    """The controls that are the same backbones in all runs of a seed: arms of an ablation may have their own."""
+    for control in controls:
+        scores = [found.scores for run in runs for found in run.controls if found.name == control.name]
+        if scores == [control.scores] * len(runs):
+            yield control
 
 
 def _arm(plan: Plan, row: Row, results: Results) -> ArmResult:

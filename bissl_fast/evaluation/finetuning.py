@@ -11,7 +11,7 @@ from bissl_fast.data.pipelines.loader import Loader
 from bissl_fast.evaluation.metrics import Evaluation
 from bissl_fast.models import Network
 from bissl_fast.models.sharded import full_tensors, is_sharded, spread_state
-from bissl_fast.ops.batch_norm import share_statistics
+from bissl_fast.ops.batch_norm import average_statistics, share_statistics
 from bissl_fast.ops.collectives import Ranks, all_reduce, gradients_of_all, share_of_mean
 from bissl_fast.training.loop import Values
 from bissl_fast.training.optimizers import restore, state_of
@@ -78,6 +78,7 @@ class FineTuneTask:
             loss = share_of_mean(loss, self.ranks)
             loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
+        average_statistics(self.ranks, self.network)
         loss = all_reduce(loss.detach(), self.ranks)
         values: dict[str, torch.Tensor | float] = {"loss": loss, "lr": self._optimizer.param_groups[0]["lr"]}
         if (index + 1) % self.log_every == 0:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,7 @@ class RunFolder:
     def settings(self) -> dict[str, Any]:
         """What `config.yaml` holds; empty where it cannot be read, which the page tells."""
         try:
-            found = parse_yaml(self.text("config.yaml"))
+            found = _parsed(self.text("config.yaml"))
         except (UserError, ValueError):
             return {}
         return found if isinstance(found, dict) else {}
@@ -146,7 +147,7 @@ class RunFolder:
     def setting(self, name: str, key: str) -> Any:
         """The first value under `key` at any depth of a file of settings, YAML or JSON; None where there is none."""
         try:
-            return _find(parse_yaml(self.text(name)), key)  # JSON is YAML
+            return _find(_parsed(self.text(name)), key)  # JSON is YAML
         except (UserError, ValueError):
             return None
 
@@ -252,6 +253,12 @@ def strange(name: str) -> Iterator[None]:
         yield
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise UserError(f"{name} is not as a run writes it ({type(error).__name__}: {str(error)[:200]}).") from None
+
+
+@lru_cache(8)  # a report asks forty times, and each takes the YAML parser some 30 ms
+def _parsed(text: str) -> Any:
+    """What a text of settings holds, to be read alone: others are given the same."""
+    return parse_yaml(text)
 
 
 def _find(settings: Any, key: str) -> Any:

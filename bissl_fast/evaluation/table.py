@@ -12,6 +12,7 @@ from bissl_fast.evaluation.cost import uneven_budgets
 from bissl_fast.evaluation.metrics import BESIDE, METRICS, Metric
 from bissl_fast.evaluation.results import ALPHA, ArmResult, Results
 from bissl_fast.evaluation.statistics import Comparison, p_words
+from bissl_fast.plain import shown
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -54,17 +55,17 @@ class Grid:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(caption=Text(self.caption), caption_justify="left", min_width=72)
+        table = Table(caption=Text(shown(self.caption)), caption_justify="left", min_width=72)
         for index, column in enumerate(self.columns):
             widest = max(len(row[index].text) for row in self.rows)
-            title = Text(column, overflow="fold")
+            title = Text(shown(column), overflow="fold")
             if index == 0:
                 table.add_column(title, overflow="fold")
             else:
                 table.add_column(title, justify="right", no_wrap=len(column) <= widest, min_width=widest)
         for name, *cells in self.rows:
-            numbers = (Text(cell.text, style="bold" if cell.best else "", no_wrap=True) for cell in cells)
-            table.add_row(Text(name.text), *numbers)
+            numbers = (Text(shown(cell.text), style="bold" if cell.best else "", no_wrap=True) for cell in cells)
+            table.add_row(Text(shown(name.text)), *numbers)
         return table
 
     def to_markdown(self) -> str:

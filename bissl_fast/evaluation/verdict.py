@@ -30,6 +30,11 @@ def verdict(results: Results) -> str:
     return _of_many(results, metric, comparisons)
 
 
+def sentences(results: Results) -> list[str]:
+    """What stands with the table: the verdict, and with controls what backbones have gained over them."""
+    return list(filter(None, (verdict(results), gained(results))))
+
+
 def gained(results: Results) -> str:
     """A sentence on how far the arms' backbones are above those of the controls; empty where there are none.
 

@@ -7,9 +7,8 @@ from typing import Any, Literal, get_args
 
 from bissl_fast.evaluation.table import Cell, Grid
 from bissl_fast.experiments.paper_runs import Found, PaperRun
-from bissl_fast.methods.config import TrainConfig
 from bissl_fast.methods.costs.probe import Measured
-from bissl_fast.methods.costs.work import Work, backbone_work, features_work, testing_work, times, tuning_work
+from bissl_fast.methods.costs.work import Work, stages_of
 
 Kind = Literal["Pretext", "BiSSL", "Search", "Tuning", "Features"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -54,26 +53,6 @@ class Stage:
         return not self.done and not self.shared_with
 
 
-def stages_of(config: TrainConfig, found: Found, tuned: bool, kept: int | None = None) -> dict[str, Work]:
-    """The stages of one run by name, in their order.
-
-    Args:
-        config: of the run.
-        found: its sets.
-        tuned: whether its backbones are fine-tuned, or looked at as they are.
-        kept: stored batches that keep their linearisation, as of :func:`backbone_work`.
-    """
-    sizes = found.sizes
-    stages = backbone_work(config, sizes, kept)
-    if not tuned:
-        return stages | {"features": {"image scored": features_work(config, sizes)}}
-    one = tuning_work(config, sizes)
-    trials = config.search.trials
-    stages |= {f"search-{arm}": times(one, trials) for arm in config.methods if trials}
-    stages |= {f"finetune-{arm}-{seed}": one for arm in config.methods for seed in range(config.finetune.seeds)}
-    return stages | {"test": testing_work(config, sizes)}
-
-
 def planned(
     runs: Iterable[tuple[PaperRun, Found]], folder: Path, tuned: bool, kept: int | None = None
 ) -> tuple[Stage, ...]:
@@ -93,7 +72,7 @@ def planned(
     stages = []
     for run, found in runs:
         name = str(run.config.name)
-        for stage, work in stages_of(run.config, found, tuned, kept).items():
+        for stage, work in stages_of(run.config, found.sizes, tuned, kept).items():
             maker = name
             if stage.startswith("pretext"):
                 maker = first.setdefault((stage, work["pretext step"]), name)

@@ -23,7 +23,7 @@ from bissl_fast.evaluation.verdict import verdict
 from bissl_fast.export.choice import Choice
 from bissl_fast.export.loading import TrainedModel
 from bissl_fast.export.usage import Usage, preprocessing
-from bissl_fast.plain import parse_yaml
+from bissl_fast.plain import parse_yaml, shown
 from bissl_fast.version import __version__
 
 OF_A_MACHINE = ("output", "name", "cache_dir", "data_root", "device", "threads", "loop")
@@ -112,7 +112,7 @@ def _called(spec: str) -> str:
 
 def code(text: str) -> str:
     """Text as Markdown shows code, whatever is in it: between more backticks than it has in a row, on one line."""
-    text = " ".join(text.split())
+    text = shown(" ".join(text.split()))
     fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence}{text}{fence}" if fence == "`" else f"{fence} {text} {fence}"
 

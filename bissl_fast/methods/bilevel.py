@@ -1,5 +1,6 @@
 """How a bilevel method takes its second-order products and solves its systems; shared by all that do."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -255,8 +256,11 @@ class BilevelSettings:
 
 
 def default_budget(device: torch.device) -> int:
-    """Bytes for products. A GPU is the run's own, but for what libraries and fragments take; a machine has others."""
-    share = 0.85 if device.type == "cuda" else 0.5
+    """Bytes for products. A GPU is the run's own, but for what libraries and fragments take; a machine has others.
+
+    Where a launcher has started several ranks on a machine, they share its memory.
+    """
+    share = 0.85 if device.type == "cuda" else 0.5 / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return int(share * available_memory(device))
 
 

@@ -22,7 +22,7 @@ from bissl_fast.methods.stages.pretrain import Pretext, tell_rising
 from bissl_fast.methods.stages.sgd import SGDSettings
 from bissl_fast.methods.trial import kept_or_tried
 from bissl_fast.models import Network, forward_each
-from bissl_fast.ops.batch_norm import share_statistics
+from bissl_fast.ops.batch_norm import average_statistics, share_statistics
 from bissl_fast.ops.collectives import all_reduce, gradients_of_all, share_of_mean, summed_together
 from bissl_fast.ops.krylov import norm
 from bissl_fast.pretext import Learner, OptimizerSettings
@@ -165,6 +165,8 @@ class BiSSLTask:
             first = index * settings.stored_batches
             stored = [self.fresh_loader.load(first + k).views for k in range(settings.stored_batches)]
         upper = self._upper_level(index, stored)
+        moved = (self.downstream, self.pretext) if settings.leak_statistics else (self.downstream,)
+        average_statistics(self.ranks, *moved)
         distance = norm(self.theta_d.values() - self.theta_p.values())
         return {**lower, **upper, "backbone_distance": distance}
 

@@ -1,8 +1,7 @@
 """FUSSL (Mohamadi et al.): m blocks vote on fuzzy labels of their images, and one of them learns these (section 3)."""
 
 import json
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -10,28 +9,24 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import nn
 
-from bissl_fast.data.pipelines.loader import Loader
+from bissl_fast.data.pipelines.loader import Batch
 from bissl_fast.data.views.parameters import ViewSettings
 from bissl_fast.errors import UserError
 from bissl_fast.methods.checks import require, without_effect
 from bissl_fast.methods.costs.cost import Cost, steps_cost
-from bissl_fast.methods.fuzzy_labels import Kind, Memberships, Ties, fuzzy_labels, soft_cross_entropy
+from bissl_fast.methods.fuzzy_labels import Kind, Memberships, Ties, fuzzy_labels
 from bissl_fast.methods.labelling import Rule, collapse, label, summary
 from bissl_fast.methods.run import Run
 from bissl_fast.methods.stages.blocks import BlocksTask
 from bissl_fast.methods.stages.pretrain import Pretext, PretrainSettings, PretrainTask, tell_rising
+from bissl_fast.methods.stages.pseudo_labels import PseudoLabelTask
 from bissl_fast.models import Network
 from bissl_fast.models.last_stage import before_last_stage
 from bissl_fast.models.stacked import Stack, stacks_exactly
-from bissl_fast.models.together import in_chunks
+from bissl_fast.ops.collectives import own_rows
 from bissl_fast.pretext import Learner, OptimizerSettings
-from bissl_fast.pretext.collapse import diagnose
 from bissl_fast.training.files import load_weights, save_weights, write_arrays, write_json
-from bissl_fast.training.loop import Values
-from bissl_fast.training.optimizers import build_optimizer, set_rate
-from bissl_fast.training.precision import Forward
 from bissl_fast.training.stage import StageOutput
 
 
@@ -131,100 +126,6 @@ class FUSSLSettings:
         """`pretrain.baseline-epochs` of what FUSSL is compared with: the paper's "1200 ep", and equal model-epochs."""
         first, second = self.first_epochs, self.second_epochs
         return {"same epochs": first + second, "equal model-epochs": self.blocks * first + second}
-
-
-class PseudoLabelTask:
-    """Phase 2 (section 3.3): the chosen block learns the labels of the images as they are, first whole, then its end.
-
-    What stands still has no gradient, which the optimiser passes over, momentum, decay and all; its modules are in eval
-    mode, so that no batch norm among them moves a buffer.
-
-    Args:
-        network: backbone and projector, trained in place.
-        loader: batches with one view.
-        votes: (N, m), of the whole set.
-        memberships: (N, m).
-        settings: optimiser, rate, and when weights begin to stand still.
-        steps: length.
-        forward: precision context of a forward pass.
-        chunk: images that pass at once, with batch-norm statistics of their own; ``None``: all of a batch.
-    """
-
-    remedy = "Lower --pretrain.learning-rate, or take --precision fp32."
-
-    def __init__(
-        self,
-        network: Network,
-        loader: Loader,
-        votes: torch.Tensor,
-        memberships: torch.Tensor,
-        settings: FUSSLSettings,
-        steps: int,
-        forward: Forward = nullcontext,
-        chunk: int | None = None,
-    ) -> None:
-        self.network, self.loader, self.settings, self.forward = network, loader, settings, forward
-        self.chunk = chunk
-        self.votes, self.memberships = votes, memberships
-        self.steps, self.images_per_step, self.log_every = steps, loader.batch_size, max(1, min(50, steps // 50))
-        self.whole = round(settings.frozen_from * steps)
-        self._early: tuple[list[nn.Module], list[nn.Parameter]] = ([], [])
-        if self.whole < steps:
-            self._early = before_last_stage(network.backbone)
-        self._optimizer = build_optimizer(settings.optimizer, network.named_parameters())
-
-    def step(self, index: int) -> Values:
-        rate = self.settings.learning_rate
-        set_rate(self._optimizer, rate, rate, self.settings.weight_decay)
-        self._train(whole=index < self.whole)
-        self._optimizer.zero_grad(set_to_none=True)
-        batch = self.loader.load(index)
-        votes, memberships = self.votes[batch.samples], self.memberships[batch.samples]
-        scores, loss = self._backward(batch.views[0], votes, memberships)
-        self._optimizer.step()
-        logged = (index + 1) % self.log_every == 0 or index + 1 == self.steps
-        met = share_met(scores, votes, memberships)
-        return {"label_loss": loss, "lr": rate, "labels_met": met, **(diagnose(scores) if logged else {})}
-
-    def _backward(
-        self, images: torch.Tensor, votes: torch.Tensor, memberships: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scores (B, D), and their mean soft cross-entropy, whose gradient is left with the parameters.
-
-        Each image has a loss of its own, so that chunks come one after the other.
-        """
-        found, losses = [], []
-        size = self.chunk or len(images)
-        for seen, *labels in in_chunks((images, votes, memberships), size):
-            with self.forward():
-                scores: torch.Tensor = self.network(seen)
-            loss = soft_cross_entropy(scores, *labels).mean() * (len(seen) / len(images))
-            loss.backward()  # type: ignore[no-untyped-call]
-            found.append(scores.detach())
-            losses.append(loss.detach())
-        return torch.cat(found), torch.stack(losses).sum()
-
-    def _train(self, whole: bool) -> None:
-        self.network.train()
-        modules, parameters = self._early
-        for module in modules:
-            module.training = whole
-        for parameter in parameters:
-            parameter.requires_grad_(whole)
-
-    def state(self) -> dict[str, Any]:
-        return {"network": self.network.state_dict(), "optimizer": self._optimizer.state_dict()}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self.network.load_state_dict(state["network"])
-        self._optimizer.load_state_dict(state["optimizer"])
-
-
-@torch.no_grad()
-def share_met(scores: torch.Tensor, votes: torch.Tensor, memberships: torch.Tensor) -> torch.Tensor:
-    """Of the images whose highest score is that of a class of their label."""
-    members = (votes == scores.argmax(1, keepdim=True)) & (memberships > 0)
-    return members.any(1).double().mean()
 
 
 @dataclass(frozen=True)
@@ -407,7 +308,8 @@ class FUSSL:
             learners = self._learners(run, before)
             self.pretext.tell_chunks(run, name, learners[0])
             stack = Stack(learners[0].network.backbone, len(learners)) if settings.stacked else None
-            with run.data.loader(run.data.unlabelled, views, self.batch_size, "pretext") as loader:
+            chunk = self.pretext.settings.chunk
+            with run.data.loader(run.data.unlabelled, views, self.batch_size, "pretext", chunk=chunk) as loader:
                 blocks = [PretrainTask(learner, loader, own, total, warmup, rate) for learner in learners]
                 run.loop(BlocksTask(blocks, loader, number * first, first, stack), folder)
             kept = {f"block{k}.{name}": v for k, one in enumerate(learners) for name, v in one.state_dict().items()}
@@ -447,8 +349,7 @@ class FUSSL:
 
         def body(folder: Path) -> None:
             networks = [self._block(run, blocks, k) for k in range(settings.blocks)]
-            batches = run.data.pipeline.in_order(images, view, min(256, self.batch_size))
-            found = label(networks, batches, settings.rule, run.forward)
+            found = label(networks, self._batches(run, view), settings.rule, run.forward, run.ranks)
             votes, memberships = found.votes.numpy().astype(np.int32), found.memberships.numpy()
             write_arrays(folder / "labels.npz", {"votes": votes, "memberships": memberships})
             write_json(folder / "labels.json", found.report())
@@ -466,6 +367,15 @@ class FUSSL:
             run.say(f"{name}: {sentence}")
         return stage
 
+    def _batches(self, run: Run, view: ViewSettings) -> Iterator[Batch]:
+        """All images in their order, or whole batches of them for each rank: their scores are the same bits so."""
+        images, size, own = run.data.unlabelled, min(256, self.batch_size), slice(None)
+        if run.ranks is not None:
+            own = own_rows(-(-len(images) // size), run.ranks)
+        starts = range(0, len(images), size)[own]
+        samples = range(starts.start, min(starts.stop, len(images)))
+        return run.data.pipeline.in_order(images, view, size, samples)
+
     def _train_chosen(self, run: Run, number: int, blocks: StageOutput, labels: StageOutput) -> StageOutput:
         """The stage ``fussl``: phase 2."""
         settings, second, view = self.settings, self._steps(run)[1], original_view(run)
@@ -475,8 +385,9 @@ class FUSSL:
             arrays = np.load(labels.folder / "labels.npz")
             votes = torch.from_numpy(arrays["votes"].astype(np.int64)).to(run.device)
             memberships = torch.from_numpy(arrays["memberships"]).to(run.device)
-            with run.data.loader(run.data.unlabelled, (view,), self.batch_size, f"fussl-{number}") as loader:
-                labelled = (votes, memberships, settings, second, run.forward, self.pretext.settings.chunk)
+            images, chunk, purpose = run.data.unlabelled, self.pretext.settings.chunk, f"fussl-{number}"
+            with run.data.loader(images, (view,), self.batch_size, purpose, chunk=chunk) as loader:
+                labelled = (votes, memberships, settings, second, run.forward, chunk, run.ranks)
                 run.loop(PseudoLabelTask(network, loader, *labelled), folder)
             save_weights(folder / "weights.safetensors", network.state_dict())
 

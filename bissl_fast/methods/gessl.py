@@ -19,11 +19,13 @@ from bissl_fast.methods.run import Run
 from bissl_fast.methods.stages.pretrain import Pretext
 from bissl_fast.methods.stages.sgd import SGDSettings
 from bissl_fast.methods.trial import failure_of, kept_or_tried
+from bissl_fast.ops.collectives import Ranks, all_reduce, summed_together
 from bissl_fast.ops.krylov import dot, norm
 from bissl_fast.pretext.collapse import alarm
 from bissl_fast.pretext.divergences import DIVERGENCES, DivergenceName
 from bissl_fast.pretext.drawing import drawing
 from bissl_fast.pretext.instances import Instances, InstanceTask, Probabilities, has_prototypes
+from bissl_fast.pretext.learner import Views
 from bissl_fast.training.files import save_weights
 from bissl_fast.training.loop import Values
 from bissl_fast.training.schedules import set_learning_rate, warmup_cosine
@@ -43,6 +45,8 @@ TOLD: dict[Differentiation, str] = {
 WITH_PRODUCTS = ("through", "cg", "neumann")
 NOTHING_TO_LEARN = 1e-12
 """Gradient norms and outer losses below it are none."""
+COMPARED = "cos_through"
+"""How the cosine to the gradient of `through` is logged."""
 
 
 @dataclass(frozen=True)
@@ -139,13 +143,21 @@ class GeSSLSettings:
 class GeSSLTask:
     """Algorithm 1. One step is one outer step, of n tasks.
 
+    With ranks each has n/R whole tasks, its part of the batch of an outer step. They do all of their inner steps
+    without a word to each other, with batch-norm statistics of the task at hand as in one process, and the sum over the
+    tasks is the sum over the ranks.
+
     Args:
-        instances: ℓ and π of the pretext task with its network, θ.
-        loader: all images of an outer step in one batch.
+        instances: ℓ and π of the pretext task with its network, θ. If its learner has ranks, all that a step moves is
+            what one process with the whole batches moves.
+        loader: all images of an outer step in one batch, or this rank's part of it.
         settings: of the algorithm.
         bilevel: how products are taken.
         steps: outer steps.
         seed: of labels, and of layers that draw random numbers.
+
+    Raises:
+        UserError: for tasks that the ranks cannot share out.
     """
 
     remedy = "Lower --gessl.inner-rate or --gessl.outer.learning-rate, or take --precision fp32."
@@ -162,6 +174,8 @@ class GeSSLTask:
         self.instances, self.learner, self.theta = instances, instances.learner, instances.parameters
         self.loader, self.settings, self.bilevel, self.seed = loader, settings, bilevel, seed
         self.steps, self.images_per_step, self.log_every = steps, settings.images, max(1, min(50, steps // 50))
+        self.ranks = instances.learner.ranks
+        self.own = shared_out(settings.tasks, self.ranks)
         self.divergence = DIVERGENCES[settings.loss]
         self.operators: dict[str, HessianOperator] = {}  # by mode; built when first needed, moved ever after
         self.optimizer = settings.outer.build(list(instances.model.parameters()))
@@ -177,12 +191,7 @@ class GeSSLTask:
         views = self.loader.load(index).views
         learner.begin_step()
         learner.observe(views)  # at θ, of all tasks together: here alone buffers move
-        gradient, logs = torch.zeros_like(self.theta.values()), []
-        for number, task in enumerate(instances.tasks(views, settings.tasks, self.seed + index)):
-            checked = settings.checked and number == 0 and index % settings.check_every == 0
-            pulled, log = self.outer_gradient(task, checked)
-            gradient += pulled  # Eq. 7, the sum over the tasks
-            logs.append(log)
+        gradient, logs = self._sum(views, index)
         for parameter, piece in zip(self.theta.tensors, self.theta.unflatten(gradient), strict=True):
             parameter.grad = piece.clone()
         learner.hold(index)
@@ -190,7 +199,19 @@ class GeSSLTask:
         learner.advance(index / self.steps)
         shown = (index + 1) % self.log_every == 0 or index + 1 == self.steps
         spread = learner.diagnostics() if shown else {}
-        return {**_means(logs), "outer_gradient_norm": norm(gradient), "lr": rate, **spread}
+        return {**logs, "outer_gradient_norm": norm(gradient), "lr": rate, **spread}
+
+    def _sum(self, views: Views, index: int) -> tuple[torch.Tensor, dict[str, Any]]:
+        """The sum over the tasks of an outer step in Eq. 7, and what to log, a mean over them."""
+        settings, own = self.settings, self.own
+        gradient, logs = torch.zeros_like(self.theta.values()), []
+        with self.learner.apart():
+            for number, task in zip(own, self.instances.tasks(views, len(own), self.seed + index, own[0]), strict=True):
+                checked = settings.checked and number == 0 and index % settings.check_every == 0
+                pulled, log = self.outer_gradient(task, checked)
+                gradient += pulled
+                logs.append(log)
+        return all_reduce(gradient, self.ranks), _means(logs, self.ranks)
 
     def outer_gradient(self, task: InstanceTask, checked: bool = False) -> tuple[torch.Tensor, dict[str, Any]]:
         """∇_θ L(f^l; D^l) ``(L,)`` of one task, and what to log; θ is left as it was."""
@@ -299,11 +320,12 @@ class GeSSL:
 
         Raises:
             UserError: if the pretext task cannot take such tasks or has no such π, if an outer step does not fit the
-                unlabelled set, or if products are needed and cannot be taken.
+                unlabelled set or its tasks the ranks, or if products are needed and cannot be taken.
         """
         settings, task = self.settings, self.pretext.task
         task.require_batch(settings.batch_size, "gessl.batch-size")
         task.require_batch(settings.images, "gessl.tasks × --gessl.batch-size")  # whose keys enter a queue together
+        shared_out(settings.tasks, run.ranks)
         if settings.probabilities == "native" and not has_prototypes(task):
             raise UserError(
                 "--gessl.probabilities native is for tasks with prototypes (swav, dino), and --pretext "
@@ -420,15 +442,31 @@ def comparison(outer: torch.Tensor, through: torch.Tensor) -> dict[str, Any]:
     product = lengths[0] * lengths[1]
     cosine = torch.where(product == 0, 1.0, dot(outer, through) / product)  # 1 where both are zero
     if torch.isfinite(cosine):
-        return {"cos_through": cosine}
+        return {COMPARED: cosine}
     at_fault = "the gradient of `through`" if torch.isfinite(lengths[0]) else "the outer gradient"
-    return {"cos_through": None, "cos_through_reason": f"{at_fault} is too large for a norm, or not finite"}
+    return {COMPARED: None, f"{COMPARED}_reason": f"{at_fault} is too large for a norm, or not finite"}
 
 
-def _means(logs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Over the tasks that have logged a value; what is no number stands as it is."""
-    found: dict[str, list[Any]] = {}
-    for log in logs:
-        for name, value in log.items():
-            found.setdefault(name, []).append(value)
-    return {name: torch.stack(v).mean() if isinstance(v[0], torch.Tensor) else v[0] for name, v in found.items()}
+def shared_out(tasks: int, ranks: Ranks | None) -> range:
+    """Which of the tasks of an outer step are this rank's.
+
+    Raises:
+        UserError: if they are no multiple of the ranks.
+    """
+    size, rank = (1, 0) if ranks is None else (ranks.size, ranks.rank)
+    if tasks % size:
+        raise UserError(
+            f"--gessl.tasks {tasks} cannot be shared out among {size} ranks, of which each has whole tasks: take a "
+            f"multiple of {size}, or as many processes as divide {tasks}."
+        )
+    return range(rank * tasks // size, (rank + 1) * tasks // size)
+
+
+def _means(logs: Sequence[dict[str, Any]], ranks: Ranks | None) -> dict[str, Any]:
+    """Over the tasks of all ranks; what is found out about the first task alone stands as it is, on its rank."""
+    of_first = {name: value for name, value in logs[0].items() if name.startswith(COMPARED)}
+    means = {name: torch.stack([log[name] for log in logs]).mean() for name in logs[0] if name not in of_first}
+    if ranks is not None:
+        sums = summed_together([mean.double() for mean in means.values()], ranks)
+        means = {n: (total / ranks.size).to(means[n].dtype) for n, total in zip(means, sums, strict=True)}
+    return means | of_first

@@ -42,10 +42,11 @@ class Judge(Protocol):
             UserError: if there is any such thing.
         """
 
-    def begin(self, arms: Sequence[str]) -> None:
-        """Refuse what would be missed after the backbones only, as the run begins.
+    def begin(self, run: Run, arms: Sequence[str]) -> None:
+        """Refuse what would be missed after the backbones only, as the run begins, and tell how rates are found.
 
         Args:
+            run: the run.
             arms: of the run.
 
         Raises:
@@ -111,14 +112,14 @@ class ByFineTuning:
             protocols.require(name, run.data.splits)
         for sentence in without_effect("search", self.search, self.search.idle):
             run.say(sentence)
+
+    def begin(self, run: Run, arms: Sequence[str]) -> None:
+        """As :class:`Judge`."""
         if self.search.searched:
             run.say(
                 "fine-tuning: learning rates and weight decays are searched; those of --finetune-bissl and "
                 "--finetune-baseline have no effect, momentum and final share have"
             )
-
-    def begin(self, arms: Sequence[str]) -> None:
-        """As :class:`Judge`."""
         if self.search.rates_of is not None:
             for arm in arms:
                 told_rates(self.search.rates_of / f"search-{arm}")
@@ -208,7 +209,7 @@ class ByFewShots:
         if "crossdomain" in self.chosen and run.settings.pretext_dataset in (None, dataset):
             run.say(f"crossdomain: backbones are trained on {dataset} itself: this is no other domain")
 
-    def begin(self, arms: Sequence[str]) -> None:
+    def begin(self, run: Run, arms: Sequence[str]) -> None:
         """As :class:`Judge`."""
 
     def scores(self, run: Run, backbones: Mapping[str, StageOutput], rates: Mapping[str, SGDSettings]) -> Found:

@@ -11,6 +11,7 @@ from torch import nn
 
 from bissl_fast.data.pipelines.loader import Batch
 from bissl_fast.methods.fuzzy_labels import effective_classes, soft_cross_entropy
+from bissl_fast.ops.collectives import Ranks, gathered_unequal
 from bissl_fast.training.precision import Forward
 
 Rule = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -70,17 +71,23 @@ def label(
     batches: Iterable[Batch],
     rule: Rule,
     forward: Forward = nullcontext,
+    ranks: Ranks | None = None,
 ) -> Labels:
     """Labels of all images by the blocks' votes, and every block's error on them (sections 3.2 and 3.3).
 
     Args:
         blocks: backbone and projector of each, (B, C, H, W) to scores (B, D); put into eval mode.
-        batches: of the images as they are, in the order of the set; ``views[0]`` is used.
+        batches: of the images as they are, in the order of the set; ``views[0]`` is used. With ``ranks`` each has whole
+            batches of them, which follow those of the rank before, and some may have none.
         rule: how votes and confidences (B, m) become memberships (B, m).
         forward: precision context of a forward pass.
+        ranks: that share the work, if there are several; the result is the same bits on each.
     """
-    votes, memberships, classes = [], [], 0
-    errors = torch.zeros(len(blocks), dtype=torch.float64)
+    count, classes = len(blocks), 0
+    like = next((parameter for block in blocks for parameter in block.parameters()), torch.empty(0))
+    votes = [torch.empty(0, count, dtype=torch.int64)]
+    memberships = [torch.empty(0, count, dtype=torch.promote_types(like.dtype, torch.float32))]
+    errors = [torch.empty(0, count, dtype=torch.float64)]  # summed over each batch
     for block in blocks:
         block.eval()
     for batch in batches:
@@ -89,12 +96,16 @@ def label(
         wide = [s if s.dtype == torch.float64 else s.float() for s in scores]
         confidences, found = torch.stack([s.softmax(1) for s in wide], 1).max(2)  # (B, m)
         given = rule(found, confidences)
-        errors += torch.stack([soft_cross_entropy(s, found, given).double().sum() for s in wide]).cpu()
+        errors.append(torch.stack([soft_cross_entropy(s, found, given).double().sum() for s in wide]).cpu()[None])
         votes.append(found.cpu())
         memberships.append(given.cpu())
         classes = wide[0].shape[1]
-    together = torch.cat(votes)
-    return Labels(together, torch.cat(memberships), errors / len(together), classes)
+    together, shares, summed = (torch.cat(parts) for parts in (votes, memberships, errors))
+    if ranks is not None:
+        classes = int(gathered_unequal(torch.tensor([classes]), ranks).amax())
+        together, shares, summed = (gathered_unequal(part, ranks) for part in (together, shares, summed))
+    error = sum(summed, torch.zeros(count, dtype=torch.float64))
+    return Labels(together, shares, error / len(together), classes)
 
 
 def summary(report: Mapping[str, Any]) -> str:

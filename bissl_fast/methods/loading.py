@@ -17,6 +17,7 @@ from bissl_fast.errors import UserError
 from bissl_fast.methods.settings import RunSettings
 from bissl_fast.ops.collectives import Ranks, own_rows
 from bissl_fast.training.ranks import lead_first
+from bissl_fast.training.sameness import SameShapes
 from bissl_fast.training.seeds import derive_seed
 from bissl_fast.training.tracking import say
 
@@ -112,7 +113,7 @@ class RunData:
         """
         seed, (rank, ranks) = derive_seed(self.config.seed, purpose), (0, 1) if alone else self._place
         order = BatchOrder(len(images), batch_size, seed, phase_length, rank, ranks, keep_last, chunk)
-        return self.pipeline.loader(images, views, order, seed)
+        return self._compared(self.pipeline.loader(images, views, order, seed), purpose, alone)
 
     def chunk_loader(
         self, images: ImageSet, views: tuple[ViewSettings, ...], batch_size: int, chunk: int, purpose: str
@@ -120,7 +121,7 @@ class RunData:
         """The batches of :meth:`loader` in chunks."""
         seed, (rank, ranks) = derive_seed(self.config.seed, purpose), self._place
         order = ChunkOrder(BatchOrder(len(images), batch_size, seed, rank=rank, ranks=ranks), chunk)
-        return ChunkLoader(self.pipeline.loader(images, views, order, seed), order)
+        return ChunkLoader(self._compared(self.pipeline.loader(images, views, order, seed), purpose), order)
 
     def evaluation_batches(self, images: ImageSet, ranks: Ranks | None = None) -> Iterator[Batch]:
         """Every image of a split once, or those of this rank, which follow the ones of the rank before."""
@@ -134,6 +135,12 @@ class RunData:
         with self.loader(train, (self.config.images.evaluation_view,), size, "statistics", alone=True) as loader:
             for draw in range(self.config.statistics.batches):
                 yield loader.load(draw)
+
+    def _compared(self, loader: Loader, purpose: str, alone: bool = False) -> Loader:
+        """A loader, or with ``--distributed.check-every`` one whose batches' shapes are compared over the ranks."""
+        if self.ranks is None or alone or not self.config.distributed.check_every:
+            return loader
+        return SameShapes(loader, self.ranks, purpose)
 
     @property
     def _place(self) -> tuple[int, int]:

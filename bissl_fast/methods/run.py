@@ -15,7 +15,6 @@ from bissl_fast.methods.settings import RunSettings
 from bissl_fast.models import BackboneWeights, Network, backbone_weights, build_backbone, place, probe_features
 from bissl_fast.models.backbone import require_small
 from bissl_fast.models.weights import timm_normalisation
-from bissl_fast.ops.collectives import Ranks
 from bissl_fast.pretext import Learner, PretextTask
 from bissl_fast.pretext.collapse import alarm
 from bissl_fast.training.environment import describe_environment
@@ -31,6 +30,11 @@ from bissl_fast.training.trackers.tracker import require_installed
 from bissl_fast.training.tracking import say
 
 Watch = Callable[[Mapping[str, Any]], str]
+
+APART = (
+    "--distributed.batch-norm rank: batch norms take their statistics over the images of each of {ranks} ranks alone, "
+    "which is another result than that of one process or of another number of ranks; it is kept apart from theirs."
+)
 
 
 class Run:
@@ -68,13 +72,15 @@ class Run:
         self.folder = settings.run_folder
         if settings.threads:
             torch.set_num_threads(settings.threads)
-        self.device, self.ranks = find_device(settings.device), Ranks.present()
+        self.device, self.ranks = find_device(settings.device), settings.distributed.ranks()
         self.forward = apply_precision(settings.precision, self.device)
         self.say(path(settings.precision, self.device), "dim")
         for sentence in doubts("--precision", settings.precision, self.device):
             self.say(sentence)
         if settings.distributed.shard and self.ranks is None:
             self.say("--distributed.shard: there is one process, which holds all weights; torchrun starts more")
+        if self.ranks is not None and self.ranks.own_statistics:
+            self.say(APART.format(ranks=self.ranks.size))
         images = settings.images
         self.features = probe_features(settings.backbone, images.size, images.channels)
         for small in {view.size for view in views} - {images.size}:
@@ -114,7 +120,8 @@ class Run:
 
         with memory_told(self.folder / name):
             together = (self.console, self.ranks, alone)
-            done = run_stage(self.folder / name, {**self.shared, **settings}, inputs, recorded, outputs, *together)
+            settings = {**self.shared, **({} if alone else self._apart), **settings}
+            done = run_stage(self.folder / name, settings, inputs, recorded, outputs, *together)
         self.following.follow(done.folder)
         self.done[name] = done
         return done
@@ -125,10 +132,16 @@ class Run:
         shared: dict[str, Any] = {name: getattr(self.settings, name) for name in ("seed", "backbone", "precision")}
         return shared | self.data.pipeline.key
 
+    @property
+    def _apart(self) -> dict[str, Any]:
+        """What the stages that ranks make together are kept by, too, if their number decides about the result."""
+        return {} if self.ranks is None or not self.ranks.own_statistics else {"batch_norm_of_ranks": self.ranks.size}
+
     def loop(self, task: Task, folder: Path, watch: Watch = alarm) -> None:
         """Take a task to its last step, in a stage's folder; ``watch`` has a sentence for logged values, or none."""
         seed, settings = self.seed(folder.name), self.settings.loop
-        run_loop(task, folder, self.device, seed, settings, self.console, watch, self.ranks)
+        many = (self.ranks, self.settings.distributed.check_every)
+        run_loop(task, folder, self.device, seed, settings, self.console, watch, *many)
 
     def seed(self, purpose: str) -> int:
         """A seed for one purpose of the run."""

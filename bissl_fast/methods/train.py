@@ -116,7 +116,7 @@ class Training:
     def run(self) -> Path:
         """All stages; returns the run's folder, which then holds ``results.json``."""
         run = self.context
-        self.judge.begin(list(self.arms))
+        self.judge.begin(run, list(self.arms))
         describe(run, self.config)
         backbones = {name: self._backbone(name) for name in self.arms}
         found = self.judge.scores(run, backbones, {name: sgd for name, (_, sgd) in self.arms.items()})

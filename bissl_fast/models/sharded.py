@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 from bissl_fast.errors import UserError
+from bissl_fast.models.heads import Network
 from bissl_fast.models.skeletons import keep_skeleton, skeleton_of
 from bissl_fast.ops.collectives import Ranks
 
@@ -56,7 +57,8 @@ def shard(network: nn.Module, ranks: Ranks) -> nn.Module:
         parameter.data = parameter.data.contiguous()
     group: Any = _resolve_process_group(ranks.name)
     mesh = DeviceMesh.from_group(group, next(network.parameters()).device.type)
-    for part in (*blocks(network), *network.children(), network):
+    heads = [network.head] if isinstance(network, Network) else []
+    for part in (*blocks(network), *heads, network):
         if any(True for _ in part.parameters()) and not isinstance(part, FSDPModule):
             # PyTorch keeps the outermost weights whole after a forward pass, and then a momentum copy's for good.
             fully_shard(part, mesh=mesh, reshard_after_forward=True)

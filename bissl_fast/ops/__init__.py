@@ -1,7 +1,13 @@
 """Fused kernels behind differentiable functions, one folder each, and the choice of their backend."""
 
 from bissl_fast.ops.backend import available_backends, backend
-from bissl_fast.ops.batch_norm import BatchNormAct, batch_norm_act, share_statistics, statistics_groups
+from bissl_fast.ops.batch_norm import (
+    BatchNormAct,
+    average_statistics,
+    batch_norm_act,
+    share_statistics,
+    statistics_groups,
+)
 from bissl_fast.ops.collectives import Ranks
 from bissl_fast.ops.info_nce import info_nce_loss
 from bissl_fast.ops.krylov import cg_update, segment_dots
@@ -14,6 +20,7 @@ __all__ = [
     "NTXentLoss",
     "Ranks",
     "available_backends",
+    "average_statistics",
     "backend",
     "batch_norm_act",
     "cg_update",

@@ -41,11 +41,14 @@ class Ranks:
         rank: of this process, from 0.
         size: R, how many there are, at least 2.
         name: of the group, as ``torch.distributed`` knows it.
+        own_statistics: whether batch norms take their statistics over each rank's images alone, which is cheaper and
+            another result, and one that depends on the number of ranks.
     """
 
     rank: int
     size: int
     name: str
+    own_statistics: bool = False
 
     @staticmethod
     def present(group: Any = None) -> "Ranks | None":
@@ -248,6 +251,11 @@ def checksum(tensors: Sequence[Tensor]) -> int:
 def checksum_of(text: str) -> int:
     """Of a text."""
     return zlib.crc32(text.encode())
+
+
+def least(found: int, ranks: Ranks, device: torch.device) -> int:
+    """The smallest of the ranks' numbers, below 2⁶³, which have to ask together. Waits for the device."""
+    return int(gathered(torch.tensor([found], device=device), ranks).min())
 
 
 def require_same(found: int, ranks: Ranks, device: torch.device, what: str) -> None:

@@ -90,23 +90,26 @@ class Instances:
         self.parameters = ParameterVector(self.model)
         self.loss = inner_loss(learner.task)
 
-    def tasks(self, views: Views, count: int, seed: int) -> list[InstanceTask]:
-        """The tasks of an outer step.
+    def tasks(self, views: Views, count: int, seed: int, first: int = 0) -> list[InstanceTask]:
+        """The tasks of an outer step, or those of a rank, whose labels and random numbers are the same there.
 
         Args:
             views: each (nB, …).
             count: n.
             seed: of labels and of layers that draw random numbers.
+            first: number of the first of them in the outer step.
         """
         parts = list(zip(*(view.chunk(count) for view in views), strict=True))
         generator = torch.Generator().manual_seed(seed)
         large = self.learner.task.needs.large
-        found = []
-        for seen, part in zip(self.learner.given(parts), parts, strict=True):
-            labels = torch.randperm(self.images, generator=generator).to(part[0].device)
-            drawn = int(torch.randint(2**62, (1,), generator=generator))
-            found.append(InstanceTask(seen, part[:large], labels, drawn))
-        return found
+        drawn = [
+            (torch.randperm(self.images, generator=generator), int(torch.randint(2**62, (1,), generator=generator)))
+            for _ in range(first + count)
+        ]
+        return [
+            InstanceTask(seen, part[:large], labels.to(part[0].device), number)
+            for seen, part, (labels, number) in zip(self.learner.given(parts), parts, drawn[first:], strict=True)
+        ]
 
     def gradient(self, task: InstanceTask) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
         """ℓ and ∇ℓ, a tensor per parameter, at the parameters' present values."""

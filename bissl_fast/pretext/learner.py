@@ -14,7 +14,7 @@ from bissl_fast.bilevel import CompositeLoss, frozen_buffers
 from bissl_fast.errors import UserError
 from bissl_fast.models import Network, forward_each, sharded
 from bissl_fast.models.together import in_chunks, joined
-from bissl_fast.ops.batch_norm import share_statistics
+from bissl_fast.ops.batch_norm import average_statistics, share_statistics, unshared_statistics
 from bissl_fast.ops.collectives import Ranks, all_reduce, gradients_of_all
 from bissl_fast.pretext.collapse import diagnose
 from bissl_fast.pretext.drawing import drawing
@@ -37,7 +37,9 @@ class Learner:
     view: in :meth:`loss`, :meth:`backward` and products alike.
 
     With ``ranks``, L^P is that of the images of all of them, and so are batch-norm statistics, gradients, momentum
-    copy, queue and centre: a step is that of one process with the whole batch. :meth:`loss` gives a rank's share.
+    copy, queue and centre: a step is that of one process with the whole batch. :meth:`loss` gives a rank's share. Where
+    they have ``own_statistics``, those of a batch norm are of one rank's images, as of a chunk, and :meth:`advance`
+    makes the running ones the same.
 
     With ``shard``, weights of network and copy are spread over the ranks, and gradients with them; optimisers are made
     for the network's parameters as they are then. Products take no such network.
@@ -152,6 +154,10 @@ class Learner:
         """A step's pass without its loss: buffers move; :meth:`advance` and :meth:`diagnostics` are of this batch."""
         self._pass(views)
 
+    def apart(self) -> AbstractContextManager[None]:
+        """A block in which batch norms, the momentum copy's too, take this process's statistics, whatever the ranks."""
+        return unshared_statistics(self.network, *([] if self.momentum is None else [self.momentum]))
+
     def _online(self, views: Views) -> tuple[torch.Tensor, ...]:
         """The views that the trained network sees."""
         needs = self.task.needs
@@ -204,6 +210,7 @@ class Learner:
             progress: share of the stage's steps that were done before this one.
         """
         assert self._last is not None, "a step has a loss before its end"
+        average_statistics(self.ranks, *(part for _, part in self._parts()))
         if self.momentum is None:
             return
         kept = half_cosine(*self.task.needs.momentum, progress)

@@ -34,6 +34,7 @@ _ADVICE = {
     errno.ENOENT: "its folder is gone: choose where to write with --output",
     errno.ENOTDIR: "a file stands where a folder is wanted: choose another folder with --output",
     errno.EISDIR: "a folder stands where a file is wanted: name the file with --output",
+    errno.ELOOP: "a link stands in its place: remove it or choose another folder with --output",
     errno.EEXIST: "a file stands where a folder is wanted: choose another folder with --output",
     **dict.fromkeys(GONE, "its disk no longer answers: see that it is connected and mounted"),
 }
@@ -66,8 +67,6 @@ def make_folder(path: Path) -> None:
     Raises:
         UserError: if that is not allowed.
     """
-    if not writes():
-        return
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -112,7 +111,7 @@ def locked(path: Path) -> Iterator[bool]:
         UserError: if it cannot be written.
     """
     try:
-        file = open(path, "w")  # noqa: SIM115
+        file = open(path, "a", opener=_through_no_link)  # noqa: SIM115
     except OSError as error:
         raise unwritable(path, error) from None
     with file:
@@ -122,6 +121,11 @@ def locked(path: Path) -> Iterator[bool]:
             yield False
         else:
             yield True
+
+
+def _through_no_link(path: str, flags: int) -> int:
+    """Open a file of a name that others can foresee: in a folder that they may write, a link may lead anywhere."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def write_atomic(path: Path, *content: bytes | memoryview, before: Sequence[Path] = ()) -> None:
@@ -139,7 +143,7 @@ def write_atomic(path: Path, *content: bytes | memoryview, before: Sequence[Path
         return
     partial = path.with_name(path.name + ".partial")
     try:
-        with open(partial, "wb") as file:
+        with open(partial, "wb", opener=_through_no_link) as file:
             for part in content:
                 file.write(part)
             file.flush()

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from bissl_fast.errors import UserError
 from bissl_fast.training.interruption import Interrupted, Interruption, interruptible
+from bissl_fast.training.joining import joined, of_each
 from bissl_fast.training.launcher import Launch
 from bissl_fast.training.roll import MISSED, Farewell, Roll, named
 from bissl_fast.training.verdict import CALL, Ended, Watch, asked_around, lost_by, told
@@ -51,8 +51,7 @@ def over_ranks(arguments: Sequence[str], run: Callable[[], int]) -> int:
             for quiet in (reading_only(), redirect_stdout(_nowhere(stack)), redirect_stderr(_nowhere(stack))):
                 stack.enter_context(quiet)
         stack.enter_context(_handlers())
-        with interruptible():
-            roll, store = _found(launch, _seconds(arguments))
+        roll, store = _join(launch, _seconds(arguments))
         watch = Watch(roll, launch.keeper, tell)
         watch.start()
         error: BaseException | None = None
@@ -124,65 +123,14 @@ def _seconds(arguments: Sequence[str], otherwise: float = 600.0) -> float:
     return otherwise
 
 
-def _found(launch: Launch, seconds: float) -> tuple[Roll, Any]:
-    """The roll of all ranks, and the store of their group, once each has come.
-
-    Raises:
-        UserError: if one does not come in time, or two have the same number.
-    """
-    end = time.monotonic() + seconds
-    keeps = launch.rank == 0 and not launch.agent
-    if not keeps:
-        _await_port(launch, end, seconds)
-    store = _connected(launch, keeps, seconds)
-    own = PrefixStore("roll", _connected(launch, False, 20.0))
-    if own.add(f"rank/{launch.rank}", 1) > 1:
-        raise UserError(f"two processes are rank {launch.rank} of {launch.size}: RANK must differ for each.")
-    roll = Roll(own, launch.rank, launch.size)
-    roll.enter()
-    missing: Sequence[int] = range(launch.size)
-    while missing := roll.missing(missing):
-        if time.monotonic() > end:
-            raise UserError(
-                f"{named(missing)} of {launch.size} did not come within {seconds:.0f} s; see why, or give "
-                "--distributed.timeout more seconds."
-            )
-        time.sleep(0.05)
-    roll.start()
-    return roll, PrefixStore("group", store)
-
-
-def _await_port(launch: Launch, end: float, seconds: float) -> None:
-    """Wait, where signals are heard, until the store may be asked."""
-    reason = ""
-    while time.monotonic() < end:
-        try:
-            socket.create_connection((launch.address, launch.port), timeout=2.0).close()
-            return
-        except OSError as error:
-            reason = error.strerror or str(error)
-        time.sleep(0.1)
-    raise UserError(
-        f"rank {launch.rank} of {launch.size}: nobody answers at {launch.address}:{launch.port} within {seconds:.0f} s "
-        f"({reason}); {launch.keeper} opens it: see that it runs and that MASTER_ADDR and MASTER_PORT name its machine."
-    )
-
-
-def _connected(launch: Launch, keeps: bool, seconds: float) -> Any:
+def _join(launch: Launch, seconds: float) -> tuple[Roll, Any]:
     try:
-        return TCPStore(
-            launch.address,
-            launch.port,
-            is_master=keeps,
-            timeout=timedelta(seconds=seconds),
-            wait_for_workers=False,
-        )
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"rank {launch.rank} of {launch.size}: the store at {launch.address}:{launch.port} cannot be "
-            f"{'opened' if keeps else 'asked'} ({reason}); choose another MASTER_PORT."
-        ) from None
+        with interruptible():
+            return joined(launch, seconds)
+    except Interrupted:
+        if launch.rank == 0:
+            raise
+        raise SystemExit(130) from None  # rank 0 says so
 
 
 def _make_group(launch: Launch, store: Any, arguments: Sequence[str]) -> None:
@@ -195,14 +143,13 @@ def _make_group(launch: Launch, store: Any, arguments: Sequence[str]) -> None:
     cuda = cuda and ("--device", "cpu") not in pairwise(arguments)
     cores = sorted(os.sched_getaffinity(0))
     here = f"{socket.gethostname()}/{cores}"
-    own = PrefixStore("machine", store)
-    own.set(str(launch.rank), here)
-    beside = [rank for rank in range(launch.size) if own.get(str(rank)).decode() == here]
+    places = of_each(store, "place", launch.rank, launch.size, here)
+    beside = [rank for rank, place in enumerate(places) if place == here]
     if os.environ.get("OMP_NUM_THREADS", "1") == "1":  # which torchrun sets where nobody has
         torch.set_num_threads(max(1, len(cores) // len(beside)))
     if cuda:
         local = beside.index(launch.rank) if launch.local_rank is None else launch.local_rank
-        _take_gpu(launch, own, local)
+        _take_gpu(launch, store, local)
     timeout = timedelta(seconds=_seconds(arguments))
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     dist.init_process_group(backend, store=store, rank=launch.rank, world_size=launch.size, timeout=timeout)
@@ -212,8 +159,8 @@ def _take_gpu(launch: Launch, store: Any, local: int) -> None:
     """This rank's GPU: one that it alone is shown, or that of its number on its machine."""
     count = torch.cuda.device_count()
     index = 0 if count == 1 else min(local, count - 1)
-    store.set(f"gpu/{launch.rank}", f"{socket.gethostname()}/{torch.cuda.get_device_properties(index).uuid}")
-    taken = [store.get(f"gpu/{rank}").decode() for rank in range(launch.size)]
+    gpu = f"{socket.gethostname()}/{torch.cuda.get_device_properties(index).uuid}"
+    taken = of_each(store, "gpu", launch.rank, launch.size, gpu)
     twice = [[rank for rank in range(launch.size) if taken[rank] == gpu] for gpu in dict.fromkeys(taken)]
     if shared := next((ranks for ranks in twice if len(ranks) > 1), None):
         raise UserError(

@@ -18,6 +18,7 @@ from bissl_fast.training.clock import Clock
 from bissl_fast.training.finite import GradientWatch, first_non_finite
 from bissl_fast.training.interruption import Interrupted, Interruption
 from bissl_fast.training.ranks import anywhere, is_lead
+from bissl_fast.training.sameness import require_same_state
 from bissl_fast.training.seeds import derive_seed
 from bissl_fast.training.tracking import Metrics, ProgressBar, say
 
@@ -79,6 +80,7 @@ def run_loop(
     console: Console,
     watch: Callable[[Mapping[str, Any]], str] = lambda values: "",
     ranks: Ranks | None = None,
+    check_every: int = 0,
 ) -> None:
     """Take a task from its checkpoint, or from the start, to its last step.
 
@@ -95,14 +97,15 @@ def run_loop(
         watch: of the values that are logged; a sentence is told when it first comes, and when it has gone between.
         ranks: processes that take the same steps, each with its part of a task whose ``state`` is the same on all. The
             first alone writes, and all go on from what it has written. Layers draw by step and rank.
+        check_every: steps between comparisons of all state over the ranks, which take time; 0 makes none.
 
     Raises:
         Interrupted: after SIGINT or SIGTERM, with a checkpoint written.
         NonFiniteError: names the term; the last good checkpoint stays.
-        UserError: if the checkpoint belongs to another model or the disk is full.
+        UserError: if the checkpoint belongs to another model, the disk is full, or the states of ranks differ.
     """
     keep_freed_memory()
-    _Loop(task, folder, device, seed, settings, console, watch, ranks).run()
+    _Loop(task, folder, device, seed, settings, console, watch, ranks, check_every).run()
 
 
 class _Loop:
@@ -116,8 +119,9 @@ class _Loop:
         console: Console,
         watch: Callable[[Mapping[str, Any]], str],
         ranks: Ranks | None,
+        check_every: int,
     ) -> None:
-        self.seed, self.ranks = seed, ranks
+        self.seed, self.ranks, self.check_every = seed, ranks, check_every
         self.task, self.folder, self.settings, self.console = task, folder, settings, console
         self.watch, self.warned = watch, False
         self.checkpoints = Checkpoints(folder, settings.checkpoints, console)
@@ -141,6 +145,7 @@ class _Loop:
                     self._draw_apart()
                     self.window.append(dict(self.task.step(self.done)))
                     self.done += 1
+                    self._compare()
                     if self.done % self.task.log_every == 0 or self.done == self.task.steps:
                         self._log(progress)
                     due = is_lead(self.ranks) and time.monotonic() - saved_at >= self.settings.checkpoint_seconds
@@ -162,6 +167,13 @@ class _Loop:
         """Ranks draw numbers of their own, which follow from the step, so that any number of ranks can go on."""
         if self.ranks is not None:
             torch.manual_seed(derive_seed(self.seed, f"step {self.done}, rank {self.ranks.rank}"))
+
+    def _compare(self) -> None:
+        """In every so manieth step, and in the last, refuse ranks whose states differ."""
+        if self.ranks is None or not self.check_every:
+            return
+        if self.done % self.check_every == 0 or self.done == self.task.steps:
+            require_same_state(self.task.state(), self.ranks, f"{self.folder.name}, step {self.done}")
 
     def _progress(self) -> ProgressBar:
         return ProgressBar(self.console, self.folder.name, self.task.steps, self.done)

@@ -9,7 +9,7 @@ import datetime
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal
 
@@ -45,6 +45,11 @@ class DistributedSettings:
             raise UserError(f"--distributed.check-every must be 0 or more, found {self.check_every}.")
         if not self.timeout > 0:
             raise UserError(f"--distributed.timeout must be positive, found {self.timeout}.")
+
+    def ranks(self) -> Ranks | None:
+        """The ranks that there are, with batch norms as they are wanted; ``None`` for one process."""
+        found = Ranks.present()
+        return None if found is None else replace(found, own_statistics=self.batch_norm == "rank")
 
 
 LONG = datetime.timedelta(days=30)

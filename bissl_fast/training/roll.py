@@ -3,7 +3,7 @@
 import json
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -59,18 +59,16 @@ class Roll:
         self._hurry, self._over = threading.Event(), False
         self._thread = threading.Thread(target=self._keep, name="roll", daemon=True)
 
-    def enter(self) -> None:
-        """Say for the first time that this rank is there."""
-        self._store.set(f"left/{self.rank}", "")
-        self._store.set(f"answered/{self.rank}", "")
-        self._store.set(f"beat/{self.rank}", "0")
+    def start(self, waits: Callable[[], bool]) -> None:
+        """Keep the roll from now on, as soon as all are there.
 
-    def missing(self, ranks: Iterable[int]) -> list[int]:
-        """Those that have not said so yet."""
-        return [rank for rank in ranks if not self._store.check([f"beat/{rank}"])]
-
-    def start(self) -> None:
-        """Keep the roll from now on; all have entered."""
+        Args:
+            waits: whether to wait any longer for those that are not.
+        """
+        for what, value in (("left", ""), ("answered", ""), ("beat", "0")):
+            self._store.set(f"{what}/{self.rank}", value)
+        while not self._store.check([f"beat/{rank}" for rank in range(self.size)]) and waits():
+            time.sleep(0.02)
         self.heard = time.monotonic()
         self._thread.start()
 

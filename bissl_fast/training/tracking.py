@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from bissl_fast.plain import parse_json
+from bissl_fast.plain import parse_json, shown
 from bissl_fast.training.files import unwritable
 
 Item = TypeVar("Item")
@@ -24,8 +24,8 @@ LINE_SECONDS = 15.0
 
 
 def say(console: Console, text: str, style: str = "") -> None:
-    """Print a line as it is: names and paths are no markup and are never wrapped."""
-    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+    """Print a line as it is: names and paths are no markup, steer no terminal and are never wrapped."""
+    console.print(shown(text), style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 class Metrics:

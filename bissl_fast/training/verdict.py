@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from bissl_fast.training.interruption import Interruption
 from bissl_fast.training.roll import MISSED, QUIET, Farewell, Roll, named
 
-WHOLE = "Every checkpoint and finished stage is whole: start all ranks again to go on."
+WHOLE = "Every checkpoint and finished stage is whole: a start of all ranks goes on from there."
 CALL = signal.SIGURG
 """Sent to the main thread by the watch: nobody else sends it, and where nothing awaits it, it is ignored."""
 

@@ -1,6 +1,7 @@
 """Products, solves and refusals of a Hessian whose batches two ranks share."""
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from bissl_fast.bilevel import HessianOperator, ParameterVector, ShiftedOperator
 from bissl_fast.models import Network, build_projector, fuse_batch_norm
 from bissl_fast.ops import Ranks, share_statistics
 from bissl_fast.pretext import SimCLR, product_loss
+from bissl_fast.pretext.drawing import drawing
 from tests.ranks import Processes
 
 MODES: tuple[Any, ...] = ("reverse", "linearized", "gauss_newton")
@@ -64,6 +66,89 @@ def products(ranks: Ranks | None) -> Found:
             halves = hessian._kept[0].program.halves
             found["collectives"] = [collectives_of(half) for half in (halves.primal, halves.tangent)]
     return found
+
+
+def compiled(ranks: Ranks) -> Found:
+    """Products of both halves as they are, and as Inductor compiles them."""
+    model = network(ranks)
+    theta = ParameterVector(model, "backbone.")
+    loss, v = product_loss(SimCLR(temperature=0.3), ranks=ranks), drawn(len(theta), 3)
+    return {
+        name: HessianOperator(loss, theta, batches(ranks), "linearized", compiled=wanted, ranks=ranks).matvec(v)
+        for name, wanted in (("plain", False), ("compiled", True))
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_compiled_products_over_ranks_are_those_of_the_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))  # nothing compiled earlier
+    processes = Processes(tmp_path, wait=1000.0)  # the C++ compiler runs for minutes on a busy machine
+    try:
+        first, second = processes(compiled)
+    finally:
+        processes.stop()
+    assert torch.equal(first["compiled"], second["compiled"])
+    assert (first["compiled"] - first["plain"]).norm() <= 1e-12 * first["plain"].norm()
+
+
+def within_budgets(ranks: Ranks) -> Found:
+    """Products in a budget that on rank 1 alone allows to keep less than everything."""
+    model = network(ranks)
+    theta = ParameterVector(model, "backbone.")
+    loss, v = product_loss(SimCLR(temperature=0.3), ranks=ranks), drawn(len(theta), 3)
+    free = HessianOperator(loss, theta, batches(ranks), "linearized", compiled=False, ranks=ranks)
+    budget = free.needed_bytes if ranks.rank else 10**12
+    tight = HessianOperator(loss, theta, batches(ranks), "linearized", None, budget, compiled=False, ranks=ranks)
+    return {"free": free.matvec(v), "tight": tight.matvec(v), "kept": (free.retained, tight.retained)}
+
+
+def test_ranks_keep_as_much_as_the_smallest_of_their_budgets_allows(two_ranks: Processes) -> None:
+    for found in two_ranks(within_budgets):
+        assert found["kept"] == (2, 0)
+        assert torch.equal(found["free"], found["tight"])
+
+
+def dropping() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Dropout(0.5), nn.Linear(8, 3)).double()
+
+
+def with_masks(ranks: Ranks) -> Found:
+    """Products of a network with dropout for the same images on every rank, and the Hessian that its masks make."""
+    model, images = dropping(), drawn(6 * 5, 7).view(6, 5)
+    theta = ParameterVector(model)
+
+    def loss(module: Any, x: torch.Tensor) -> torch.Tensor:
+        value: torch.Tensor = module(x).exp().mean() / ranks.size
+        return value
+
+    torch.manual_seed(10 + ranks.rank)  # as the step loop does: by seed, step and rank
+    hessian = HessianOperator(loss, theta, [images], ranks=ranks)
+    u, v = drawn(len(theta), 3), drawn(len(theta), 4)
+    torch.manual_seed(10 + ranks.rank)
+    seed = int(torch.randint(2**62, (1,)))
+
+    def of_theta(flat: torch.Tensor) -> torch.Tensor:
+        named = dict(zip(theta.names, theta.unflatten(flat), strict=True))
+        with drawing(seed, flat.device):
+            return loss(lambda x: torch.func.functional_call(model, named, (x,)), images)
+
+    own = torch.autograd.functional.hessian(of_theta, theta.values())
+    return {"products": [hessian.matvec(w) for w in (u, v, u)], "own": own, "vectors": [u, v]}
+
+
+def test_every_product_sees_the_one_mask_that_each_rank_has_drawn(two_ranks: Processes) -> None:
+    found = two_ranks(with_masks)
+    whole = found[0]["own"] + found[1]["own"]
+    assert (found[0]["own"] - found[1]["own"]).norm() > 0.1 * whole.norm()  # of the same images
+    for one in found:
+        u, v = one["vectors"]
+        of_u, of_v, again = one["products"]
+        assert torch.equal(of_u, again)
+        torch.testing.assert_close(of_u, whole @ u, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(v @ of_u, u @ of_v, rtol=1e-12, atol=1e-14)
+    assert torch.equal(found[0]["products"][0], found[1]["products"][0])
 
 
 def refusals(ranks: Ranks) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -77,6 +78,42 @@ def test_one_pretext_seed_is_shown_and_not_tested(tmp_path: Path) -> None:
     compared = read_comparison(write_comparison_of(tmp_path / "c", {"bissl": BISSL[:1], "baseline": BASE[:1]}))
     assert "one seed has no spread, so no test can be made" in verdict(compared.over_pretext_seeds)
     assert compared.to_json()["over_pretext_seeds"]["top1"]["bissl"]["p"] is None
+
+
+def write_controls(run: Path, score: float) -> None:
+    """A control beside the arms of a run, on two fine-tuning seeds."""
+    controls = {"untrained": {"title": "Untrained", "scores": {"top1": [score - 1, score + 1]}}}
+    file = run / "results.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"controls": controls}))
+
+
+def test_controls_stand_beside_the_arms_over_the_pretext_seeds(tmp_path: Path) -> None:
+    folder = write_comparison_of(tmp_path / "c", {"bissl": BISSL, "baseline": BASE})
+    for seed, score in enumerate((20.0, 22.0, 24.0)):
+        write_controls(folder / f"seed-{seed}", score)
+    report = write_comparison(folder).read_text()
+    told = json.loads((folder / "compare.json").read_text())
+    assert told["controls"]["untrained"]["scores"]["top1"]["means"] == [20.0, 22.0, 24.0]
+    assert set(told["over_pretext_seeds"]["top1"]) == {"bissl"}  # in no comparison
+    table = (folder / "table.md").read_text()
+    assert "| Untrained | 22.0 ± 2.0 |" in table
+    for shown in (table, report):
+        assert "bissl 30.7 points above and baseline 28.0 points above untrained (22.0" in shown
+
+
+@pytest.mark.parametrize(("score", "shown"), [(20.0, True), (21.0, False)])
+def test_controls_of_arms_in_runs_of_their_own_are_shown_where_they_are_the_same(
+    tmp_path: Path, score: float, shown: bool
+) -> None:
+    folder = write_comparison_of(tmp_path / "c", {"bissl": BISSL[:1], "baseline": BASE[:1]})
+    shutil.copytree(folder / "seed-0", folder / "own")
+    plan = json.loads((folder / "plan.json").read_text())
+    plan["rows"][0]["runs"] = {"0": "own"}
+    (folder / "plan.json").write_text(json.dumps(plan))
+    write_controls(folder / "own", 20.0)
+    write_controls(folder / "seed-0", score)
+    write_comparison(folder)
+    assert ("Untrained" in (folder / "table.md").read_text()) == shown
 
 
 def test_a_seed_that_has_not_run_for_every_arm_is_left_out_and_told(tmp_path: Path) -> None:

@@ -1,11 +1,8 @@
 """`bissl-fast reproduce`: which runs it makes, what it says they cost, and that none is made twice."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from dataclasses import replace
@@ -17,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from rich.console import Console
+from tests.forks import Command
 
 from bissl_fast.bilevel import HessianOperator
 from bissl_fast.cli import main
@@ -26,14 +24,14 @@ from bissl_fast.errors import UserError
 from bissl_fast.evaluation.metrics import METRICS
 from bissl_fast.evaluation.statistics import compare
 from bissl_fast.experiments.beside_paper import Beside, beside_table, claim, results_of
-from bissl_fast.experiments.expected import Expected, planned, stages_of
+from bissl_fast.experiments.expected import Expected, planned
 from bissl_fast.experiments.paper_results import DATASETS, TABLE_1
 from bissl_fast.experiments.paper_runs import Asked, Found, PaperRun, runs_of
 from bissl_fast.experiments.reproduction_page import Reproduced
 from bissl_fast.methods.bissl import BiSSLTask
 from bissl_fast.methods.config import TrainConfig, load_config
 from bissl_fast.methods.costs.probe import Measured, measure
-from bissl_fast.methods.costs.work import UNITS, Sizes
+from bissl_fast.methods.costs.work import UNITS, Sizes, stages_of
 from bissl_fast.methods.loading import RunData
 from bissl_fast.methods.presets import TABLE_2_BASELINE, TABLE_4_AFTER_BISSL
 from bissl_fast.methods.run import Run
@@ -149,7 +147,7 @@ def test_shared_pretext_stages_are_counted_once_and_units_times_counts_are_the_c
 
 def test_products_that_do_not_fit_their_budget_are_linearised_again() -> None:
     (run,) = runs_of(Asked("table1", ("dtd",)), as_it_is)
-    work = stages_of(run.config, Found(STL10, 47, False), tuned=True, kept=2)["bissl"]
+    work = stages_of(run.config, STL10, tuned=True, kept=2)["bissl"]
     assert work["linearisation"] == 500 * (2 + 3 * 40)
     assert work["product"] == 500 * 200
 
@@ -194,16 +192,14 @@ def no_probe(*_: Any) -> Measured:
 def killed(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a reproduction of two sets and one that is missing, killed while the first is tuned."""
     output = tmp_path_factory.mktemp("table1")
-    command = [sys.executable, "-m", "bissl_fast.cli", *arguments(root, output, *TABLE)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    process = Command(arguments(root, output, *TABLE))
     deadline = time.monotonic() + 500
     while not (output / "flowers" / "finetune-bissl-1" / "key.json").exists():
-        assert process.poll() is None, process.communicate()[0]
+        assert process.status() is None, process.told()
         assert time.monotonic() < deadline
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
-    (output / "told.txt").write_text(process.communicate()[0])
+    (output / "told.txt").write_text(process.end())
     shutil.copy(output / "expected-table1.json", output / "first.json")
     return output
 
@@ -275,12 +271,13 @@ def test_results_of_other_settings_stand_beside_nothing(made: tuple[Path, Counte
     assert results_of(made[0], PaperRun("dtd", replace(config, seed=1), 600.0)) is None
 
 
-def test_figure_3_takes_the_backbones_that_are_there(
-    root: Path, made: tuple[Path, Counter[str]], monkeypatch: pytest.MonkeyPatch
+def test_figure_3_takes_the_backbones_that_are_there_and_speaks_of_no_search(
+    root: Path, made: tuple[Path, Counter[str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("bissl_fast.experiments.reproduction.measure", no_probe)
     counted = Counted(monkeypatch)
-    assert main(arguments(root, made[0], "figure3", "--rates", "paper")) == 0
+    assert main(arguments(root, made[0], "figure3")) == 0
+    assert "are searched" not in capsys.readouterr().out
     assert set(counted.units) == {"image scored"}
     page = (made[0] / "figure3.html").read_text()
     assert "Only pretext" in page
@@ -297,7 +294,9 @@ def test_figure_2_searches_rates_for_each_point_and_says_that_the_paper_prints_n
     assert main(arguments(root, made[0], "figure2", "--epochs", "600")) == 0
     assert counted.units["tuning step"] == 2 * (2 + 3) * 3  # arms, trials and seeds, steps
     assert not {"pretext step", "head step", "lower step"} & set(counted.units)
-    assert "prints none of its numbers" in capsys.readouterr().out
+    told = " ".join(capsys.readouterr().out.split())
+    assert "learning rates and weight decays are searched" in told
+    assert "prints none of its numbers" in told
     assert "| 600 | " in (made[0] / "figure2.md").read_text()
     page = (made[0] / "figure2.html").read_text()
     assert "BiSSL: " in page

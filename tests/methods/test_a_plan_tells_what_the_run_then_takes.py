@@ -1,6 +1,8 @@
 """`bissl-fast plan`: stages, steps, disk and memory of a run that has not been made."""
 
+import io
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -8,16 +10,20 @@ from rich.console import Console
 
 from bissl_fast.cli.plan import grid, sentences
 from bissl_fast.errors import UserError
-from bissl_fast.methods.costs.needs import Steps, stage_needs
+from bissl_fast.methods import bissl
+from bissl_fast.methods.costs.needs import stage_needs
+from bissl_fast.methods.costs.steps import LONG, Steps, measured_steps
+from bissl_fast.methods.costs.work import Sizes, stages_of
 from bissl_fast.methods.stages.pretrain import PretrainTask
 from bissl_fast.methods.train import Training, train
 from bissl_fast.training.clock import peak_memory
+from bissl_fast.training.tracking import Metrics
 from tests.methods.tasks import small_config
 
 QUIET = Console(quiet=True)
 SHORT = """
---methods bissl --pretrain.epochs 2 --head.epochs 2 --bissl.alternations 3 --finetune.seeds 2 --finetune.epochs 2
---loop.checkpoint-seconds 3600
+--methods bissl abrl --abrl.epochs 1 --abrl.batch-size 6 --pretrain.epochs 2 --head.epochs 2 --bissl.alternations 3
+--finetune.seeds 2 --finetune.epochs 2 --loop.checkpoint-seconds 3600
 """.split()  # noqa: SIM905
 
 
@@ -32,7 +38,9 @@ def test_every_stage_is_planned_with_its_disk_and_memory(small_data: Path, tmp_p
     assert [file.name for file in (tmp_path / "run").iterdir()] == ["needs.json"]
     training = Training(config, QUIET)
     folder = training.run()
-    assert [stage.stage for stage in found.stages] == training.context.stages
+    shared = Counter(training.context.stages)
+    assert shared.pop("pretext-warmup") == 2
+    assert [stage.stage for stage in found.stages] == list(dict.fromkeys(training.context.stages))
     assert found.costs == {name: method.cost(training.context) for name, (method, _) in training.arms.items()}
     for stage in found.stages:
         assert stage.disk == pytest.approx(size(folder / stage.stage), rel=0.2, abs=2000), stage.stage
@@ -44,6 +52,19 @@ def test_every_stage_is_planned_with_its_disk_and_memory(small_data: Path, tmp_p
     told = grid(found).to_markdown()
     assert all(stage.stage in told for stage in found.stages)
     assert any("products of second order" in sentence for sentence in sentences(found, config))
+
+
+def test_what_stages_find_in_their_few_steps_is_not_told_as_if_it_were_of_the_run(
+    small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bissl, "troubles", lambda records: [f"a solver has given up in {len(records)} records"])
+    config = small_config("simclr", small_data, tmp_path, *SHORT)
+    console = Console(record=True, file=io.StringIO(), width=200)
+    stage_needs(config, console)
+    told = console.export_text()
+    assert "NT-Xent by " in told  # of the run
+    assert "bissl: a few steps are measured" in told
+    assert "given up" not in told
 
 
 @pytest.mark.parametrize(
@@ -70,6 +91,35 @@ def test_a_search_and_further_models_are_counted_from_one(small_data: Path, tmp_
         "test-controls",
     ]
     assert stages["search-baseline"].seconds == pytest.approx(5 * stages["finetune-baseline-0"].seconds)
+
+
+def test_a_plan_measures_the_stages_and_steps_that_a_reproduction_counts(small_data: Path, tmp_path: Path) -> None:
+    short = (*SHORT[7:], "--methods", "bissl", "baseline", "--search.trials", "2")
+    config = small_config("simclr", small_data, tmp_path, *short)
+    measured = {stage.stage: stage.steps for stage in stage_needs(config, QUIET).stages}
+    counted = stages_of(config, Sizes(48, 39, 9, 12), tuned=True)
+    assert measured.keys() == counted.keys()
+    for name, work in counted.items():
+        units = ("pretext step", "head step", "tuning step")
+        steps = sum(work.get(unit, 0) for unit in units) // (2 if name.startswith("search") else 1)
+        assert measured[name] == steps + work.get("lower step", 0) // config.bissl.lower_steps, name
+
+
+def test_of_steps_that_are_long_two_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow:
+        steps, log_every, made = 100, 10, 0
+
+        def step(self, index: int) -> dict[str, float]:
+            self.made += 1
+            return {}
+
+    clock = iter(range(0, 10**6, int(2 * LONG)))
+    monkeypatch.setattr("bissl_fast.methods.costs.steps.time.monotonic", lambda: next(clock))
+    task, metrics = Slow(), Metrics(tmp_path)
+    steps, lines = measured_steps(task, metrics, lambda: None)
+    metrics.close()
+    assert (task.made, lines) == (2, 1)
+    assert steps.total(100) == 100 * 2 * LONG
 
 
 def test_memory_that_is_full_names_the_stage_what_to_lower_and_what_was_planned(

@@ -14,10 +14,11 @@ from torch import nn
 
 from bissl_fast.errors import UserError
 from bissl_fast.methods import fussl
-from bissl_fast.methods.fussl import FUSSLSettings, PseudoLabelTask, original_view, scorer
+from bissl_fast.methods.fussl import FUSSLSettings, original_view, scorer
 from bissl_fast.methods.labelling import collapse, label
 from bissl_fast.methods.stages.blocks import BlocksTask
 from bissl_fast.methods.stages.pretrain import PretrainSettings, PretrainTask
+from bissl_fast.methods.stages.pseudo_labels import PseudoLabelTask
 from bissl_fast.models import Network, build_backbone, build_projector, probe_features
 from bissl_fast.models.stacked import Stack
 from bissl_fast.pretext import BYOL, Learner, MoCo, OptimizerSettings, PretextTask, SimCLR, SwAV

@@ -1,28 +1,34 @@
-"""Whole alternations of BiSSL on two ranks, from the images to the weights, are those of one process."""
+"""Whole alternations of BiSSL on several ranks, from the images to the weights, are those of one process."""
 
 import copy
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from bissl_fast.bilevel.hessian import Mode
 from bissl_fast.data.pipelines.loader import Batch, ViewLoader
 from bissl_fast.data.pipelines.order import BatchOrder
 from bissl_fast.data.sets.dataset import ImageSet
-from bissl_fast.data.views.presets import simclr_views
 from bissl_fast.methods.bilevel import BilevelSettings
 from bissl_fast.methods.bissl import BiSSLSettings, BiSSLTask
-from bissl_fast.methods.stages.sgd import SGDSettings
-from bissl_fast.models import Network, build_backbone, build_projector, fuse_batch_norm
+from bissl_fast.methods.presets import preset_config
+from bissl_fast.models import Network, build_backbone, fuse_batch_norm
 from bissl_fast.ops import Ranks
-from bissl_fast.pretext import Learner, OptimizerSettings, SimCLR
+from bissl_fast.pretext import TASKS as EVERY_TASK
+from bissl_fast.pretext import Learner, MoCo, PretextTask, SimCLR
+from tests.pretext import direct, targets
 from tests.ranks import Processes
 
-SIDE, CLASSES = 16, 3
+SIDE, SMALL_SIDE, CLASSES, BATCH = 16, 10, 3, 12
+TASKS: dict[str, PretextTask] = {"simclr": SimCLR(projector=(6, 5)), **direct.TASKS, **targets.TASKS}
+TASKS = {
+    name: replace(task, queue=30) if isinstance(task, MoCo) and task.queue else task for name, task in TASKS.items()
+}
+TASKS = {name: replace(task, local_views=2) if task.needs.local else task for name, task in TASKS.items()}
 SETTINGS = BiSSLSettings(
     alternations=2,
     lower_steps=2,
@@ -33,7 +39,10 @@ SETTINGS = BiSSLSettings(
     warmup_steps=1,
     learning_rate=0.5,
 )
-LONG = replace(SETTINGS, alternations=1, lower_steps=1, upper_steps=1, stored_batches=1)
+SHORT = {"lower_steps": 2, "upper_steps": 1, "solver_iterations": 2, "stored_batches": 2, "adaptation_every": 1}
+"""Of one alternation of preset `paper`, where it is not taken whole."""
+
+Found = dict[str, torch.Tensor]
 
 
 class InDouble:
@@ -53,63 +62,94 @@ def small_backbone() -> tuple[nn.Module, int]:
     return fuse_batch_norm(nn.Sequential(*layers)), 5
 
 
-def alternated(ranks: Ranks | None, kind: str, mode: Any) -> dict[str, Any]:
-    """All that the alternations move or log."""
+def task_of(name: str, ranks: Ranks | None, settings: BiSSLSettings, mode: Mode, resnet: bool) -> BiSSLTask:
+    """BiSSL with a pretext task, and with the optimisers that preset `paper` has for it."""
     torch.manual_seed(0)
-    settings, (backbone, features) = SETTINGS, small_backbone()
-    if kind == "resnet18":
-        settings, (backbone, features) = LONG, (build_backbone("resnet18", 0, SIDE), 512)
-    pretext = Network(backbone, build_projector(features, (6, 5), seed=1)).double()
+    task, paper = TASKS[name], preset_config("paper", "dtd", TASKS[name].name)
+    backbone, features = (build_backbone("resnet18", 0, SIDE), 512) if resnet else small_backbone()
+    pretext = Network(backbone, task.head(features, seed=1)).double()
     downstream = Network(copy.deepcopy(backbone), nn.Linear(features, CLASSES)).double()
     rng = np.random.default_rng(0)
-    pixels, labels = rng.integers(0, 255, (24, SIDE, SIDE, 3), np.uint8), rng.integers(0, CLASSES, 24)
+    pixels, labels = rng.integers(0, 255, (36, SIDE, SIDE, 3), np.uint8), rng.integers(0, CLASSES, 36)
     images = ImageSet("noise", pixels, labels, tuple(map(str, range(CLASSES))), "")
-    views, place = simclr_views(SIDE), {} if ranks is None else {"rank": ranks.rank, "ranks": ranks.size}
+    views = tuple(view if view.size == SIDE else replace(view, size=SMALL_SIDE) for view in task.views(SIDE))
+    place = {} if ranks is None else {"rank": ranks.rank, "ranks": ranks.size}
     loaders = [
-        ViewLoader(images, wanted, BatchOrder(24, 8, seed, phase_length=2, **place), seed, "cpu")
+        InDouble(ViewLoader(images, wanted, BatchOrder(36, BATCH, seed, phase_length=2, **place), seed, "cpu"))
         for seed, wanted in ((1, views), (2, views[:1]))
     ]
-    task = BiSSLTask(
-        Learner(SimCLR(0.5), pretext, ranks=ranks),
-        downstream,
-        *(InDouble(loader) for loader in loaders),  # type: ignore[arg-type]
-        None,
-        settings,
-        BilevelSettings(mode=mode),
-        OptimizerSettings(),
-        SGDSettings(learning_rate=0.1, weight_decay=1e-3),
-        nullcontext,
-    )
-    logged = {f"{k}: {name}": value for k in range(task.steps) for name, value in task.step(k).items()}
-    for loader in loaders:
-        loader.close()
-    found = {
-        **task.learner.state_dict(),
-        **{f"downstream.{n}": t for n, t in downstream.state_dict().items()},
-        **logged,
-    }
-    return {name: torch.as_tensor(value) for name, value in found.items()} | {
-        "images": torch.tensor(task.images_per_step)
-    }
+    optimizers = (paper.pretrain.optimizer, replace(paper.upper, learning_rate=0.1))
+    learner, bilevel = Learner(task, pretext, ranks=ranks), BilevelSettings(mode=mode)
+    lower, upper = loaders
+    return BiSSLTask(learner, downstream, lower, upper, None, settings, bilevel, *optimizers, nullcontext)  # type: ignore[arg-type]
 
 
-def assert_one_process(found: list[dict[str, Any]], expected: dict[str, Any]) -> None:
+def alternated(ranks: Ranks | None, task: BiSSLTask, alternations: int) -> Found:
+    """All that alternations move or log."""
+    logged = {f"{k}: {name}": value for k in range(alternations) for name, value in task.step(k).items()}
+    downstream = {f"downstream.{name}": value for name, value in task.downstream.state_dict().items()}
+    found = {**task.learner.state_dict(), **downstream, **logged, "images": task.images_per_step}
+    return {name: torch.as_tensor(value) for name, value in found.items()}
+
+
+def small(ranks: Ranks | None, mode: Mode) -> Found:
+    """Two alternations with SimCLR."""
+    return alternated(ranks, task_of("simclr", ranks, SETTINGS, mode, resnet=False), 2)
+
+
+def of_every_task(ranks: Ranks | None, resnet: bool = False) -> dict[str, Found]:
+    """A short one with each."""
+    return {name: of_paper(ranks, name, resnet) for name in TASKS}
+
+
+def of_paper(ranks: Ranks | None, name: str, resnet: bool, changed: dict[str, int] = SHORT) -> Found:
+    """One alternation of preset `paper`, or a shorter one."""
+    paper = preset_config("paper", "dtd", TASKS[name].name).bissl
+    return alternated(ranks, task_of(name, ranks, replace(paper, **changed), "reverse", resnet), 1)
+
+
+def assert_one_process(found: list[Found], expected: Found) -> None:
     for name, value in expected.items():
         first, *others = (state[name] for state in found)
         assert all(torch.equal(first, other) for other in others), name
         torch.testing.assert_close(first, value, rtol=1e-10, atol=1e-11, msg=lambda m, n=name: f"{n}: {m}")
 
 
-@pytest.mark.parametrize(
-    ("kind", "mode"),
-    [("small", "reverse"), ("small", "linearized"), pytest.param("resnet18", "reverse", marks=pytest.mark.slow)],
-)
-def test_whole_alternations_are_those_of_one_process_and_the_same_bits_on_both_ranks(
-    two_ranks: Processes, kind: str, mode: Any
+@pytest.mark.parametrize("mode", ["reverse", "linearized"])
+def test_two_alternations_are_those_of_one_process_and_the_same_bits_on_both_ranks(
+    two_ranks: Processes, mode: Mode
 ) -> None:
-    assert_one_process(two_ranks(alternated, kind, mode), alternated(None, kind, mode))
+    assert_one_process(two_ranks(small, mode), small(None, mode))
+
+
+@pytest.fixture(scope="module")
+def on_two_ranks(two_ranks: Processes) -> list[dict[str, Found]]:
+    return two_ranks(of_every_task)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_so_is_an_alternation_with_every_pretext_task(name: str, on_two_ranks: list[dict[str, Found]]) -> None:
+    assert_one_process([found[name] for found in on_two_ranks], of_paper(None, name, resnet=False))
+
+
+def test_no_pretext_task_is_left_out() -> None:
+    assert {task.name for task in TASKS.values()} == {task.name for task in EVERY_TASK}
 
 
 @pytest.mark.slow
-def test_so_are_those_of_four_ranks(four_ranks: Processes) -> None:
-    assert_one_process(four_ranks(alternated, "small", "reverse"), alternated(None, "small", "reverse"))
+@pytest.mark.parametrize("name", TASKS)
+def test_so_are_those_of_resnet18_on_two_ranks_and_on_four(
+    name: str, two_ranks: Processes, four_ranks: Processes
+) -> None:
+    expected = of_paper(None, name, resnet=True)
+    for processes in (two_ranks, four_ranks):
+        assert_one_process(processes(of_paper, name, True), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_so_is_all_of_one_of_preset_paper(two_ranks: Processes, four_ranks: Processes) -> None:
+    whole = {"adaptation_every": 1}
+    expected = of_paper(None, "simclr", True, whole)
+    for processes in (two_ranks, four_ranks):
+        assert_one_process(processes(of_paper, "simclr", True, whole), expected)

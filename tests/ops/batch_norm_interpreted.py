@@ -16,6 +16,7 @@ from unittest import mock
 
 import torch
 from batch_norm_cases import case, forward, relative_error, reverse
+from interpreter import patch_language_once
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -216,6 +217,7 @@ def halves() -> dict[str, Any]:
 
 def main() -> None:
     torch.set_num_threads(1)
+    patch_language_once()
     with mock.patch("bissl_fast.ops.backend.out_of_reach", return_value=""), backend("triton"):
         parts = (raw, public, offsets, repeats, halves)
         print(json.dumps({part.__name__: part() for part in parts}))

@@ -1,6 +1,7 @@
 """Batch norm of a batch that two ranks share: outputs, statistics and every derivative are those of one process."""
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from bissl_fast.errors import UserError
 from bissl_fast.models import fuse_batch_norm
 from bissl_fast.models.separate import keeps_apart
-from bissl_fast.ops import BatchNormAct, Ranks, backend, batch_norm_act, share_statistics
+from bissl_fast.ops import BatchNormAct, Ranks, average_statistics, backend, batch_norm_act, share_statistics
 from tests.ranks import SIZE, Processes
 
 pytestmark = needs_native
@@ -140,6 +141,28 @@ def test_running_statistics_are_those_of_one_process_and_the_same_bits_on_all_ra
     x, weight, bias, _ = case((8, 3, 4, 5)).to(torch.bfloat16).inputs
     whole = batch_norm_act(x, weight, bias)[0]
     torch.testing.assert_close(torch.cat([half for *_, half in found]), whole, rtol=2**-7, atol=1e-6)
+
+
+def after_two_passes_apart(ranks: Ranks) -> Found:
+    apart = replace(ranks, own_statistics=True)
+    trained = share_statistics(network(), apart)
+    for _ in range(2):
+        trained(images().chunk(SIZE)[ranks.rank])
+    average_statistics(apart, trained)
+    return trained.state_dict()
+
+
+def test_running_statistics_of_each_rank_alone_become_their_means(two_ranks: Processes) -> None:
+    alone = [network() for _ in range(SIZE)]
+    for own, part_of_images in zip(alone, images().chunk(SIZE), strict=True):
+        for _ in range(2):
+            own(part_of_images)
+    found = two_ranks(after_two_passes_apart)
+    for name, value in found[0].items():
+        own = torch.stack([a.state_dict()[name].double() for a in alone])
+        assert torch.equal(value, found[1][name])
+        torch.testing.assert_close(value.double(), own.mean(0), rtol=1e-14, atol=0.0)
+        assert "running" not in name or (own[0] - own[1]).abs().max() > 0.01
 
 
 def test_a_copy_that_is_asked_whether_it_mixes_batches_talks_to_nobody() -> None:

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from bissl_fast.errors import UserError
 from bissl_fast.training.checkpoint import read_checkpoint
-from bissl_fast.training.files import disk_told
+from bissl_fast.training.files import disk_told, exclusive, write_atomic
 from bissl_fast.training.loop import LoopSettings
 from bissl_fast.training.stage import run_stage
 from tests.training.test_a_broken_loop_goes_on_as_if_it_had_not_been import CPU, EVERY_STEP, Wanderer, loop
@@ -160,3 +160,19 @@ def test_what_fails_unforeseen_still_names_its_file_and_other_errors_pass(tmp_pa
         raise OSError(errno.EIO, "I/O")
     with pytest.raises(OSError, match="a bug"), disk_told(tmp_path):
         raise OSError(errno.EBADF, "a bug")
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors.partial", ".lock"])
+def test_nothing_is_written_through_a_link_that_another_user_has_laid(name: str, tmp_path: Path) -> None:
+    other = tmp_path / "theirs"
+    other.write_bytes(b"of another folder")
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    (shared / name).symlink_to(other)
+    with pytest.raises(UserError, match="could not be written, a link"), exclusive(shared):
+        write_atomic(shared / "weights.safetensors", b"ours")
+    assert other.read_bytes() == b"of another folder"
+    (shared / name).unlink(missing_ok=True)
+    with exclusive(shared):
+        write_atomic(shared / "weights.safetensors", b"ours")
+    assert (shared / "weights.safetensors").read_bytes() == b"ours"

@@ -29,7 +29,7 @@ from bissl_fast.evaluation.report.page import (
 )
 from bissl_fast.evaluation.report.svg import svg
 from bissl_fast.evaluation.run_folder import RunFolder
-from bissl_fast.evaluation.verdict import verdict
+from bissl_fast.evaluation.verdict import sentences
 from bissl_fast.training.files import make_folder, write_atomic, write_json
 
 if TYPE_CHECKING:
@@ -73,10 +73,11 @@ def write_comparison(folder: Path) -> Path:
         make_folder(folder / "figures")
         write_atomic(folder / "figures" / "scores.png", png(drawn))
         write_json(folder / "compare.json", compared.to_json())
-        sentence, table = verdict(compared.over_pretext_seeds), comparison_table(compared)
+        over, table = compared.over_pretext_seeds, comparison_table(compared)
+        sentence = " ".join(sentences(over))
         write_atomic(folder / "table.md", f"{table.to_markdown()}\n{sentence}\n".encode())
         content = f'<p class="lead">{escape(sentence)}</p>\n{_progress(compared)}'
-        caption = CAPTION if compared.over_pretext_seeds.fine_tuned else FEW_SHOT_CAPTION
+        caption = CAPTION if over.fine_tuned else FEW_SHOT_CAPTION
         told = _scores_told(compared)
         picture = plate(svg(drawn, "scores", f"Scores of all seeds. {told}"))
         content += tables(table) + section(Section("scores", "Scores of all seeds", caption, picture, told))

@@ -18,7 +18,7 @@ from bissl_fast.evaluation.report.style import STYLE
 from bissl_fast.evaluation.results import Results
 from bissl_fast.evaluation.run_folder import RunFolder, read_text
 from bissl_fast.evaluation.table import Grid, ResultTable, results_table
-from bissl_fast.evaluation.verdict import gained, verdict
+from bissl_fast.evaluation.verdict import sentences
 from bissl_fast.training.clock import active_seconds, peak_memory
 from bissl_fast.version import __version__
 
@@ -113,7 +113,7 @@ def _outcome(results: Results) -> str:
         what = "test does not" if results.fine_tuned else "scores do not"
         seeds += f"; each arm is pre-trained once, so the {what} speak about luck in pre-training"
     return (
-        f'<p class="lead">{escape(" ".join(filter(None, (verdict(results), gained(results)))))}</p>\n'
+        f'<p class="lead">{escape(" ".join(sentences(results)))}</p>\n'
         f"{tables(results_table(results))}"
         f"<p>{escape(baseline)}{seeds}.</p>\n"
     )

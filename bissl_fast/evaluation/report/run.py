@@ -19,7 +19,7 @@ from bissl_fast.evaluation.report.svg import svg
 from bissl_fast.evaluation.report.telling import curves, numbers, sentence
 from bissl_fast.evaluation.run_folder import RunFolder, strange
 from bissl_fast.evaluation.table import Grid, results_table
-from bissl_fast.evaluation.verdict import gained, verdict
+from bissl_fast.evaluation.verdict import sentences
 from bissl_fast.training.files import make_folder, write_atomic
 
 if TYPE_CHECKING:
@@ -94,8 +94,8 @@ def write_report(run: Path) -> Path:
         sections.insert(1, confused(folder))
     with suppress(UserError):  # which the page tells
         results = folder.results()
-        sentences = "".join(f"\n{sentence}\n" for sentence in (verdict(results), gained(results)) if sentence)
-        write_atomic(run / "table.md", f"{results_table(results).to_markdown()}{sentences}".encode())
+        told = "".join(f"\n{sentence}\n" for sentence in sentences(results))
+        write_atomic(run / "table.md", f"{results_table(results).to_markdown()}{told}".encode())
     report = run / "report.html"
     write_atomic(report, page(folder, sections).encode())
     return report

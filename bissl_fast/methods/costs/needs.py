@@ -5,7 +5,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from rich.console import Console
 
 from bissl_fast.methods.config import TrainConfig
 from bissl_fast.methods.costs.cost import Cost
+from bissl_fast.methods.costs.steps import measured_steps
+from bissl_fast.methods.costs.work import Sizes, testing_work, tuned_models
 from bissl_fast.methods.run import Run, Watch
 from bissl_fast.methods.search.settings import SearchSettings
 from bissl_fast.methods.train import Training
@@ -26,9 +28,6 @@ from bissl_fast.training.loop import Task
 from bissl_fast.training.memory import NEEDS, memory_told, peak_of_process
 from bissl_fast.training.stage import StageOutput
 from bissl_fast.training.tracking import Metrics
-
-PROBE_SECONDS = 3.0
-"""Steady steps of a loop are taken for so long, two at least."""
 
 
 @dataclass(frozen=True)
@@ -108,9 +107,10 @@ def stage_needs(config: TrainConfig, console: Console) -> RunNeeds:
         training = Training(short, console, Probe)
         preparation = time.monotonic() - began
         make_folder(training.context.folder)
-        training.run()
         run = training.context
         assert isinstance(run, Probe)
+        run.probing = True
+        training.run()
         splits = run.data.splits
         found = RunNeeds(
             tuple(_whole(run, config)),
@@ -150,12 +150,20 @@ class Probe(Run):
     Attributes:
         needs: of the stages so far.
         loops: by stage, its last.
+        probing: whether stages have begun.
     """
+
+    probing = False
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self.needs: list[StageNeeds] = []
         self.loops: dict[str, Loop] = {}
+
+    def say(self, sentence: str, style: str = "yellow") -> None:
+        """As :class:`Run` before the first stage; what stages find in their few steps is not so of the run's."""
+        if not self.probing:
+            super().say(sentence, style)
 
     def stage(
         self,
@@ -166,8 +174,10 @@ class Probe(Run):
         outputs: tuple[str, ...] = ("weights.safetensors",),
         alone: bool = False,
     ) -> StageOutput:
-        """As :class:`Run`; takes down what the stage needs."""
-        self.say(f"{name}: a few steps are measured", "dim")
+        """As :class:`Run`; takes down what the stage needs, once if arms share it."""
+        if name in self.done:
+            return super().stage(name, settings, inputs, body, outputs, alone)
+        super().say(f"{name}: a few steps are measured", "dim")
         began, peak = time.monotonic(), [0]
 
         def watched(folder: Path) -> None:
@@ -191,15 +201,15 @@ class Probe(Run):
         began = time.monotonic()
         try:
             with gradients.watching():
-                found = _measure(task, metrics, lambda: _wait(self.device))
+                steps, told = measured_steps(task, metrics, lambda: _wait(self.device))
         finally:
             metrics.close()
         size, taken = self._checkpoint(task, folder)
-        count = found.every_step.total(task.steps) // max(self.settings.loop.checkpoint_seconds, 1e-9)
-        seconds = found.every_step.total(task.steps) + min(count, task.steps) * taken
+        seconds = steps.total(task.steps)
+        seconds += min(seconds // max(self.settings.loop.checkpoint_seconds, 1e-9), task.steps) * taken
         written = sum(file.stat().st_size for file in folder.rglob("*") if _is_log(file))
-        lines = round(written / found.lines * math.ceil(task.steps / task.log_every))
-        extra = found.every_step.logged - found.every_step.plain
+        lines = round(written / told * math.ceil(task.steps / task.log_every))
+        extra = steps.logged - steps.plain
         self.loops[folder.name] = Loop(task.steps, time.monotonic() - began, seconds, extra, lines, size)
 
     def _checkpoint(self, task: Task, folder: Path) -> tuple[int, float]:
@@ -210,93 +220,30 @@ class Probe(Run):
         return sum(file.stat().st_size for file in folder.glob(FILES)), taken
 
 
-@dataclass
-class Steps:
-    """Seconds of the steps of a loop: of the first, of others, and of others whose values are logged."""
-
-    every: int
-    first: float
-    plain: float
-    logged: float
-
-    def total(self, steps: int) -> float:
-        """Of all steps."""
-        logged = math.ceil(steps / self.every)
-        logged_later, plain_later = (logged - 1, 0) if self.every == 1 else (logged, steps - logged - 1)
-        return self.first + max(0, plain_later) * self.plain + min(logged_later, steps - 1) * self.logged
-
-
-@dataclass
-class Measured:
-    """Seconds of a loop's steps, and how many lines they have logged."""
-
-    every_step: Steps
-    lines: int
-
-
-@dataclass
-class Timer:
-    """Times the steps of a task and logs those that are logged."""
-
-    task: Task
-    metrics: Metrics
-    wait: Callable[[], None]
-    plain: list[float] = field(default_factory=list)
-    logged: list[float] = field(default_factory=list)
-    lines: int = 0
-
-    def is_logged(self, index: int) -> bool:
-        return (index + 1) % self.task.log_every == 0 or index + 1 == self.task.steps
-
-    def step(self, index: int) -> float:
-        """Seconds of a step."""
-        began = time.monotonic()
-        values = {name: v.tolist() if isinstance(v, torch.Tensor) else v for name, v in self.task.step(index).items()}
-        self.wait()
-        if self.is_logged(index):
-            self.metrics.write(index + 1, {**values, "images_per_second": 0.0})
-            self.lines += 1
-        return time.monotonic() - began
-
-
-def _measure(task: Task, metrics: Metrics, wait: Callable[[], None]) -> Measured:
-    """The first step, then steady ones, and one whose values are logged if there was none among these."""
-    timer = Timer(task, metrics, wait)
-    first, began, index = timer.step(0), time.monotonic(), 1
-    while index < task.steps and (index < 3 or time.monotonic() - began < PROBE_SECONDS):
-        (timer.logged if timer.is_logged(index) else timer.plain).append(timer.step(index))
-        index += 1
-    if not timer.logged and index < task.steps:
-        timer.logged.append(timer.step(min((index // task.log_every + 1) * task.log_every, task.steps) - 1))
-    if not timer.lines:  # a loop of one step
-        metrics.write(1, {})
-    plain = statistics.median(timer.plain or timer.logged or [first])
-    logged = statistics.median(timer.logged or [first])
-    return Measured(Steps(task.log_every, first, plain, logged), max(1, timer.lines))
-
-
 def _whole(run: Probe, config: TrainConfig) -> list[StageNeeds]:
     """The stages of the whole run, with all models of each arm, from those of one model."""
     found: list[StageNeeds] = []
-    seeds, trials, arms = config.finetune.seeds, config.search.trials, len(config.methods)
     for stage in run.needs:
         if not stage.stage.startswith("finetune-"):
-            found.append(_tested(run, stage, (seeds - 1) * arms) if stage.stage == "test" else stage)
+            found.append(_tested(run, stage, config) if stage.stage == "test" else stage)
             continue
-        name = stage.stage.removesuffix("-0")
-        if trials and name.removeprefix("finetune-") in config.methods:  # and no control
-            search = name.replace("finetune", "search", 1)
-            found.append(replace(stage, stage=search, seconds=trials * stage.seconds, disk=0, checkpoints=0))
-        found += [replace(stage, stage=f"{name}-{seed}") for seed in range(seeds)]
+        arm = stage.stage.removeprefix("finetune-").removesuffix("-0")
+        for name, models in tuned_models(config, arm).items():
+            searched = name.startswith("search-")
+            kept = {"disk": 0, "checkpoints": 0} if searched else {}
+            found.append(replace(stage, stage=name, seconds=models * stage.seconds, **kept))
     return found
 
 
-def _tested(run: Probe, test: StageNeeds, more: int) -> StageNeeds:
-    """The test with further models, each of which takes as long per image as a validation."""
+def _tested(run: Probe, test: StageNeeds, config: TrainConfig) -> StageNeeds:
+    """The test with all models, each of which takes as long per image as a validation."""
     splits = run.data.splits
+    sizes = Sizes(len(run.data.unlabelled), len(splits.train), len(splits.val), len(splits.test))
+    one_each = replace(config, finetune=replace(config.finetune, seeds=1))
+    images = [testing_work(settings, sizes)["image scored"] for settings in (config, one_each)]
     validations = [loop.logged for name, loop in run.loops.items() if name.startswith("finetune-")]
-    one = max(0.0, statistics.median(validations)) * len(splits.test) / max(1, len(splits.val))
-    return replace(test, seconds=test.seconds + more * one)
+    one = max(0.0, statistics.median(validations)) / max(1, len(splits.val))
+    return replace(test, seconds=test.seconds + (images[0] - images[1]) * one)
 
 
 def _is_log(file: Path) -> bool:

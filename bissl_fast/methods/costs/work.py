@@ -73,6 +73,35 @@ def backbone_work(config: TrainConfig, sizes: Sizes, kept: int | None = None) ->
     }
 
 
+def stages_of(config: TrainConfig, sizes: Sizes, tuned: bool, kept: int | None = None) -> dict[str, Work]:
+    """The stages of a run of BiSSL and its baseline by name, in their order.
+
+    Args:
+        config: of the run.
+        sizes: of its sets.
+        tuned: whether its backbones are fine-tuned, or looked at as they are.
+        kept: stored batches that keep their linearisation, as of :func:`backbone_work`.
+    """
+    stages = backbone_work(config, sizes, kept)
+    if not tuned:
+        return stages | {"features": {"image scored": features_work(config, sizes)}}
+    one = tuning_work(config, sizes)
+    for arm in config.methods:
+        stages |= {name: times(one, models) for name, models in tuned_models(config, arm).items()}
+    return stages | {"test": testing_work(config, sizes)}
+
+
+def tuned_models(config: TrainConfig, arm: str) -> dict[str, int]:
+    """The stages that fine-tune an arm's models, or a control's, and how many models each trains.
+
+    Example:
+        >>> list(tuned_models(TrainConfig(), "bissl").items())[:2]
+        [('finetune-bissl-0', 1), ('finetune-bissl-1', 1)]
+    """
+    searched = {f"search-{arm}": config.search.trials} if config.search.trials and arm in config.methods else {}
+    return searched | {f"finetune-{arm}-{seed}": 1 for seed in range(config.finetune.seeds)}
+
+
 def tuning_work(config: TrainConfig, sizes: Sizes) -> Work:
     """One fine-tuning from a backbone, its validations too."""
     epochs = config.finetune.epochs

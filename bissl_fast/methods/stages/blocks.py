@@ -9,6 +9,7 @@ from bissl_fast.data.pipelines.loader import Loader
 from bissl_fast.methods.stages.pretrain import PretrainTask
 from bissl_fast.models import forward_each
 from bissl_fast.models.stacked import Stack
+from bissl_fast.ops.collectives import all_reduce, gradients_of_all
 from bissl_fast.pretext import Learner
 from bissl_fast.pretext.learner import Views
 from bissl_fast.training.loop import Values
@@ -58,9 +59,13 @@ class BlocksTask:
         assert self.stack is not None
         for block in self.blocks:
             block.begin(index)
-        losses = stacked_losses(self.stack, [block.learner for block in self.blocks], views)
-        torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
-        return [block.end(index, loss.detach()) for block, loss in zip(self.blocks, losses, strict=True)]
+        learners = [block.learner for block in self.blocks]
+        ranks, parameters = learners[0].ranks, (p for learner in learners for p in learner.network.parameters())
+        with gradients_of_all(parameters, ranks):
+            losses = torch.stack(stacked_losses(self.stack, learners, views))
+            losses.sum().backward()  # type: ignore[no-untyped-call]
+        losses = all_reduce(losses.detach(), ranks)
+        return [block.end(index, loss) for block, loss in zip(self.blocks, losses, strict=True)]
 
     def state(self) -> dict[str, Any]:
         return {"blocks": [block.state() for block in self.blocks]}
@@ -71,7 +76,7 @@ class BlocksTask:
 
 
 def stacked_losses(stack: Stack, learners: Sequence[Learner], views: Sequence[Views]) -> list[torch.Tensor]:
-    """``learner.loss(views)`` of each, with the backbones side by side."""
+    """``learner.loss(views)`` of each, or a rank's share of them, with the backbones side by side."""
     seen = [learner.see(own) for learner, own in zip(learners, views, strict=True)]
     with learners[0].forward():
         backbones = [learner.network.backbone for learner in learners]

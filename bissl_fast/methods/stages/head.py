@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from bissl_fast.bilevel import frozen_buffers
 from bissl_fast.data.pipelines.loader import Loader
@@ -13,7 +14,7 @@ from bissl_fast.methods.run import Run
 from bissl_fast.methods.stages.downstream import Downstream
 from bissl_fast.methods.stages.sgd import SGDSettings
 from bissl_fast.models import Network
-from bissl_fast.ops.batch_norm import share_statistics
+from bissl_fast.ops.batch_norm import average_statistics, share_statistics
 from bissl_fast.ops.collectives import Ranks, all_reduce, gradients_of_all, share_of_mean
 from bissl_fast.training.files import load_weights, save_weights
 from bissl_fast.training.loop import Values
@@ -104,7 +105,9 @@ class HeadWarmupTask:
     ) -> None:
         self.ranks = ranks
         self.network, self.loader, self.sgd, self.forward = network, loader, sgd, forward
-        self.loss, self._protected = loss, () if leak_statistics else (network.backbone,)
+        self.loss = loss
+        self._moved: tuple[nn.Module, ...] = (network,) if leak_statistics else ()
+        self._protected: tuple[nn.Module, ...] = () if leak_statistics else (network.backbone,)
         self.steps, self.log_every = steps, max(1, min(50, steps // 20))
         self.images_per_step = loader.batch_size * (1 if ranks is None else ranks.size)
         self._optimizer = sgd.build(list(network.head.parameters()))
@@ -122,6 +125,7 @@ class HeadWarmupTask:
                 loss = share_of_mean(self.loss(self.network.head(features), batch.target), self.ranks)
             loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
+        average_statistics(self.ranks, *self._moved)
         return {"loss": all_reduce(loss.detach(), self.ranks), "lr": self.sgd.learning_rate}
 
     def state(self) -> dict[str, Any]:

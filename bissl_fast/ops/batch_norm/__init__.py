@@ -2,6 +2,19 @@
 
 from bissl_fast.ops.batch_norm import schemas as schemas  # declares what the compiled ops return
 from bissl_fast.ops.batch_norm.function import batch_norm_act
-from bissl_fast.ops.batch_norm.module import BatchNormAct, share_statistics, statistics_groups
+from bissl_fast.ops.batch_norm.module import (
+    BatchNormAct,
+    average_statistics,
+    share_statistics,
+    statistics_groups,
+    unshared_statistics,
+)
 
-__all__ = ["BatchNormAct", "batch_norm_act", "share_statistics", "statistics_groups"]
+__all__ = [
+    "BatchNormAct",
+    "average_statistics",
+    "batch_norm_act",
+    "share_statistics",
+    "statistics_groups",
+    "unshared_statistics",
+]

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bissl_fast.errors import UserError
 from bissl_fast.ops.batch_norm.function import batch_norm_act
-from bissl_fast.ops.collectives import Ranks
+from bissl_fast.ops.collectives import Ranks, summed_together
 
 
 class BatchNormAct(_BatchNorm):
@@ -140,7 +140,7 @@ def share_statistics(module: nn.Module, ranks: Ranks | None) -> nn.Module:
 
     Args:
         module: All of its batch norms that take statistics from the batch must be :class:`BatchNormAct`.
-        ranks: ``None``: of this process's batch again.
+        ranks: ``None``, or ranks with ``own_statistics``: of this process's batch again.
 
     Returns:
         ``module`` itself.
@@ -151,12 +151,60 @@ def share_statistics(module: nn.Module, ranks: Ranks | None) -> nn.Module:
     Example:
         >>> network = share_statistics(BatchNormAct(3), Ranks.present())
     """
-    if ranks is not None and (found := mixing(module)) is not None:
+    shared = None if ranks is None or ranks.own_statistics else ranks
+    if shared is not None and (found := mixing(module)) is not None:
         raise UserError(
             f"{found} takes its statistics over the images of one rank alone; `bissl_fast.models.fuse_batch_norm` "
             f"replaces those batch norms that it can."
         )
     for layer in module.modules():
         if isinstance(layer, BatchNormAct):
-            layer.ranks = ranks
+            layer.ranks = shared
     return module
+
+
+@torch.no_grad()
+def average_statistics(ranks: Ranks | None, *modules: nn.Module) -> None:
+    """Make the running statistics of modules the same on all ranks where each takes its own, once after each step.
+
+    They become the means over the ranks: of the means, and of the variances that each rank's values had, which are
+    those that its layers have divided by in training. (DistributedDataParallel takes rank 0's in place of all others'.)
+    Both move linearly, so that it does not matter how many batches have passed since.
+
+    Args:
+        ranks: nothing is done without ``own_statistics``: the statistics are the same then.
+        *modules: batch norms of any class, and whatever else has buffers named ``running_…``.
+    """
+    if ranks is None or not ranks.own_statistics:
+        return
+    named = {buffer: name for module in modules for name, buffer in module.named_buffers()}
+    running = [
+        b for b, name in named.items() if name.rpartition(".")[2].startswith("running_") and b.is_floating_point()
+    ]
+    if running:
+        torch._foreach_copy_(running, [total / ranks.size for total in summed_together(running, ranks)])
+
+
+@contextmanager
+def unshared_statistics(*modules: nn.Module) -> Iterator[None]:
+    """Let every batch norm take its statistics over this process's batch alone inside the block, shared or not.
+
+    For work that ranks have to themselves while others have other work.
+
+    Args:
+        *modules: afterwards their layers share as before.
+
+    Example:
+        >>> network = share_statistics(BatchNormAct(3), Ranks.present())
+        >>> with unshared_statistics(network):
+        ...     out = network(torch.randn(8, 3, 4, 4))
+    """
+    layers = [layer for module in modules for layer in module.modules() if isinstance(layer, BatchNormAct)]
+    before = [layer.ranks for layer in layers]
+    for layer in layers:
+        layer.ranks = None
+    try:
+        yield
+    finally:
+        for layer, ranks in zip(layers, before, strict=True):
+            layer.ranks = ranks

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from bissl_fast.data.sets.dataset import Images
 from bissl_fast.errors import UserError
+from bissl_fast.plain import shown
 
 if TYPE_CHECKING:
     from PIL import Image as PillowImage
@@ -31,8 +32,9 @@ class UnreadableImageError(Exception):
 
 
 def printable(name: str | Path) -> str:
-    """A name for messages: bytes of a file name that are no UTF-8 become a replacement character."""
-    return str(name).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    """A name for messages, on one line: bytes that are no UTF-8 become a replacement character."""
+    text = shown(str(name).encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
+    return text.replace("\n", "\\n").replace("\t", "\\t")
 
 
 def decode_file(
