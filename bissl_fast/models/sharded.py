@@ -55,7 +55,7 @@ def shard(network: nn.Module, ranks: Ranks) -> nn.Module:
     keep_skeleton(network)
     for parameter in network.parameters():
         parameter.data = parameter.data.contiguous()
-    group: Any = _resolve_process_group(ranks.name)
+    group: Any = _resolve_process_group(ranks.name)  # type: ignore[arg-type]
     mesh = DeviceMesh.from_group(group, next(network.parameters()).device.type)
     heads = [network.head] if isinstance(network, Network) else []
     for part in (*blocks(network), *heads, network):
