@@ -117,7 +117,8 @@ def bwd_jvp(
     at = Place(own, x, mean, rstd, groups)
     zero = torch.zeros_like(mean)
     g = masked(at.wide(grad_out), out, relu)
-    y, of_g_t, of_x_t, g_x = None, (zero, zero), (zero, zero), zero
+    nothing = torch.stack([zero, zero])
+    y, of_g_t, of_x_t, g_x = None, nothing, nothing, zero
     if grad_out_t is not None:
         y = masked(at.wide(grad_out_t), out, relu)
         of_g_t = at.sums(y)
