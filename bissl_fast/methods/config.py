@@ -12,7 +12,7 @@ import yaml
 from bissl_fast.data.views.parameters import ViewSettings
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.protocols import ProtocolName
-from bissl_fast.methods.abrl import ABRLSettings
+from bissl_fast.methods.abrl_settings import ABRLSettings
 from bissl_fast.methods.bilevel import BilevelSettings
 from bissl_fast.methods.bissl import BiSSLSettings
 from bissl_fast.methods.checks import require

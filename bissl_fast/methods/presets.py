@@ -6,7 +6,7 @@ from dataclasses import replace
 from bissl_fast.data.views.parameters import ViewSettings
 from bissl_fast.data.views.presets import official_eval_view, official_finetune_view, official_views
 from bissl_fast.evaluation.features import StatisticsSettings
-from bissl_fast.methods.abrl import ABRLSettings
+from bissl_fast.methods.abrl_settings import ABRLSettings
 from bissl_fast.methods.bissl import BiSSLSettings
 from bissl_fast.methods.checks import require
 from bissl_fast.methods.config import TrainConfig

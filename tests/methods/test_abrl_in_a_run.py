@@ -21,7 +21,8 @@ from bissl_fast.data.sets.dataset import ImageSet
 from bissl_fast.data.sets.readers.voc import CLASSES
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.run_folder import RunFolder
-from bissl_fast.methods.abrl import ABRL, ABRLSettings, ABRLTask
+from bissl_fast.methods.abrl import ABRL, ABRLTask
+from bissl_fast.methods.abrl_settings import ABRLSettings
 from bissl_fast.methods.presets import preset_config
 from bissl_fast.methods.stages.halves import Halves
 from bissl_fast.methods.train import Training, train
