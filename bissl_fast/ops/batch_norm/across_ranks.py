@@ -115,9 +115,9 @@ def bwd_jvp(
     n' = q + rstd (b − a m − 3 s n); weight_t adds weight_t rstd (g − m − xhat n).
     """
     at = Place(own, x, mean, rstd, groups)
-    zero = torch.zeros_like(mean)
-    g = masked(at.wide(grad_out), out, relu)
-    y, of_g_t, of_x_t, g_x = None, (zero, zero), (zero, zero), zero
+    g, y = masked(at.wide(grad_out), out, relu), None
+    of_g_t = of_x_t = mean.new_zeros(2, *mean.shape)
+    g_x = torch.zeros_like(mean)
     if grad_out_t is not None:
         y = masked(at.wide(grad_out_t), out, relu)
         of_g_t = at.sums(y)
