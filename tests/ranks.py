@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from bissl_fast.ops import Ranks
+from tests.forks import FORKS, forked
 
 SIZE = 2
 WAIT = 250.0
@@ -65,11 +65,10 @@ class Processes:
 
     def _start(self) -> None:
         self._starts += 1
-        context = mp.get_context("spawn")
         for rank in range(self._size):
-            ours, theirs = context.Pipe()
+            ours, theirs = FORKS.Pipe()
             store = str(self._folder / f"store-{self._starts}")
-            process = context.Process(target=serve, args=(rank, self._size, store, theirs, self._backend), daemon=True)
+            process = forked(serve, rank, self._size, store, theirs, self._backend)
             process.start()
             self._workers.append((process, ours))
 

@@ -13,7 +13,7 @@ from bissl_fast.bilevel.head_hypergradient import BIAS, Estimator, HeadHypergrad
 from bissl_fast.data.pipelines.loader import Batch, Loader
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.metrics import Evaluation
-from bissl_fast.methods.checks import require, without_effect
+from bissl_fast.methods.checks import require, require_parts, without_effect
 from bissl_fast.methods.costs.cost import Cost, steps_cost
 from bissl_fast.methods.run import Run
 from bissl_fast.methods.stages.downstream import Downstream
@@ -408,6 +408,7 @@ class ABRL:
         """
         settings = self.settings
         self._halves(run).require(settings.batch_size)
+        require_parts(settings.batch_size, "abrl.batch-size", run.ranks)
         self._warmup_cost(run)
         for sentence in without_effect("abrl", settings, settings.idle):
             run.say(f"abrl: {sentence}")

@@ -81,7 +81,7 @@ class PseudoLabelTask:
         votes, memberships = self.votes[batch.samples], self.memberships[batch.samples]
         scores, loss = self._backward(batch.views[0], votes, memberships)
         self._optimizer.step()
-        average_statistics(self.ranks, self.network)
+        average_statistics(self.ranks, *self._moving())
         logged = (index + 1) % self.log_every == 0 or index + 1 == self.steps
         met = all_mean(share_met(scores, votes, memberships), self.ranks)
         spread = diagnose(all_gather(scores, self.ranks)) if logged else {}
@@ -113,6 +113,10 @@ class PseudoLabelTask:
             module.training = whole
         for parameter in parameters:
             parameter.requires_grad_(whole)
+
+    def _moving(self) -> list[nn.Module]:
+        """The layers, made of no others, that do not stand still."""
+        return [layer for layer in self.network.modules() if layer.training and next(layer.children(), None) is None]
 
     def state(self) -> dict[str, Any]:
         return {"network": self.network.state_dict(), "optimizer": self._optimizer.state_dict()}
