@@ -62,7 +62,7 @@ class Question:
     equal: bool = False
 
 
-class Comparison:
+class Experiment:
     """One call of `bissl-fast compare` or `bissl-fast ablate`.
 
     Args:
@@ -184,7 +184,7 @@ def compare(config: ComparisonConfig, question: Question, console: Console) -> P
     """Run or resume everything that a comparison stands for; returns its folder, which then holds ``compare.json``."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with memory_told():
-        return Comparison(config, question, console).run()
+        return Experiment(config, question, console).run()
 
 
 def of_methods(config: ComparisonConfig) -> Question:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from rich.console import Console
 
 from bissl_fast.errors import UserError
@@ -109,6 +110,7 @@ class Training:
             images = round(config.budget * len(self.context.data.unlabelled))
             self.arms = {name: (method.within(self.context, images), sgd) for name, (method, sgd) in self.arms.items()}
         self.arms = {name: (method.prepare(self.context), sgd) for name, (method, sgd) in self.arms.items()}
+        self._tell_shards()
         self.stages: dict[str, list[str]] = {}
 
     def run(self) -> Path:
@@ -130,6 +132,18 @@ class Training:
         describe(run, self.config)
         features(run, Downstream(self.config.finetune), {name: self._backbone(name) for name in self.arms})
         return run.folder
+
+    def _tell_shards(self) -> None:
+        """Say which stages ranks do not share the weights of."""
+        run, whole = self.context, [name for name in self.arms if name != "baseline"]
+        if run.settings.distributed.shard and run.ranks is not None and whole:
+            with torch.device("meta"):
+                size = 4e-6 * sum(parameter.numel() for parameter in run.backbone().parameters())
+            run.say(
+                f"--distributed.shard: pretext training and fine-tuning are sharded. What else {', '.join(whole)} does "
+                f"takes plain networks, as second-order products are made of no others: {size:.0f} MB for each copy of "
+                "the backbone on each rank. `bissl-fast plan` tells the memory of these stages"
+            )
 
     def _controls(self, found: Found) -> dict[str, Any]:
         """Scores of the backbones that the arms' have come from, fine-tuned by the rates that served the baseline."""
