@@ -13,7 +13,7 @@ from bissl_fast.bilevel.head_hypergradient import BIAS, Estimator, HeadHypergrad
 from bissl_fast.data.pipelines.loader import Batch, Loader
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.metrics import Evaluation
-from bissl_fast.methods.checks import require, without_effect
+from bissl_fast.methods.checks import require, require_parts, without_effect
 from bissl_fast.methods.costs.cost import Cost, steps_cost
 from bissl_fast.methods.run import Run
 from bissl_fast.methods.stages.downstream import Downstream
@@ -21,7 +21,7 @@ from bissl_fast.methods.stages.halves import Halves
 from bissl_fast.methods.stages.pretrain import Pretext
 from bissl_fast.methods.stages.sgd import SGDSettings
 from bissl_fast.models import Network
-from bissl_fast.ops.batch_norm import share_statistics
+from bissl_fast.ops.batch_norm import average_statistics, share_statistics
 from bissl_fast.ops.collectives import (
     Ranks,
     all_gather,
@@ -250,6 +250,7 @@ class ABRLTask:
         else:
             values = self._hypergradient(index, training, validation)
         self.optimizer.step()
+        average_statistics(self.ranks, self.network)
         values["lr"] = self.optimizer.param_groups[0]["lr"]
         return values | (self._end_epoch(index + 1) if self._ends_epoch(index) else {})
 
@@ -407,6 +408,7 @@ class ABRL:
         """
         settings = self.settings
         self._halves(run).require(settings.batch_size)
+        require_parts(settings.batch_size, "abrl.batch-size", run.ranks)
         self._warmup_cost(run)
         for sentence in without_effect("abrl", settings, settings.idle):
             run.say(f"abrl: {sentence}")

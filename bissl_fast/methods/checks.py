@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bissl_fast.errors import UserError
+from bissl_fast.ops.collectives import Ranks
 
 
 def require(holds: bool, setting: str, found: object, expected: str) -> None:
@@ -13,6 +14,15 @@ def require(holds: bool, setting: str, found: object, expected: str) -> None:
         raise UserError(f"--{setting} must be finite and {expected}, found {found}.")
     if not holds:
         raise UserError(f"--{setting} must be {expected}, found {found}.")
+
+
+def require_parts(images: int, setting: str, ranks: Ranks | None) -> None:
+    """Raises UserError: if so many images, which a setting asks for, have no equal parts for the ranks of a run."""
+    if ranks is not None and images % ranks.size:
+        raise UserError(
+            f"--{setting} {images} has no equal parts for {ranks.size} ranks: take a multiple of {ranks.size}, or as "
+            f"many processes as divide {images}."
+        )
 
 
 def without_effect(group: str, settings: Any, idle: Mapping[str, str]) -> list[str]:

@@ -13,7 +13,7 @@ from bissl_fast.bilevel.inner_steps import Descent, advance, descend, difference
 from bissl_fast.data.pipelines.loader import Loader
 from bissl_fast.errors import UserError
 from bissl_fast.methods.bilevel import BilevelSettings
-from bissl_fast.methods.checks import require, without_effect
+from bissl_fast.methods.checks import require, require_parts, without_effect
 from bissl_fast.methods.costs.cost import Cost
 from bissl_fast.methods.run import Run
 from bissl_fast.methods.stages.pretrain import Pretext
@@ -157,7 +157,7 @@ class GeSSLTask:
         seed: of labels, and of layers that draw random numbers.
 
     Raises:
-        UserError: for tasks that the ranks cannot share out.
+        UserError: if ranks cannot have as many whole tasks each.
     """
 
     remedy = "Lower --gessl.inner-rate or --gessl.outer.learning-rate, or take --precision fp32."
@@ -175,7 +175,9 @@ class GeSSLTask:
         self.loader, self.settings, self.bilevel, self.seed = loader, settings, bilevel, seed
         self.steps, self.images_per_step, self.log_every = steps, settings.images, max(1, min(50, steps // 50))
         self.ranks = instances.learner.ranks
-        self.own = shared_out(settings.tasks, self.ranks)
+        require_parts(settings.tasks, "gessl.tasks", self.ranks)
+        size, rank = (1, 0) if self.ranks is None else (self.ranks.size, self.ranks.rank)
+        self.own = range(rank * settings.tasks // size, (rank + 1) * settings.tasks // size)
         self.divergence = DIVERGENCES[settings.loss]
         self.operators: dict[str, HessianOperator] = {}  # by mode; built when first needed, moved ever after
         self.optimizer = settings.outer.build(list(instances.model.parameters()))
@@ -325,7 +327,7 @@ class GeSSL:
         settings, task = self.settings, self.pretext.task
         task.require_batch(settings.batch_size, "gessl.batch-size")
         task.require_batch(settings.images, "gessl.tasks × --gessl.batch-size")  # whose keys enter a queue together
-        shared_out(settings.tasks, run.ranks)
+        require_parts(settings.tasks, "gessl.tasks", run.ranks)  # each rank has whole ones
         if settings.probabilities == "native" and not has_prototypes(task):
             raise UserError(
                 "--gessl.probabilities native is for tasks with prototypes (swav, dino), and --pretext "
@@ -445,21 +447,6 @@ def comparison(outer: torch.Tensor, through: torch.Tensor) -> dict[str, Any]:
         return {COMPARED: cosine}
     at_fault = "the gradient of `through`" if torch.isfinite(lengths[0]) else "the outer gradient"
     return {COMPARED: None, f"{COMPARED}_reason": f"{at_fault} is too large for a norm, or not finite"}
-
-
-def shared_out(tasks: int, ranks: Ranks | None) -> range:
-    """Which of the tasks of an outer step are this rank's.
-
-    Raises:
-        UserError: if they are no multiple of the ranks.
-    """
-    size, rank = (1, 0) if ranks is None else (ranks.size, ranks.rank)
-    if tasks % size:
-        raise UserError(
-            f"--gessl.tasks {tasks} cannot be shared out among {size} ranks, of which each has whole tasks: take a "
-            f"multiple of {size}, or as many processes as divide {tasks}."
-        )
-    return range(rank * tasks // size, (rank + 1) * tasks // size)
 
 
 def _means(logs: Sequence[dict[str, Any]], ranks: Ranks | None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from bissl_fast.evaluation import protocols
 from bissl_fast.evaluation.arms import BASELINE, listed
 from bissl_fast.evaluation.protocols import ProtocolName
 from bissl_fast.evaluation.results import FEW_SHOT, FINE_TUNING
-from bissl_fast.methods.checks import without_effect
+from bissl_fast.methods.checks import require_parts, without_effect
 from bissl_fast.methods.run import Run
 from bissl_fast.methods.search.settings import SearchSettings
 from bissl_fast.methods.stages.downstream import Downstream
@@ -110,6 +110,7 @@ class ByFineTuning:
             raise UserError("--protocols finetune: a run fine-tunes the backbone of every arm as it is; leave it out.")
         for name in self.chosen:
             protocols.require(name, run.data.splits)
+        require_parts(self.downstream.settings.batch_size, "finetune.batch-size", run.ranks)
         for sentence in without_effect("search", self.search, self.search.idle):
             run.say(sentence)
 

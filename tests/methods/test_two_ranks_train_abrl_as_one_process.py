@@ -72,7 +72,8 @@ def trained(ranks: Ranks | None, case: str) -> dict[str, Any]:
 
 
 def trained_in_every_way(ranks: Ranks) -> dict[str, dict[str, Any]]:
-    return {case: trained(ranks, case) for case in CASES}
+    apart = trained(replace(ranks, own_statistics=True), "full, ift")
+    return {case: trained(ranks, case) for case in CASES} | {"apart": apart}
 
 
 def assert_one_process(found: list[dict[str, Any]], expected: dict[str, Any]) -> None:
@@ -95,6 +96,12 @@ def test_all_that_outer_steps_move_or_log_is_as_in_one_process_and_the_same_bits
     case: str, on_ranks: list[dict[str, Any]]
 ) -> None:
     assert_one_process([found[case] for found in on_ranks], trained(None, case))
+
+
+def test_statistics_of_each_rank_leave_both_with_the_same_bits_and_with_others_than_one_process(on_ranks: Any) -> None:
+    first, second = (found["apart"] for found in on_ranks)
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    assert not torch.equal(first["backbone.0.weight"], on_ranks[0]["full, ift"]["backbone.0.weight"])
 
 
 @pytest.mark.slow

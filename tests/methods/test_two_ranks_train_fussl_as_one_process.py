@@ -1,5 +1,6 @@
 """FUSSL's phases and its labels on ranks: weights, state, votes and logs are those of one process."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -95,7 +96,9 @@ def labelled(ranks: Ranks | None, images: int) -> Found:
 
 def all_of_it(ranks: Ranks) -> dict[str, Found]:
     found = {case: phase_1(ranks, case) for case in PHASE_1} | {case: phase_2(ranks, case) for case in PHASE_2}
-    return found | {f"{images} images": labelled(ranks, images) for images in (3, 11)}
+    found |= {f"{images} images": labelled(ranks, images) for images in (3, 11)}
+    apart = replace(ranks, own_statistics=True)
+    return found | {"apart": phase_1(apart, "side by side"), "apart, phase 2": phase_2(apart, "whole batches")}
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +129,14 @@ def test_what_learns_the_labels_is_that_of_one_process_and_the_same_bits_on_both
 @pytest.mark.parametrize("images", [3, 11])
 def test_labels_are_those_of_one_process_to_the_bit(images: int, on_ranks: Any) -> None:
     assert_one_process([found[f"{images} images"] for found in on_ranks], labelled(None, images), rtol=0)
+
+
+@pytest.mark.parametrize(("case", "shared"), [("apart", "side by side"), ("apart, phase 2", "whole batches")])
+def test_statistics_of_each_rank_leave_both_with_the_same_bits_and_with_others_than_one_process(
+    case: str, shared: str, on_ranks: Any
+) -> None:
+    assert_one_process([on_ranks[0][case]], on_ranks[1][case], rtol=0)
+    assert any(not torch.equal(on_ranks[0][case][name], value) for name, value in on_ranks[0][shared].items())
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from bissl_fast.pretext.instances import Instances
 from tests.methods.gessl_tasks import FEATURES, TASKS, Views, network, settings_of
 from tests.ranks import Processes
 
-STEPS = 3
+STEPS = 2
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "fd": ("simclr", {"tasks": 4}),
     "through": ("byol", {"differentiation": "through", "inner_steps": 2}),
@@ -55,7 +55,7 @@ def task_of(ranks: Ranks | None, name: str, mode: Any = "reverse", **changes: An
 
 
 def trained(ranks: Ranks | None, name: str, changes: dict[str, Any]) -> dict[str, Any]:
-    """All that three steps move or log; the cosine, which is of the first task, on the rank that has it."""
+    """All that two steps move or log; the cosine, which is of the first task, on the rank that has it."""
     task = task_of(ranks, name, **changes)
     found: dict[str, Any] = {}
     for index in range(STEPS):
@@ -66,7 +66,8 @@ def trained(ranks: Ranks | None, name: str, changes: dict[str, Any]) -> dict[str
 
 
 def trained_in_every_way(ranks: Ranks) -> dict[str, dict[str, Any]]:
-    return {case: trained(ranks, *given) for case, given in CASES.items()}
+    apart = trained(replace(ranks, own_statistics=True), *CASES["a queue"])
+    return {case: trained(ranks, *given) for case, given in CASES.items()} | {"apart": apart}
 
 
 def assert_one_process(found: list[dict[str, Any]], expected: dict[str, Any]) -> None:
@@ -88,6 +89,14 @@ def test_all_that_outer_steps_move_or_log_is_as_in_one_process_and_the_same_bits
     case: str, on_ranks: list[dict[str, Any]]
 ) -> None:
     assert_one_process([found[case] for found in on_ranks], trained(None, *CASES[case]))
+
+
+def test_statistics_of_each_rank_are_other_running_ones_and_the_same_bits_on_both(on_ranks: Any) -> None:
+    """A task has statistics of its own in any case."""
+    first, second = (found["apart"] for found in on_ranks)
+    assert all(torch.equal(value, second[name]) for name, value in first.items() if name in second)
+    name = "backbone.3.running_var"
+    assert not torch.equal(first[name], on_ranks[0]["a queue"][name])
 
 
 def test_no_way_and_no_pretext_task_is_left_out() -> None:

@@ -11,7 +11,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from bissl_fast.data.pipelines.loader import ChunkLoader, Loader
 from bissl_fast.errors import UserError
-from bissl_fast.methods.checks import require
+from bissl_fast.methods.checks import require, require_parts
 from bissl_fast.methods.run import Run
 from bissl_fast.pretext import Learner, OptimizerSettings, PretextTask
 from bissl_fast.training.files import save_weights
@@ -147,8 +147,10 @@ class Pretext:
         """Steps of so many epochs: one at least, unless there are none at all.
 
         Raises:
-            UserError: if the unlabelled set is smaller than a batch.
+            UserError: if the unlabelled set is smaller than a batch, or ranks cannot share batches or chunks.
         """
+        require_parts(self.settings.batch_size, "pretrain.batch-size", run.ranks)
+        require_parts(self.settings.chunk or 0, "pretrain.chunk", run.ranks)
         return self.steps_on(len(run.data.unlabelled), epochs)
 
     def steps_on(self, images: int, epochs: float) -> int:

@@ -13,7 +13,7 @@ from bissl_fast.methods.fuzzy_labels import soft_cross_entropy
 from bissl_fast.models import Network
 from bissl_fast.models.last_stage import before_last_stage
 from bissl_fast.models.together import in_chunks
-from bissl_fast.ops.batch_norm import share_statistics
+from bissl_fast.ops.batch_norm import average_statistics, share_statistics
 from bissl_fast.ops.collectives import Ranks, all_gather, all_mean, all_reduce, gradients_of_all
 from bissl_fast.pretext.collapse import diagnose
 from bissl_fast.training.loop import Values
@@ -81,6 +81,7 @@ class PseudoLabelTask:
         votes, memberships = self.votes[batch.samples], self.memberships[batch.samples]
         scores, loss = self._backward(batch.views[0], votes, memberships)
         self._optimizer.step()
+        average_statistics(self.ranks, *self._moving())
         logged = (index + 1) % self.log_every == 0 or index + 1 == self.steps
         met = all_mean(share_met(scores, votes, memberships), self.ranks)
         spread = diagnose(all_gather(scores, self.ranks)) if logged else {}
@@ -112,6 +113,10 @@ class PseudoLabelTask:
             module.training = whole
         for parameter in parameters:
             parameter.requires_grad_(whole)
+
+    def _moving(self) -> list[nn.Module]:
+        """The layers, made of no others, that do not stand still."""
+        return [layer for layer in self.network.modules() if layer.training and next(layer.children(), None) is None]
 
     def state(self) -> dict[str, Any]:
         return {"network": self.network.state_dict(), "optimizer": self._optimizer.state_dict()}
