@@ -9,7 +9,6 @@ arithmetic of convolutions and matrix products at the rate of a large matrix pro
 
 import argparse
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from rich.console import Console
 from torch import fx
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.clocked import Clocked
 from bissl_fast.bilevel import HessianOperator, Recycler, ShiftedOperator
 from bissl_fast.measuring.products import problem
 from bissl_fast.training.environment import describe_environment
@@ -91,25 +91,15 @@ def by_kind(half: fx.GraphModule, inputs: Any, rounds: int) -> dict[str, float]:
     """Processor seconds of a half's operations, by kind, of the shortest run."""
     runs = []
     for _ in range(rounds):
-        clock = Clocked(half)
-        clock.run(*inputs)
-        runs.append(dict(clock.seconds.most_common()))
-    return min(runs, key=lambda run: sum(run.values()))
+        clocked = Clocked(half, kind_of, time.thread_time)
+        clocked.run(*inputs)
+        runs.append(clocked.seconds)
+    shortest = min(runs, key=lambda run: sum(run.values()))
+    return dict(sorted(shortest.items(), key=lambda kind: -kind[1]))
 
 
-class Clocked(fx.Interpreter):
-    """Runs a graph and clocks its nodes."""
-
-    def __init__(self, half: fx.GraphModule) -> None:
-        super().__init__(half)
-        self.seconds: Counter[str] = Counter()
-
-    def run_node(self, n: fx.Node) -> Any:
-        started = time.thread_time()
-        found = super().run_node(n)
-        kind = next((told for name, told in KINDS.items() if name in str(n.target)), "all else")
-        self.seconds[kind] += time.thread_time() - started  # type: ignore[assignment]
-        return found
+def kind_of(node: fx.Node) -> str:
+    return next((told for name, told in KINDS.items() if name in str(node.target)), "all else")
 
 
 def markdown(record: dict[str, Any]) -> str:

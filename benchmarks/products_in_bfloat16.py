@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import fx
 from torch.utils._pytree import tree_leaves
 
+from benchmarks.clocked import Clocked
 from bissl_fast.bilevel.simplify import gather_pixels
 from bissl_fast.bilevel.traced import Point, TracedProducts
 from bissl_fast.measuring.products import Problem, flops_of, problem
@@ -124,21 +125,6 @@ def way(case: Problem, dtype: torch.dtype, reference: bool = False) -> Way:
         return Way(products, products.linearise(case.batches[0]))
 
 
-class Profile(fx.Interpreter):
-    """Runs a half and adds up what its nodes take."""
-
-    def __init__(self, half: fx.GraphModule) -> None:
-        super().__init__(half)
-        self.seconds: dict[str, float] = defaultdict(float)
-
-    def run_node(self, n: fx.Node) -> Any:
-        start = perf_counter()
-        found = super().run_node(n)
-        if n.op == "call_function":
-            self.seconds[kind_of(n)] += perf_counter() - start
-        return found
-
-
 def profile(point: Point, tangents: list[torch.Tensor], rounds: int) -> Row:
     """Of each kind of operation in the tangent half: calls, shortest time, and bytes; and of casts how many of each."""
     half = point.program.halves.tangent
@@ -152,7 +138,7 @@ def profile(point: Point, tangents: list[torch.Tensor], rounds: int) -> Row:
                 casts[described(node)] += 1
     with torch.no_grad():
         for _ in range(rounds):
-            run = Profile(half)
+            run = Clocked(half, kind_of, perf_counter)
             run.run(*point.read, *tangents)
             for kind, row in found.items():
                 row["seconds"] = min(row["seconds"], run.seconds[kind])

@@ -23,8 +23,9 @@ DEEPEST = 50  # levels of lists and groups within each other
 MOST_VALUES = 1_000_000  # of a file of settings, aliases counted as often as they stand for something
 MOST_BYTES = 1 << 30  # that the wanted arrays of an archive may take together
 
-STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-"""Control characters but the tab and the end of a line, and those that turn the direction of writing."""
+STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters but the tab and the end of a line, those that turn the direction of writing, and halves of
+characters, which cannot be printed."""
 
 
 def shown(text: str) -> str:
@@ -69,15 +70,30 @@ def parse_yaml(text: str) -> Any:
         raise ValueError("it is nested too deeply") from None
     except Exception as error:  # YAML's own errors, and what its dates and numbers raise
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from None
+    require_bounded(value)
+    return value
+
+
+def require_bounded(value: Any, lists: bool = True) -> None:
+    """Refuse groups within groups without end, which few bytes can stand for.
+
+    Args:
+        value: that a file holds.
+        lists: whether what lists hold counts, too.
+
+    Raises:
+        ValueError: it is nested too deeply, refers to itself, or stands for far more than it holds.
+    """
     waiting, count = [(value, 0)], 0
     while waiting:
         inner, depth = waiting.pop()
         count += 1
         if depth > DEEPEST or count > MOST_VALUES:
             raise ValueError("it is nested too deeply, or refers to itself")
-        children = inner.items() if isinstance(inner, dict) else inner if isinstance(inner, list | tuple | set) else ()
-        waiting += [(child, depth + 1) for child in children]
-    return value
+        if isinstance(inner, dict):
+            waiting += [(child, depth + 1) for item in inner.items() for child in item]
+        elif lists and isinstance(inner, list | tuple | set):
+            waiting += [(child, depth + 1) for child in inner]
 
 
 def load_array(path: Path, mapped: bool = False) -> npt.NDArray[Any]:

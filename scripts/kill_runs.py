@@ -38,7 +38,7 @@ from bissl_fast.cli import main as command_line
 from bissl_fast.training.environment import describe_environment
 from bissl_fast.training.files import make_folder_of, write_atomic, write_json
 from tests.data import trees
-from tests.methods.conftest import train_arguments, write_images
+from tests.methods.conftest import EVERY_STEP, train_arguments, write_images
 
 SHORT = "train --methods baseline --pretrain.epochs 1 --finetune.epochs 1"
 
@@ -254,7 +254,7 @@ def commands_of(name: str, data: Path, place: Path) -> list[list[str]]:
     """The arguments of a run's commands, one after the other."""
     commands = [part.format(data=data, place=place).split() for part in RUNS[name].split(" && ")]
     return [
-        [command, *train_arguments(data, place / "runs", "--cache-dir", str(place / "cache"), *more)]
+        [command, *train_arguments(data, place / "runs", "--cache-dir", str(place / "cache"), *EVERY_STEP, *more)]
         if command in ("train", "compare")
         else [command, *more]
         for command, *more in commands

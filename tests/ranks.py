@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from bissl_fast.ops import Ranks
+from tests.forks import FORKS, forked
 
 SIZE = 2
 WAIT = 250.0
@@ -25,10 +25,11 @@ class Processes:
         folder: where the ranks find each other.
         size: how many there are.
         wait: seconds until a rank that says nothing is given up.
+        backend: of the group; with NCCL each rank has a GPU of its own.
     """
 
-    def __init__(self, folder: Path, size: int = SIZE, wait: float = WAIT) -> None:
-        self._folder, self._size, self._wait, self._starts = folder, size, wait, 0
+    def __init__(self, folder: Path, size: int = SIZE, wait: float = WAIT, backend: str = "gloo") -> None:
+        self._folder, self._size, self._wait, self._backend, self._starts = folder, size, wait, backend, 0
         self._workers: list[tuple[Any, Any]] = []
 
     def __call__(self, function: Callable[..., Any], *args: Any) -> list[Any]:
@@ -64,21 +65,22 @@ class Processes:
 
     def _start(self) -> None:
         self._starts += 1
-        context = mp.get_context("spawn")
         for rank in range(self._size):
-            ours, theirs = context.Pipe()
+            ours, theirs = FORKS.Pipe()
             store = str(self._folder / f"store-{self._starts}")
-            process = context.Process(target=serve, args=(rank, self._size, store, theirs), daemon=True)
+            process = forked(serve, rank, self._size, store, theirs, self._backend)
             process.start()
             self._workers.append((process, ours))
 
 
-def serve(rank: int, size: int, store: str, pipe: Any) -> None:
+def serve(rank: int, size: int, store: str, pipe: Any, backend: str) -> None:
     """A rank's life: one function after another until the pipe ends."""
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    dist.init_process_group("gloo", rank=rank, world_size=size, store=dist.FileStore(store, size))
-    ranks = Ranks.present()
+    if "nccl" in backend:
+        torch.cuda.set_device(rank)
+    dist.init_process_group(backend, rank=rank, world_size=size, store=dist.FileStore(store, size))
+    ranks = Ranks.present() or Ranks(0, 1, dist.group.WORLD.group_name)  # one GPU still calls every collective
     while True:
         try:
             given = pipe.recv_bytes()

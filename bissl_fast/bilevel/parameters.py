@@ -15,7 +15,8 @@ SPREAD = ("DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule", "
 """Names of what torch wraps around modules; importing them all would take longer than everything else here."""
 SPREADS = (
     "the module, or what the loss calls, is or holds a {kind}: a product would be that of this process's batches "
-    "alone, or of its share of the parameters. Take the plain module (network.module), and give the operator its ranks"
+    "alone, or of its share of the parameters. Take the plain module (network.module, or for FSDP2 what "
+    "bissl_fast.models.sharded.whole gives), and give the operator its ranks"
 )
 
 

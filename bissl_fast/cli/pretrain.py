@@ -9,6 +9,7 @@ from bissl_fast.cli.train import given_config, laid_over
 from bissl_fast.methods.config import PretextConfig
 from bissl_fast.pretext import TASKS
 from bissl_fast.training.interruption import Interrupted, interruptible
+from bissl_fast.training.launcher import restart_words
 from bissl_fast.training.tracking import say
 
 DESCRIPTION = f"""Train a pretext task alone and leave its backbone.
@@ -38,7 +39,7 @@ def pretrain_command(arguments: list[str]) -> None:
         with interruptible():
             folder = pretrain(config, console)
     except Interrupted as error:
-        command = shlex.join(["bissl-fast", "pretrain", "--config", str(config.run_folder / "config.yaml")])
+        command = shlex.join([*restart_words(), "pretrain", "--config", str(config.run_folder / "config.yaml")])
         raise Interrupted(f"{error} Go on with: {command}") from None
     say(console, f"Backbone: {folder / 'weights.safetensors'}")
     say(console, f"Go on with `bissl-fast train --weights {folder}` or `bissl-fast embed {folder} IMAGES`.")

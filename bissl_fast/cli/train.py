@@ -19,8 +19,11 @@ from bissl_fast.methods.checks import require
 from bissl_fast.methods.config import METHODS, TrainConfig, load_config
 from bissl_fast.methods.presets import preset_config
 from bissl_fast.methods.settings import AnyRun
+from bissl_fast.ops.collectives import Ranks
 from bissl_fast.pretext import TASKS
 from bissl_fast.training.interruption import Interrupted, interruptible
+from bissl_fast.training.launcher import restart_words
+from bissl_fast.training.ranks import is_lead
 from bissl_fast.training.trackers.tracker import TRACKERS
 from bissl_fast.training.tracking import say
 
@@ -50,11 +53,11 @@ def train_command(arguments: list[str]) -> None:
     try:
         with interruptible():
             folder = train(config, console, partial(print_results, console=console))
-            for kind in formats:
+            for kind in formats if is_lead(Ranks.present()) else ():
                 say(console, f"Export: {export(load(folder), kind)}")
     except Interrupted as error:
         exports = ["--export", ",".join(formats)] if formats else []
-        command = shlex.join(["bissl-fast", "train", "--config", str(config.run_folder / "config.yaml"), *exports])
+        command = shlex.join([*restart_words(), "train", "--config", str(config.run_folder / "config.yaml"), *exports])
         raise Interrupted(f"{error} Go on with: {command}") from None
 
 

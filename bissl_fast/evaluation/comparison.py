@@ -14,7 +14,7 @@ from bissl_fast.evaluation.metrics import Metric
 from bissl_fast.evaluation.plan import Plan, Row, read_plan
 from bissl_fast.evaluation.results import ALPHA, ArmResult, Results, metrics_of
 from bissl_fast.evaluation.run_folder import RunFolder
-from bissl_fast.evaluation.statistics import Arm, Comparison
+from bissl_fast.evaluation.statistics import Comparison, Sample
 from bissl_fast.evaluation.table import Cell, Grid, ResultTable, results_table
 from bissl_fast.evaluation.verdict import verdict
 
@@ -171,7 +171,7 @@ def _over_seeds(arms: Sequence[ArmResult]) -> ArmResult:
     """One arm's means of the pretext seeds, for the metrics that it has in all; the time is the mean of
     theirs, the memory the largest."""
     keys = [key for key in arms[0].scores if all(key in arm.scores for arm in arms)]
-    scores = {key: Arm(tuple(arm.scores[key].mean for arm in arms)) for key in keys}
+    scores = {key: Sample(tuple(arm.scores[key].mean for arm in arms)) for key in keys}
     times = [arm.cost.seconds for arm in arms if arm.cost.seconds is not None]
     seconds = math.fsum(times) / len(times) if len(times) == len(arms) else None
     peaks = [arm.cost.memory for arm in arms if arm.cost.memory is not None]

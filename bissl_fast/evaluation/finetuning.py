@@ -10,9 +10,11 @@ import torch
 from bissl_fast.data.pipelines.loader import Loader
 from bissl_fast.evaluation.metrics import Evaluation
 from bissl_fast.models import Network
+from bissl_fast.models.sharded import full_tensors, is_sharded, spread_state
 from bissl_fast.ops.batch_norm import average_statistics, share_statistics
 from bissl_fast.ops.collectives import Ranks, all_reduce, gradients_of_all, share_of_mean
 from bissl_fast.training.loop import Values
+from bissl_fast.training.optimizers import restore, state_of
 from bissl_fast.training.precision import Forward
 from bissl_fast.training.schedules import warmup_cosine
 from bissl_fast.training.supervised import DownstreamLoss, downstream_loss
@@ -22,7 +24,7 @@ class FineTuneTask:
     """One step of SGD on the downstream loss; after each epoch the validation set, keeping the best weights so far.
 
     Args:
-        network: backbone and linear head, trained in place.
+        network: backbone and linear head, trained in place; ranks may share its weights.
         loader: labelled training batches.
         validate: evaluates a network on the validation set; left out: the last epoch counts.
         optimizer: of its parameters; each group's rate falls from the one that it has by a half cosine.
@@ -70,7 +72,7 @@ class FineTuneTask:
         batch = self.loader.load(index)
         self.network.train()
         self._optimizer.zero_grad(set_to_none=True)
-        with gradients_of_all(self.network.parameters(), self.ranks):
+        with gradients_of_all(self.network.parameters(), None if is_sharded(self.network) else self.ranks):
             with self.forward():
                 loss = self.loss(self.network(batch.views[0]), batch.target)
             loss = share_of_mean(loss, self.ranks)
@@ -95,13 +97,18 @@ class FineTuneTask:
 
     def state(self) -> dict[str, Any]:
         return {
-            "network": self.network.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
-            "best": self.best,
+            "network": full_tensors(dict(self.network.state_dict())),
+            "optimizer": state_of(self._optimizer),
+            "best": self.best_weights(),
             "best_score": self.best_score,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        self.network.load_state_dict(state["network"])
-        self._optimizer.load_state_dict(state["optimizer"])
-        self.best, self.best_score = state["best"], state["best_score"]
+        self.network.load_state_dict(spread_state(self.network, state["network"]))
+        restore(self._optimizer, state["optimizer"])
+        self.best, self.best_score = spread_state(self.network, state["best"]), state["best_score"]
+
+    def best_weights(self) -> dict[str, torch.Tensor]:
+        """The best weights so far, whole."""
+        found: dict[str, torch.Tensor] = full_tensors(dict(self.best))
+        return found

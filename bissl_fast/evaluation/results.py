@@ -10,7 +10,7 @@ from bissl_fast.errors import UserError
 from bissl_fast.evaluation.arms import BASELINE, reference_of, title_of
 from bissl_fast.evaluation.cost import Cost
 from bissl_fast.evaluation.metrics import METRICS, Metric
-from bissl_fast.evaluation.statistics import Arm, Comparison, compare_all
+from bissl_fast.evaluation.statistics import Comparison, Sample, compare_all
 
 ALPHA = 0.05
 FINE_TUNING, FEW_SHOT = "fine-tuning", "few-shot tasks"
@@ -60,7 +60,7 @@ class ArmResult:
 
     name: str
     title: str
-    scores: Mapping[str, Arm]
+    scores: Mapping[str, Sample]
     cost: Cost
     stages: tuple[str, ...] = ()
     intervals: Mapping[str, float] = field(default_factory=dict)
@@ -70,7 +70,7 @@ class ArmResult:
     def from_json(cls, name: str, content: Mapping[str, Any]) -> ArmResult:
         """Read one arm: `title`, `scores` and `cost`, of which the scores alone must be there."""
         scores = content["scores"]
-        known = {m.key: Arm(tuple(map(float, scores[m.key]))) for m in METRICS if m.key in scores}
+        known = {m.key: Sample(tuple(map(float, scores[m.key]))) for m in METRICS if m.key in scores}
         title = " ".join(str(content.get("title") or title_of(name)).split())
         stages = tuple(map(str, content.get("stages") or ()))
         intervals = {str(key): float(half) for key, half in (content.get("intervals") or {}).items()}

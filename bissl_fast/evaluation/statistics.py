@@ -24,7 +24,7 @@ def equal(first: float, second: float) -> bool:
 
 
 @dataclass(frozen=True)
-class Arm:
+class Sample:
     """Scores of one arm, one per seed.
 
     Raises:
@@ -74,8 +74,8 @@ class Comparison:
         interval: 95 % bootstrap interval of `difference`, as :func:`bootstrap_interval` has it, or None.
     """
 
-    candidate: Arm
-    baseline: Arm
+    candidate: Sample
+    baseline: Sample
     p: float | None
     untested: str = ""
     corrected: float | None = None
@@ -126,7 +126,7 @@ def compare(candidate: Sequence[float], baseline: Sequence[float]) -> Comparison
         >>> compare([52.0, 52.6, 51.7], [49.1, 49.9, 48.9]).significant()
         True
     """
-    ours, theirs = Arm(tuple(map(float, candidate))), Arm(tuple(map(float, baseline)))
+    ours, theirs = Sample(tuple(map(float, candidate))), Sample(tuple(map(float, baseline)))
     if ours.std is None or theirs.std is None:
         return Comparison(ours, theirs, None, "one seed has no spread, so no test can be made")
     if ours.constant and theirs.constant:

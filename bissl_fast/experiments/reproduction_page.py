@@ -17,7 +17,7 @@ from bissl_fast.evaluation.report.mapped import mapped_of, neighbours_told
 from bissl_fast.evaluation.report.page import Section, document, missing, plate, scrolling, section, tables
 from bissl_fast.evaluation.report.svg import svg
 from bissl_fast.evaluation.run_folder import RunFolder
-from bissl_fast.evaluation.statistics import Arm
+from bissl_fast.evaluation.statistics import Sample
 from bissl_fast.evaluation.table import Cell, Grid
 from bissl_fast.experiments.beside_paper import TITLES, Beside, beside, beside_table, claim
 from bissl_fast.experiments.paper_runs import Asked, PaperRun, Rates, lasting, scaled
@@ -135,7 +135,7 @@ def _by_epochs(cells: Sequence[Beside]) -> str:
     return section(Section("epochs", title, caption, plate(svg(figure, "epochs", f"{title}. {words}")), words))
 
 
-def _arm(cell: Beside, arm: str) -> Arm:
+def _arm(cell: Beside, arm: str) -> Sample:
     assert cell.ours is not None
     return cell.ours.candidate if arm == "bissl" else cell.ours.baseline
 

@@ -77,6 +77,8 @@ class Run:
         self.say(path(settings.precision, self.device), "dim")
         for sentence in doubts("--precision", settings.precision, self.device):
             self.say(sentence)
+        if settings.distributed.shard and self.ranks is None:
+            self.say("--distributed.shard: there is one process, which holds all weights; torchrun starts more")
         if self.ranks is not None and self.ranks.own_statistics:
             self.say(APART.format(ranks=self.ranks.size))
         images = settings.images
@@ -161,17 +163,26 @@ class Run:
             self.weights.load_into(backbone)
         return backbone
 
-    def learner(self, task: PretextTask, start: StageOutput | None = None, chunk: int | None = None) -> Learner:
+    def learner(
+        self,
+        task: PretextTask,
+        start: StageOutput | None = None,
+        chunk: int | None = None,
+        may_shard: bool = False,
+    ) -> Learner:
         """The pretext task with a network of its own.
 
         Args:
             task: the pretext task.
             start: the pretext stage that it goes on from; ``None``: the first weights of the run.
             chunk: images that pass at once, of all ranks; ``None``: all of a batch.
+            may_shard: whether the ranks may share the weights, if the run is set so; products cannot.
         """
         network = Network(self.started_backbone(), task.head(self.features, self.seed("projector")))
         own = chunk if chunk is None or self.ranks is None else chunk // self.ranks.size
-        learner = Learner(task, place(network, self.device), self.forward, self.seed("store"), own, self.ranks)
+        spread = may_shard and self.settings.distributed.shard
+        seed = self.seed("store")
+        learner = Learner(task, place(network, self.device), self.forward, seed, own, self.ranks, spread)
         if start is not None:
             learner.load_state_dict(load_weights(start.folder / "weights.safetensors"))
         return learner

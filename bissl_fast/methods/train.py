@@ -2,11 +2,11 @@
 
 import os
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from rich.console import Console
 
 from bissl_fast.errors import UserError
@@ -26,9 +26,9 @@ from bissl_fast.methods.stages.pretrain import Pretext
 from bissl_fast.methods.stages.sgd import SGDSettings
 from bissl_fast.methods.stages.untrained import untrained
 from bissl_fast.methods.tracking import following
-from bissl_fast.training.files import disk_told, exclusive, make_folder, write_atomic, write_json
+from bissl_fast.training.files import disk_told, make_folder, write_atomic, write_json
 from bissl_fast.training.memory import memory_told
-from bissl_fast.training.ranks import is_lead
+from bissl_fast.training.ranks import held, is_lead
 from bissl_fast.training.stage import StageOutput
 
 UNTRAINED, PRETEXT, WARMUP = "untrained", "pretext", "pretext-warmup"
@@ -109,6 +109,7 @@ class Training:
             images = round(config.budget * len(self.context.data.unlabelled))
             self.arms = {name: (method.within(self.context, images), sgd) for name, (method, sgd) in self.arms.items()}
         self.arms = {name: (method.prepare(self.context), sgd) for name, (method, sgd) in self.arms.items()}
+        self._tell_shards()
         self.stages: dict[str, list[str]] = {}
 
     def run(self) -> Path:
@@ -130,6 +131,18 @@ class Training:
         describe(run, self.config)
         features(run, Downstream(self.config.finetune), {name: self._backbone(name) for name in self.arms})
         return run.folder
+
+    def _tell_shards(self) -> None:
+        """Say which stages ranks do not share the weights of."""
+        run, whole = self.context, [name for name in self.arms if name != "baseline"]
+        if run.settings.distributed.shard and run.ranks is not None and whole:
+            with torch.device("meta"):
+                size = 4e-6 * sum(parameter.numel() for parameter in run.backbone().parameters())
+            run.say(
+                f"--distributed.shard: pretext training and fine-tuning are sharded. What else {', '.join(whole)} does "
+                f"takes plain networks, as second-order products are made of no others: {size:.0f} MB for each copy of "
+                "the backbone on each rank. `bissl-fast plan` tells the memory of these stages"
+            )
 
     def _controls(self, found: Found) -> dict[str, Any]:
         """Scores of the backbones that the arms' have come from, fine-tuned by the rates that served the baseline."""
@@ -209,16 +222,11 @@ def _worked(
         make_folder(training.context.folder)
         run = training.context
         run.following = following(run, config)
-        with _held(run), run.following:
+        with held(run.folder, run.ranks), run.following:
             folder = work(training)
             if is_lead(run.ranks):
                 then(folder)
         return run.folder
-
-
-def _held(run: Run) -> AbstractContextManager[None]:
-    """The run's folder held for the ranks by the first of them."""
-    return exclusive(run.folder) if is_lead(run.ranks) else nullcontext()
 
 
 def pretrain(config: PretextConfig, console: Console) -> Path:
@@ -230,6 +238,6 @@ def pretrain(config: PretextConfig, console: Console) -> Path:
         steps = pretext.steps(run, config.pretrain.epochs)
         make_folder(run.folder)
         run.following = following(run, config)
-        with _held(run), run.following:
+        with held(run.folder, run.ranks), run.following:
             describe(run, config)
             return pretext.train(run, "pretext", steps).folder

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
+from bissl_fast.models.skeletons import skeleton_of
 from bissl_fast.ops.batch_norm import share_statistics, statistics_groups
 
 ANSWERS: "WeakKeyDictionary[nn.Module, dict[Any, bool]]" = WeakKeyDictionary()
@@ -52,7 +53,7 @@ def answer(network: nn.Module, shape: torch.Size, device: torch.device) -> bool:
     with torch.random.fork_rng(devices):
         torch.manual_seed(0)
         try:
-            twin = random_twin(network).double()
+            twin = random_twin(skeleton_of(network), device).double()
             batches = torch.randn(BATCHES, IMAGES, *shape, dtype=torch.float64, device=device)
             before = random_state(device)
             other = copy.deepcopy(twin)
@@ -71,10 +72,15 @@ def alike(first: torch.Tensor, second: torch.Tensor) -> bool:
     return bool((second.double() - first.double()).norm() <= LARGEST_DIFFERENCE * first.double().norm())
 
 
-def random_twin(network: nn.Module) -> nn.Module:
-    """A copy with random tensors of its own, without hooks or other ranks; nothing of the network's tensors is read."""
+def random_twin(network: nn.Module, device: torch.device | None = None) -> nn.Module:
+    """A copy with random tensors of its own, without hooks or other ranks; nothing of the network's tensors is read.
+
+    Args:
+        network: whose layers it has.
+        device: of the copy; ``None``: each tensor's own.
+    """
     tensors = (*network.parameters(), *network.buffers())
-    memo: dict[int, Any] = {id(tensor): random_like(tensor) for tensor in tensors}
+    memo: dict[int, Any] = {id(tensor): random_like(tensor, device or tensor.device) for tensor in tensors}
     twin = copy.deepcopy(network, memo)
     for module in twin.modules():
         module._forward_hooks.clear()
@@ -82,9 +88,9 @@ def random_twin(network: nn.Module) -> nn.Module:
     return share_statistics(twin, None)
 
 
-def random_like(tensor: torch.Tensor) -> torch.Tensor:
+def random_like(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Noise of the size that a layer's weights have; integers (indices, counters) are zero."""
-    shape, dtype, device = tensor.shape, tensor.dtype, tensor.device
+    shape, dtype = tensor.shape, tensor.dtype
     if not tensor.is_floating_point():
         return torch.zeros(shape, dtype=dtype, device=device)
     if tensor.dim() < 2:  # weights of normalisations, and variances, which are positive

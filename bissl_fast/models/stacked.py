@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from bissl_fast.errors import UserError
 from bissl_fast.models.plain_layers import is_plain
 from bissl_fast.models.separate import alike, keeps_apart, random_state, random_twin
+from bissl_fast.models.skeletons import without_tensors
 from bissl_fast.models.small_maps import SmallMapConv2d
 from bissl_fast.ops.batch_norm import statistics_groups
 from bissl_fast.ops.batch_norm.module import mixing
@@ -123,19 +124,6 @@ def stacks_exactly(network: nn.Module, like: torch.Tensor) -> bool:
             )
         except Exception:  # its layers cannot be put side by side, or do not fit what they then get
             return False
-
-
-def without_tensors(network: nn.Module) -> nn.Module:
-    """A copy that allocates nothing and has no hooks."""
-    memo: dict[int, Any] = {}
-    for tensor in (*network.parameters(), *network.buffers()):
-        empty = torch.empty_like(tensor, device="meta")
-        memo[id(tensor)] = nn.Parameter(empty) if isinstance(tensor, nn.Parameter) else empty
-    pattern = copy.deepcopy(network, memo)
-    for module in pattern.modules():
-        module._forward_hooks.clear()
-        module._forward_pre_hooks.clear()
-    return pattern
 
 
 class SideBySideLinear(nn.Linear):

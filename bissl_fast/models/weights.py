@@ -15,6 +15,7 @@ from safetensors.torch import load as load_safetensors
 from torch import nn
 
 from bissl_fast.errors import UserError
+from bissl_fast.plain import require_bounded
 
 TIMM_PREFIX = "timm:"
 WRAPPERS = ("state_dict", "model_state_dict", "model", "teacher", "network")  # what trainers put their weights under
@@ -143,6 +144,10 @@ def read_tensors(path: Path) -> tuple[Tensors, tuple[str, ...]]:
             f"{path} is not a file of tensors ({type(error).__name__}), and code in a file is never run here: "
             "save the network's state_dict(), best as safetensors."
         ) from None
+    try:
+        require_bounded(content, lists=False)
+    except ValueError as error:
+        raise UserError(f"{path} holds no weights by name ({error}): save the network's state_dict().") from None
     beside: Tensors = {}
     while isinstance(content, Mapping):
         key = next((key for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from bissl_fast.bilevel import CompositeLoss, frozen_buffers
 from bissl_fast.errors import UserError
-from bissl_fast.models import Network, forward_each
+from bissl_fast.models import Network, forward_each, sharded
 from bissl_fast.models.together import in_chunks, joined
 from bissl_fast.ops.batch_norm import average_statistics, share_statistics, unshared_statistics
 from bissl_fast.ops.collectives import Ranks, all_reduce, gradients_of_all
@@ -41,6 +41,9 @@ class Learner:
     they have ``own_statistics``, those of a batch norm are of one rank's images, as of a chunk, and :meth:`advance`
     makes the running ones the same.
 
+    With ``shard``, weights of network and copy are spread over the ranks, and gradients with them; optimisers are made
+    for the network's parameters as they are then. Products take no such network.
+
     Args:
         task: the pretext task.
         network: backbone and head, trained in place.
@@ -49,9 +52,11 @@ class Learner:
         chunk: images, in all their views, that :meth:`backward` passes at once; the last chunk of a batch may be
             smaller. Left out: all. Batch-norm statistics are then those of a chunk of each rank.
         ranks: each has as many images of a batch as this one; left out: there is this process alone.
+        shard: whether ranks hold a part of each weight and not all of them.
 
     Raises:
-        UserError: for a chunk without an image, or a batch norm that cannot take statistics over ranks.
+        UserError: for a chunk without an image, a batch norm that cannot take statistics over ranks, or weights that
+            cannot be spread.
     """
 
     def __init__(
@@ -62,6 +67,7 @@ class Learner:
         seed: int = 0,
         chunk: int | None = None,
         ranks: Ranks | None = None,
+        shard: bool = False,
     ) -> None:
         if chunk is not None and chunk < 1:
             raise UserError(f"A chunk has 1 image or more, found {chunk}; left out, a whole batch passes at once.")
@@ -74,6 +80,10 @@ class Learner:
         if task.needs.target:
             backbone, head = copy.deepcopy((network.backbone, task.target_head(network.head)))
             self.momentum = Network(backbone, head).requires_grad_(False)
+        if shard and ranks is not None:
+            for part in (network, *([] if self.momentum is None else [self.momentum])):
+                sharded.shard(part, ranks)
+        self._reduced = None if sharded.is_sharded(network) else ranks
         self._last: tuple[Sequence[Output], Constants] | None = None
 
     def see(self, views: Views) -> Seen:
@@ -100,7 +110,7 @@ class Learner:
         if self.chunk is not None:
             parts = in_chunks(views, self.chunk)
             return self.backward_in_chunks(parts, parts)
-        with gradients_of_all(self.network.parameters(), self.ranks):
+        with gradients_of_all(self.network.parameters(), self._reduced):
             loss = self.loss(views)
             loss.backward()  # type: ignore[no-untyped-call]
         return all_reduce(loss.detach(), self.ranks)
@@ -132,7 +142,7 @@ class Learner:
         cotangents = torch.autograd.grad(loss, tree_leaves(made), allow_unused=True)
         self._last = tree_map(torch.Tensor.detach, made), constants
         parts = [repeat(None) if c is None else torch.split(c, images) for c in cotangents]
-        with gradients_of_all(self.network.parameters(), self.ranks):
+        with gradients_of_all(self.network.parameters(), self._reduced):
             for seed, views, *part in zip(seeds, again, *parts, strict=False):
                 found = zip(tree_leaves(self._embed(views, seed)), part, strict=True)
                 pulled = {output: part for output, part in found if output.requires_grad and part is not None}
@@ -205,8 +215,8 @@ class Learner:
             return
         kept = half_cosine(*self.task.needs.momentum, progress)
         online = (self.network.backbone, self.task.target_head(self.network.head))
-        old: list[torch.Tensor] = list(self.momentum.parameters())
-        torch._foreach_lerp_(old, [p for part in online for p in part.parameters()], 1 - kept)
+        old = [sharded.local(p) for p in self.momentum.parameters()]
+        torch._foreach_lerp_(old, [sharded.local(p) for part in online for p in part.parameters()], 1 - kept)
         self.store.move(gathered(self._last[1]["targets"], self.ranks))
 
     def diagnostics(self) -> dict[str, torch.Tensor]:
@@ -215,8 +225,9 @@ class Learner:
         return diagnose(gathered(self.task.embedding(self._last[0][0]).detach(), self.ranks))
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """Everything by name: ``backbone.``, ``head.``, ``momentum.`` and ``store.``."""
-        return {f"{prefix}{name}": value for prefix, part in self._parts() for name, value in part.state_dict().items()}
+        """Everything by name, whole: ``backbone.``, ``head.``, ``momentum.`` and ``store.``."""
+        parts = [(prefix, sharded.full_tensors(dict(part.state_dict()))) for prefix, part in self._parts()]
+        return {f"{prefix}{name}": value for prefix, state in parts for name, value in state.items()}
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         """Take over what :meth:`state_dict` gave.
@@ -227,7 +238,8 @@ class Learner:
         left = dict(state)
         for prefix, part in reversed(list(self._parts())):  # the network, which has no prefix, takes what is left
             names = [name for name in left if name.startswith(prefix)]
-            part.load_state_dict({name.removeprefix(prefix): left.pop(name) for name in names})
+            own = {name.removeprefix(prefix): left.pop(name) for name in names}
+            part.load_state_dict(sharded.spread_state(part, own))
 
     def _parts(self) -> Iterator[tuple[str, nn.Module]]:
         yield "", self.network

@@ -1,12 +1,14 @@
 """Gradients that stop being numbers: which was the first, and in which step, without waiting for the device."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from bissl_fast.models.sharded import local
 
 _CALLS = 1 << 20  # steps of optimisers in one step of a task, at most
 
@@ -25,9 +27,15 @@ class BadGradient:
     others: int
     step: int
 
-    def words(self, state: Mapping[str, Any]) -> str:
-        """As a sentence has it, with the parameter's name in a task's state."""
-        name = next((path for path, tensor in tensors_in(state) if _same(tensor, self.parameter)), "a parameter")
+    def words(self, state: Callable[[], Mapping[str, Any]]) -> str:
+        """As a sentence has it, with the parameter's name in a task's state.
+
+        A sharded one has a name of its own, since no rank can gather a state alone.
+        """
+        name = getattr(self.parameter, "name_in_network", None)
+        if name is None:
+            found = (path for path, tensor in tensors_in(state()) if _same(tensor, self.parameter))
+            name = next(found, "a parameter")
         return f"the gradient of {name}" + (f" and those of {self.others} more tensors" if self.others else "")
 
 
@@ -41,7 +49,7 @@ class GradientWatch:
         >>> with watch.watching():
         ...     weight.grad = torch.tensor([1.0, torch.inf])
         ...     optimizer.step()
-        >>> watch.first().words({"head": weight})
+        >>> watch.first().words(lambda: {"head": weight})
         'the gradient of head'
     """
 
@@ -78,7 +86,7 @@ class GradientWatch:
         if not parameters:
             return
         key = tuple(map(id, parameters))
-        gradients = [_local(p.grad) for p in parameters]
+        gradients = [local(p.grad) for p in parameters if p.grad is not None]
         # The Euclidean norm is the one that CPUs and GPUs are quick at. Like that of clipping it is infinite from 1e19.
         wide = torch.float64 if any(g.dtype == torch.float64 for g in gradients) else torch.float32
         norms = torch.stack(torch._foreach_norm(gradients, 2, dtype=wide))
@@ -105,13 +113,6 @@ def first_non_finite(value: Any) -> str | None:
     """Path of the first floating tensor in nested containers that holds something else than numbers."""
     floating = ((path, tensor) for path, tensor in tensors_in(value) if tensor.is_floating_point())
     return next((path for path, tensor in floating if not bool(torch.isfinite(tensor).all())), None)
-
-
-def _local(gradient: torch.Tensor | None) -> torch.Tensor:
-    """What this process holds of a gradient."""
-    assert gradient is not None
-    local: torch.Tensor = gradient.to_local() if hasattr(gradient, "to_local") else gradient
-    return local
 
 
 def _same(one: torch.Tensor, other: torch.Tensor) -> bool:

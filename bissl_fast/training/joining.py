@@ -1,7 +1,8 @@
-"""How ranks find each other: all of one start, and none of an earlier one, whose words their store may still hold."""
+"""How ranks find each other: those of one start alone, though their store may hold the words of an earlier one."""
 
 import json
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Sequence
@@ -110,17 +111,29 @@ def _await_port(launch: Launch, end: float, seconds: float) -> None:
 
 
 def _connected(launch: Launch, keeps: bool, seconds: float) -> Any:
-    try:
-        return TCPStore(
-            launch.address, launch.port, is_master=keeps, timeout=timedelta(seconds=seconds), wait_for_workers=False
-        )
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    """A connection to the store, from a thread of its own: where no store answers, signals would not be heard."""
+    found: list[Any] = []
+
+    def connect() -> None:
+        timeout = timedelta(seconds=seconds)
+        try:
+            found.append(TCPStore(launch.address, launch.port, None, keeps, timeout, wait_for_workers=False))
+        except (RuntimeError, ValueError) as error:
+            found.append(error)
+
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    end = time.monotonic() + seconds + LATE
+    while thread.is_alive() and time.monotonic() < end:
+        thread.join(0.05)
+    store = found[0] if found else TimeoutError("what answers is no store")
+    if isinstance(store, Exception):
         verb = "opened" if keeps else "asked"
         raise UserError(
             f"rank {launch.rank} of {launch.size}: the store at {launch.address}:{launch.port} cannot be {verb} "
-            f"({reason}); choose another MASTER_PORT."
-        ) from None
+            f"({str(store).splitlines()[0]}); choose another MASTER_PORT."
+        )
+    return store
 
 
 def of_each(store: Any, name: str, rank: int, size: int, value: str) -> Sequence[str]:

@@ -7,7 +7,8 @@ from typing import Any, overload
 import torch
 from torch.optim import Optimizer
 
-from bissl_fast.ops.lars import LarsSettings, lars_step
+from bissl_fast.models.sharded import local, ranks_of
+from bissl_fast.ops.lars import LarsSettings, lars_step, lars_step_of_parts
 
 NUMBERS = ("lr", "weight_decay", "momentum", "trust_coefficient")
 
@@ -17,7 +18,8 @@ class LARS(Optimizer):
 
     For each tensor: ``g ← g + wd·p``; ``g ← g·η‖p‖/‖g‖`` (factor 1 where a norm is 0); ``m ← μ·m + g``;
     ``p ← p − lr·m``. The learning rate stays outside the momentum. One-dimensional tensors (biases, batch-norm weights)
-    skip the first two lines unless ``exclude_1d`` is off.
+    skip the first two lines unless ``exclude_1d`` is off. Of tensors that are spread over ranks
+    (:func:`bissl_fast.models.sharded.shard`) norms are those of the whole.
 
     Args:
         params: tensors or parameter groups.
@@ -100,7 +102,12 @@ class LARS(Optimizer):
             found = [(p, gradient) for p in group["params"] if (gradient := p.grad) is not None]
             weights, gradients = [p for p, _ in found], [gradient for _, gradient in found]
             settings = LarsSettings(*(group[name] for name in (*NUMBERS, "exclude_1d")))
-            lars_step(weights, [self._momentum(p) for p in weights], gradients, settings)
+            momenta = [self._momentum(p) for p in weights]
+            if weights and (ranks := ranks_of(weights[0])) is not None:
+                own, moved, given = ([local(tensor) for tensor in whole] for whole in (weights, momenta, gradients))
+                lars_step_of_parts(own, moved, given, settings, ranks)
+            else:
+                lars_step(weights, momenta, gradients, settings)
         return loss
 
     def _momentum(self, p: torch.Tensor) -> torch.Tensor:

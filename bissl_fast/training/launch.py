@@ -20,7 +20,7 @@ from bissl_fast.training.interruption import Interrupted, Interruption, interrup
 from bissl_fast.training.joining import joined, of_each
 from bissl_fast.training.launcher import Launch
 from bissl_fast.training.roll import MISSED, Farewell, Roll, named
-from bissl_fast.training.verdict import CALL, Ended, Watch, asked_around, lost_by, told
+from bissl_fast.training.verdict import CALL, Ended, Watch, asked_around, farewell, lost_by, told
 from bissl_fast.training.writing import reading_only
 
 ECHO = 2.0
@@ -180,7 +180,7 @@ def _concluded(launch: Launch, watch: Watch, status: int, error: BaseException |
     if lost or stopped:
         found = asked_around(roll, launch.keeper, lost)
     if found is not None:
-        roll.leave(Farewell("lost", found.status, found.text))
+        roll.leave(farewell(found))
         told(roll, found, watch.tell)
         return found.status
     own = _farewell(status, error)

@@ -259,7 +259,7 @@ class _Loop:
                     raise self._non_finite(f"{name} became {value}", first + index + 1)
 
         if (bad := self.gradients.first()) is not None:
-            raise self._non_finite(f"{bad.words(self.task.state())} became not finite", bad.step + 1)
+            raise self._non_finite(f"{bad.words(self.task.state)} became not finite", bad.step + 1)
 
     def _check_finite(self, state: dict[str, Any] | None = None) -> None:
         name = first_non_finite(self.task.state() if state is None else state)
@@ -270,7 +270,7 @@ class _Loop:
         kept = f"the checkpoint of step {self.saved} is kept" if self.saved else "no checkpoint had been written yet"
         bad = self.gradients.first()
         if bad is not None and bad.step < step and "gradient of" not in what:
-            first = f"{bad.words(self.task.state())} in step {bad.step + 1}"
+            first = f"{bad.words(self.task.state)} in step {bad.step + 1}"
             what = f"{what} (first of all gradients that are not finite: {first})"
         remedy = getattr(self.task, "remedy", REMEDY)
         return NonFiniteError(

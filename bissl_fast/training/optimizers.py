@@ -1,11 +1,13 @@
 """The optimiser of a pretext task, as its settings name it."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from bissl_fast.models.sharded import full_tensors, spread_like
 from bissl_fast.pretext.recipe import OptimizerSettings
 from bissl_fast.training.lars import LARS
 
@@ -55,3 +57,19 @@ def set_rate(optimizer: Optimizer, rate: float, peak: float, decay: float) -> No
     for group in optimizer.param_groups:
         group["lr"] = (peak if group["constant_rate"] else rate) * group["rate_share"]
         group["weight_decay"] = decay if group["decays"] else 0.0
+
+
+def state_of(optimizer: Optimizer) -> dict[str, Any]:
+    """What :func:`restore` takes, whole: one process writes the same. Ranks with sharded weights call it together."""
+    state: dict[str, Any] = full_tensors(optimizer.state_dict())
+    return state
+
+
+def restore(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Go on from what :func:`state_of` gave for an optimiser of the same parameters, sharded or not."""
+    parameters = dict(enumerate(p for group in optimizer.param_groups for p in group["params"]))
+    moments = {
+        number: {name: spread_like(value, parameters.get(number)) for name, value in of_one.items()}
+        for number, of_one in state["state"].items()
+    }
+    optimizer.load_state_dict({**state, "state": moments})

@@ -9,6 +9,9 @@ from typing import Any, Literal
 
 from bissl_fast.plain import parse_json
 
+BEAT = 1.0
+"""Seconds between two signs of life, of up to 64 ranks: what all ask of the store grows with the square of R."""
+
 QUIET = 25
 """Beats that a rank misses until it is given up, where nothing else speaks against it."""
 
@@ -48,7 +51,7 @@ class Roll:
 
     def __init__(self, store: Any, rank: int, size: int) -> None:
         self.rank, self.size = rank, size
-        self.seconds = max(1.0, size / 64)  # of a beat: what all ask of the store grows with the square of R
+        self.seconds = BEAT * max(1.0, size / 64)
         self.left: dict[int, Farewell] = {}
         self.silent = dict.fromkeys(range(size), 0)
         self.heard, self.broken = time.monotonic(), ""

@@ -24,7 +24,7 @@ UNHEARD = 15.0
 """Likewise for SIGINT and SIGTERM; torchrun kills after 30."""
 
 LEAVING = 60.0
-"""Seconds that this rank may be busy with its own last checkpoint, after others have stopped on request."""
+"""Seconds that rank 0 may be busy with its last checkpoint, after others have stopped on request."""
 
 _LOST = re.compile(r"/gloo/|NCCL|ProcessGroup|Connection (closed|reset) by peer|Broken pipe|Timed out waiting")
 
@@ -72,7 +72,7 @@ def verdict(roll: Roll, missed: int, keeper: str) -> Verdict | None:
     if failed:
         first = min(failed)
         said = roll.left[first]
-        patience = LEAVING if said.how == "stopped" else 2.0
+        patience = 2.0 if said.how == "failed" else LEAVING if roll.rank == 0 else BLOCKED
         return Verdict(f"rank {first}: {said.text}", said.status, patience, first, first > 0 and _speaks(roll, ()))
     if any(farewell.how == "lost" for farewell in roll.left.values()):
         return Verdict("other ranks have ended.", patience=2.0, speaks=False)
@@ -90,7 +90,7 @@ def lost_by(error: BaseException | None) -> str:
     from torch.distributed import DistError
 
     while error is not None:
-        text = (str(error) or type(error).__name__).splitlines()[0]
+        text = re.sub(r"^\[.*?\] *", "", (str(error) or type(error).__name__).splitlines()[0])  # a file of gloo's
         if isinstance(error, DistError) or (type(error) is RuntimeError and _LOST.search(str(error))):
             return text
         error = error.__cause__ or error.__context__
@@ -107,6 +107,8 @@ def asked_around(roll: Roll, keeper: str, lost: str) -> Verdict | None:
     """
     end = time.monotonic() + (MISSED + 3) * roll.seconds
     others = set(range(roll.size)) - {roll.rank}
+    if lost:
+        roll.leave(Farewell("lost", 2, lost))
     while time.monotonic() < end:
         found = verdict(roll, MISSED, keeper)
         if found is not None and (found.patience == 0 or found.of is not None) and not _only_stopped(roll, found, lost):
@@ -116,9 +118,11 @@ def asked_around(roll: Roll, keeper: str, lost: str) -> Verdict | None:
         time.sleep(0.1)
     if not lost:
         return None
-    absent = others - set(roll.left)
-    why = f"{named(absent)} still there, but not where the others waited" if absent else "all of them are there"
-    speaks = roll.rank == min({roll.rank, *(r for r, farewell in roll.left.items() if farewell.how == "lost")})
+    waited = {rank for rank, farewell in roll.left.items() if farewell.how == "lost" and farewell.text}
+    late = others - waited
+    are = "are" if len(late) > 1 else "is"
+    why = f"{named(late)} {are} there, but did not come to where the others waited" if late else "all are there"
+    speaks = roll.rank == min(waited | {roll.rank})
     return Verdict(f"the ranks have lost each other ({lost}): {why}. {WHOLE}", speaks=speaks)
 
 
@@ -170,7 +174,9 @@ class Watch:
             if found is not None:
                 self._end(found)
             elif unheard:
-                self._end(Verdict(f"stopped on request, while it waited for other ranks. {WHOLE}", 130), blocked=True)
+                text = f"stopped on request, while it waited for other ranks. {WHOLE}"
+                speaks = self.roll.rank == 0 or 0 in self.roll.gone(MISSED)
+                self._end(Verdict(text, 130, speaks=speaks), blocked=True)
 
     def _unheard(self) -> bool:
         """Whether SIGINT or SIGTERM came long ago and the main thread has not got to its handler."""
@@ -199,7 +205,7 @@ class Watch:
         with self._lock:
             if self._resting:
                 return
-            self.roll.leave(Farewell("stopped" if found.status == 130 else "lost", found.status, found.text))
+            self.roll.leave(farewell(found))
             told(self.roll, found, self.tell)
             sys.stdout.flush()
             os._exit(found.status)
@@ -208,6 +214,12 @@ class Watch:
         end = time.monotonic() + seconds
         while time.monotonic() < end and not self._resting:
             time.sleep(0.1)
+
+
+def farewell(found: Verdict) -> Farewell:
+    """Of a rank that ends by a verdict: without words, unless it was asked to stop and nobody else has said so."""
+    stopped = found.of is None and found.status == 130
+    return Farewell("stopped" if stopped else "lost", found.status, found.text if stopped else "")
 
 
 def told(roll: Roll, found: Verdict, tell: Callable[[str], None]) -> None:

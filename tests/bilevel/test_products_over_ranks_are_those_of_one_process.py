@@ -20,18 +20,18 @@ WEIGHTS = [1.0, 3.0]
 Found = dict[str, Any]
 
 
-def network(ranks: Ranks | None) -> Network:
+def network(ranks: Ranks | None, device: str = "cpu") -> Network:
     torch.manual_seed(0)
     layers = [nn.Conv2d(1, 3, 3, bias=False), nn.BatchNorm2d(3), nn.ReLU(), nn.MaxPool2d(2)]
     backbone = fuse_batch_norm(nn.Sequential(*layers, nn.Conv2d(3, 4, 2), nn.SiLU(), nn.Flatten()))
-    made = Network(backbone, build_projector(16, (5, 4), seed=1)).double()
+    made = Network(backbone, build_projector(16, (5, 4), seed=1)).double().to(device)
     share_statistics(made, ranks)
     return made
 
 
-def batches(ranks: Ranks | None) -> list[Any]:
+def batches(ranks: Ranks | None, device: str = "cpu") -> list[Any]:
     """Two stored batches of a pair of views of 8 images, or of a rank's share of them."""
-    views = torch.randn(2, 2, 8, 1, 8, 8, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    views = torch.randn(2, 2, 8, 1, 8, 8, generator=torch.Generator().manual_seed(2), dtype=torch.float64).to(device)
     own = views if ranks is None else views.chunk(ranks.size, 2)[ranks.rank]
     return [[((first, second), {})] for first, second in own]
 
@@ -45,27 +45,30 @@ def collectives_of(half: torch.fx.GraphModule) -> Counter[str]:
     return Counter(t._schema.name.split("::")[1] for t in targets if t.namespace == "_c10d_functional")
 
 
-def products(ranks: Ranks | None) -> Found:
+def products(ranks: Ranks | None, device: str = "cpu", compiled: bool = False) -> Found:
     """In every mode, before and after a step of the parameters, and a layer-wise solve there."""
     found: Found = {}
     for mode in MODES:
-        model = network(ranks)
+        model = network(ranks, device)
         theta = ParameterVector(model, "backbone.")
-        v = drawn(len(theta), 3)
+        v, other, step = (drawn(len(theta), seed).to(device) for seed in (3, 5, 4))
         loss = product_loss(SimCLR(temperature=0.3), ranks=ranks)
-        settings: Any = {"compiled": False, "weights": WEIGHTS, "ranks": ranks, "check_every": 1}
-        hessian = HessianOperator(loss, theta, batches(ranks), mode, **settings)
+        settings: Any = {"compiled": compiled, "weights": WEIGHTS, "ranks": ranks, "check_every": 1}
+        hessian = HessianOperator(loss, theta, batches(ranks, device), mode, **settings)
         found[f"{mode}, {hessian.retained} kept"] = hessian.matvec(v)
-        theta.assign(theta.values() + 0.02 * drawn(len(theta), 4))
-        hessian.update(batches(ranks), WEIGHTS)
-        rows = torch.stack([v, drawn(len(theta), 5)])
-        found[f"{mode}, two rows after a step"] = hessian.matmat(rows)
+        theta.assign(theta.values() + 0.02 * step)
+        hessian.update(batches(ranks, device), WEIGHTS)
+        found[f"{mode}, two rows after a step"] = hessian.matmat(torch.stack([v, other]))
         solution = conjugate_gradient(ShiftedOperator(hessian, 0.5), v, iterations=5, layerwise=True)
         found[f"{mode}, solved"] = solution.x
         if mode == "linearized":
             halves = hessian._kept[0].program.halves
             found["collectives"] = [collectives_of(half) for half in (halves.primal, halves.tangent)]
-    return found
+    return {name: value.cpu() if isinstance(value, torch.Tensor) else value for name, value in found.items()}
+
+
+def on_own_gpu(ranks: Ranks, compiled: bool) -> Found:
+    return products(ranks, f"cuda:{ranks.rank}", compiled)
 
 
 def compiled(ranks: Ranks) -> Found:
@@ -90,6 +93,25 @@ def test_compiled_products_over_ranks_are_those_of_the_trace(tmp_path: Path, mon
         processes.stop()
     assert torch.equal(first["compiled"], second["compiled"])
     assert (first["compiled"] - first["plain"]).norm() <= 1e-12 * first["plain"].norm()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="needs a GPU; from two on each has a rank, one calls NCCL alone"
+)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_products_over_gpus_by_nccl_are_those_of_one_process(tmp_path: Path, compiled: bool) -> None:
+    count = min(2, torch.cuda.device_count())
+    processes = Processes(tmp_path, count, 280.0, "cpu:gloo,cuda:nccl")
+    try:
+        every = processes(on_own_gpu, compiled)
+    finally:
+        processes.stop()
+    expected = products(None, "cuda:0")
+    for key in expected.keys() - {"collectives"}:
+        assert all(torch.equal(every[0][key], found[key]) for found in every), key
+        assert (every[0][key] - expected[key]).norm() <= 1e-10 * expected[key].norm(), key
+    assert all(sum(half.values()) for half in every[0]["collectives"])
 
 
 def within_budgets(ranks: Ranks) -> Found:

@@ -14,7 +14,6 @@ import pytest
 import torch
 from PIL import Image
 from rich.console import Console
-from tests.forks import Command
 
 from bissl_fast.bilevel import HessianOperator
 from bissl_fast.cli import main
@@ -39,6 +38,7 @@ from bissl_fast.methods.stages.finetune import FineTuneTask
 from bissl_fast.methods.stages.head import HeadWarmupTask
 from bissl_fast.methods.stages.pretrain import PretrainTask
 from tests.data import published, trees
+from tests.forks import Command
 
 TABLE = ("table1", "--datasets", "flowers,pets,dtd", "--rates", "paper")
 METRIC = {metric.key: metric for metric in METRICS}
@@ -168,9 +168,9 @@ class Counted:
             self._count(monkeypatch, kind, name, unit)
         batches = RunData.evaluation_batches
 
-        def scored(data: RunData, images: ImageSet) -> Any:
+        def scored(data: RunData, images: ImageSet, *ranks: Any) -> Any:
             self.units["image scored"] += len(images)
-            return batches(data, images)
+            return batches(data, images, *ranks)
 
         monkeypatch.setattr(RunData, "evaluation_batches", scored)
 

@@ -17,7 +17,7 @@ from bissl_fast.errors import UserError
 from bissl_fast.evaluation import protocols
 from bissl_fast.evaluation.protocols import PAPERS
 from bissl_fast.experiments import comparison
-from bissl_fast.experiments.comparison import Comparison, compare, of_methods
+from bissl_fast.experiments.comparison import Experiment, compare, of_methods
 from bissl_fast.experiments.studies import STUDIES
 from bissl_fast.methods.config import ComparisonConfig
 from bissl_fast.methods.stages.protocols import score, subject_of
@@ -206,7 +206,7 @@ def test_cross_domain_tasks_stand_beside_and_are_told_to_be_of_the_same_domain(o
 @pytest.mark.parametrize("name", ["gessl-losses", "fussl-cases", "bissl-damping"])
 def test_studies_of_methods_without_labels_can_start(omniglot: Path, tmp_path: Path, name: str) -> None:
     config = config_of(omniglot, tmp_path)
-    study = Comparison(config, STUDIES[name].question(name, config), Console(quiet=True))
+    study = Experiment(config, STUDIES[name].question(name, config), Console(quiet=True))
     if name.startswith("bissl"):
         with pytest.raises(UserError, match=r"^damping-1.0-seed-0: The test classes of omniglot-fewshot are none"):
             _ = study.plan

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from bissl_fast.cli import main
 from bissl_fast.errors import UserError
-from bissl_fast.experiments.comparison import Comparison
+from bissl_fast.experiments.comparison import Experiment
 from bissl_fast.experiments.studies import STUDIES
 from bissl_fast.methods import bissl, gessl
 from tests.experiments.comparisons import comparison
@@ -32,7 +32,7 @@ def test_its_arms_can_start_and_differ(name: str, small_data: Path, tmp_path: Pa
     config = comparison(small_data, tmp_path, *SMALL, *fewer.get(name, []))
     study = STUDIES[name]
     question = study.question(name, config)
-    plan = Comparison(config, question, Console(quiet=True)).plan
+    plan = Experiment(config, question, Console(quiet=True)).plan
     assert [row.label for row in plan.rows] == [arm.label for arm in question.arms]
     for names in ([row.label for row in plan.rows], [row.title for row in plan.rows]):
         assert len(set(names)) == len(names) >= 3
@@ -47,7 +47,7 @@ def test_a_refusal_names_the_arm(small_data: Path, tmp_path: Path) -> None:
     config = comparison(small_data, tmp_path, *SMALL)
     question = STUDIES["gessl-tasks"].question("gessl-tasks", config)
     with pytest.raises(UserError, match=r"^n-16-seed-0: --gessl.tasks 16 of --gessl.batch-size 4 are 64 images"):
-        Comparison(config, question, Console(quiet=True)).run()
+        Experiment(config, question, Console(quiet=True)).run()
     assert not list(tmp_path.rglob("key.json"))
 
 
@@ -59,7 +59,7 @@ def test_the_study_of_lengths_takes_no_budget(small_data: Path, tmp_path: Path) 
 
 def test_the_controls_of_fussl_have_the_lengths_of_its_paper_and_of_its_cost(small_data: Path, tmp_path: Path) -> None:
     config = comparison(small_data, tmp_path, *SMALL)
-    plan = Comparison(config, STUDIES["fussl-controls"].question("x", config), Console(quiet=True)).plan
+    plan = Experiment(config, STUDIES["fussl-controls"].question("x", config), Console(quiet=True)).plan
     epochs = [row.planned.model_epochs for row in plan.rows]
     assert epochs == [3 * 2 + 1, 2 + 1, 3 * 2 + 1]
 

@@ -142,7 +142,7 @@ def test_an_arm_over_the_budget_is_told_before_anything_starts(
 
 def test_with_schedules_kept_every_arm_runs_as_configured(small_data: Path, tmp_path: Path) -> None:
     config = comparison(small_data, tmp_path, "--keep-schedules", "--seeds", "1", "--budget", "4")
-    plan = module.Comparison(config, of_methods(config), Console(quiet=True)).plan
+    plan = module.Experiment(config, of_methods(config), Console(quiet=True)).plan
     assert [row.planned == row.configured for row in plan.rows] == [True, True]
     assert plan.title(plan.rows[0]).startswith("BiSSL (over budget by ")
 
@@ -230,7 +230,7 @@ def test_a_setting_that_is_not_there_is_a_sentence() -> None:
 def test_rates_are_searched_on_the_first_pretext_seed_and_serve_the_others(small_data: Path, tmp_path: Path) -> None:
     config = comparison(small_data, tmp_path, "--seeds", "3", "--seed", "4", "--search.trials", "2")
     for each, source in ((False, config.run_folder / "seed-4"), (True, None)):
-        made = module.Comparison(replace(config, search_each=each), of_methods(config), Console(quiet=True))
+        made = module.Experiment(replace(config, search_each=each), of_methods(config), Console(quiet=True))
         runs = {seed: next(iter(made._runs(seed, None).values())) for seed in made.seeds}
         assert [run.search.rates_of for run in runs.values()] == [None, source, source]
         assert [run.search.trials for run in runs.values()] == ([2, 2, 2] if each else [2, 0, 0])

@@ -1,8 +1,5 @@
 """A data set and settings so small that the whole pipeline runs in seconds."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +13,13 @@ from bissl_fast.methods.train import Training
 from bissl_fast.training.stage import StageOutput
 
 SMALL = """
---backbone test_resnet --images.size 16 --images.cache-size 20 --threads 1 --loop.checkpoint-seconds 0
+--backbone test_resnet --images.size 16 --images.cache-size 20 --threads 1 --loop.checkpoint-seconds 3600
 --pretrain.batch-size 16 --pretrain.epochs 5 --pretrain.warmup-epochs 1 --head.epochs 4
 --bissl.alternations 8 --bissl.lower-steps 2 --bissl.upper-steps 2 --bissl.solver-iterations 2 --bissl.warmup-steps 2
 --finetune.batch-size 8 --finetune.epochs 4 --finetune.seeds 1 --bilevel.mode reverse
 """.split()  # noqa: SIM905
+EVERY_STEP = ("--loop.checkpoint-seconds", "0")
+"""For runs that are broken off: a checkpoint takes longer than such a step."""
 
 
 def write_images(folder: Path, count: int, level: int, seed: int) -> None:
@@ -47,13 +46,6 @@ def train_arguments(data: Path, output: Path, *more: str) -> list[str]:
     """Arguments of ``bissl-fast train`` on the small data."""
     sets = ["--dataset", f"folder:{data / 'labelled'}", "--pretext-dataset", f"folder:{data / 'loose'}"]
     return [*sets, "--cache-dir", str(data / "cache"), "--output", str(output), "--name", "run", *SMALL, *more]
-
-
-def start(arguments: list[str]) -> "subprocess.Popen[str]":
-    """``bissl-fast train`` as its own process."""
-    command = [sys.executable, "-m", "bissl_fast.cli", "train", *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
 
 
 def pretext_stage(training: Training, name: str, steps: int) -> StageOutput:

@@ -2,7 +2,6 @@
 
 import json
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -10,26 +9,27 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests.methods.conftest import start, train_arguments
+from tests.forks import Command
+from tests.methods.conftest import EVERY_STEP, train_arguments
 
 LOOPS = ("pretext-warmup", "head-warmup", "bissl", "pretext-baseline", "finetune-bissl-0", "finetune-baseline-0")
 STAGES = (*LOOPS, "test")
 
 
 def finish(arguments: list[str]) -> str:
-    process = start(arguments)
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, output
+    process = Command(["train", *arguments])
+    output = process.end()
+    assert process.status() == 0, output
     return output
 
 
-def stop_in(stage: Path, arguments: list[str], number: signal.Signals) -> "subprocess.Popen[str]":
+def stop_in(stage: Path, arguments: list[str], number: signal.Signals) -> Command:
     """Start, wait until the stage has written a checkpoint (or has begun, where it has none), send the signal."""
-    process = start(arguments)
+    process = Command(["train", *arguments])
     deadline = time.monotonic() + 200
     sign = stage / ("checkpoint.pt" if stage.name in LOOPS else "key.json")
     while not sign.exists():
-        assert process.poll() is None, process.communicate()[0]
+        assert process.status() is None, process.told()
         assert time.monotonic() < deadline, f"{stage.name} wrote no {sign.name}"
         time.sleep(0.002)
     process.send_signal(number)
@@ -52,12 +52,12 @@ def unbroken(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def test_killed_in_the_middle_of_every_stage_it_ends_with_the_same_bits(
     small_data: Path, unbroken: Path, tmp_path: Path
 ) -> None:
-    arguments = train_arguments(small_data, tmp_path)
+    arguments = train_arguments(small_data, tmp_path, *EVERY_STEP)
     for name in STAGES:
         stage = tmp_path / "run" / name
         process = stop_in(stage, arguments, signal.SIGKILL)
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
+        process.end()
+        assert process.status() == -signal.SIGKILL
         assert not (stage / "DONE").exists(), f"{name} was over before it could be killed"
     output = finish(arguments)
     assert output.count("done before, skipped") == len(LOOPS)
@@ -69,9 +69,10 @@ def test_killed_in_the_middle_of_every_stage_it_ends_with_the_same_bits(
 def test_sigterm_ends_with_the_command_that_resumes_and_that_command_resumes(
     small_data: Path, unbroken: Path, tmp_path: Path, name: str
 ) -> None:
-    process = stop_in(tmp_path / "run" / name, train_arguments(small_data, tmp_path), signal.SIGTERM)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 130
+    arguments = train_arguments(small_data, tmp_path, *EVERY_STEP)
+    process = stop_in(tmp_path / "run" / name, arguments, signal.SIGTERM)
+    output = process.end()
+    assert process.status() == 130
     config = tmp_path / "run" / "config.yaml"
     assert f"bissl-fast train --config {config}" in output
     finish(["--config", str(config)])

@@ -1,6 +1,5 @@
 """`--images.pipeline dali` in a run: killed and resumed, and never mixed with views of the other renderer."""
 
-import multiprocessing
 import signal
 import time
 from dataclasses import replace
@@ -16,13 +15,14 @@ from bissl_fast.methods.stages.pretrain import PretrainSettings
 from bissl_fast.methods.train import Training
 from bissl_fast.training.loop import LoopSettings
 from bissl_fast.training.stage import StageOutput
+from tests.forks import forked
 from tests.methods.conftest import pretext_stage
 
 pytest.importorskip("nvidia.dali")
 
 
-def pretext(data: Path, output: Path, pipeline: Any = "dali", steps: int = 2) -> StageOutput:
-    """The stage `pretext-warmup` of a small run, on one thread."""
+def pretext(data: Path, output: Path, pipeline: Any = "dali", steps: int = 2, between: float = 3600) -> StageOutput:
+    """The stage `pretext-warmup` of a small run, on one thread, with seconds between its checkpoints."""
     base = preset_config("quick", f"folder:{data / 'labelled'}")
     config = replace(
         base,
@@ -36,16 +36,14 @@ def pretext(data: Path, output: Path, pipeline: Any = "dali", steps: int = 2) ->
         images=replace(base.images, size=16, pipeline=pipeline),
         pretrain=PretrainSettings(epochs=1, batch_size=16, warmup_epochs=0),
         finetune=FineTuneSettings(batch_size=8),
-        loop=LoopSettings(checkpoint_seconds=0),
+        loop=LoopSettings(checkpoint_seconds=between),
     )
     return pretext_stage(Training(config, Console()), "pretext-warmup", steps)
 
 
 def test_killed_in_the_middle_it_ends_with_the_same_bits(small_data: Path, tmp_path: Path) -> None:
     steps = 40
-    process = multiprocessing.get_context("spawn").Process(
-        target=pretext, args=(small_data, tmp_path / "broken", "dali", steps)
-    )
+    process = forked(pretext, small_data, tmp_path / "broken", "dali", steps, 0.0)
     process.start()
     stage, deadline = tmp_path / "broken" / "pretext-warmup", time.monotonic() + 100
     while not (stage / "checkpoint.pt").exists():

@@ -13,6 +13,7 @@ from bissl_fast.methods.bissl import BiSSLTask
 from bissl_fast.methods.config import TrainConfig
 from bissl_fast.methods.train import Training, pretrain
 from bissl_fast.pretext import TASKS, Learner
+from tests.methods.conftest import EVERY_STEP
 from tests.methods.tasks import SMALL_TASKS, small_config
 
 
@@ -45,7 +46,7 @@ def test_a_pretext_stage(
     small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, more: tuple[str, ...]
 ) -> None:
     def config(output: str) -> TrainConfig:
-        return small_config(name, small_data, tmp_path / output, "--pretrain.epochs", "2", *more)
+        return small_config(name, small_data, tmp_path / output, "--pretrain.epochs", "2", *EVERY_STEP, *more)
 
     quiet, told = Console(quiet=True), Console(record=True, width=500)
     whole = pretrain(config("whole"), told)
@@ -67,7 +68,7 @@ def test_bissls_stage_between_its_levels(
     small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, more: tuple[str, ...]
 ) -> None:
     def backbone(output: str) -> Path:
-        short = ("--pretrain.epochs", "1", "--head.epochs", "1", "--bissl.alternations", "3", *more)
+        short = ("--pretrain.epochs", "1", "--head.epochs", "1", "--bissl.alternations", "3", *EVERY_STEP, *more)
         config = small_config(name, small_data, tmp_path / output, "--methods", "bissl", *short)
         training = Training(config, Console(quiet=True))
         return training.arms["bissl"][0].backbone(training.context).folder

@@ -1,21 +1,26 @@
 """scripts/kill_runs.py, which kills 200 times by itself, with a few kills; and that it would find what is wrong."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
-from scripts.kill_runs import Chain, differing, outcome, summary
+from scripts.kill_runs import Chain, differing, main, outcome, summary
+from tests.forks import forked
 
-ROOT = Path(__file__).parents[2]
+
+def kill(*options: str) -> None:
+    """The script with these options, one run after the other, each forked."""
+    sys.argv = ["kill_runs", "--jobs", "1", "--cold", "0", "--seed", "3", *options]
+    sys.exit(main())
 
 
 def test_a_run_killed_at_random_moments_ends_with_the_same_bits(tmp_path: Path) -> None:
-    options = ["--runs", "baseline", "--kills", "4", "--jobs", "1", "--cold", "0", "--seed", "3"]
-    command = [sys.executable, "-m", "scripts.kill_runs", *options, "--output", str(tmp_path / "kills")]
-    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
-    assert found.returncode == 0, found.stdout + found.stderr
+    process = forked(kill, "--runs", "baseline", "--kills", "4", "--output", str(tmp_path / "kills"))
+    process.daemon = False  # it has children
+    process.start()
+    process.join(280)
     record = json.loads((tmp_path / "kills.json").read_text())
+    assert process.exitcode == 0, record["failures"]
     assert record["kills"] == record["rows"]["baseline"]["kills"] >= 4
     assert record["rows"]["baseline"]["same_bits"] == record["rows"]["baseline"]["runs"]
     assert "SIGKILLs" in (tmp_path / "kills.md").read_text()

@@ -163,7 +163,8 @@ def config(small_data: Path, output: Path, **changes: Any) -> TrainConfig:
     pretext = f"folder:{small_data / 'loose'}"
     base = replace(base, pretext_dataset=pretext, cache_dir=small_data / "cache", output=output)
     small = replace(base, pretrain=PretrainSettings(batch_size=16), finetune=FineTuneSettings(batch_size=8))
-    return replace(small, **changes)
+    quick = replace(small, backbone="test_resnet", bilevel=BilevelSettings(mode="reverse"))  # to try its products
+    return replace(quick, **changes)
 
 
 def steps_of(training: Training) -> tuple[int, int]:

@@ -249,6 +249,19 @@ def test_a_file_executes_nothing_and_files_without_weights_say_what_they_hold(tm
     assert not (tmp_path / "executed").exists()
 
 
+@pytest.mark.parametrize("key", ["state_dict", "group"])
+def test_groups_that_hold_themselves_or_stand_for_billions_end_in_a_sentence(key: str, tmp_path: Path) -> None:
+    itself: dict[str, Any] = {"weight": torch.zeros(2)}
+    itself[key] = itself
+    doubled: dict[str, Any] = {"weight": torch.zeros(2)}
+    for _ in range(40):
+        doubled = {key: doubled, "again": doubled}
+    for content in (itself, doubled):
+        torch.save(content, tmp_path / "weights.pt")
+        with pytest.raises(UserError, match="nested too deeply, or refers to itself"):
+            read(str(tmp_path / "weights.pt"))
+
+
 def test_the_normalisation_of_timms_weights_is_known() -> None:
     assert timm_normalisation("timm:test_resnet") == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     assert timm_normalisation("timm:resnet18.a1_in1k") == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

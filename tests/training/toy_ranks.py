@@ -1,4 +1,4 @@
-"""A command whose ranks take steps that need each other: `python tests/training/toy_ranks.py FOLDER [OPTIONS]`."""
+"""A command whose ranks take steps that need each other: `python -m tests.training.toy_ranks FOLDER [OPTIONS]`."""
 
 import argparse
 import os
@@ -15,12 +15,13 @@ from rich.console import Console
 from bissl_fast.errors import UserError
 from bissl_fast.ops import Ranks
 from bissl_fast.ops.collectives import summed
+from bissl_fast.training import roll
 from bissl_fast.training.launch import over_ranks
 from bissl_fast.training.loop import LoopSettings, run_loop
 
 
 class Steps:
-    """Each adds the ranks' numbers; prints where it is, for tests that kill at a known moment."""
+    """Each adds the ranks' numbers; a file says that step ``at`` was reached, where an error may wait."""
 
     log_every, images_per_step = 10, 1
 
@@ -41,8 +42,8 @@ class Steps:
             if options.error == "stuck":
                 time.sleep(1000)
         self.total = summed(self.total + torch.randn(3, dtype=torch.float64), self.ranks) / self.ranks.size
-        if index == options.at and rank == 0:
-            (options.folder / "reached").touch()
+        if index == options.at:
+            (options.folder / f"reached-{rank}").touch()
         return {"total": self.total.sum()}
 
     def state(self) -> dict[str, Any]:
@@ -62,13 +63,14 @@ def main() -> int:
     parser.add_argument("--ranks", type=lambda text: [int(word) for word in text.split(",")], default=[])
     parser.add_argument("--checkpoint-seconds", type=float, default=60.0)
     options, rest = parser.parse_known_args()
+    roll.BEAT = 0.25
 
     def run() -> int:
         ranks = Ranks.present()
         assert ranks is not None
-        print("rank", ranks.rank, "threads", torch.get_num_threads(), flush=True)
+        print(f"rank {ranks.rank} of {ranks.size}", flush=True)
         settings = LoopSettings(options.checkpoint_seconds)
-        run_loop(Steps(options, ranks), options.folder, torch.device("cpu"), 0, settings, Console())
+        run_loop(Steps(options, ranks), options.folder, torch.device("cpu"), 0, settings, Console(), ranks=ranks)
         return 0
 
     try:

@@ -8,6 +8,7 @@ SUBJECTS = {
     "data": "views per second of every pipeline, the wait of a training step for its data, the building of a cache",
     "nt-xent": "the contrastive loss beside PyTorch, torch.compile and lightly",
     "products": "Hessian-vector products beside a gradient, and what they hold in memory",
+    "scaling": "ranks of this machine beside a prediction, and the prediction for many GPUs",
     "step": "a training step, and the loop from images to steps, beside timm's, lightly's and torchvision's",
 }
 
@@ -31,6 +32,10 @@ def bench_command(arguments: Sequence[str]) -> None:
         from bissl_fast.cli.bench import products
 
         products.run(rest)
+    elif subject == "scaling":
+        from bissl_fast.cli.bench import scaling
+
+        scaling.run(rest)
     elif subject == "step":
         from bissl_fast.cli.bench import step
 

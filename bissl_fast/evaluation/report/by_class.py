@@ -13,7 +13,7 @@ from bissl_fast.errors import UserError
 from bissl_fast.evaluation.answers import BINS
 from bissl_fast.evaluation.arms import listed, reference_first
 from bissl_fast.evaluation.report.drawing import MUTED, Look, canvas, legend, looks, marks
-from bissl_fast.evaluation.statistics import Arm
+from bissl_fast.evaluation.statistics import Sample
 from bissl_fast.evaluation.table import Cell, Grid
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def classes_told(run: RunFolder) -> str:
     for arm in arms:
         shown = np.flatnonzero(~np.isnan(arm.rates))
         worst, best = shown[arm.rates[shown].argmin()], shown[arm.rates[shown].argmax()]
-        means = listed([f"{Arm(values)}{PERCENT}{_where(way)}" for way, values in arm.means.items()])
+        means = listed([f"{Sample(values)}{PERCENT}{_where(way)}" for way, values in arm.means.items()])
         said.append(
             f"{arm.name}: mean {means}, from {arm.rates[worst]:.1f}{PERCENT} ({names[worst]}) to "
             f"{arm.rates[best]:.1f}{PERCENT} ({names[best]})."
@@ -120,7 +120,8 @@ def calibration_told(run: RunFolder) -> str:
         sure, right = (
             float(values[filled] @ arm.counts[filled] / arm.counts.sum()) for values in (arm.confidence, arm.accuracy)
         )
-        said.append(f"{arm.name} {Arm(arm.errors)}{PERCENT}, {sure:.1f}{PERCENT} sure and {right:.1f}{PERCENT} right")
+        error = f"{Sample(arm.errors)}{PERCENT}"
+        said.append(f"{arm.name} {error}, {sure:.1f}{PERCENT} sure and {right:.1f}{PERCENT} right")
     return f"Expected calibration error: {'; '.join(said)}."
 
 

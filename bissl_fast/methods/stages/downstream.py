@@ -13,6 +13,7 @@ from bissl_fast.methods.checks import require
 from bissl_fast.methods.run import Run
 from bissl_fast.methods.stages.pretrain import steps_per_epoch
 from bissl_fast.models import Network, build_classifier
+from bissl_fast.models.sharded import is_sharded
 from bissl_fast.ops.collectives import Ranks
 from bissl_fast.training.stage import StageOutput
 from bissl_fast.training.supervised import DownstreamLoss, MultilabelLoss, downstream_loss
@@ -95,9 +96,13 @@ class Downstream:
         return evaluate(network, batches, run.device, self.loss, self.settings.difficult)
 
     def validate(self, run: Run, network: nn.Module, ranks: Ranks | None) -> Evaluation:
-        """Scores on the validation split, which ranks share, if each has an image of it."""
+        """Scores on the validation split, which ranks share, if each has an image of it.
+
+        Of a sharded network ranks take as many passes, which equal parts alone promise.
+        """
         images = run.data.splits.val
-        ranks = None if ranks is None or len(images) < ranks.size else ranks
+        if ranks is not None and (len(images) < ranks.size or (len(images) % ranks.size and is_sharded(network))):
+            ranks = None
         batches = run.data.evaluation_batches(images, ranks)
         return evaluate(network, batches, run.device, self.loss, self.settings.difficult, ranks)
 

@@ -11,6 +11,7 @@ from bissl_fast.methods.run import Run
 from bissl_fast.methods.stages.downstream import Downstream
 from bissl_fast.methods.stages.sgd import SGDSettings
 from bissl_fast.models import Network
+from bissl_fast.models.sharded import shard
 from bissl_fast.ops.collectives import Ranks
 from bissl_fast.training.files import save_weights, write_json
 from bissl_fast.training.stage import StageOutput
@@ -28,7 +29,7 @@ def finetune(
         with finetuning(run, downstream, backbone, sgd, f"finetune-{number}", run.ranks) as task:
             run.loop(task, folder)
         write_json(folder / CLASSES, run.data.splits.train.classes)
-        save_weights(folder / "weights.safetensors", task.best)
+        save_weights(folder / "weights.safetensors", task.best_weights())
 
     key, inputs = finetuning_key(run, downstream, backbone)
     return run.stage(name, {**key, "sgd": sgd, "seed_number": number}, inputs, body)
@@ -54,6 +55,8 @@ def finetuning(
         return downstream.validate(run, network, ranks)
 
     network = downstream.network(run, backbone, purpose)
+    if ranks is not None and run.settings.distributed.shard:
+        shard(network, ranks)
     optimizer, length = sgd.build(list(network.parameters())), (settings.epochs, steps)
     share, loss = sgd.final_share, downstream.loss
     with downstream.loader(run, purpose, keep_last=True, alone=ranks is None) as loader:

@@ -16,7 +16,7 @@ from bissl_fast.methods.run import Run
 from bissl_fast.pretext import Learner, OptimizerSettings, PretextTask
 from bissl_fast.training.files import save_weights
 from bissl_fast.training.loop import Values
-from bissl_fast.training.optimizers import build_optimizer, set_rate
+from bissl_fast.training.optimizers import build_optimizer, restore, set_rate, state_of
 from bissl_fast.training.schedules import warmup_cosine
 from bissl_fast.training.stage import StageOutput
 
@@ -129,11 +129,11 @@ class PretrainTask:
         return {"loss": loss, "lr": self._rate(index), **(learner.diagnostics() if logged else {})}
 
     def state(self) -> dict[str, Any]:
-        return {"learner": self.learner.state_dict(), "optimizer": self._optimizer.state_dict()}
+        return {"learner": self.learner.state_dict(), "optimizer": state_of(self._optimizer)}
 
     def restore(self, state: dict[str, Any]) -> None:
         self.learner.load_state_dict(state["learner"])
-        self._optimizer.load_state_dict(state["optimizer"])
+        restore(self._optimizer, state["optimizer"])
 
 
 @dataclass(frozen=True)
@@ -187,9 +187,9 @@ class Pretext:
         chunk, batch = self.settings.chunk, self.settings.batch_size
         return run.data.loader(run.data.unlabelled, run.views, batch, purpose, phase_length, chunk=chunk)
 
-    def learner(self, run: Run, start: StageOutput | None = None) -> Learner:
+    def learner(self, run: Run, start: StageOutput | None = None, may_shard: bool = False) -> Learner:
         """The task with a network of its own, as its stages train it."""
-        return run.learner(self.task, start, self.settings.chunk)
+        return run.learner(self.task, start, self.settings.chunk, may_shard)
 
     def tell_chunks(self, run: Run, stage: str, learner: Learner) -> None:
         """What a stage's first line says of chunks: what they do to batch norms, if there are any."""
@@ -205,7 +205,7 @@ class Pretext:
         warmup = min(self.rising_steps(run), steps)
 
         def body(folder: Path) -> None:
-            learner = self.learner(run)
+            learner = self.learner(run, may_shard=True)
             self.tell_chunks(run, name, learner)
             with self._batches(run) as loader:
                 run.loop(PretrainTask(learner, loader, self.settings, steps, warmup), folder)

@@ -2,8 +2,9 @@
 
 Each has the arguments of the raw kernel of its name, behind the ranks and what gives this process's own kernels. All
 ranks have as many values, so that a mean over the ranks of what is a mean, or a sum, on each is all that a kernel needs
-to know of the others: one small collective. Forward and backward pass are the fused kernels around it. The tangents
-are plain PyTorch: their fused kernels take sums and results in one.
+to know of the others: one small collective, around which this process's fused kernels run. Those of the tangents take
+sums and results in one, so that others stand in for them: ``bwd`` sums any tensor and its product with xhat, and
+``bwd_apply``, without a mask, is the Jacobian in x, which is symmetric.
 """
 
 import math
@@ -77,19 +78,15 @@ def jvp(
     relu: bool,
 ) -> Tensor:
     """``out_t``."""
-    at = Place(x, mean, rstd, groups)
-    out_t = torch.zeros_like(at.xhat)
-    if x_t is not None:
-        moved = at.split(x_t)
-        a, s = over(ranks, at.means(moved, at.xhat * moved)).unbind()
-        out_t = at.per_channel(weight) * at.moved(moved, a, s)
-    if weight_t is not None:
-        out_t = out_t + at.per_channel(weight_t) * at.xhat
-    if bias_t is not None:
-        out_t = out_t + at.per_channel(bias_t)
+    at = Place(own, x, mean, rstd, groups)
+    moved = None if x_t is None else at.wide(x_t)
+    out_t = torch.zeros_like(at.x) if moved is None else at.jacobian(moved, weight, over(ranks, at.sums(moved)))
     if residual_t is not None:
-        out_t = out_t + at.split(residual_t)
-    return at.joined(masked(out_t, at, out, relu))
+        out_t = out_t + at.wide(residual_t)
+    if weight_t is not None or bias_t is not None:
+        scale, shift = (torch.zeros_like(weight) if t is None else t for t in (weight_t, bias_t))
+        out_t = own("apply")(at.x, scale, shift, out_t, mean, rstd, groups, False)
+    return at.narrow(masked(out_t, out, relu))
 
 
 def bwd_jvp(
@@ -110,25 +107,37 @@ def bwd_jvp(
     relu: bool,
     with_residual: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``(dx_t, dresidual_t, sum_g_t, sum_gx_t)`` with this rank's sums, from :func:`bwd`'s means."""
-    at = Place(x, mean, rstd, groups)
-    zero = torch.zeros_like(at.xhat)
-    moved = zero if x_t is None else at.split(x_t)
-    g = masked(at.split(grad_out), at, out, relu)
-    g_t = zero if grad_out_t is None else masked(at.split(grad_out_t), at, out, relu)
-    of_g, of_gx = (at.spread(sums / at.values) for sums in (mean_g, mean_gx))  # means over all values of g and g·xhat
-    own_means = at.means(moved, at.xhat * moved, g * moved, g_t, g_t * at.xhat)
-    a, s, gx, of_g_t, of_g_t_x = over(ranks, own_means).unbind()
-    xhat_t, rstd_t = at.moved(moved, a, s), -at.rstd.square() * s
-    of_gx_t = of_g_t_x + at.rstd * (gx - a * of_g - s * of_gx)  # the mean of g_t·xhat + g·xhat_t
-    scale = at.per_channel(weight) * at.rstd
-    scale_t = at.per_channel(weight) * rstd_t
+    """``(dx_t, dresidual_t, sum_g_t, sum_gx_t)`` with this rank's sums, from :func:`bwd`'s means.
+
+    With a, s, b, p, q the means over all values of x_t, xhat x_t, g x_t, g_t and g_t xhat, and m, n those of g and
+    g xhat, dx_t = weight rstd (y − m' − xhat n') for y = g_t − rstd s g − rstd n x_t, m' = p − rstd (s m + n a) and
+    n' = q + rstd (b − a m − 3 s n); weight_t adds weight_t rstd (g − m − xhat n).
+    """
+    at = Place(own, x, mean, rstd, groups)
+    g, y = masked(at.wide(grad_out), out, relu), None
+    of_g_t = of_x_t = mean.new_zeros(2, *mean.shape)
+    g_x = torch.zeros_like(mean)
+    if grad_out_t is not None:
+        y = masked(at.wide(grad_out_t), out, relu)
+        of_g_t = at.sums(y)
+    dresidual_t = at.narrow(torch.zeros_like(g) if y is None else y) if with_residual else empty_residual(x, False)
+    if x_t is not None:
+        moved = at.wide(x_t)
+        of_x_t, g_x = at.sums(moved), at.sum(g * moved)
+    a, s, b, p, q = over(ranks, torch.stack([*of_x_t, g_x, *of_g_t]) / at.values).unbind()
+    m, n = mean_g / at.values, mean_gx / at.values
+    dx_t = torch.zeros_like(g)
+    if x_t is not None:
+        turned = at.spread(rstd * s) * g + at.spread(rstd * n) * moved
+        y = -turned if y is None else y - turned
+    if y is not None:
+        means = (p - rstd * (s * m + n * a), q + rstd * (b - a * m - 3 * s * n))
+        dx_t = at.jacobian(y, weight, torch.stack(means) * at.values)
     if weight_t is not None:
-        scale_t = scale_t + at.per_channel(weight_t) * at.rstd
-    dx_t = scale_t * (g - of_g - at.xhat * of_gx) + scale * (g_t - of_g_t - xhat_t * of_gx - at.xhat * of_gx_t)
-    dresidual_t = at.joined(g_t) if with_residual else empty_residual(x, False)
-    sum_g_t, sum_gx_t = (at.means(g_t, g_t * at.xhat + g * xhat_t) * at.values).flatten(2).unbind()
-    return at.joined(dx_t), dresidual_t, sum_g_t, sum_gx_t
+        dx_t = dx_t + at.jacobian(g, weight_t, torch.stack([mean_g, mean_gx]))
+    own_g, own_gx = at.sums(g)
+    sum_gx_t = of_g_t[1] + rstd * (g_x - a * own_g - s * own_gx)
+    return at.narrow(dx_t), dresidual_t, of_g_t[0].clone(), sum_gx_t
 
 
 def over(ranks: Ranks, values: Tensor) -> Tensor:
@@ -136,48 +145,59 @@ def over(ranks: Ranks, values: Tensor) -> Tensor:
     return summed(values, ranks) / ranks.size
 
 
-def masked(values: Tensor, at: "Place", out: Tensor, relu: bool) -> Tensor:
+def masked(values: Tensor, out: Tensor, relu: bool) -> Tensor:
     """What passes the ReLU: values where the output is not zero, a NaN among them."""
-    return torch.where(at.split(out) <= 0, 0.0, values) if relu else values
+    return torch.where(out <= 0, 0.0, values) if relu else values
 
 
 class Place:
-    """Where a batch norm is differentiated: its input, wide and cut into groups ``(G, N/G, C, *spatial)``.
+    """Where a batch norm is differentiated, and this process's kernels there, in its wide dtype.
+
+    Args:
+        own: the kernels.
+        x: the input.
+        mean: ``(G, C)``.
+        rstd: likewise.
+        groups: G.
 
     Attributes:
-        xhat: the input, normalised.
-        rstd: ``(G, 1, C, 1, …)``.
+        x: wide.
         values: M, per group and channel on this rank.
     """
 
-    def __init__(self, x: Tensor, mean: Tensor, rstd: Tensor, groups: int) -> None:
-        self._x, self._groups = x, groups
-        self.rstd = self.spread(rstd)
-        self.xhat = (self.split(x) - self.spread(mean)) * self.rstd
+    def __init__(self, own: Own, x: Tensor, mean: Tensor, rstd: Tensor, groups: int) -> None:
+        self._own, self._dtype, self._statistics, self._groups = own, x.dtype, (mean, rstd), groups
+        self.x = self.wide(x)
         self.values = len(x) // groups * math.prod(x.shape[2:])
 
-    def split(self, t: Tensor) -> Tensor:
-        """A tensor shaped like the input."""
-        return t.to(wide_dtype(t.dtype)).reshape(self._groups, -1, *t.shape[1:])
+    def wide(self, t: Tensor) -> Tensor:
+        """A tensor shaped like the input, as the kernels here take it."""
+        return t.to(wide_dtype(t.dtype))
 
-    def joined(self, t: Tensor) -> Tensor:
-        """Back, in the dtype and layout of the input."""
-        whole = t.reshape(self._x.shape).to(self._x.dtype)
-        return whole.contiguous(memory_format=memory_format(self._x))
+    def narrow(self, t: Tensor) -> Tensor:
+        """Back, in the input's dtype and layout."""
+        return t.to(self._dtype).contiguous(memory_format=memory_format(self.x))
+
+    def sums(self, t: Tensor) -> Tensor:
+        """Sums of a tensor and of its product with xhat over this rank's values, ``(2, G, C)``."""
+        weight = torch.ones_like(self._statistics[0][0])
+        *_, plain, with_xhat = self._own("bwd")(
+            t, self.x, self.x, weight, *self._statistics, self._groups, False, False
+        )
+        return torch.stack([plain, with_xhat])
+
+    def sum(self, t: Tensor) -> Tensor:
+        """Its sum over this rank's values, ``(G, C)``."""
+        grouped = t.reshape(self._groups, -1, *t.shape[1:])
+        return grouped.sum((1, *range(3, grouped.dim())))
+
+    def jacobian(self, t: Tensor, weight: Tensor, sums: Tensor) -> Tensor:
+        """``weight rstd (t − sum / M − xhat sum_x / M)``, from sums ``(2, G, C)``."""
+        at = (t, self.x, self.x, weight, *self._statistics, *sums.unbind(), self._groups, False, False)
+        found: Tensor = self._own("bwd_apply")(*at)[0]
+        return found
 
     def spread(self, t: Tensor) -> Tensor:
-        """Statistics ``(G, C)``, to be broadcast."""
-        return t.reshape(len(t), 1, -1, *[1] * (self._x.dim() - 2))
-
-    def per_channel(self, t: Tensor) -> Tensor:
-        """A weight ``(C,)``, to be broadcast."""
-        return self.spread(t.to(self.xhat.dtype)[None])
-
-    def means(self, *of_values: Tensor) -> Tensor:
-        """Means over this rank's values, one above the other: ``(…, G, 1, C, 1, …)``."""
-        axes = (1, *range(3, self.xhat.dim()))
-        return torch.stack([t.mean(axes, keepdim=True) for t in of_values])
-
-    def moved(self, x_t: Tensor, a: Tensor, s: Tensor) -> Tensor:
-        """The tangent of xhat, from the means over all values of x_t and xhat·x_t."""
-        return self.rstd * (x_t - a - self.xhat * s)
+        """``(G, C)`` to be broadcast with a tensor shaped like the input."""
+        rows = t.repeat_interleave(len(self.x) // self._groups, 0) if self._groups > 1 else t
+        return rows.reshape(*rows.shape, *[1] * (self.x.dim() - 2))

@@ -1,8 +1,6 @@
 """`DaliLoader`: batches are those of `ViewLoader`, from images and from files, and broken files are named."""
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from bissl_fast.data.sets.dataset import ImageSet
 from bissl_fast.data.views.presets import vicreg_views
 from bissl_fast.errors import UserError
 from tests.data.pictures import photos
+from tests.data.pipelines.unclosed import assert_exits
 
 pytest.importorskip("nvidia.dali")
 from bissl_fast.data.pipelines.dali_loader import DaliLoader, EncodedSet
@@ -197,18 +196,4 @@ def test_a_closed_loader_refuses_and_closing_twice_is_fine(loader: DaliLoader) -
 
 @pytest.mark.parametrize("ending", ["", "raise KeyboardInterrupt"], ids=["end of the script", "Ctrl-C"])
 def test_an_interpreter_that_never_closes_its_loader_still_exits(ending: str) -> None:
-    script = f"""
-import numpy as np
-from bissl_fast.data.sets.dataset import ImageSet
-from bissl_fast.data.pipelines.dali_loader import DaliLoader
-from bissl_fast.data.pipelines.order import BatchOrder
-from bissl_fast.data.views.presets import vicreg_views
-images = ImageSet("noise", np.zeros((64, 64, 64, 3), np.uint8), None, (), "0")
-loader = DaliLoader(images, vicreg_views(48), BatchOrder(64, 32, seed=0), 0, "cpu")
-print(len(loader.load(0).samples), flush=True)
-{ending}
-"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
-    assert done.stdout == "32\n"
-    assert (done.returncode == 0) == (ending == "")
-    assert "Fatal" not in done.stderr
+    assert_exits(DaliLoader, ending)

@@ -1,7 +1,5 @@
 """`ViewLoader` and `sequential_batches`: prefetching changes the time of a batch and nothing else."""
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from bissl_fast.data.sets.dataset import ImageSet
 from bissl_fast.data.views.parameters import draw_views
 from bissl_fast.data.views.presets import eval_view, vicreg_views
 from bissl_fast.errors import UserError
+from tests.data.pipelines.unclosed import assert_exits
 
 VIEWS = vicreg_views(24)
 
@@ -93,20 +92,7 @@ def test_a_closed_loader_refuses_and_closing_twice_is_fine(loader: ViewLoader) -
 
 @pytest.mark.parametrize("ending", ["", "raise KeyboardInterrupt"], ids=["end of the script", "Ctrl-C"])
 def test_an_interpreter_that_never_closes_its_loader_still_exits(ending: str) -> None:
-    script = f"""
-import numpy as np
-from bissl_fast.data.sets.dataset import ImageSet
-from bissl_fast.data.pipelines.loader import ViewLoader
-from bissl_fast.data.pipelines.order import BatchOrder
-from bissl_fast.data.views.presets import vicreg_views
-images = ImageSet("noise", np.zeros((64, 64, 64, 3), np.uint8), None, (), "0")
-loader = ViewLoader(images, vicreg_views(48), BatchOrder(64, 32, seed=0), 0, "cpu")
-print(len(loader.load(0).samples), flush=True)
-{ending}
-"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
-    assert done.stdout == "32\n"
-    assert (done.returncode == 0) == (ending == "")
+    assert_exits(ViewLoader, ending)
 
 
 def test_an_order_for_another_set_is_refused(image_set: ImageSet) -> None:
