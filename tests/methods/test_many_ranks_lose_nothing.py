@@ -20,7 +20,7 @@ SMALL = """
 --pretrain.batch-size 16 --pretrain.epochs 8 --pretrain.warmup-epochs 1 --loop.checkpoint-seconds 0
 """.split()  # noqa: SIM905
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 def launched(ranks: int, command: str, arguments: list[str], restarts: int = 0) -> "subprocess.Popen[str]":
