@@ -99,7 +99,7 @@ def measured_apart(case: Case, batch: int, cores: int) -> Local:
 
     Args:
         case: what is trained.
-        batch: images of all ranks, a multiple of 8.
+        batch: images of all ranks, a multiple of 16: batch norms of a head take two at least.
         cores: of this machine.
     """
     sizes = (batch // 8, 3 * batch // 8, batch)
