@@ -60,6 +60,7 @@ def test_what_cannot_be_forecast_is_refused_before_anything_is_measured(
         command.run(wrong)
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.slow
 def test_ranks_of_this_machine_really_run(tmp_path: Path) -> None:
     case = ["--backbone", "conv4", "--size", "32", "--pairs", "16", "--rounds", "1"]
