@@ -149,14 +149,23 @@ def _make_group(launch: Launch, store: Any, arguments: Sequence[str]) -> None:
         torch.set_num_threads(max(1, len(cores) // len(beside)))
     if cuda:
         local = beside.index(launch.rank) if launch.local_rank is None else launch.local_rank
-        _take_gpu(launch, store, local)
+        take_gpu(launch, store, local)
     timeout = timedelta(seconds=_seconds(arguments))
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     dist.init_process_group(backend, store=store, rank=launch.rank, world_size=launch.size, timeout=timeout)
 
 
-def _take_gpu(launch: Launch, store: Any, local: int) -> None:
-    """This rank's GPU: one that it alone is shown, or that of its number on its machine."""
+def take_gpu(launch: Launch, store: Any, local: int) -> None:
+    """Let this rank's GPU be the current one: the only one that it is shown, or that of its number on its machine.
+
+    Args:
+        launch: of this process.
+        store: where all ranks tell theirs.
+        local: number of this rank on its machine.
+
+    Raises:
+        UserError: on every rank, if two would share one.
+    """
     count = torch.cuda.device_count()
     index = 0 if count == 1 else min(local, count - 1)
     gpu = f"{socket.gethostname()}/{torch.cuda.get_device_properties(index).uuid}"

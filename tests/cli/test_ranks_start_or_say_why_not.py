@@ -2,7 +2,9 @@
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ import torch.distributed as dist
 from bissl_fast.cli import main
 from bissl_fast.errors import UserError
 from bissl_fast.training.joining import joined
+from bissl_fast.training.launch import take_gpu
 from bissl_fast.training.launcher import Launch, many, restart_words
 from bissl_fast.training.roll import Farewell, Roll, named
 from bissl_fast.training.verdict import MISSED, verdict
@@ -111,6 +114,24 @@ def test_ranks_that_are_started_again_hear_nothing_of_those_before() -> None:
 def test_a_rank_that_does_not_come_is_named_and_the_others_are_told() -> None:
     server = dist.TCPStore("127.0.0.1", 0, None, True, timedelta(seconds=20), wait_for_workers=False)
     assert "rank 1 of 2 did not come within 1 s" in str(started(server.port, [0], 0.5 + 0.5)[0])
+
+
+@pytest.mark.parametrize(("gpus", "taken"), [(2, [0, 1]), (1, ["ranks 0 and 1 would share a GPU"] * 2)])
+def test_each_rank_takes_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch, gpus: int, taken: list[Any]) -> None:
+    store, found = dist.HashStore(), {}
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda index: SimpleNamespace(uuid=f"gpu-{index}"))
+    monkeypatch.setattr("torch.cuda.set_device", lambda index: found.setdefault(threading.get_ident(), index))
+
+    def take(rank: int) -> Any:
+        try:
+            take_gpu(Launch(rank, 2, rank, "127.0.0.1", 1, agent=True), store, rank)
+        except UserError as error:
+            return str(error).split(":")[0]
+        return found[threading.get_ident()]
+
+    with ThreadPoolExecutor(2) as ranks:
+        assert list(ranks.map(take, range(2))) == taken
 
 
 def test_the_roll_tells_the_silent_from_those_that_took_leave() -> None:
