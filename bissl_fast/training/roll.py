@@ -12,8 +12,9 @@ from bissl_fast.plain import parse_json
 BEAT = 1.0
 """Seconds between two signs of life, of up to 64 ranks: what all ask of the store grows with the square of R."""
 
-QUIET = 25
-"""Beats that a rank misses until it is given up, where nothing else speaks against it."""
+QUIET = 40
+"""Beats that a rank misses until it is given up, where nothing else speaks against it: work of one long call in C that keeps
+the interpreter to itself, as a few libraries have it, is no reason."""
 
 MISSED = 5
 """Beats that one misses until it is given up, after a collective has failed."""

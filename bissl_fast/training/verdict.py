@@ -17,6 +17,9 @@ WHOLE = "Every checkpoint and finished stage is whole: a start of all ranks goes
 CALL = signal.SIGURG
 """Sent to the main thread by the watch: nobody else sends it, and where nothing awaits it, it is ignored."""
 
+TICK = 0.25
+"""Seconds between two looks at the roll."""
+
 BLOCKED = 6.0
 """Seconds after which a main thread that did not hear the watch is taken for blocked in a collective."""
 
@@ -167,7 +170,10 @@ class Watch:
 
     def _watch(self) -> None:
         while not self._resting:
-            time.sleep(0.25)
+            before = time.monotonic()
+            time.sleep(TICK)
+            if (late := time.monotonic() - before - TICK) > TICK:
+                self.roll.heard += late  # this process stood still, or something kept the interpreter to itself
             unheard = self._unheard()
             patience = MISSED if unheard else 2 * MISSED if self._any else QUIET
             found = verdict(self.roll, patience, self.keeper)
