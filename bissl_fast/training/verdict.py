@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from bissl_fast.training.interruption import Interruption
-from bissl_fast.training.roll import MISSED, QUIET, Farewell, Roll, named
+from bissl_fast.training.roll import MISSED, Farewell, Roll, named
 
 WHOLE = "Every checkpoint and finished stage is whole: a start of all ranks goes on from there."
 CALL = signal.SIGURG
@@ -64,7 +64,7 @@ def verdict(roll: Roll, missed: int, keeper: str) -> Verdict | None:
         keeper: of the store, in words.
     """
     unheard = time.monotonic() - roll.heard
-    if (roll.broken and unheard > 3 * roll.seconds) or unheard > QUIET * roll.seconds:
+    if (roll.broken and unheard > 3 * roll.seconds) or unheard > roll.patience * roll.seconds:
         return Verdict(f"{keeper} is gone: the store that it keeps for all ranks no longer answers. {WHOLE}")
     if gone := roll.gone(missed):
         seconds = max(roll.silent[rank] for rank in gone) * roll.seconds
@@ -175,7 +175,7 @@ class Watch:
             if (late := time.monotonic() - before - TICK) > TICK:
                 self.roll.heard += late  # this process stood still, or something kept the interpreter to itself
             unheard = self._unheard()
-            patience = MISSED if unheard else 2 * MISSED if self._any else QUIET
+            patience = MISSED if unheard else 2 * MISSED if self._any else self.roll.patience
             found = verdict(self.roll, patience, self.keeper)
             if found is not None:
                 self._end(found)
