@@ -60,6 +60,11 @@ def many() -> bool:
     return os.environ.get("WORLD_SIZE", "").strip() not in ("", "1")
 
 
+def as_one() -> dict[str, str]:
+    """The environment of a process that a rank starts, and that is no rank itself."""
+    return {name: value for name, value in os.environ.items() if name not in ("WORLD_SIZE", "RANK", "LOCAL_RANK")}
+
+
 def restart_words() -> list[str]:
     """The command that this one was started with, but for its arguments.
 

@@ -14,7 +14,7 @@ from bissl_fast.cli import main
 from bissl_fast.errors import UserError
 from bissl_fast.training.joining import joined
 from bissl_fast.training.launch import take_gpu
-from bissl_fast.training.launcher import Launch, many, restart_words
+from bissl_fast.training.launcher import Launch, as_one, many, restart_words
 from bissl_fast.training.roll import Farewell, Roll, named
 from bissl_fast.training.verdict import MISSED, verdict
 
@@ -57,6 +57,12 @@ def test_one_process_is_none_of_many(launched: Callable[..., None]) -> None:
         launched(WORLD_SIZE=size)
         assert not many()
         assert restart_words() == ["bissl-fast"]
+
+
+def test_what_a_rank_starts_is_no_rank(launched: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    launched(WORLD_SIZE="2")
+    monkeypatch.setattr("os.environ", as_one())
+    assert not many()
 
 
 def test_help_and_refusals_are_told_by_one_rank(
