@@ -23,8 +23,9 @@ DEEPEST = 50  # levels of lists and groups within each other
 MOST_VALUES = 1_000_000  # of a file of settings, aliases counted as often as they stand for something
 MOST_BYTES = 1 << 30  # that the wanted arrays of an archive may take together
 
-STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-"""Control characters but the tab and the end of a line, and those that turn the direction of writing."""
+STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters but the tab and the end of a line, those that turn the direction of writing, and halves of
+characters, which cannot be printed."""
 
 
 def shown(text: str) -> str:

@@ -22,6 +22,8 @@ def test_characters_that_steer_are_written_out_and_all_others_stay() -> None:
     assert shown(f"{RED}\r{TURNED}\x9b2J") == "\\x1b[31mred\\x07\\r\\u202egnp\\x9b2J"
     usual = "Blätter, 葉, 👩‍🔬 20.0\u202f%\n\tnext"
     assert shown(usual) == usual
+    assert shown("\udcffleaf") == "\\udcffleaf"  # a byte of a file name that is no UTF-8, which cannot be printed
+    assert printable("\udcffleaf \ud95d") == "\ufffdleaf \ufffd"  # and half a character, as JSON can hold
     assert printable("two\nlines\tand a tab") == "two\\nlines\\tand a tab"
 
 

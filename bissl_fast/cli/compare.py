@@ -12,7 +12,9 @@ from bissl_fast.errors import UserError
 from bissl_fast.experiments.comparison import Question, of_methods
 from bissl_fast.experiments.studies import STUDIES, study_of
 from bissl_fast.methods.config import METHODS, ComparisonConfig
+from bissl_fast.ops.collectives import Ranks
 from bissl_fast.training.interruption import Interrupted, interruptible
+from bissl_fast.training.ranks import is_lead
 from bissl_fast.training.tracking import say
 
 COMPARE = f"""Compare methods over pretext seeds, at equal budget.
@@ -82,7 +84,9 @@ def _run(config: ComparisonConfig, command: str, asked: Callable[[ComparisonConf
 
     try:
         with interruptible():
-            print_comparison(compare(config, asked(config), console), console)
+            folder = compare(config, asked(config), console)
+            if is_lead(Ranks.present()):
+                print_comparison(folder, console)
     except Interrupted as error:
         again = shlex.join(["bissl-fast", *command.split(), "--config", str(config.run_folder / "config.yaml")])
         raise Interrupted(f"{error} Go on with: {again}") from None

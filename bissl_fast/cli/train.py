@@ -19,9 +19,11 @@ from bissl_fast.methods.checks import require
 from bissl_fast.methods.config import METHODS, TrainConfig, load_config
 from bissl_fast.methods.presets import preset_config
 from bissl_fast.methods.settings import AnyRun
+from bissl_fast.ops.collectives import Ranks
 from bissl_fast.pretext import TASKS
 from bissl_fast.training.interruption import Interrupted, interruptible
 from bissl_fast.training.launcher import restart_words
+from bissl_fast.training.ranks import is_lead
 from bissl_fast.training.trackers.tracker import TRACKERS
 from bissl_fast.training.tracking import say
 
@@ -51,7 +53,7 @@ def train_command(arguments: list[str]) -> None:
     try:
         with interruptible():
             folder = train(config, console, partial(print_results, console=console))
-            for kind in formats:
+            for kind in formats if is_lead(Ranks.present()) else ():
                 say(console, f"Export: {export(load(folder), kind)}")
     except Interrupted as error:
         exports = ["--export", ",".join(formats)] if formats else []

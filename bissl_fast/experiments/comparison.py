@@ -19,8 +19,10 @@ from bissl_fast.evaluation.report.run import write_report
 from bissl_fast.methods.config import ComparisonConfig, MethodName, TrainConfig, is_of, save_config
 from bissl_fast.methods.run import Run
 from bissl_fast.methods.train import Training, methods_of, train
-from bissl_fast.training.files import exclusive, make_folder, write_atomic, write_json
+from bissl_fast.ops.collectives import Ranks
+from bissl_fast.training.files import make_folder, write_atomic, write_json
 from bissl_fast.training.memory import memory_told
+from bissl_fast.training.ranks import held, is_lead
 from bissl_fast.training.tracking import say
 
 Settings = TypeVar("Settings")
@@ -76,7 +78,7 @@ class Experiment:
 
     def __init__(self, config: ComparisonConfig, question: Question, console: Console) -> None:
         self.config, self.question, self.console = config, question, console
-        self.folder = config.run_folder
+        self.folder, self.ranks = config.run_folder, Ranks.present()
         if (self.folder / "config.yaml").exists() and not is_comparison(self.folder):
             raise UserError(f"{self.folder} holds a run: choose another --name for the comparison.")
 
@@ -91,13 +93,14 @@ class Experiment:
         for sentence in self.plan.sentences():
             say(self.console, sentence, "yellow")
         make_folder(self.folder)
-        with exclusive(self.folder):
+        with held(self.folder, self.ranks):
             self._begin()
             for seed in self.seeds:
                 for name, config in self._runs(seed, self._fitted).items():
                     say(self.console, f"{self.folder.name}/{name}, pretext seed {seed} of {list(self.seeds)}", "bold")
                     train(config, self.console, write_report)
-                write_comparison(self.folder)
+                if is_lead(self.ranks):
+                    write_comparison(self.folder)
         return self.folder
 
     @cached_property
@@ -154,6 +157,8 @@ class Experiment:
 
     def _begin(self) -> None:
         """Leave settings and plan; results of other ones are no results of these."""
+        if not is_lead(self.ranks):
+            return
         earlier = None
         with suppress(UserError):  # none, or none that can be read
             earlier = read_plan(self.folder)

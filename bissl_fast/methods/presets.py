@@ -6,11 +6,11 @@ from dataclasses import replace
 from bissl_fast.data.views.parameters import ViewSettings
 from bissl_fast.data.views.presets import official_eval_view, official_finetune_view, official_views
 from bissl_fast.evaluation.features import StatisticsSettings
-from bissl_fast.methods.abrl import ABRLSettings
+from bissl_fast.methods.abrl_settings import ABRLSettings
 from bissl_fast.methods.bissl import BiSSLSettings
 from bissl_fast.methods.checks import require
 from bissl_fast.methods.config import TrainConfig
-from bissl_fast.methods.fussl import FUSSLSettings
+from bissl_fast.methods.fussl_settings import FUSSLSettings
 from bissl_fast.methods.gessl import GeSSLSettings
 from bissl_fast.methods.settings import ImageSettings, Preset
 from bissl_fast.methods.stages.downstream import FineTuneSettings

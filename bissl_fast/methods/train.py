@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,9 +26,9 @@ from bissl_fast.methods.stages.pretrain import Pretext
 from bissl_fast.methods.stages.sgd import SGDSettings
 from bissl_fast.methods.stages.untrained import untrained
 from bissl_fast.methods.tracking import following
-from bissl_fast.training.files import disk_told, exclusive, make_folder, write_atomic, write_json
+from bissl_fast.training.files import disk_told, make_folder, write_atomic, write_json
 from bissl_fast.training.memory import memory_told
-from bissl_fast.training.ranks import is_lead
+from bissl_fast.training.ranks import held, is_lead
 from bissl_fast.training.stage import StageOutput
 
 UNTRAINED, PRETEXT, WARMUP = "untrained", "pretext", "pretext-warmup"
@@ -223,16 +222,11 @@ def _worked(
         make_folder(training.context.folder)
         run = training.context
         run.following = following(run, config)
-        with _held(run), run.following:
+        with held(run.folder, run.ranks), run.following:
             folder = work(training)
             if is_lead(run.ranks):
                 then(folder)
         return run.folder
-
-
-def _held(run: Run) -> AbstractContextManager[None]:
-    """The run's folder held for the ranks by the first of them."""
-    return exclusive(run.folder) if is_lead(run.ranks) else nullcontext()
 
 
 def pretrain(config: PretextConfig, console: Console) -> Path:
@@ -244,6 +238,6 @@ def pretrain(config: PretextConfig, console: Console) -> Path:
         steps = pretext.steps(run, config.pretrain.epochs)
         make_folder(run.folder)
         run.following = following(run, config)
-        with _held(run), run.following:
+        with held(run.folder, run.ranks), run.following:
             describe(run, config)
             return pretext.train(run, "pretext", steps).folder

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from bissl_fast.errors import UserError
 
-TOGETHER = ("train", "pretrain")
+TOGETHER = ("train", "pretrain", "compare", "ablate")
 """Commands that many ranks work at together."""
 
 
@@ -109,5 +109,5 @@ def alone(command: str, asks: bool, run: Callable[[], int]) -> int:
         return run()
     raise UserError(
         f"{command} is the work of one process, found {launch.size} ranks; start it without torchrun, or unset "
-        f"WORLD_SIZE. Ranks share the work of {' and '.join(TOGETHER)}."
+        f"WORLD_SIZE. Ranks share the work of {', '.join(TOGETHER)}."
     )

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -18,6 +19,7 @@ import torch.distributed as dist
 
 from bissl_fast.errors import UserError
 from bissl_fast.ops.collectives import Ranks, summed
+from bissl_fast.training.files import exclusive
 
 BatchNormOver = Literal["ranks", "rank"]
 
@@ -63,6 +65,15 @@ POLL_SECONDS = 0.005
 def is_lead(ranks: Ranks | None) -> bool:
     """Whether this process decides and writes: the first of the ranks, and one that is alone."""
     return ranks is None or ranks.rank == 0
+
+
+def held(folder: Path, ranks: Ranks | None) -> contextlib.AbstractContextManager[None]:
+    """A folder held for all ranks by the lead.
+
+    Raises:
+        UserError: on the lead, if another process holds it.
+    """
+    return exclusive(folder) if is_lead(ranks) else contextlib.nullcontext()
 
 
 def led(work: Callable[[], str], ranks: Ranks | None) -> str:

@@ -12,8 +12,10 @@ import pytest
 from PIL import Image
 
 from bissl_fast.errors import UserError
+from bissl_fast.evaluation import run_folder
 from bissl_fast.evaluation.report.run import PLATES, write_report
 from bissl_fast.evaluation.run_folder import RunFolder
+from bissl_fast.plain import parse_yaml
 from bissl_fast.training.tracking import read_metrics
 from tests.evaluation.conftest import CLASSES, make_arms
 
@@ -327,3 +329,17 @@ def test_a_hostile_class_is_escaped_in_page_and_figures(make_run: MakeRun) -> No
     assert "&lt;script&gt;" in page
     assert "<script" not in page
     assert "<img src=x" not in page
+
+
+def test_settings_are_parsed_once_for_a_report_and_anew_where_they_have_changed(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed: list[str] = []
+    monkeypatch.setattr(run_folder, "parse_yaml", lambda text: parsed.append(text) or parse_yaml(text))
+    run = make_run()
+    text = (run / "config.yaml").read_text() + "seed: 417\n"
+    (run / "config.yaml").write_text(text)
+    write_report(run)
+    assert parsed.count(text) == 1
+    (run / "config.yaml").write_text(text.replace("417", "418"))
+    assert RunFolder(run).settings()["seed"] == 418

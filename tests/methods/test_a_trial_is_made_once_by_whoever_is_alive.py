@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import optuna
 import pytest
 from scipy.stats import kstest, pearsonr
 from sqlalchemy import text
@@ -177,6 +178,19 @@ def test_the_first_of_the_best_epochs_is_a_trials_result(database: str) -> None:
     finish(study, 40.0, 60.0, 60.0, 50.0)
     (trial,) = study.trials().values()
     assert trial == Trial(0, trial.learning_rate, trial.weight_decay, "finished", 2, 60.0, 0.5)
+
+
+def test_trials_that_another_program_has_put_into_the_study_are_left_alone(tmp_path: Path) -> None:
+    database = f"sqlite:///{tmp_path / 'search.db'}"
+    study = SearchStudy(database, "arm", SearchSettings(2), 0, 1)
+    theirs = optuna.load_study(study_name="arm", storage=database)
+    theirs.enqueue_trial({"learning_rate": 0.1})
+    theirs.ask()
+    words = optuna.trial.create_trial(value=1.0, user_attrs={"configuration": "1", "epoch": [], "score": "high"})
+    theirs.add_trials([optuna.trial.create_trial(value=1.0), words])
+    assert study.unfinished() == [0, 1]
+    assert study.step(lambda attempt: attempt.report(1, 50.0, 1.0)) == 0
+    assert list(study.trials()) == [0]
 
 
 def test_a_database_that_does_not_serve_is_a_sentence(tmp_path: Path) -> None:

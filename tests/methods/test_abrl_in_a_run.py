@@ -21,7 +21,8 @@ from bissl_fast.data.sets.dataset import ImageSet
 from bissl_fast.data.sets.readers.voc import CLASSES
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.run_folder import RunFolder
-from bissl_fast.methods.abrl import ABRL, ABRLSettings, ABRLTask
+from bissl_fast.methods.abrl import ABRL, ABRLTask, Features
+from bissl_fast.methods.abrl_settings import ABRLSettings
 from bissl_fast.methods.presets import preset_config
 from bissl_fast.methods.stages.halves import Halves
 from bissl_fast.methods.train import Training, train
@@ -185,12 +186,13 @@ def test_the_cost_is_that_of_the_passes_that_are_made(
     def backward(images: int) -> Callable[[torch.Tensor], None]:
         return lambda gradient: made.update(passes=1, images=images)
 
-    def watched(self: ABRLTask, batch: Any) -> torch.Tensor:
-        found: torch.Tensor = features(self, batch)
-        if found.requires_grad:
-            found = found.clone()
-            found.register_hook(backward(len(found)))
-        return found
+    def watched(self: ABRLTask, batch: Any) -> Features:
+        found: Features = features(self, batch)
+        if not found.rows.requires_grad:
+            return found
+        rows = found.rows.clone()
+        rows.register_hook(backward(len(rows)))
+        return replace(found, rows=rows)
 
     def pretext(self: Learner, views: Any) -> torch.Tensor:
         made.update(passes=1, images=len(views[0]))

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from bissl_fast.errors import UserError
 from bissl_fast.methods import fussl
-from bissl_fast.methods.fussl import FUSSLSettings
+from bissl_fast.methods.fussl_settings import FUSSLSettings
 from bissl_fast.methods.presets import preset_config
 from bissl_fast.methods.run import Run
 from bissl_fast.methods.stages.pseudo_labels import PseudoLabelTask

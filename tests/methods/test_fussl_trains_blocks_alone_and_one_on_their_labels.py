@@ -14,7 +14,8 @@ from torch import nn
 
 from bissl_fast.errors import UserError
 from bissl_fast.methods import fussl
-from bissl_fast.methods.fussl import FUSSLSettings, original_view, scorer
+from bissl_fast.methods.fussl import original_view, scorer
+from bissl_fast.methods.fussl_settings import FUSSLSettings
 from bissl_fast.methods.labelling import collapse, label
 from bissl_fast.methods.stages.blocks import BlocksTask
 from bissl_fast.methods.stages.pretrain import PretrainSettings, PretrainTask

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from bissl_fast.methods.fussl import FUSSLSettings
+from bissl_fast.methods.fussl_settings import FUSSLSettings
 from bissl_fast.methods.labelling import label
 from bissl_fast.methods.stages.blocks import BlocksTask
 from bissl_fast.methods.stages.pretrain import PretrainSettings, PretrainTask

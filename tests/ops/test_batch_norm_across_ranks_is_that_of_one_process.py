@@ -61,11 +61,19 @@ def derivatives(given: Case, groups: int, relu: bool, residual: bool, ranks: Ran
 
         return torch.func.jvp(gradient, inputs, given.directions)[1]
 
+    alone: Found = {}
     everything = groups > 1 and relu and residual
     traced = make_fx(product)(*(t + 1 for t in given.inputs))(*given.inputs) if everything else ()
+    if groups > 1 and residual:  # what moves alone
+        for k, along in enumerate(given.directions):
+
+            def of_one(t: Tensor, k: int = k) -> Tensor:
+                return run(*given.inputs[:k], t, *given.inputs[k + 1 :])
+
+            alone[f"along {k}"] = torch.func.jvp(of_one, (given.inputs[k],), (along,))[1]
     _, mean, var = batch_norm_act(*given.inputs[:3], groups=groups, ranks=ranks)
     named = {f"traced {k}": t for k, t in enumerate(traced)} | {"mean": mean, "var": var}
-    return {**reverse(run, given), **forward(run, given), **named}
+    return {**reverse(run, given), **forward(run, given), **named, **alone}
 
 
 def of_every_case(ranks: Ranks) -> dict[tuple[str, str, str], Found]:

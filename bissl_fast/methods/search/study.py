@@ -172,7 +172,7 @@ class SearchStudy:
     def _frozen(self) -> dict[int, FrozenTrial]:
         with serving(self.url):
             trials = self._study.get_trials(deepcopy=False)
-        return {trial.user_attrs["configuration"]: trial for trial in reversed(trials)}
+        return {trial.user_attrs["configuration"]: trial for trial in reversed(trials) if _is_ours(trial)}
 
     def _open(self) -> optuna.Study:
         """The study, made if it is not there; tables are made by one process at a time."""
@@ -198,6 +198,14 @@ class SearchStudy:
             yield held
         finally:
             lease.__exit__(None, None, None)
+
+
+def _is_ours(frozen: FrozenTrial) -> bool:
+    """Whether a trial is one that was kept here: a database is open to other programs, too."""
+    told = {**frozen.params, **frozen.user_attrs}
+    found = [told.get(name) for name in ("configuration", "learning_rate", "weight_decay")]
+    found += [told.get(name, 0) for name in ("epoch", "score", "loss")]
+    return frozen.state in STATES.values() and all(isinstance(value, int | float) for value in found)
 
 
 def _trial(number: int, frozen: FrozenTrial) -> Trial:

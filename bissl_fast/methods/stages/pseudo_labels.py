@@ -1,14 +1,13 @@
 """Training on pseudo-labels of the images as they are: first whole, then the end of the network alone."""
 
-from __future__ import annotations
-
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from bissl_fast.data.pipelines.loader import Loader
+from bissl_fast.methods.fussl_settings import FUSSLSettings
 from bissl_fast.methods.fuzzy_labels import soft_cross_entropy
 from bissl_fast.models import Network
 from bissl_fast.models.last_stage import before_last_stage
@@ -19,9 +18,6 @@ from bissl_fast.pretext.collapse import diagnose
 from bissl_fast.training.loop import Values
 from bissl_fast.training.optimizers import build_optimizer, set_rate
 from bissl_fast.training.precision import Forward
-
-if TYPE_CHECKING:
-    from bissl_fast.methods.fussl import FUSSLSettings
 
 
 class PseudoLabelTask:

@@ -79,15 +79,14 @@ def jvp(
 ) -> Tensor:
     """``out_t``."""
     at = Place(own, x, mean, rstd, groups)
-    out_t = None if residual_t is None else at.wide(residual_t)
-    if x_t is not None:
-        moved = at.wide(x_t)
-        of_x = at.jacobian(moved, weight, over(ranks, at.sums(moved)))
-        out_t = of_x if out_t is None else out_t + of_x
+    moved = None if x_t is None else at.wide(x_t)
+    out_t = torch.zeros_like(at.x) if moved is None else at.jacobian(moved, weight, over(ranks, at.sums(moved)))
+    if residual_t is not None:
+        out_t = out_t + at.wide(residual_t)
     if weight_t is not None or bias_t is not None:
         scale, shift = (torch.zeros_like(weight) if t is None else t for t in (weight_t, bias_t))
         out_t = own("apply")(at.x, scale, shift, out_t, mean, rstd, groups, False)
-    return at.narrow(masked(torch.zeros_like(at.x) if out_t is None else out_t, out, relu))
+    return at.narrow(masked(out_t, out, relu))
 
 
 def bwd_jvp(
@@ -115,10 +114,9 @@ def bwd_jvp(
     n' = q + rstd (b − a m − 3 s n); weight_t adds weight_t rstd (g − m − xhat n).
     """
     at = Place(own, x, mean, rstd, groups)
-    zero = torch.zeros_like(mean)
-    g = masked(at.wide(grad_out), out, relu)
-    nothing = torch.stack([zero, zero])
-    y, of_g_t, of_x_t, g_x = None, nothing, nothing, zero
+    g, y = masked(at.wide(grad_out), out, relu), None
+    of_g_t = of_x_t = mean.new_zeros(2, *mean.shape)
+    g_x = torch.zeros_like(mean)
     if grad_out_t is not None:
         y = masked(at.wide(grad_out_t), out, relu)
         of_g_t = at.sums(y)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,7 +34,8 @@ class UnreadableImageError(Exception):
 
 def printable(name: str | Path) -> str:
     """A name for messages, on one line: bytes that are no UTF-8 become a replacement character."""
-    text = shown(str(name).encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
+    whole = re.sub("[\ud800-\udc7f\udd00-\udfff]", "\ufffd", str(name))  # without halves of characters
+    text = shown(whole.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
     return text.replace("\n", "\\n").replace("\t", "\\t")
 
 
