@@ -145,6 +145,8 @@ def _make_group(launch: Launch, store: Any, arguments: Sequence[str]) -> None:
     here = f"{socket.gethostname()}/{cores}"
     places = of_each(store, "place", launch.rank, launch.size, here)
     beside = [rank for rank, place in enumerate(places) if place == here]
+    host = [place for place in places if place.partition("/")[0] == socket.gethostname()]
+    os.environ.setdefault("LOCAL_WORLD_SIZE", str(len(host)))  # as torchrun does
     if os.environ.get("OMP_NUM_THREADS", "1") == "1":  # which torchrun sets where nobody has
         torch.set_num_threads(max(1, len(cores) // len(beside)))
     if cuda:

@@ -46,6 +46,8 @@ class Launch:
                 "with torchrun, which sets it, or unset WORLD_SIZE for one process."
             )
         local = _number("LOCAL_RANK", 0) if "LOCAL_RANK" in os.environ else None
+        if "LOCAL_WORLD_SIZE" in os.environ:
+            _number("LOCAL_WORLD_SIZE", 1, size)
         agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         return Launch(rank, size, local, address, _number("MASTER_PORT", 1, 65535), agent)
 

@@ -41,6 +41,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         ({"RANK": "2"}, "RANK is '2', expected a number from 0 to 1"),
         ({"MASTER_ADDR": None}, "MASTER_ADDR, the host name of rank 0, is not set"),
         ({"MASTER_PORT": "99999"}, "MASTER_PORT is '99999', expected a number from 1 to 65535"),
+        ({"LOCAL_WORLD_SIZE": "3"}, "LOCAL_WORLD_SIZE is '3', expected a number from 1 to 2"),
         ({"LOCAL_RANK": "-1"}, "LOCAL_RANK is '-1', expected 0 or more"),
     ],
 )
