@@ -48,7 +48,10 @@ def main() -> None:
     heads = [f"R = {size}" for size in arguments.ranks]
     lines = [f"| MB on a rank | whole | {' | '.join(heads)} |", "|---|---:|" + "---:|" * len(heads)]
     for backbone in arguments.backbones:
-        columns = [on_ranks(size, backbone, arguments.optimizer) for size in (1, *arguments.ranks)]
+        columns = []
+        for size in (1, *arguments.ranks):
+            columns.append(on_ranks(size, backbone, arguments.optimizer))
+            print(f"{backbone}, ranks: {size}, MB: {columns[-1]['all'] / 1e6:.1f}", flush=True)
         for what in columns[0]:
             numbers = " | ".join(f"{column[what] / 1e6:.1f}" for column in columns)
             lines.append(f"| {backbone}: {what} | {numbers} |")

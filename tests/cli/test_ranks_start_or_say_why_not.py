@@ -2,7 +2,9 @@
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +13,8 @@ import torch.distributed as dist
 from bissl_fast.cli import main
 from bissl_fast.errors import UserError
 from bissl_fast.training.joining import joined
-from bissl_fast.training.launcher import Launch, many, restart_words
+from bissl_fast.training.launch import take_gpu
+from bissl_fast.training.launcher import Launch, as_one, many, restart_words
 from bissl_fast.training.roll import Farewell, Roll, named
 from bissl_fast.training.verdict import MISSED, verdict
 
@@ -38,6 +41,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         ({"RANK": "2"}, "RANK is '2', expected a number from 0 to 1"),
         ({"MASTER_ADDR": None}, "MASTER_ADDR, the host name of rank 0, is not set"),
         ({"MASTER_PORT": "99999"}, "MASTER_PORT is '99999', expected a number from 1 to 65535"),
+        ({"LOCAL_WORLD_SIZE": "3"}, "LOCAL_WORLD_SIZE is '3', expected a number from 1 to 2"),
         ({"LOCAL_RANK": "-1"}, "LOCAL_RANK is '-1', expected 0 or more"),
     ],
 )
@@ -54,6 +58,12 @@ def test_one_process_is_none_of_many(launched: Callable[..., None]) -> None:
         launched(WORLD_SIZE=size)
         assert not many()
         assert restart_words() == ["bissl-fast"]
+
+
+def test_what_a_rank_starts_is_no_rank(launched: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    launched(WORLD_SIZE="2")
+    monkeypatch.setattr("os.environ", as_one())
+    assert not many()
 
 
 def test_help_and_refusals_are_told_by_one_rank(
@@ -111,6 +121,24 @@ def test_ranks_that_are_started_again_hear_nothing_of_those_before() -> None:
 def test_a_rank_that_does_not_come_is_named_and_the_others_are_told() -> None:
     server = dist.TCPStore("127.0.0.1", 0, None, True, timedelta(seconds=20), wait_for_workers=False)
     assert "rank 1 of 2 did not come within 1 s" in str(started(server.port, [0], 0.5 + 0.5)[0])
+
+
+@pytest.mark.parametrize(("gpus", "taken"), [(2, [0, 1]), (1, ["ranks 0 and 1 would share a GPU"] * 2)])
+def test_each_rank_takes_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch, gpus: int, taken: list[Any]) -> None:
+    store, found = dist.HashStore(), {}
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda index: SimpleNamespace(uuid=f"gpu-{index}"))
+    monkeypatch.setattr("torch.cuda.set_device", lambda index: found.setdefault(threading.get_ident(), index))
+
+    def take(rank: int) -> Any:
+        try:
+            take_gpu(Launch(rank, 2, rank, "127.0.0.1", 1, agent=True), store, rank)
+        except UserError as error:
+            return str(error).split(":")[0]
+        return found[threading.get_ident()]
+
+    with ThreadPoolExecutor(2) as ranks:
+        assert list(ranks.map(take, range(2))) == taken
 
 
 def test_the_roll_tells_the_silent_from_those_that_took_leave() -> None:
