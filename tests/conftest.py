@@ -33,7 +33,7 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
 
 @pytest.fixture(scope="module")
 def four_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
-    """Four of them."""
-    processes = Processes(tmp_path_factory.mktemp("ranks"), 4)
+    """Four of them, for slow tests."""
+    processes = Processes(tmp_path_factory.mktemp("ranks"), 4, 1200.0)
     yield processes
     processes.stop()

@@ -1,1 +1,1 @@
-"""What `bench` measures: losses, products, feeding, views."""
+"""What `bench` measures: losses, products, feeding, views, ranks."""

@@ -99,7 +99,7 @@ def measured_apart(case: Case, batch: int, cores: int) -> Local:
 
     Args:
         case: what is trained.
-        batch: images of all ranks, a multiple of 8.
+        batch: images of all ranks, a multiple of 16: batch norms of a head take two at least.
         cores: of this machine.
     """
     sizes = (batch // 8, 3 * batch // 8, batch)
@@ -247,7 +247,7 @@ def _all(sent: Sent, ranks: int, traffic: Traffic) -> Sent:
 CHANGES: Mapping[str, Change | None] = {
     "as it is": None,
     "embeddings gathered at once, no ring": _rows,
-    "calls of one process: fused kernels across ranks, no ring": lambda sent, ranks, traffic: replace(
+    "no more calls than one process makes, no ring": lambda sent, ranks, traffic: replace(
         _rows(sent, ranks, traffic), calls=traffic.calls[0]
     ),
     "no calls, as in a captured graph": lambda sent, *_: without_calls(sent),

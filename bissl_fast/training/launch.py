@@ -145,6 +145,8 @@ def _make_group(launch: Launch, store: Any, arguments: Sequence[str]) -> None:
     here = f"{socket.gethostname()}/{cores}"
     places = of_each(store, "place", launch.rank, launch.size, here)
     beside = [rank for rank, place in enumerate(places) if place == here]
+    host = [place for place in places if place.partition("/")[0] == socket.gethostname()]
+    os.environ.setdefault("LOCAL_WORLD_SIZE", str(len(host)))  # as torchrun does
     if os.environ.get("OMP_NUM_THREADS", "1") == "1":  # which torchrun sets where nobody has
         torch.set_num_threads(max(1, len(cores) // len(beside)))
     if cuda:
@@ -182,10 +184,12 @@ def take_gpu(launch: Launch, store: Any, local: int) -> None:
 def _concluded(launch: Launch, watch: Watch, status: int, error: BaseException | None) -> int:
     """Tell how this rank ends, and why; returns its exit status, or raises what is a bug."""
     roll = watch.roll
-    found, lost = watch.verdict if isinstance(error, Ended) else None, ""
     stopped = isinstance(error, Interrupted | KeyboardInterrupt)
-    if found is None and not isinstance(error, UserError | SystemExit):
-        lost = lost_by(error)
+    own_words = error is None or isinstance(error, UserError | SystemExit)
+    found = None if own_words else watch.verdict
+    lost = "" if found or stopped or isinstance(error, SystemExit) else lost_by(error)
+    if stopped:
+        roll.leave(_farewell(status, error))
     if lost or stopped:
         found = asked_around(roll, launch.keeper, lost)
     if found is not None:

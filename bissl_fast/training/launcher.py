@@ -46,6 +46,8 @@ class Launch:
                 "with torchrun, which sets it, or unset WORLD_SIZE for one process."
             )
         local = _number("LOCAL_RANK", 0) if "LOCAL_RANK" in os.environ else None
+        if "LOCAL_WORLD_SIZE" in os.environ:
+            _number("LOCAL_WORLD_SIZE", 1, size)
         agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         return Launch(rank, size, local, address, _number("MASTER_PORT", 1, 65535), agent)
 
@@ -58,6 +60,11 @@ class Launch:
 def many() -> bool:
     """Whether the environment asks for more than one rank, or for what is no number."""
     return os.environ.get("WORLD_SIZE", "").strip() not in ("", "1")
+
+
+def as_one() -> dict[str, str]:
+    """The environment of a process that a rank starts, and that is no rank itself."""
+    return {name: value for name, value in os.environ.items() if name not in ("WORLD_SIZE", "RANK", "LOCAL_RANK")}
 
 
 def restart_words() -> list[str]:

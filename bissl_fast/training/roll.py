@@ -10,10 +10,11 @@ from typing import Any, Literal
 from bissl_fast.plain import parse_json
 
 BEAT = 1.0
-"""Seconds between two signs of life, of up to 64 ranks: what all ask of the store grows with the square of R."""
+"""Seconds between two signs of life, of up to 128 ranks: what all ask of the store grows with the square of R."""
 
-QUIET = 25
-"""Beats that a rank misses until it is given up, where nothing else speaks against it."""
+QUIET = 40
+"""Beats that a rank misses until it is given up, where nothing else speaks against it: a long call in C, of a library
+that keeps the interpreter to itself meanwhile, is no reason."""
 
 MISSED = 5
 """Beats that one misses until it is given up, after a collective has failed."""
@@ -44,6 +45,8 @@ class Roll:
         size: R, how many ranks there are.
 
     Attributes:
+        seconds: of a beat.
+        patience: beats that a rank may miss, where nothing else speaks against it.
         left: the farewells of those that have ended.
         silent: by rank, how many beats of ours it has missed, one after another; 0 for those that have left.
         heard: when the store last answered, by the monotonic clock.
@@ -51,7 +54,8 @@ class Roll:
 
     def __init__(self, store: Any, rank: int, size: int) -> None:
         self.rank, self.size = rank, size
-        self.seconds = BEAT * max(1.0, size / 64)
+        slower = max(1.0, size / 128)
+        self.seconds, self.patience = BEAT * slower, max(MISSED, round(QUIET / slower))
         self.left: dict[int, Farewell] = {}
         self.silent = dict.fromkeys(range(size), 0)
         self.heard, self.broken = time.monotonic(), ""

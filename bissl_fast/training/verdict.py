@@ -11,11 +11,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from bissl_fast.training.interruption import Interruption
-from bissl_fast.training.roll import MISSED, QUIET, Farewell, Roll, named
+from bissl_fast.training.roll import MISSED, Farewell, Roll, named
 
 WHOLE = "Every checkpoint and finished stage is whole: a start of all ranks goes on from there."
 CALL = signal.SIGURG
 """Sent to the main thread by the watch: nobody else sends it, and where nothing awaits it, it is ignored."""
+
+TICK = 0.25
+"""Seconds between two looks at the roll."""
 
 BLOCKED = 6.0
 """Seconds after which a main thread that did not hear the watch is taken for blocked in a collective."""
@@ -61,7 +64,7 @@ def verdict(roll: Roll, missed: int, keeper: str) -> Verdict | None:
         keeper: of the store, in words.
     """
     unheard = time.monotonic() - roll.heard
-    if (roll.broken and unheard > 3 * roll.seconds) or unheard > QUIET * roll.seconds:
+    if (roll.broken and unheard > 3 * roll.seconds) or unheard > roll.patience * roll.seconds:
         return Verdict(f"{keeper} is gone: the store that it keeps for all ranks no longer answers. {WHOLE}")
     if gone := roll.gone(missed):
         seconds = max(roll.silent[rank] for rank in gone) * roll.seconds
@@ -167,9 +170,12 @@ class Watch:
 
     def _watch(self) -> None:
         while not self._resting:
-            time.sleep(0.25)
+            before = time.monotonic()
+            time.sleep(TICK)
+            if (late := time.monotonic() - before - TICK) > TICK:
+                self.roll.heard += late  # this process stood still, or something kept the interpreter to itself
             unheard = self._unheard()
-            patience = MISSED if unheard else 2 * MISSED if self._any else QUIET
+            patience = MISSED if unheard else 2 * MISSED if self._any else self.roll.patience
             found = verdict(self.roll, patience, self.keeper)
             if found is not None:
                 self._end(found)

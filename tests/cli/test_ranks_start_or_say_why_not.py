@@ -14,7 +14,7 @@ from bissl_fast.cli import main
 from bissl_fast.errors import UserError
 from bissl_fast.training.joining import joined
 from bissl_fast.training.launch import take_gpu
-from bissl_fast.training.launcher import Launch, many, restart_words
+from bissl_fast.training.launcher import Launch, as_one, many, restart_words
 from bissl_fast.training.roll import Farewell, Roll, named
 from bissl_fast.training.verdict import MISSED, verdict
 
@@ -41,6 +41,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         ({"RANK": "2"}, "RANK is '2', expected a number from 0 to 1"),
         ({"MASTER_ADDR": None}, "MASTER_ADDR, the host name of rank 0, is not set"),
         ({"MASTER_PORT": "99999"}, "MASTER_PORT is '99999', expected a number from 1 to 65535"),
+        ({"LOCAL_WORLD_SIZE": "3"}, "LOCAL_WORLD_SIZE is '3', expected a number from 1 to 2"),
         ({"LOCAL_RANK": "-1"}, "LOCAL_RANK is '-1', expected 0 or more"),
     ],
 )
@@ -57,6 +58,12 @@ def test_one_process_is_none_of_many(launched: Callable[..., None]) -> None:
         launched(WORLD_SIZE=size)
         assert not many()
         assert restart_words() == ["bissl-fast"]
+
+
+def test_what_a_rank_starts_is_no_rank(launched: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    launched(WORLD_SIZE="2")
+    monkeypatch.setattr("os.environ", as_one())
+    assert not many()
 
 
 def test_help_and_refusals_are_told_by_one_rank(

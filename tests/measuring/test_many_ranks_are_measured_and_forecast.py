@@ -60,9 +60,10 @@ def test_what_cannot_be_forecast_is_refused_before_anything_is_measured(
         command.run(wrong)
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.slow
 def test_ranks_of_this_machine_really_run(tmp_path: Path) -> None:
-    case = ["--backbone", "conv4", "--size", "32", "--pairs", "8", "--rounds", "1"]
+    case = ["--backbone", "conv4", "--size", "32", "--pairs", "16", "--rounds", "1"]
     main(["bench", "scaling", *case, "--output", str(tmp_path / "scaling.md")])
     kept: dict[str, Any] = json.loads((tmp_path / "scaling.json").read_text())
     assert all(row["seconds"] > 0 and row["predicted"]["computing"] > 0 for row in kept["Predicted, then run"])

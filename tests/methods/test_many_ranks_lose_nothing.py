@@ -42,10 +42,10 @@ def await_file(path: Path, process: "subprocess.Popen[str]", newer: bool = False
     """Until it is there, or written anew."""
     before = path.stat().st_mtime_ns if newer else -1
     end = time.monotonic() + 300
-    while not path.exists() or path.stat().st_mtime_ns <= before:
+    while not (path.exists() and path.stat().st_size) or path.stat().st_mtime_ns <= before:
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < end, f"nobody wrote {path}"
-        time.sleep(0.002)
+        time.sleep(0.01)
 
 
 def worker(torchrun: int, rank: int) -> int:
@@ -61,7 +61,7 @@ def test_ranks_killed_in_three_stages_are_started_again_and_end_with_the_same_bi
     finished(launched(2, "train", train_arguments(small_data, tmp_path / "unbroken")))
     process = launched(2, "train", train_arguments(small_data, tmp_path / "killed"), restarts=3)
     for stage, rank in (("pretext-warmup", 1), ("bissl", 0), ("finetune-bissl-0", 1)):
-        await_file(tmp_path / "killed" / "run" / stage / "checkpoint.pt", process)
+        await_file(tmp_path / "killed" / "run" / stage / "metrics.jsonl", process)
         os.kill(worker(process.pid, rank), signal.SIGKILL)
     told = finished(process)
     assert [int(rank) for rank in re.findall(r"^bissl-fast: rank (\d) of 2 is gone", told, re.M)] == [1, 0, 1]

@@ -137,6 +137,7 @@ def test_no_pretext_task_is_left_out() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", TASKS)
 def test_so_are_those_of_resnet18_on_two_ranks_and_on_four(
     name: str, two_ranks: Processes, four_ranks: Processes
@@ -147,7 +148,7 @@ def test_so_are_those_of_resnet18_on_two_ranks_and_on_four(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(3600)
 def test_so_is_all_of_one_of_preset_paper(two_ranks: Processes, four_ranks: Processes) -> None:
     whole = {"adaptation_every": 1}
     expected = of_paper(None, "simclr", True, whole)

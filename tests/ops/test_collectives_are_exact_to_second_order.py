@@ -1,6 +1,7 @@
 """Maps over two ranks have the derivatives of the same maps of a list in one process, by every mode of autograd."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ MAPS: dict[str, Callable[[list[Tensor]], list[Tensor]]] = {
 Found = dict[str, Tensor]
 
 
+@cache  # no trace meets a generator, which older PyTorch cannot write down
 def drawn(seed: int) -> Tensor:
     return torch.randn(4, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 

@@ -104,6 +104,7 @@ def test_all_that_a_step_moves_is_as_in_one_process_and_the_same_bits_on_both_ra
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", TASKS)
 def test_so_it_is_on_four_ranks_and_so_are_traced_products(
     name: str, two_ranks: Processes, four_ranks: Processes

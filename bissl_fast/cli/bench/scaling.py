@@ -46,7 +46,7 @@ class ScalingSettings:
     Attributes:
         backbone: any timm CNN.
         size: side of the views in pixels, here.
-        pairs: images of all ranks here, each in two views; a multiple of 8.
+        pairs: images of all ranks here, each in two views; a multiple of 16.
         rounds: calls of each unit here; the median counts.
         check: measure and run ranks of this machine; off, only what is sent is recorded.
         machine: GPUs of the forecast: h200-nvlink-ib, or a YAML file of its numbers (docs/scaling.md).
@@ -67,7 +67,7 @@ class ScalingSettings:
 
     def __post_init__(self) -> None:
         require(self.size >= 32, "size", self.size, "at least 32")
-        require(self.pairs >= 8 and self.pairs % 8 == 0, "pairs", self.pairs, "a multiple of 8")
+        require(self.pairs >= 16 and self.pairs % 16 == 0, "pairs", self.pairs, "a multiple of 16")
         require(self.rounds >= 1, "rounds", self.rounds, "at least 1")
         require(self.local_pairs >= 1, "local-pairs", self.local_pairs, "at least 1")
         require(len(self.gpus) > 0 and min(self.gpus) >= 2, "gpus", self.gpus, "numbers of 2 or more")

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from bissl_fast.training.files import unwritable
+from bissl_fast.training.launcher import as_one
 
 WELL = (0, 130, -signal.SIGTERM)
 """How a worker ends: with the search, or on request, which may come before it has begun."""
@@ -52,7 +53,7 @@ def _start(command: list[str], printed: Path, stack: ExitStack) -> "subprocess.P
         file = stack.enter_context(printed.open("wb"))
     except OSError as error:
         raise unwritable(printed, error) from None
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=file, stderr=subprocess.STDOUT)
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=file, stderr=subprocess.STDOUT, env=as_one())
     stack.callback(process.wait)
     stack.callback(_end, process)
     return process
