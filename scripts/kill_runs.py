@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -32,7 +33,11 @@ from pathlib import Path
 from typing import Any
 
 import bissl_fast.cli.compare
+import bissl_fast.cli.evaluate
+import bissl_fast.cli.export
+import bissl_fast.cli.predict
 import bissl_fast.evaluation.report.run
+import bissl_fast.experiments.reproduction
 import bissl_fast.methods.train  # noqa: F401  what forks need is imported before them
 from bissl_fast.cli import main as command_line
 from bissl_fast.training.environment import describe_environment
@@ -217,6 +222,8 @@ class Attempt:
         status = 99
         try:
             status = all_of(commands)
+        except BaseException:  # for the log, which tells of a failure
+            traceback.print_exc()
         finally:
             sys.stdout.flush()
             os._exit(status)

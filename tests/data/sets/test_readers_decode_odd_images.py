@@ -2,7 +2,9 @@
 
 import os
 import struct
+import tracemalloc
 import zlib
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -212,3 +214,17 @@ def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     with pytest.raises(UnreadableImageError, match="is no regular file"):
         decode_file(tmp_path / "pipe.png", 24)
+
+
+def test_a_file_that_announces_gigabytes_is_asked_for_no_more_than_it_holds(tmp_path):
+    path = tmp_path / "damaged.png"
+    Image.fromarray(np.arange(300, dtype=np.uint8).reshape(10, 10, 3)).save(path)
+    whole = path.read_bytes()
+    at = whole.index(b"IDAT")
+    path.write_bytes(whole[: at - 4] + b"\x7f\xff\xff\xf0" + whole[at:])  # the length of that part
+    tracemalloc.start()
+    with suppress(UnreadableImageError):
+        decode_file(path, 10, as_shown=True)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1e8

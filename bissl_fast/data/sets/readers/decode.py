@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import re
 import stat
 from collections.abc import Callable, Iterator
@@ -24,6 +26,7 @@ EXTENSIONS = frozenset(
 )
 Sides = tuple[int, int]  # height and width
 GRAY = 128  # under what is transparent: a black logo and a white one both show
+_LARGE = 1 << 20  # bytes that are asked for at once
 _ORIENTATION = 0x0112  # EXIF tag
 _DEPTHS = (8, 10, 12, 14, 16, 31)  # bits that sensors and files have; Pillow's integers are signed
 
@@ -78,7 +81,7 @@ def decode(
     """
     from PIL import Image
 
-    with explained(path), Image.open(path) as image:
+    with explained(path), BoundedFile(path) as file, Image.open(file) as image:
         if not image.mode.startswith("I") and ";16" in str(getattr(image, "tile", "")):  # Pillow has no mode for it
             tell("hold colours of 16 bits, of which the upper 8 are read")
         # JPEG's faster decoding at a half of the size is not used: it moves pixels by up to 47 levels.
@@ -95,6 +98,28 @@ def squared(
     """An open image as a square; arguments and result are those of `decode`."""
     rgb = to_rgb(_as_shown(image, tell) if as_shown else _as_stored(image), tell)
     return resize_whole(rgb, size) if whole else resize_square(rgb, size), (rgb.height, rgb.width)
+
+
+class BoundedFile(io.BufferedReader):
+    """A file for Pillow, asked for no more than it holds: memory is taken for whatever a damaged length announces.
+
+    Args:
+        path: of the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path))
+        self._path = str(path)
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """As any file; a large part is no larger than the file."""
+        if size is not None and size > _LARGE:
+            size = min(size, os.fstat(self.fileno()).st_size)
+        return super().read(size)
+
+    def __repr__(self) -> str:
+        """What Pillow says where it is given a path."""
+        return repr(self._path)
 
 
 @contextmanager

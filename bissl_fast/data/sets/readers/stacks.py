@@ -12,6 +12,7 @@ import numpy.typing as npt
 from bissl_fast.data.sets.dataset import Images
 from bissl_fast.data.sets.readers.decode import (
     EXTENSIONS,
+    BoundedFile,
     Sides,
     UnreadableImageError,
     decode,
@@ -158,7 +159,7 @@ def _require_one_channel(path: Path) -> None:
         return
     from PIL import Image
 
-    with explained(path), Image.open(path) as image:
+    with explained(path), BoundedFile(path) as file, Image.open(file) as image:
         pages, samples = getattr(image, "n_frames", 1), getattr(image, "tag_v2", {}).get(_SAMPLES_PER_PIXEL, 1)
         found = max(pages, samples if samples > len(image.getbands()) else 1)
     if found > 1:
