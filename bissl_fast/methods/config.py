@@ -3,7 +3,7 @@
 import contextlib
 import types
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -246,6 +246,9 @@ def _build(kind: Any, value: Any, path: Path, name: str) -> Any:
         known = {f.name for f in fields(kind)}
         if unknown := sorted(set(value) - known):
             raise UserError(f"{path}: {name or 'the config'} has no setting {unknown[0]!r}; it has {sorted(known)}.")
+        bare = {f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING}
+        if lacking := sorted(bare - set(value)):
+            raise UserError(f"{path}: {name} must have a setting {lacking[0]!r}, found {sorted(value)}.")
         return kind(
             **{key: _build(hints[key], child, path, f"{name}.{key}".strip(".")) for key, child in value.items()}
         )  # type: ignore[operator]

@@ -142,6 +142,7 @@ def test_every_pretext_config_survives_its_file_and_is_none_of_train(tmp_path: P
         (("proximity: 0.001", "proximity: -3.0"), r"\(λ\) must be positive"),
         (("version: 5", "version: [1"), "is not YAML"),
         (("task: simclr", "task: simplr"), r"pretext must name its task, one of \[.*'simclr'.*\], found 'simplr'"),
+        (("  weight_decay: 0.001\n  momentum", "  momentum"), "must have a setting 'weight_decay'"),
         (("task: simclr", "task: byol"), "pretext has no setting 'temperature'"),
     ],
 )

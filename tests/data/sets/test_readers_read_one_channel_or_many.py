@@ -9,6 +9,7 @@ from PIL import Image
 from bissl_fast.cli.data import prepare_command, verify_command
 from bissl_fast.data.sets import cache, textures
 from bissl_fast.data.sets.catalogue import load_downstream, load_pretext, notes_of
+from bissl_fast.data.sets.readers import stacks
 from bissl_fast.data.sets.readers.decode import UnreadableImageError, decode_file, resize_square, resize_whole
 from bissl_fast.data.sets.readers.folder import image_folder, loose_images
 from bissl_fast.data.sets.readers.stacks import decode_channels
@@ -277,3 +278,11 @@ def test_data_prepare_and_verify_take_channels(tmp_path, capsys):
     assert "Some images cannot be read: training leaves them out." in shown
     with pytest.raises(UserError, match="--channels must be between 1 and 4096, found 0"):
         verify_command(name, channels=0)
+
+
+def test_pages_without_end_are_refused_before_they_are_read(tmp_path, monkeypatch):
+    tifffile = pytest.importorskip("tifffile")
+    tifffile.imwrite(tmp_path / "pages.tif", np.zeros((5, 8, 8), np.uint8), photometric="minisblack")
+    monkeypatch.setattr(stacks, "MOST_CHANNELS", 3)
+    with pytest.raises(UnreadableImageError, match="more than 3 pages"):
+        stacks._tiff(tmp_path / "pages.tif")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,8 @@ def _tiff(path: Path) -> npt.NDArray[Any]:
             "save the images as .npy."
         ) from None
     with tifffile.TiffFile(path) as file:
+        if next(islice(file.pages, MOST_CHANNELS, None), None) is not None:  # of a damaged chain there is no end
+            raise UnreadableImageError(f"has more than {MOST_CHANNELS:,} pages")
         if len(file.series) != 1:
             raise UnreadableImageError("holds pages of several sizes or types, and channels have one")
         series = file.series[0]
