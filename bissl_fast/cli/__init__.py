@@ -7,7 +7,7 @@ from functools import partial
 from importlib import import_module
 
 from bissl_fast.errors import UserError
-from bissl_fast.training.launcher import TOGETHER, alone, many
+from bissl_fast.training.ranks.launcher import TOGETHER, alone, many
 from bissl_fast.version import __version__
 
 USAGE = f"""bissl-fast {__version__}: bilevel self-supervised learning, exact and fast
@@ -88,7 +88,7 @@ def _start(command: str, rest: list[str]) -> int:
     if asks or command not in TOGETHER:
         return alone(command, asks, run)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # or traces of C++ surround every sentence about a lost rank
-    from bissl_fast.training.launch import over_ranks
+    from bissl_fast.training.ranks.launch import over_ranks
 
     return over_ranks(rest, run)
 

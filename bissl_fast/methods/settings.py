@@ -17,7 +17,7 @@ from bissl_fast.methods.checks import require
 from bissl_fast.models.weights import TIMM_PREFIX
 from bissl_fast.training.loop import LoopSettings
 from bissl_fast.training.precision import Precision
-from bissl_fast.training.ranks import DistributedSettings
+from bissl_fast.training.ranks.agreement import DistributedSettings
 from bissl_fast.training.trackers.tracker import TRACKERS, TrackerName, TrackingSettings
 
 VIEWS = ("first", "second", "local", "finetune", "evaluate")

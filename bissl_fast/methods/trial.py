@@ -20,7 +20,7 @@ from bissl_fast.plain import parse_json
 from bissl_fast.pretext import Learner, PretextTask
 from bissl_fast.pretext.drawing import drawing
 from bissl_fast.training.files import make_folder, write_json
-from bissl_fast.training.ranks import led
+from bissl_fast.training.ranks.agreement import led
 from bissl_fast.training.serving import doubts
 
 RANDOM = "the network draws random numbers in its pass (dropout, drop path), which a trace would repeat for ever"

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent; where this process does not write (`training/writing.py`), left alone."""
+"""Files that are whole or absent; left alone where this process does not write (`training/ranks/writing.py`)."""
 
 import contextlib
 import errno
@@ -19,7 +19,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
 from bissl_fast.errors import UserError
-from bissl_fast.training.writing import writes
+from bissl_fast.training.ranks.writing import writes
 
 GONE = (errno.EIO, errno.ENXIO, errno.ENODEV, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN)
 """Of disks that fail or vanish."""

@@ -16,7 +16,7 @@ from bissl_fast.plain import parse_json
 from bissl_fast.training import checkpoint
 from bissl_fast.training.clock import Clock
 from bissl_fast.training.files import digest, make_folder, unwritable, write_json
-from bissl_fast.training.ranks import is_lead, led
+from bissl_fast.training.ranks.agreement import is_lead, led
 from bissl_fast.training.tracking import say
 
 FORMAT = 2

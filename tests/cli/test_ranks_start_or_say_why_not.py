@@ -12,11 +12,11 @@ import torch.distributed as dist
 
 from bissl_fast.cli import main
 from bissl_fast.errors import UserError
-from bissl_fast.training.joining import joined
-from bissl_fast.training.launch import take_gpu
-from bissl_fast.training.launcher import Launch, as_one, many, restart_words
-from bissl_fast.training.roll import Farewell, Roll, named
-from bissl_fast.training.verdict import MISSED, verdict
+from bissl_fast.training.ranks.joining import joined
+from bissl_fast.training.ranks.launch import take_gpu
+from bissl_fast.training.ranks.launcher import Launch, as_one, many, restart_words
+from bissl_fast.training.ranks.roll import Farewell, Roll, named
+from bissl_fast.training.ranks.watch import MISSED, verdict
 
 WHERE = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 

@@ -13,7 +13,7 @@ from bissl_fast.methods.run import Run
 from bissl_fast.methods.train import Training, train
 from bissl_fast.models import Network
 from bissl_fast.ops import Ranks
-from bissl_fast.training.writing import reading_only
+from bissl_fast.training.ranks.writing import reading_only
 from tests.methods.tasks import small_config
 from tests.ranks import Processes
 

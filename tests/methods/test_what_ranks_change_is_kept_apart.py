@@ -12,9 +12,9 @@ from rich.console import Console
 from bissl_fast.methods.run import Run
 from bissl_fast.ops import Ranks
 from bissl_fast.training.files import save_weights
-from bissl_fast.training.ranks import is_lead
-from bissl_fast.training.sameness import SameShapes
-from bissl_fast.training.writing import reading_only
+from bissl_fast.training.ranks.agreement import is_lead
+from bissl_fast.training.ranks.sameness import SameShapes
+from bissl_fast.training.ranks.writing import reading_only
 from tests.methods.tasks import small_config
 from tests.ranks import SIZE, Processes
 

@@ -12,7 +12,7 @@ from bissl_fast.data.pipelines.loader import Batch
 from bissl_fast.errors import UserError
 from bissl_fast.ops import Ranks
 from bissl_fast.training.loop import LoopSettings, Values, run_loop
-from bissl_fast.training.sameness import SameShapes
+from bissl_fast.training.ranks.sameness import SameShapes
 from tests.ranks import Processes
 
 

@@ -14,7 +14,7 @@ from bissl_fast.ops import Ranks
 from bissl_fast.ops.collectives import summed
 from bissl_fast.training.interruption import Interrupted
 from bissl_fast.training.loop import LoopSettings, NonFiniteError, Values, run_loop
-from bissl_fast.training.ranks import anywhere, is_lead, lead_first, led
+from bissl_fast.training.ranks.agreement import anywhere, is_lead, lead_first, led
 from bissl_fast.training.stage import run_stage
 from tests.ranks import Processes
 

@@ -16,8 +16,8 @@ from bissl_fast.errors import UserError
 from bissl_fast.ops import Ranks
 from bissl_fast.ops.collectives import summed
 from bissl_fast.training import roll
-from bissl_fast.training.launch import over_ranks
 from bissl_fast.training.loop import LoopSettings, run_loop
+from bissl_fast.training.ranks.launch import over_ranks
 
 
 class Steps:

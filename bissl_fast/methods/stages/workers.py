@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from bissl_fast.training.files import unwritable
-from bissl_fast.training.launcher import as_one
+from bissl_fast.training.ranks.launcher import as_one
 
 WELL = (0, 130, -signal.SIGTERM)
 """How a worker ends: with the search, or on request, which may come before it has begun."""

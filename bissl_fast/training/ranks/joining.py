@@ -13,8 +13,8 @@ from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined
 
 from bissl_fast.errors import UserError
 from bissl_fast.plain import parse_json
-from bissl_fast.training.launcher import Launch
-from bissl_fast.training.roll import Roll, named
+from bissl_fast.training.ranks.launcher import Launch
+from bissl_fast.training.ranks.roll import Roll, named
 
 LATE = 5.0
 """Seconds by which the others wait longer than rank 0, which knows best who is missing."""

@@ -17,11 +17,11 @@ import torch.distributed as dist
 
 from bissl_fast.errors import UserError
 from bissl_fast.training.interruption import Interrupted, Interruption, interruptible
-from bissl_fast.training.joining import joined, of_each
-from bissl_fast.training.launcher import Launch
-from bissl_fast.training.roll import MISSED, Farewell, Roll, named
-from bissl_fast.training.verdict import CALL, Ended, Watch, asked_around, farewell, lost_by, told
-from bissl_fast.training.writing import reading_only
+from bissl_fast.training.ranks.joining import joined, of_each
+from bissl_fast.training.ranks.launcher import Launch
+from bissl_fast.training.ranks.roll import MISSED, Farewell, Roll, named
+from bissl_fast.training.ranks.watch import CALL, Ended, Watch, asked_around, farewell, lost_by, told
+from bissl_fast.training.ranks.writing import reading_only
 
 ECHO = 2.0
 """Seconds in which torchrun passes on the Ctrl-C that the terminal has sent to its ranks already."""

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from bissl_fast.training.interruption import Interruption
-from bissl_fast.training.roll import MISSED, Farewell, Roll, named
+from bissl_fast.training.ranks.roll import MISSED, Farewell, Roll, named
 
 WHOLE = "Every checkpoint and finished stage is whole: a start of all ranks goes on from there."
 CALL = signal.SIGURG
