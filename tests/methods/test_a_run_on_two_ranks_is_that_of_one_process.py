@@ -38,11 +38,11 @@ def arguments(data: Path, output: Path, method: str) -> list[str]:
     return train_arguments(data, output, *SHORT.split(), "--methods", method, *METHODS[method].split())
 
 
-def on_two_ranks(given: list[str]) -> str:
-    """What the command prints."""
+def on_two_ranks(given: list[str], name: str = "train") -> str:
+    """What a command prints."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo"}
-    command = [*launcher, "-m", "bissl_fast.cli", "train", *given]
+    command = [*launcher, "-m", "bissl_fast.cli", name, *given]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
     assert done.returncode == 0, done.stdout
     return done.stdout
@@ -107,3 +107,13 @@ def test_what_ranks_cannot_share_is_refused_before_the_first_stage(
 
 def test_no_method_is_left_out() -> None:
     assert set(METHODS) == set(get_args(MethodName))
+
+
+@pytest.mark.slow
+def test_a_comparison_on_two_ranks_makes_each_run_once_and_tells_it_once(small_data: Path, tmp_path: Path) -> None:
+    given = train_arguments(small_data, tmp_path, *SHORT.split(), "--bissl.alternations", "2", "--seeds", "2")
+    printed = on_two_ranks([*given, "--methods", "baseline", "bissl"], "compare")
+    assert printed.count("Report: ") == 1, printed
+    told = json.loads((tmp_path / "run" / "compare.json").read_text())
+    assert set(told["arms"]) == {"baseline", "bissl"}
+    assert all((tmp_path / "run" / f"seed-{seed}" / "results.json").exists() for seed in (0, 1))
