@@ -56,7 +56,8 @@ SMALLER = {
 }
 TRAIN = "bissl-fast train --dataset folder:photos/labelled --pretext-dataset folder:photos/all --name photos"
 PRETRAIN = next(line for line in commands("bissl-fast pretrain") if line.endswith("--name omniglot"))
-LINES = commands("bissl-fast")
+RANKS = [re.sub(r"^torchrun .* -m bissl_fast\.cli", "bissl-fast", line) for line in commands("torchrun")]
+LINES = [*commands("bissl-fast"), *RANKS]
 BEGINNING = [line for line in LINES if line.split()[1] in BEGUN and not line.endswith(("--help", "--list"))]
 READ = commands("bissl-fast bench", "bissl-fast reproduce", "bissl-fast plan", "bissl-fast sweep")
 ENDING = [line for line in LINES if line not in (*BEGINNING, *READ)]
@@ -152,7 +153,7 @@ def test_targets_and_scripts_are_there() -> None:
 
 
 def test_no_line_and_no_command_within_a_sentence_is_of_another_kind() -> None:
-    kinds = ("bissl-fast", "python", "make", "scripts/")
+    kinds = ("bissl-fast", "torchrun", "python", "make", "scripts/")
     other = {line.split()[0] for line in set(commands("")) - set(commands(*kinds))}
     assert other == {"source", "pip", "tensorboard"}
     named = {name for page in PAGES for name in re.findall(r"`bissl-fast ([a-z][a-z-]*)", page.read_text())}

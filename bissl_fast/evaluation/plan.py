@@ -18,6 +18,9 @@ RULE = (
     "are beside the budget."
 )
 
+LONGEST_NAME = 255
+"""Bytes that file systems take, at most."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -91,7 +94,7 @@ class Plan:
             UserError: if a field is missing or of another type.
         """
         try:
-            return cls(
+            plan = cls(
                 str(content["subject"]),
                 str(content["dataset"]),
                 tuple(map(int, content["seeds"])),
@@ -102,10 +105,23 @@ class Plan:
                 bool(content["kept"]),
                 str(content.get("search", "")),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            plan._check()
+            return plan
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise UserError(
                 f"plan.json is not as `bissl-fast compare` writes it ({error!r}): run the same command again."
             ) from None
+
+    def _check(self) -> None:
+        """Raises ValueError: unless each row has a run of each seed in a folder of its own name, the reference too."""
+        if self.reference not in [row.label for row in self.rows]:
+            raise ValueError(f"no row is {self.reference!r}")
+        for row in self.rows:
+            if set(row.runs) != set(self.seeds) or not self.seeds:
+                raise ValueError(f"{row.label} has no run of each seed")
+            for name in row.runs.values():
+                if name != Path(name).name or len(name.encode()) > LONGEST_NAME:
+                    raise ValueError(f"{name[:40]!r} is no name of a folder")
 
     def told(self) -> dict[str, Any]:
         """As `plan.json` has it."""

@@ -127,7 +127,7 @@ class Results:
             others = (content.get("controls") or {}).items()
             controls = tuple(ArmResult.from_json(str(name), other) for name, other in others)
             return cls(*about, metrics, arms, present, seeds=seeds, judged_by=judge, controls=controls)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise UserError(
                 f"results.json is not as the test stage writes it ({error!r}): "
                 "delete the run's test folder and run the same command again."

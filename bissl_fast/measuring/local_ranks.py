@@ -1,13 +1,11 @@
 """Processes of this machine as ranks over gloo, one thread each: collectives, units of work, and both together."""
 
 import os
-import pickle
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -113,13 +111,22 @@ def in_processes(count: int, function: Callable[..., Any], *given: Any, group: b
     Raises:
         Exception: as one of them did.
     """
+    found: dict[int, Any] = {}
+    queue = mp.get_context("spawn").SimpleQueue()
     with tempfile.TemporaryDirectory() as folder:
-        given_to_each = (count, folder, group, function, given)
-        mp.spawn(_run, given_to_each, nprocs=count)  # type: ignore[attr-defined, no-untyped-call]
-        return [pickle.loads((Path(folder) / f"found-{k}").read_bytes()) for k in range(count)]
+        given_to_each = (count, folder, group, function, given, queue)
+        processes: Any = mp.spawn(_run, given_to_each, nprocs=count, join=False)  # type: ignore[attr-defined, no-untyped-call]
+        ended = False
+        while not ended:
+            ended = processes.join(0.1)  # raises as one of them did
+            while not queue.empty():
+                found |= queue.get()
+    return [found[k] for k in range(count)]
 
 
-def _run(index: int, count: int, folder: str, group: bool, function: Callable[..., Any], given: Any) -> None:
+def _run(
+    index: int, count: int, folder: str, group: bool, function: Callable[..., Any], given: Any, queue: Any
+) -> None:
     torch.set_num_threads(1)
     if group and count > 1:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a host's name often leads nowhere
@@ -128,7 +135,7 @@ def _run(index: int, count: int, folder: str, group: bool, function: Callable[..
     if group and count > 1:
         dist.barrier()
         dist.destroy_process_group()
-    (Path(folder) / f"found-{index}").write_bytes(pickle.dumps(found))
+    queue.put({index: found})
 
 
 def _record(case: Case, shares: Sequence[Share]) -> list[dict[Unit, Sent]]:

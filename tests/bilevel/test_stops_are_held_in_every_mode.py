@@ -192,6 +192,6 @@ def test_a_module_that_is_spread_over_processes_is_refused() -> None:
         (nn.Sequential(wrapped), "Distributed"),
         (nn.DataParallel(mlp()), ""),
     ):
-        with pytest.raises(ValueError, match=rf"holds a {kind}DataParallel.*Take the plain module \(network\.module\)"):
+        with pytest.raises(ValueError, match=rf"holds a {kind}DataParallel.*Take the plain module \(network\.module"):
             ParameterVector(module)
     assert len(ParameterVector(wrapped.module)) == 39

@@ -7,6 +7,7 @@ import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from scipy import stats
@@ -200,3 +201,24 @@ def test_a_damaged_plan_is_a_sentence(tmp_path: Path, content: str) -> None:
     (tmp_path / "plan.json").write_text(content)
     with pytest.raises(UserError, match=r"plan\.json"):
         write_comparison(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ({"reference": "another"}, "no row is 'another'"),
+        ({"rows": []}, "no row is 'baseline'"),
+        ({"seeds": []}, "has no run of each seed"),
+        ({"seeds": [0, 1, 2147483648]}, "has no run of each seed"),
+        ({"seeds": [float("inf")]}, "cannot convert float infinity"),
+        ({"runs": {"0": "../elsewhere"}}, "is no name of a folder"),
+        ({"runs": {"0": "seed" * 100}}, "is no name of a folder"),
+    ],
+)
+def test_a_damaged_plan_is_a_sentence(damage: dict[str, Any], said: str, tmp_path: Path) -> None:
+    folder = write_comparison_of(tmp_path / "c", {"bissl": BISSL[:1], "baseline": BASE[:1]})
+    plan = json.loads((folder / "plan.json").read_text())
+    (plan["rows"][0] if "runs" in damage else plan).update(damage)
+    (folder / "plan.json").write_text(json.dumps(plan))
+    with pytest.raises(UserError, match=said):
+        read_plan(folder)

@@ -177,7 +177,9 @@ def losses(draw: random.Random) -> bool:
     def with_gradient(first: Any, second: Any, temperature: Any) -> tuple[Tensor, ...]:
         value = loss(first, second, temperature)
         leaf = first.detach().requires_grad_() if isinstance(first, Tensor) else first
-        return value, torch.autograd.grad(loss(leaf, second, temperature), leaf)[0]
+        gradient = torch.autograd.grad(loss(leaf, second, temperature), leaf)[0]
+        # A row of zeros is divided by NORM_EPS, and so is what its gradient has left of terms that cancel.
+        return value, gradient.where(first.detach().norm(dim=-1, keepdim=True) > 1e-6, 0)
 
     return agrees(with_gradient, draw, [*views, draw.choice((0.5, 0.1, 1.0))])
 

@@ -216,5 +216,9 @@ def test_a_lease_is_lost_with_its_connection_unless_it_can_be_had_again(tmp_path
 
 
 def end_connections(url: str) -> None:
+    """End those that hold leases, and wait until they are gone."""
+    those = "SELECT {} FROM pg_locks WHERE locktype = 'advisory'"
     with engine(url).connect() as session:
-        session.execute(text("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'"))
+        ended = session.execute(text(those.format("pid, pg_terminate_backend(pid)"))).all()
+        while {pid for pid, _ in ended} & set(session.execute(text(those.format("pid"))).scalars()):
+            time.sleep(0.01)

@@ -154,6 +154,7 @@ def test_a_run_keeps_the_answer_and_asks_again_where_anything_else_is_asked(tmp_
             device=torch.device("cpu"),
             environment=environment,
             settings=SimpleNamespace(backbone="own"),
+            ranks=None,
             views=VIEWS,
             learner=learner,
             say=told.append,

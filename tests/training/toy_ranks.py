@@ -15,8 +15,8 @@ from rich.console import Console
 from bissl_fast.errors import UserError
 from bissl_fast.ops import Ranks
 from bissl_fast.ops.collectives import summed
-from bissl_fast.training import roll
 from bissl_fast.training.loop import LoopSettings, run_loop
+from bissl_fast.training.ranks import roll
 from bissl_fast.training.ranks.launch import over_ranks
 
 

@@ -159,7 +159,7 @@ def _read(run: RunFolder) -> tuple[list[str], list[Tested]]:
         if not found or any(arm.rates.shape != (len(names),) for arm in found.values()):
             raise ValueError("of no arm of this run" if not found else "of other classes")
         return names, list(found.values())
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise UserError(f"{FILE} is not as the test stage writes it ({error!r}).") from None
 
 
