@@ -215,7 +215,7 @@ def test_a_damaged_plan_is_a_sentence(tmp_path: Path, content: str) -> None:
         ({"runs": {"0": "seed" * 100}}, "is no name of a folder"),
     ],
 )
-def test_a_damaged_plan_is_a_sentence(damage: dict[str, Any], said: str, tmp_path: Path) -> None:
+def test_a_plan_that_contradicts_itself_is_a_sentence(damage: dict[str, Any], said: str, tmp_path: Path) -> None:
     folder = write_comparison_of(tmp_path / "c", {"bissl": BISSL[:1], "baseline": BASE[:1]})
     plan = json.loads((folder / "plan.json").read_text())
     (plan["rows"][0] if "runs" in damage else plan).update(damage)
