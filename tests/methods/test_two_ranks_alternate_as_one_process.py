@@ -149,8 +149,10 @@ def test_so_are_those_of_resnet18_on_two_ranks_and_on_four(
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_so_is_all_of_one_of_preset_paper(two_ranks: Processes, four_ranks: Processes) -> None:
+def test_so_is_all_of_one_of_preset_paper(tmp_path_factory: pytest.TempPathFactory) -> None:
     whole = {"adaptation_every": 1}
     expected = of_paper(None, "simclr", True, whole)
-    for processes in (two_ranks, four_ranks):
+    for size in (2, 4):
+        processes = Processes(tmp_path_factory.mktemp("ranks"), size, wait=1800)
         assert_one_process(processes(of_paper, "simclr", True, whole), expected)
+        processes.stop()
