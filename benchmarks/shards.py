@@ -18,8 +18,8 @@ import torch.multiprocessing as mp
 
 from bissl_fast.methods.stages.pretrain import PretrainSettings, PretrainTask
 from bissl_fast.models import Network, build_backbone, probe_features
-from bissl_fast.models.sharded import local
 from bissl_fast.ops import Ranks
+from bissl_fast.ops.spread import local
 from bissl_fast.pretext import BYOL, Learner, OptimizerSettings
 
 SIDE, IMAGES = 32, 8

@@ -18,6 +18,7 @@ from bissl_fast.errors import UserError
 from bissl_fast.models.heads import Network
 from bissl_fast.models.skeletons import keep_skeleton, skeleton_of
 from bissl_fast.ops.collectives import Ranks
+from bissl_fast.ops.spread import is_spread
 
 
 def shard(network: nn.Module, ranks: Ranks) -> nn.Module:
@@ -93,22 +94,6 @@ def blocks(network: nn.Module) -> list[nn.Module]:
 def is_sharded(network: nn.Module) -> bool:
     """Whether :func:`shard` has spread a network."""
     return any(is_spread(parameter) for parameter in network.parameters())
-
-
-def is_spread(tensor: object) -> bool:
-    """Whether a tensor is spread over ranks."""
-    return hasattr(tensor, "full_tensor")
-
-
-def ranks_of(tensor: torch.Tensor) -> Ranks | None:
-    """The ranks that a tensor is spread over; ``None``: it is not."""
-    return Ranks.present(tensor.device_mesh.get_group()) if is_spread(tensor) else None  # type: ignore[attr-defined]
-
-
-def local(tensor: torch.Tensor) -> torch.Tensor:
-    """The part of a tensor that this rank holds, sharing its memory: all of it, if it is not spread."""
-    found: torch.Tensor = tensor.to_local() if is_spread(tensor) else tensor  # type: ignore[attr-defined]
-    return found
 
 
 def full_tensors(tree: Any) -> Any:

@@ -16,6 +16,7 @@ from bissl_fast.models import Network, forward_each, sharded
 from bissl_fast.models.together import in_chunks, joined
 from bissl_fast.ops.batch_norm import average_statistics, share_statistics, unshared_statistics
 from bissl_fast.ops.collectives import Ranks, all_reduce, gradients_of_all
+from bissl_fast.ops.spread import local
 from bissl_fast.pretext.collapse import diagnose
 from bissl_fast.pretext.drawing import drawing
 from bissl_fast.pretext.recipe import half_cosine
@@ -215,8 +216,8 @@ class Learner:
             return
         kept = half_cosine(*self.task.needs.momentum, progress)
         online = (self.network.backbone, self.task.target_head(self.network.head))
-        old = [sharded.local(p) for p in self.momentum.parameters()]
-        torch._foreach_lerp_(old, [sharded.local(p) for part in online for p in part.parameters()], 1 - kept)
+        old = [local(p) for p in self.momentum.parameters()]
+        torch._foreach_lerp_(old, [local(p) for part in online for p in part.parameters()], 1 - kept)
         self.store.move(gathered(self._last[1]["targets"], self.ranks))
 
     def diagnostics(self) -> dict[str, torch.Tensor]:

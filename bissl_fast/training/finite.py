@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from bissl_fast.models.sharded import local
+from bissl_fast.ops.spread import local
 
 _CALLS = 1 << 20  # steps of optimisers in one step of a task, at most
 

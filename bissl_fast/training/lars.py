@@ -7,8 +7,8 @@ from typing import Any, overload
 import torch
 from torch.optim import Optimizer
 
-from bissl_fast.models.sharded import local, ranks_of
 from bissl_fast.ops.lars import LarsSettings, lars_step, lars_step_of_parts
+from bissl_fast.ops.spread import local, ranks_of
 
 NUMBERS = ("lr", "weight_decay", "momentum", "trust_coefficient")
 
