@@ -3,6 +3,7 @@
 import copy
 from contextlib import nullcontext
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,6 +42,9 @@ SETTINGS = BiSSLSettings(
 )
 SHORT = {"lower_steps": 2, "upper_steps": 1, "solver_iterations": 2, "stored_batches": 2, "adaptation_every": 1}
 """Of one alternation of preset `paper`, where it is not taken whole."""
+WHOLE = {"adaptation_every": 1, "damping": 1000.0}
+"""Of a whole one: with the preset's damping of 10 the layer-wise solver diverges on these 12 images of noise, and one
+process whose weights are changed by 1e-15 ends with another implicit gradient altogether."""
 
 Found = dict[str, torch.Tensor]
 
@@ -102,7 +106,7 @@ def of_every_task(ranks: Ranks | None, resnet: bool = False) -> dict[str, Found]
     return {name: of_paper(ranks, name, resnet) for name in TASKS}
 
 
-def of_paper(ranks: Ranks | None, name: str, resnet: bool, changed: dict[str, int] = SHORT) -> Found:
+def of_paper(ranks: Ranks | None, name: str, resnet: bool, changed: dict[str, Any] = SHORT) -> Found:
     """One alternation of preset `paper`, or a shorter one."""
     paper = preset_config("paper", "dtd", TASKS[name].name).bissl
     return alternated(ranks, task_of(name, ranks, replace(paper, **changed), "reverse", resnet), 1)
@@ -150,9 +154,8 @@ def test_so_are_those_of_resnet18_on_two_ranks_and_on_four(
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_so_is_all_of_one_of_preset_paper(tmp_path_factory: pytest.TempPathFactory) -> None:
-    whole = {"adaptation_every": 1}
-    expected = of_paper(None, "simclr", True, whole)
+    expected = of_paper(None, "simclr", True, WHOLE)
     for size in (2, 4):
         processes = Processes(tmp_path_factory.mktemp("ranks"), size, wait=1800)
-        assert_one_process(processes(of_paper, "simclr", True, whole), expected)
+        assert_one_process(processes(of_paper, "simclr", True, WHOLE), expected)
         processes.stop()
