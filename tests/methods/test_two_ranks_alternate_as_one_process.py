@@ -42,7 +42,7 @@ SETTINGS = BiSSLSettings(
 )
 SHORT = {"lower_steps": 2, "upper_steps": 1, "solver_iterations": 2, "stored_batches": 2, "adaptation_every": 1}
 """Of one alternation of preset `paper`, where it is not taken whole."""
-WHOLE = {"adaptation_every": 1, "damping": 1000.0}
+WHOLE = {"adaptation_every": 1, "damping": 1e6}
 """Of a whole one: with the preset's damping of 10 the layer-wise solver diverges on these 12 images of noise, and one
 process whose weights are changed by 1e-15 ends with another implicit gradient altogether."""
 
