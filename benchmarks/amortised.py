@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from bissl_fast.bilevel import HessianOperator, Nystrom, Operator, Recycler, ShiftedOperator
 from bissl_fast.bilevel.solvers.recycling import Pair
 from bissl_fast.methods.bilevel import BilevelSettings, PhaseSolver
-from bissl_fast.methods.bissl import BiSSLTask
+from bissl_fast.methods.bissl.algorithm import BiSSLTask
 from bissl_fast.methods.config import TrainConfig, load_config
 from bissl_fast.methods.stages.downstream import Downstream
 from bissl_fast.methods.stages.pretrain import Pretext

@@ -20,7 +20,8 @@ from torch import nn
 from bissl_fast.measuring.products import plain_twin
 from bissl_fast.measuring.timing import best_of
 from bissl_fast.methods.bilevel import BilevelSettings
-from bissl_fast.methods.gessl import TOLD, GeSSLSettings, GeSSLTask
+from bissl_fast.methods.gessl.algorithm import GeSSLTask
+from bissl_fast.methods.gessl.settings import TOLD, GeSSLSettings
 from bissl_fast.methods.presets import preset_config
 from bissl_fast.methods.run import Run
 from bissl_fast.methods.stages.pretrain import PretrainTask

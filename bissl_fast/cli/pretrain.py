@@ -8,9 +8,9 @@ from rich.console import Console
 from bissl_fast.cli.train import given_config, laid_over
 from bissl_fast.methods.config import PretextConfig
 from bissl_fast.pretext import TASKS
+from bissl_fast.training.console import say
 from bissl_fast.training.interruption import Interrupted, interruptible
 from bissl_fast.training.ranks.launcher import restart_words
-from bissl_fast.training.tracking import say
 
 DESCRIPTION = f"""Train a pretext task alone and leave its backbone.
 

@@ -10,8 +10,8 @@ from bissl_fast.cli.train import laid_over
 from bissl_fast.errors import UserError
 from bissl_fast.experiments.paper_runs import EPOCHS, SETS, WHATS, Asked, folder_of
 from bissl_fast.methods.config import TrainConfig
+from bissl_fast.training.console import say
 from bissl_fast.training.interruption import Interrupted, interruptible
-from bissl_fast.training.tracking import say
 
 DESCRIPTION = """Make a table or a figure of BiSSL's paper again, and set the result beside what the paper prints.
 

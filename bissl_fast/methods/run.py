@@ -17,6 +17,7 @@ from bissl_fast.models.backbone import require_small
 from bissl_fast.models.weights import timm_normalisation
 from bissl_fast.pretext import Learner, PretextTask
 from bissl_fast.pretext.collapse import alarm
+from bissl_fast.training.console import say
 from bissl_fast.training.environment import describe_environment
 from bissl_fast.training.files import load_weights, write_json
 from bissl_fast.training.loop import Task, run_loop
@@ -27,7 +28,6 @@ from bissl_fast.training.serving import doubts, path
 from bissl_fast.training.stage import StageOutput, run_stage
 from bissl_fast.training.trackers.following import Following
 from bissl_fast.training.trackers.tracker import require_installed
-from bissl_fast.training.tracking import say
 
 Watch = Callable[[Mapping[str, Any]], str]
 

@@ -13,7 +13,7 @@ from bissl_fast.data.views.parameters import ViewSettings
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.features import StatisticsSettings
 from bissl_fast.methods.bilevel import BilevelSettings
-from bissl_fast.methods.bissl import BiSSLSettings
+from bissl_fast.methods.bissl.settings import BiSSLSettings
 from bissl_fast.methods.config import PretextConfig, TrainConfig, load_config, save_config
 from bissl_fast.methods.loading import RunData
 from bissl_fast.methods.presets import preset_config

@@ -20,14 +20,13 @@ from bissl_fast.methods.run import Run, Watch
 from bissl_fast.methods.search.settings import SearchSettings
 from bissl_fast.methods.train import Training
 from bissl_fast.pretext.collapse import alarm
-from bissl_fast.training.allocator import keep_freed_memory
 from bissl_fast.training.checkpoint import FILES, Checkpoints
 from bissl_fast.training.files import make_folder, write_json
 from bissl_fast.training.finite import GradientWatch
+from bissl_fast.training.log import Metrics
 from bissl_fast.training.loop import Task
-from bissl_fast.training.memory import NEEDS, memory_told, peak_of_process
+from bissl_fast.training.memory import NEEDS, keep_freed_memory, memory_told, peak_of_process
 from bissl_fast.training.stage import StageOutput
-from bissl_fast.training.tracking import Metrics
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from bissl_fast.data.sets.dataset import ImageSet
 from bissl_fast.data.views.parameters import ViewSettings
 from bissl_fast.evaluation.finetuning import FineTuneTask
 from bissl_fast.evaluation.metrics import Evaluation, evaluate
-from bissl_fast.methods.bissl import BiSSLTask
+from bissl_fast.methods.bissl.algorithm import BiSSLTask
 from bissl_fast.methods.config import TrainConfig
 from bissl_fast.methods.costs.work import UNITS, Unit, Work
 from bissl_fast.methods.run import Run
@@ -25,7 +25,7 @@ from bissl_fast.methods.trial import usable
 from bissl_fast.models import Network, build_classifier, place
 from bissl_fast.pretext import Learner
 from bissl_fast.pretext.learner import Views
-from bissl_fast.training.allocator import keep_freed_memory
+from bissl_fast.training.memory import keep_freed_memory
 
 FEW = 64  # images of a batch on a CPU, where time is in proportion to them
 LONG = 1_000_000  # steps of a schedule that no probe comes to the end of

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bissl_fast.bilevel.head_hypergradient import Estimator, HeadHypergradient
+from bissl_fast.methods.abrl.covariance import Normalisation
 from bissl_fast.methods.checks import require
 from bissl_fast.methods.costs.cost import Cost, steps_cost
 from bissl_fast.methods.stages.sgd import SGDSettings
-from bissl_fast.training.covariance import Normalisation
 
 IMPLICIT = ("hypergradient", "damping", "solver_iterations", "ridge")
 """Settings of the implicit term alone."""

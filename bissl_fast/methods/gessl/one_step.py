@@ -1,18 +1,24 @@
-"""The one-step accuracy of a stage of a run (GeSSL, Table 14)."""
+"""How well a network tells the images of a task after one gradient step on it (GeSSL, Table 14).
 
-from collections.abc import Callable
+The paper does not say what is classified. Here it is the task itself: the share of views whose likeliest other one, by
+GeSSL's π, is of the same image, before a step on the pretext loss of those views and after it.
+"""
+
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
+from bissl_fast.bilevel.inner_steps import advance, restored
 from bissl_fast.errors import UserError
-from bissl_fast.evaluation.one_step import OneStep, one_step_accuracy
 from bissl_fast.methods.checks import require
 from bissl_fast.methods.config import PretextConfig, load_config
 from bissl_fast.methods.embed import WEIGHTS, config_beside
 from bissl_fast.methods.run import Run
-from bissl_fast.pretext.instances import Instances
+from bissl_fast.pretext.instances import Instances, InstanceTask
+from bissl_fast.pretext.learner import Views
 from bissl_fast.training.files import load_weights
 
 
@@ -36,7 +42,25 @@ class OneStepSettings:
         require(self.inner_rate > 0, "inner-rate", self.inner_rate, "positive")
 
 
-def one_step(stage: Path, settings: OneStepSettings, console: Console, tell: Callable[[str], None]) -> OneStep:
+@dataclass(frozen=True)
+class OneStep:
+    """Accuracies in percent, mean over tasks.
+
+    Attributes:
+        before: at the network's weights.
+        after: one gradient step on the task later.
+        chance: of guessing.
+    """
+
+    before: float
+    after: float
+    chance: float
+
+    def __str__(self) -> str:
+        return f"accuracy {self.before:.1f} % → {self.after:.1f} % after one step (chance: {self.chance:.1f} %)"
+
+
+def one_step(stage: Path, settings: OneStepSettings, console: Console) -> OneStep:
     """Of a finished stage that has a pretext head: `gessl`, `bissl`, `pretext-…`.
 
     Raises:
@@ -59,7 +83,38 @@ def one_step(stage: Path, settings: OneStepSettings, console: Console, tell: Cal
         )
     learner.load_state_dict({name: found[name] for name in wanted})
     instances = Instances(learner, "similarity", None, settings.batch_size, run.features)
-    tell(f"{stage}: {settings.tasks} tasks of {settings.batch_size} images, step of {settings.inner_rate}")
+    run.say(f"{stage}: {settings.tasks} tasks of {settings.batch_size} images, step of {settings.inner_rate}", "")
     with run.data.loader(run.data.unlabelled, run.views, settings.batch_size, "one-step") as loader:
         batches = (loader.load(number).views for number in range(settings.tasks))
         return one_step_accuracy(instances, batches, settings.inner_rate, run.seed("one-step"))
+
+
+def one_step_accuracy(instances: Instances, batches: Iterable[Views], rate: float, seed: int = 0) -> OneStep:
+    """Accuracy on tasks before and after one plain gradient step on each; weights and buffers stay.
+
+    Batch norms take the statistics of a task's views, as in training.
+
+    Args:
+        instances: of the learner that is measured, by ``similarity``.
+        batches: a task's views each (B, …).
+        rate: α of the step.
+        seed: of layers that draw random numbers.
+    """
+    instances.model.train()
+    found: list[tuple[float, float]] = []
+    for number, views in enumerate(batches):
+        (task,) = instances.tasks(views, 1, seed + number)
+        with restored(instances.parameters):
+            before = _accuracy(instances, task)
+            advance(instances.parameters, instances.gradient(task)[1], -rate)
+            found.append((before, _accuracy(instances, task)))
+    others = len(task.views) - 1, len(task.views) * instances.images - 1
+    before, after = (sum(column) / len(found) for column in zip(*found, strict=True))
+    return OneStep(100 * before, 100 * after, 100 * others[0] / others[1])
+
+
+@torch.no_grad()
+def _accuracy(instances: Instances, task: InstanceTask) -> float:
+    accuracy = instances.accuracy(task, instances.log_pi(task))
+    assert accuracy is not None, "prototypes are no images"
+    return float(accuracy)

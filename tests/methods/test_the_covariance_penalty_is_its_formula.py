@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bissl_fast.training.covariance import RunningCovariance, covariance, identity_distance, least_distance
+from bissl_fast.methods.abrl.covariance import RunningCovariance, covariance, identity_distance, least_distance
 
 N, D = 12, 5
 

@@ -1,100 +1,27 @@
-"""BiSSL (Zakarias et al., 2025): pretext and downstream training as one bilevel problem, Algorithms 1 and 2."""
+"""Algorithm 1 of BiSSL: lower steps on the pretext task, upper steps by the implicit gradient (Algorithm 2)."""
 
-import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch.nn.utils import clip_grad_norm_
 
 from bissl_fast.bilevel import Operator, ParameterVector, RitzValues, frozen_buffers
 from bissl_fast.data.pipelines.loader import Batch, Loader
-from bissl_fast.errors import UserError
-from bissl_fast.methods.bilevel import BilevelSettings, Hessian, PhaseSolver, event_shares, troubles
-from bissl_fast.methods.checks import require
-from bissl_fast.methods.costs.cost import Cost, steps_cost
-from bissl_fast.methods.run import Run
-from bissl_fast.methods.stages.downstream import Downstream
-from bissl_fast.methods.stages.head import HeadSettings, load_head, warm_head
-from bissl_fast.methods.stages.pretrain import Pretext, tell_rising
+from bissl_fast.methods.bilevel import BilevelSettings, Hessian, PhaseSolver, event_shares
+from bissl_fast.methods.bissl.settings import BiSSLSettings
 from bissl_fast.methods.stages.sgd import SGDSettings
-from bissl_fast.methods.trial import kept_or_tried
 from bissl_fast.models import Network, forward_each
 from bissl_fast.ops.batch_norm import average_statistics, share_statistics
 from bissl_fast.ops.collectives import all_reduce, gradients_of_all, share_of_mean, summed_together
 from bissl_fast.ops.krylov import norm
 from bissl_fast.pretext import Learner, OptimizerSettings
 from bissl_fast.pretext.learner import Views
-from bissl_fast.training.files import save_weights
 from bissl_fast.training.loop import Values
 from bissl_fast.training.optimizers import build_optimizer, set_rate
 from bissl_fast.training.precision import Forward
-from bissl_fast.training.schedules import set_learning_rate, warmup_cosine
-from bissl_fast.training.stage import StageOutput
+from bissl_fast.training.schedules import warmup_cosine
 from bissl_fast.training.supervised import DownstreamLoss, downstream_loss
-from bissl_fast.training.tracking import read_metrics
-
-
-@dataclass(frozen=True)
-class BiSSLSettings:
-    """Algorithm 1's inputs, with the paper's symbols in brackets.
-
-    Attributes:
-        alternations: between the levels [T].
-        lower_steps: per alternation [N_L].
-        upper_steps: per alternation [N_U].
-        proximity: weight of ½‖θ_D − θ_P‖² in the lower level [λ].
-        damping: added to λ in the operator only [λ_damp].
-        downstream_weight: of the plain downstream loss at θ_D in the upper level [γ].
-        solver_iterations: products per upper step and stored batch [N_c].
-        stored_batches: for the Hessian [K].
-        stored_from: `lower`: the first K batches of the lower phase, as the paper; `fresh`: drawn anew, as the code.
-        adaptation_every: θ_D moves towards θ_P every so many alternations, 0 is never [N_a].
-        adaptation: by this share of the way [α].
-        clip: largest norm of a gradient, once per step over backbone and head together.
-        learning_rate: peak of the lower level, scaled as the pretext stages' rate.
-        warmup_steps: of the lower level's rate, linear from 0; left out: as many as the pretext stages have.
-        final_share: of the lower level's rate, last over peak.
-        leak_statistics: let downstream images and products move the batch-norm statistics of θ_P, as the released code.
-    """
-
-    alternations: int = 500
-    lower_steps: int = 20
-    upper_steps: int = 8
-    proximity: float = 1e-3
-    damping: float = 10.0
-    downstream_weight: float = 0.01
-    solver_iterations: int = 5
-    stored_batches: int = 5
-    stored_from: Literal["lower", "fresh"] = "lower"
-    adaptation_every: int = 100
-    adaptation: float = 0.1
-    clip: float = 10.0
-    learning_rate: float = 4.8
-    warmup_steps: int | None = None
-    final_share: float = 0.0
-    leak_statistics: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("alternations", "lower_steps", "upper_steps", "solver_iterations", "stored_batches"):
-            require(getattr(self, name) >= 1, f"bissl.{name.replace('_', '-')}", getattr(self, name), "at least 1")
-        require(self.proximity > 0, "bissl.proximity (λ)", self.proximity, "positive")
-        require(self.damping >= 0, "bissl.damping (λ_damp)", self.damping, "0 or more")
-        require(self.downstream_weight >= 0, "bissl.downstream-weight (γ)", self.downstream_weight, "0 or more")
-        require(self.adaptation_every >= 0, "bissl.adaptation-every (N_a)", self.adaptation_every, "0 or more")
-        require(0 <= self.adaptation <= 1, "bissl.adaptation (α)", self.adaptation, "between 0 and 1")
-        require(self.clip > 0, "bissl.clip", self.clip, "positive")
-        require(self.learning_rate > 0, "bissl.learning-rate", self.learning_rate, "positive")
-        require((self.warmup_steps or 0) >= 0, "bissl.warmup-steps", self.warmup_steps, "0 or more")
-        require(0 <= self.final_share <= 1, "bissl.final-share", self.final_share, "between 0 and 1")
-        require(
-            self.stored_from == "fresh" or self.stored_batches <= self.lower_steps,
-            "bissl.stored-batches (K)",
-            self.stored_batches,
-            f"at most the {self.lower_steps} lower steps that the batches are taken from",
-        )
 
 
 class BiSSLTask:
@@ -223,8 +150,7 @@ class BiSSLTask:
         total = settings.alternations * settings.upper_steps
         losses, plain_losses, gradients, residuals, events, products = [], [], [], [], [], []
         for index in range(alternation * settings.upper_steps, (alternation + 1) * settings.upper_steps):
-            rate = warmup_cosine(index, total, self.sgd.learning_rate, floor=self.sgd.final_share)
-            set_learning_rate(self.upper_optimizer, rate)
+            rate = self.sgd.set_rate(self.upper_optimizer, index, total)
             batch = self.downstream_loader.load(index)
             loss, v, head_gradients = self._gradient_at_theta_p(batch)  # lines 11 and 12, L^D(θ_P, φ_D)
             solution = solver(v)  # line 13
@@ -331,136 +257,6 @@ class BiSSLTask:
         self.downstream.load_state_dict(state["downstream"])
         self.lower_optimizer.load_state_dict(state["lower_optimizer"])
         self.upper_optimizer.load_state_dict(state["upper_optimizer"])
-
-
-@dataclass(frozen=True)
-class BiSSL:
-    """The method: pretext warm-up, head warm-up, Algorithm 1 (Figure 1).
-
-    Attributes:
-        settings: of the algorithm.
-        bilevel: how products are taken and systems solved.
-        pretext: the pretext task.
-        downstream: the downstream task.
-        head: warm-up of its head.
-        upper: SGD of that and of the upper level.
-    """
-
-    settings: BiSSLSettings
-    bilevel: BilevelSettings
-    pretext: Pretext
-    downstream: Downstream
-    head: HeadSettings
-    upper: SGDSettings
-
-    title = "BiSSL"
-    supervised = True
-
-    def prepare(self, run: Run) -> "BiSSL":
-        """What a run needs to know before its first stage: that second-order products can be taken.
-
-        Raises:
-            UserError: if they cannot, or the batches do not fit the sets.
-        """
-        self.bilevel.require_device(run.device)
-        usual, own = self.pretext.rising_steps(run), self.settings.warmup_steps
-        rising = usual if own is None else own
-        tell_rising(run, "pretext-warmup", usual, self._warmup_steps(run))
-        tell_rising(run, "bissl", rising, self.settings.alternations * self.settings.lower_steps)
-        self.downstream.epoch_steps(run)
-        pretext = self.pretext.settings
-        large = None if pretext.chunk is None or self.bilevel.solver == "identity" else pretext.batch_size
-        bilevel = kept_or_tried(run, self.bilevel, self.pretext.task, large)
-        return replace(self, bilevel=bilevel, settings=replace(self.settings, warmup_steps=rising))
-
-    def cost(self, run: Run) -> Cost:
-        """Of all stages; the head's warm-up has no backward pass through the backbone."""
-        settings = self.settings
-        lower = settings.alternations * settings.lower_steps
-        upper = settings.alternations * settings.upper_steps
-        pretext = steps_cost(self._warmup_steps(run) + lower, self.pretext.settings.batch_size)
-        downstream = steps_cost(2 * upper, self.downstream.settings.batch_size)  # at θ_P and at θ_D
-        phase = self.bilevel.most_products(settings.solver_iterations, settings.upper_steps)
-        products = settings.alternations * phase * settings.stored_batches
-        return pretext + downstream + Cost(products=products)
-
-    def within(self, run: Run, images: int) -> "BiSSL":
-        """As many alternations as so many images allow after the pretext warm-up, which stays: others share it.
-
-        Raises:
-            UserError: if they do not allow one.
-        """
-        warmup = self._warmup_steps(run) * self.pretext.settings.batch_size
-        alternation = (self.cost(run).images - warmup) // self.settings.alternations
-        if warmup + alternation > images:
-            raise UserError(
-                f"bissl: the pretext warm-up and one alternation take passes of {warmup + alternation:,} images, and "
-                f"the budget is {images:,}: raise it, or lower --pretrain.epochs or --bissl.lower-steps."
-            )
-        return replace(self, settings=replace(self.settings, alternations=(images - warmup) // alternation))
-
-    def backbone(self, run: Run) -> StageOutput:
-        """All stages; the last holds θ_P, and θ_D and φ_D beside it."""
-        warmup = self.pretext.train(run, "pretext-warmup", self._warmup_steps(run))
-        head = warm_head(run, self.downstream, warmup, self.head, self.upper)
-        return self._alternate(run, warmup, head)
-
-    def _warmup_steps(self, run: Run) -> int:
-        return self.pretext.steps(run, self.pretext.settings.epochs)
-
-    def _alternate(self, run: Run, warmup: StageOutput, head: StageOutput) -> StageOutput:
-        """The stage ``bissl``: Algorithm 1."""
-
-        def body(folder: Path) -> None:
-            learner = self.pretext.learner(run, warmup)
-            self.pretext.tell_chunks(run, "bissl", learner)
-            downstream = Network(copy.deepcopy(learner.network.backbone), self.downstream.classifier(run, "head"))
-            load_head(downstream.to(run.device), head)
-            self._run_loop(run, learner, downstream, folder)
-            for sentence in troubles(read_metrics(folder / "metrics.jsonl")):
-                run.say(f"bissl: {sentence}")
-            named = {f"downstream.{name}": value for name, value in downstream.state_dict().items()}
-            save_weights(folder / "weights.safetensors", learner.state_dict() | named)
-
-        settings = {
-            "bissl": self.settings,
-            "bilevel": self.bilevel.deciding(),
-            **self.pretext.key,
-            "optimizer": self.pretext.settings.optimizer,
-            "sgd": self.upper,
-            "batch_sizes": (self.pretext.settings.batch_size, self.downstream.settings.batch_size),
-            "views": (*run.views, run.settings.images.finetune_view),
-            **self.downstream.loss_key(run),
-        }
-        inputs = {
-            "unlabelled": run.data.unlabelled.content_hash,
-            "images": run.data.splits.train.content_hash,
-            "backbone": warmup.hash,
-            "head": head.hash,
-        }
-        return run.stage("bissl", settings, inputs, body)
-
-    def _run_loop(self, run: Run, learner: Learner, downstream: Network, folder: Path) -> None:
-        settings = self.settings
-        with (
-            self.pretext.loader(run, "lower", settings.lower_steps) as lower,
-            self.downstream.loader(run, "upper", settings.upper_steps) as upper,
-            self.pretext.loader(run, "fresh", settings.stored_batches) as fresh,
-        ):
-            task = BiSSLTask(
-                learner,
-                downstream,
-                lower,
-                upper,
-                fresh if settings.stored_from == "fresh" else None,
-                settings,
-                self.bilevel,
-                self.pretext.settings.optimizer,
-                self.upper,
-                run.forward,
-                self.downstream.loss,
-            )
-            run.loop(task, folder)
 
 
 def _mean(values: list[torch.Tensor]) -> torch.Tensor:

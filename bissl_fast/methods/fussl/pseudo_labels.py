@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from bissl_fast.data.pipelines.loader import Loader
-from bissl_fast.methods.fussl_settings import FUSSLSettings
-from bissl_fast.methods.fuzzy_labels import soft_cross_entropy
+from bissl_fast.methods.fussl.fuzzy_labels import soft_cross_entropy
+from bissl_fast.methods.fussl.settings import FUSSLSettings
 from bissl_fast.models import Network
 from bissl_fast.models.last_stage import before_last_stage
 from bissl_fast.models.together import in_chunks

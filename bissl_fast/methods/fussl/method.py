@@ -14,12 +14,12 @@ from bissl_fast.data.views.parameters import ViewSettings
 from bissl_fast.errors import UserError
 from bissl_fast.methods.checks import without_effect
 from bissl_fast.methods.costs.cost import Cost, steps_cost
-from bissl_fast.methods.fussl_settings import FUSSLSettings
-from bissl_fast.methods.labelling import collapse, label, summary
+from bissl_fast.methods.fussl.blocks import BlocksTask
+from bissl_fast.methods.fussl.labelling import collapse, label, summary
+from bissl_fast.methods.fussl.pseudo_labels import PseudoLabelTask
+from bissl_fast.methods.fussl.settings import FUSSLSettings
 from bissl_fast.methods.run import Run
-from bissl_fast.methods.stages.blocks import BlocksTask
 from bissl_fast.methods.stages.pretrain import Pretext, PretrainSettings, PretrainTask, tell_rising
-from bissl_fast.methods.stages.pseudo_labels import PseudoLabelTask
 from bissl_fast.models import Network
 from bissl_fast.models.last_stage import before_last_stage
 from bissl_fast.models.stacked import Stack, stacks_exactly

@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from bissl_fast.data.pipelines.loader import Batch
-from bissl_fast.methods.fuzzy_labels import effective_classes, soft_cross_entropy
+from bissl_fast.methods.fussl.fuzzy_labels import effective_classes, soft_cross_entropy
 from bissl_fast.ops.collectives import Ranks, gathered_unequal
 from bissl_fast.training.precision import Forward
 
 Rule = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""Votes and confidences (B, m) to memberships (B, m), as :func:`~bissl_fast.methods.fuzzy_labels.fuzzy_labels`."""
+"""Votes and confidences (B, m) to memberships (B, m), as those of `fuzzy_labels`."""
 
 COLLAPSED = 1.5
 """Pseudo-classes below which, counted by their entropy, labels tell images apart no more."""

@@ -5,8 +5,8 @@ from functools import partial
 from typing import Literal
 
 from bissl_fast.methods.checks import require
-from bissl_fast.methods.fuzzy_labels import Kind, Memberships, Ties, fuzzy_labels
-from bissl_fast.methods.labelling import Rule
+from bissl_fast.methods.fussl.fuzzy_labels import Kind, Memberships, Ties, fuzzy_labels
+from bissl_fast.methods.fussl.labelling import Rule
 from bissl_fast.pretext import OptimizerSettings
 
 
