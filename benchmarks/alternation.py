@@ -23,7 +23,7 @@ from torch import nn
 from benchmarks.gpu_report import Report, add_budget
 from benchmarks.reference_alternation import ReferenceBiSSL, Views
 from benchmarks.upper_phase import described, timed
-from bissl_fast.bilevel.hessian import ProductsDtype
+from bissl_fast.bilevel.products.hessian import ProductsDtype
 from bissl_fast.data.pipelines.loader import Batch, Loader
 from bissl_fast.data.pipelines.order import BatchOrder
 from bissl_fast.measuring.products import Problem, problem

@@ -25,8 +25,8 @@ from torch import fx
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.clocked import Clocked
-from bissl_fast.bilevel.simplify import gather_pixels
-from bissl_fast.bilevel.traced import Point, TracedProducts
+from bissl_fast.bilevel.products.traced import Point, TracedProducts
+from bissl_fast.bilevel.tracing.simplify import gather_pixels
 from bissl_fast.measuring.products import Problem, flops_of, problem
 from bissl_fast.measuring.timing import best_of
 from bissl_fast.ops.batch_norm import function

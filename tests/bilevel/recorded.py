@@ -32,7 +32,7 @@ class Writing(TorchDispatchMode):
 
 
 class RecordedGraph:
-    """What :class:`bissl_fast.bilevel.captured.CudaGraph` is on a GPU."""
+    """What :class:`bissl_fast.bilevel.solvers.captured.CudaGraph` is on a GPU."""
 
     def capture(self, work: Callable[[], Any], device: torch.device) -> Any:
         with Writing() as writing:

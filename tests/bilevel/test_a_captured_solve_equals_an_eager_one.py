@@ -20,7 +20,7 @@ from bissl_fast.bilevel import (
     minimal_residual,
     neumann,
 )
-from bissl_fast.bilevel.captured import CudaGraph
+from bissl_fast.bilevel.solvers.captured import CudaGraph
 from bissl_fast.models.fused import fuse_batch_norm
 from tests.bilevel.networks import batches, contrastive, tiny_network
 from tests.bilevel.recorded import RecordedGraph

@@ -12,7 +12,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from bissl_fast.bilevel.inner_steps import descend, difference_products, pull_back, restored
+from bissl_fast.bilevel.hypergradients.inner_steps import descend, difference_products, pull_back, restored
 from bissl_fast.methods.bilevel import BilevelSettings
 from bissl_fast.methods.gessl.algorithm import GeSSLTask
 from bissl_fast.pretext.divergences import DIVERGENCES

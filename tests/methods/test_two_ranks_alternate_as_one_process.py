@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from bissl_fast.bilevel.hessian import Mode
+from bissl_fast.bilevel.products.hessian import Mode
 from bissl_fast.data.pipelines.loader import Batch, ViewLoader
 from bissl_fast.data.pipelines.order import BatchOrder
 from bissl_fast.data.sets.dataset import ImageSet

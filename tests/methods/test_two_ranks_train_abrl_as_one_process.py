@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from bissl_fast.bilevel.head_hypergradient import Estimator
+from bissl_fast.bilevel.hypergradients.head import Estimator
 from bissl_fast.data.pipelines.loader import Batch
 from bissl_fast.evaluation.metrics import Evaluation
 from bissl_fast.methods.abrl.algorithm import ABRLTask

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from bissl_fast.bilevel import ParameterVector, frozen_buffers
-from bissl_fast.bilevel.head_hypergradient import InnerProblem
+from bissl_fast.bilevel.hypergradients.head import InnerProblem
 from bissl_fast.data.pipelines.loader import Batch, Loader
 from bissl_fast.evaluation.metrics import Evaluation
 from bissl_fast.methods.abrl.covariance import (

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from bissl_fast.bilevel.head_hypergradient import BIAS
+from bissl_fast.bilevel.hypergradients.head import BIAS
 from bissl_fast.errors import UserError
 from bissl_fast.methods.abrl.algorithm import ABRLTask
 from bissl_fast.methods.abrl.covariance import (

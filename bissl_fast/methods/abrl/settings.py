@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from bissl_fast.bilevel.head_hypergradient import Estimator, HeadHypergradient
+from bissl_fast.bilevel.hypergradients.head import Estimator, HeadHypergradient
 from bissl_fast.methods.abrl.covariance import Normalisation
 from bissl_fast.methods.checks import require
 from bissl_fast.methods.costs.cost import Cost, steps_cost

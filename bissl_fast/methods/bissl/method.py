@@ -1,6 +1,8 @@
 """BiSSL as an arm of a run: pretext warm-up, head warm-up, Algorithm 1 (Figure 1)."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -105,7 +107,8 @@ class BiSSL:
             self.pretext.tell_chunks(run, "bissl", learner)
             downstream = Network(copy.deepcopy(learner.network.backbone), self.downstream.classifier(run, "head"))
             load_head(downstream.to(run.device), head)
-            self._run_loop(run, learner, downstream, folder)
+            with self.task(run, learner, downstream) as task:
+                run.loop(task, folder)
             for sentence in troubles(read_metrics(folder / "metrics.jsonl")):
                 run.say(f"bissl: {sentence}")
             named = {f"downstream.{name}": value for name, value in downstream.state_dict().items()}
@@ -129,14 +132,16 @@ class BiSSL:
         }
         return run.stage("bissl", settings, inputs, body)
 
-    def _run_loop(self, run: Run, learner: Learner, downstream: Network, folder: Path) -> None:
+    @contextmanager
+    def task(self, run: Run, learner: Learner, downstream: Network) -> Iterator[BiSSLTask]:
+        """Algorithm 1 from these networks on the run's images."""
         settings = self.settings
         with (
             self.pretext.loader(run, "lower", settings.lower_steps) as lower,
             self.downstream.loader(run, "upper", settings.upper_steps) as upper,
             self.pretext.loader(run, "fresh", settings.stored_batches) as fresh,
         ):
-            task = BiSSLTask(
+            yield BiSSLTask(
                 learner,
                 downstream,
                 lower,
@@ -149,4 +154,3 @@ class BiSSL:
                 run.forward,
                 self.downstream.loss,
             )
-            run.loop(task, folder)

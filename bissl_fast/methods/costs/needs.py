@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from bissl_fast.measuring.timing import wait_for
 from bissl_fast.methods.config import TrainConfig
 from bissl_fast.methods.costs.cost import Cost
 from bissl_fast.methods.costs.steps import measured_steps
@@ -200,7 +201,7 @@ class Probe(Run):
         began = time.monotonic()
         try:
             with gradients.watching():
-                steps, told = measured_steps(task, metrics, lambda: _wait(self.device))
+                steps, told = measured_steps(task, metrics, lambda: wait_for(self.device))
         finally:
             metrics.close()
         size, taken = self._checkpoint(task, folder)
@@ -247,8 +248,3 @@ def _tested(run: Probe, test: StageNeeds, config: TrainConfig) -> StageNeeds:
 
 def _is_log(file: Path) -> bool:
     return file.is_file() and (file.name == "metrics.jsonl" or file.parent.name == "tensorboard")
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -7,7 +7,15 @@ from typing import Any
 import torch
 
 from bissl_fast.bilevel import HessianOperator, conjugate_gradient, neumann
-from bissl_fast.bilevel.inner_steps import Descent, advance, descend, difference_products, proximal, pull_back, restored
+from bissl_fast.bilevel.hypergradients.inner_steps import (
+    Descent,
+    advance,
+    descend,
+    difference_products,
+    proximal,
+    pull_back,
+    restored,
+)
 from bissl_fast.data.pipelines.loader import Loader
 from bissl_fast.methods.bilevel import BilevelSettings
 from bissl_fast.methods.checks import require_parts

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from bissl_fast.bilevel.inner_steps import advance, restored
+from bissl_fast.bilevel.hypergradients.inner_steps import advance, restored
 from bissl_fast.errors import UserError
 from bissl_fast.methods.checks import require
 from bissl_fast.methods.config import PretextConfig, load_config

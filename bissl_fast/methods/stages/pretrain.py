@@ -207,7 +207,7 @@ class Pretext:
         def body(folder: Path) -> None:
             learner = self.learner(run, may_shard=True)
             self.tell_chunks(run, name, learner)
-            with self._batches(run) as loader:
+            with self.batches(run) as loader:
                 run.loop(PretrainTask(learner, loader, self.settings, steps, warmup), folder)
             save_weights(folder / "weights.safetensors", learner.state_dict())
 
@@ -222,7 +222,7 @@ class Pretext:
         chunk = self.settings.chunk
         return {"pretext": self.task} if chunk is None else {"pretext": self.task, "chunk": chunk}
 
-    def _batches(self, run: Run) -> Loader | ChunkLoader:
+    def batches(self, run: Run) -> Loader | ChunkLoader:
         """Those of the stage of :meth:`train`."""
         chunk, batch, images = self.settings.chunk, self.settings.batch_size, run.data.unlabelled
         if chunk is None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from bissl_fast.bilevel.graphs import COMPILED, WRONG_ALONG_TANGENTS, found_in
+from bissl_fast.bilevel.checks.graphs import COMPILED, WRONG_ALONG_TANGENTS, found_in
 
 NOT_TRACEABLE = (
     "the loss cannot be traced ({reason}). A loss for traced products is a function of the module and the batch alone, "
@@ -137,7 +137,7 @@ def why_not(cause: Exception) -> str:
 def where(cause: Exception) -> str:
     """The line of the loss that raised, and what to write instead of a function that is known to."""
     frames = traceback.extract_tb(cause.__traceback__)
-    passed_on = {Path(torch.__file__).parent, Path(__file__).parent}
+    passed_on = {Path(torch.__file__).parent, Path(__file__).parents[1]}
     lines = [frame.line for frame in frames if passed_on.isdisjoint(Path(frame.filename).parents)]
     if not lines or not lines[-1]:
         return ""

@@ -6,16 +6,19 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, Literal, Protocol, get_args
 
 import torch
-from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from bissl_fast.bilevel.attributes import Attributes
-from bissl_fast.bilevel.graphs import without_hooks
-from bissl_fast.bilevel.parameters import ParameterVector, Place, buffer_copies, replaced
-from bissl_fast.bilevel.precision import autocast, deterministic_convolutions, tf32
-from bissl_fast.bilevel.reverse import DifferenceProducts, ReverseProducts
-from bissl_fast.bilevel.traced import Loss, TracedProducts, modules_of
-from bissl_fast.bilevel.unseen import Versions, Watch, versions
+from bissl_fast.bilevel.buffers import Place, buffer_copies, replaced
+from bissl_fast.bilevel.checks.attributes import Attributes
+from bissl_fast.bilevel.checks.given import check_vectors, checked_weights, refuse_meta, usable
+from bissl_fast.bilevel.checks.graphs import without_hooks
+from bissl_fast.bilevel.checks.unseen import Versions, Watch, versions
+from bissl_fast.bilevel.parameters import ParameterVector
+from bissl_fast.bilevel.products.budget import kept_within, needed_bytes
+from bissl_fast.bilevel.products.loss import CompositeLoss, Loss, modules_of
+from bissl_fast.bilevel.products.precision import autocast, deterministic_convolutions, tf32
+from bissl_fast.bilevel.products.reverse import DifferenceProducts, ReverseProducts
+from bissl_fast.bilevel.products.traced import TracedProducts
 from bissl_fast.ops.collectives import Ranks, checksum, checksum_of, least, require_same, summed
 from bissl_fast.ops.krylov import check_tensors
 
@@ -33,27 +36,13 @@ class Products(Protocol):
     def product(self, point: Any, tangents: Sequence[torch.Tensor], last: bool) -> Sequence[torch.Tensor | None]: ...
 
 
-TOO_SMALL = (
-    "a memory budget of {budget:.3g} MB is below the {needed:.3g} MB that one product of this loss needs; "
-    "raise it, or use smaller batches"
-)
-BESIDE_TENSORS = 4_000_000
-"""Bytes of a budget that are left to PyTorch and its allocator, which take some beside the tensors that are counted."""
 RELEASED = "this HessianOperator has been released: call update(batches) first"
 CHANGED = (
     "the parameters have changed since this HessianOperator was built, or a batch, a train or eval mode, a number, "
     "string or tensor that is an attribute of a module, or a tensor that the loss takes from elsewhere: build a new "
     "one or call update()"
 )
-ON_META = (
-    "{what} is on the meta device, which has shapes and no values, and PyTorch computes with whatever lies in memory "
-    "instead: fill it, as by module.to_empty(device=...) and load_state_dict, or take the module from before the move"
-)
 STALE = "the module has other parameters than when its ParameterVector was made: make a new one, and a new operator"
-NO_MEAN = (
-    "weights must be one number for each of the {count} batches, finite, not negative and not all 0, as "
-    "[len(batch) for batch in batches], found {found}"
-)
 LATE = (
     "a parameter, a batch or a tensor that the loss takes from elsewhere was written to behind PyTorch's back (through "
     ".data, or by other memory) between products of this HessianOperator; those since then are wrong. It is another "
@@ -243,7 +232,9 @@ class HessianOperator:
     @property
     def needed_bytes(self) -> int:
         """The least budget that a product can be taken within; 0 in modes that do not know."""
-        return self._needed(self._batches) if isinstance(self._products, TracedProducts) else 0
+        if not isinstance(self._products, TracedProducts):
+            return 0
+        return needed_bytes([self._products.program(batch) for batch in self._batches])
 
     @property
     def segments(self) -> Sequence[int]:
@@ -260,7 +251,7 @@ class HessianOperator:
 
     def matmat(self, vectors: torch.Tensor) -> torch.Tensor:
         """Products with the rows of ``(R, L)``: ``(R, L)``. A batch without a linearisation makes one for all rows."""
-        self._check(vectors)
+        check_vectors(vectors, self._parameters)
         self._compare_vectors(vectors)
         with self._surroundings():
             self.point()
@@ -298,23 +289,6 @@ class HessianOperator:
                 self.release()  # which raises
             return self._updates
 
-    def _check(self, vectors: torch.Tensor) -> None:
-        """Raise unless vectors are ``(R, L)`` and like the parameters."""
-        check_tensors({"vectors": vectors})
-        like = self._parameters.tensors[0]
-        if vectors.dim() != 2 or vectors.shape[1] != len(self._parameters):
-            raise ValueError(
-                f"vectors must have as many entries as the parameters, (R, {len(self._parameters)}), "
-                f"found {tuple(vectors.shape)}"
-            )
-        if vectors.dtype != like.dtype or vectors.device != like.device:
-            raise ValueError(
-                f"vectors must be {like.dtype} on {like.device} as the parameters, "
-                f"found {vectors.dtype} on {vectors.device}"
-            )
-        if torch._C._functorch.is_gradtrackingtensor(vectors):
-            raise RuntimeError("a product has no derivative: call it outside of torch.func.grad, vjp and jvp")
-
     def _compare_ranks(self, batches: Sequence[Any], weights: Sequence[float]) -> None:
         """Raise where ranks would wait for each other, or mix rows, because their batches differ in shape."""
         if self._ranks is None:
@@ -336,23 +310,7 @@ class HessianOperator:
         """How many linearisations, of the first batches, are known to fit; traced programs know what they will hold."""
         if self._budget is None or not isinstance(self._products, TracedProducts):
             return len(batches)
-        programs = [self._products.program(batch) for batch in batches]
-        residuals = [program.halves.residual_bytes for program in programs]
-        working = [program.working_bytes for program in programs]
-        needed = self._needed(batches)
-        if needed > self._budget:
-            raise ValueError(TOO_SMALL.format(budget=self._budget / 1e6, needed=needed / 1e6))
-        for kept in range(len(batches), 0, -1):  # a batch without its own residuals makes them for each product
-            rest = max((r + w for r, w in zip(residuals[kept:], working[kept:], strict=True)), default=0)
-            if sum(residuals[:kept]) + max(*working[:kept], rest) + BESIDE_TENSORS <= self._budget:
-                return kept
-        return 0
-
-    def _needed(self, batches: Sequence[Any]) -> int:
-        """What the largest of the batches takes where none is kept; of traced programs."""
-        assert isinstance(self._products, TracedProducts)
-        programs = [self._products.program(batch) for batch in batches]
-        return max(program.halves.residual_bytes + program.working_bytes for program in programs) + BESIDE_TENSORS
+        return kept_within(self._budget, [self._products.program(batch) for batch in batches])
 
     def _is_over(self, kept: int) -> bool:
         """Whether so many graphs kept in reverse mode, all alike, are more than the budget."""
@@ -385,45 +343,3 @@ class HessianOperator:
             stack.enter_context(tf32(self._tf32))
             stack.enter_context(deterministic_convolutions())
             yield
-
-
-def checked_weights(weights: Sequence[float] | None, count: int) -> list[float]:
-    """One weight for each batch, the largest 1, so that sums of them neither overflow nor vanish."""
-    found = [1.0] * count if weights is None else [float(weight) for weight in weights]
-    if len(found) != count or not all(0 <= w < float("inf") for w in found) or max(found) == 0:
-        raise ValueError(NO_MEAN.format(count=count, found=found))
-    return [weight / max(found) for weight in found]
-
-
-def refuse_meta(modules: Sequence[Any], batches: Sequence[Any]) -> None:
-    """Raise if a parameter, a buffer or a tensor of a batch has no values."""
-    for module in modules:
-        if isinstance(module, nn.Module):
-            for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-                if tensor.is_meta:
-                    raise ValueError(ON_META.format(what=f"{name} of {type(module).__name__}"))
-    if any(isinstance(leaf, torch.Tensor) and leaf.is_meta for leaf in tree_leaves(batches)):
-        raise ValueError(ON_META.format(what="a tensor of a batch"))
-
-
-def usable(leaf: Any) -> Any:
-    """A tensor of a batch, or a copy where it was made in inference mode, which autograd does not take."""
-    return leaf.clone() if isinstance(leaf, torch.Tensor) and leaf.is_inference() else leaf
-
-
-class CompositeLoss:
-    """A loss in two parts, as ``gauss_newton`` needs it.
-
-    Args:
-        outputs: ``outputs(module, batch)``: what the network says, a tensor or a tuple, list or dict of tensors. Labels
-            that the criterion needs pass along with them: integers are constants of J, and floating-point tensors that
-            do not depend on the parameters have a Jacobian of zero.
-        criterion: ``criterion(outputs) -> scalar``.
-    """
-
-    def __init__(self, outputs: Any, criterion: Any) -> None:
-        self.outputs, self.criterion = outputs, criterion
-
-    def __call__(self, module: Any, batch: Any) -> torch.Tensor:
-        value: torch.Tensor = self.criterion(self.outputs(module, batch))
-        return value

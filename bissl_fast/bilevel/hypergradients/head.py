@@ -12,8 +12,8 @@ from typing import Literal
 
 import torch
 
-from bissl_fast.bilevel.head_solution import converge, solved
-from bissl_fast.bilevel.hypergradient import implicit_gradient
+from bissl_fast.bilevel.hypergradients.head_solution import converge, solved
+from bissl_fast.bilevel.hypergradients.implicit import implicit_gradient
 from bissl_fast.bilevel.solvers import neumann
 
 InnerLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]

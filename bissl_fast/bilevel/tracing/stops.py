@@ -6,8 +6,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from bissl_fast.bilevel.graphs import HOOKED
-from bissl_fast.bilevel.written import NOT_TRACEABLE, VALUES_LEAVE, LossError
+from bissl_fast.bilevel.checks.graphs import HOOKED
+from bissl_fast.bilevel.tracing.written import NOT_TRACEABLE, VALUES_LEAVE, LossError
 
 Tensor = torch.Tensor
 

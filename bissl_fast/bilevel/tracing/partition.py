@@ -14,9 +14,9 @@ import torch
 from torch import fx
 from torch.utils._pytree import tree_leaves
 
-from bissl_fast.bilevel.matrix_products import use_matrix_products
-from bissl_fast.bilevel.rematerialize import use_cheap_twins
-from bissl_fast.bilevel.simplify import simplify
+from bissl_fast.bilevel.tracing.matrix_products import use_matrix_products
+from bissl_fast.bilevel.tracing.rematerialize import use_cheap_twins
+from bissl_fast.bilevel.tracing.simplify import simplify
 
 aten = torch.ops.aten
 

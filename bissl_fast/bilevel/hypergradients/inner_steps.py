@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from bissl_fast.bilevel.hypergradient import Solver, implicit_gradient
+from bissl_fast.bilevel.hypergradients.implicit import Solver, implicit_gradient
 from bissl_fast.bilevel.operators import Operator
 from bissl_fast.bilevel.parameters import ParameterVector
 from bissl_fast.bilevel.solvers import Solution

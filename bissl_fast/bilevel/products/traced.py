@@ -12,16 +12,18 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from bissl_fast.bilevel.attributes import Attributes
-from bissl_fast.bilevel.parameters import ParameterVector, places, replaced, spread_refused
-from bissl_fast.bilevel.precision import autocast
-from bissl_fast.bilevel.stops import StopsHold
-from bissl_fast.bilevel.written import DETACHED, LossError, refuse_no_loss, refuse_wrong, written_down
+from bissl_fast.bilevel.buffers import places, replaced
+from bissl_fast.bilevel.checks.attributes import Attributes
+from bissl_fast.bilevel.checks.spread import spread_refused
+from bissl_fast.bilevel.parameters import ParameterVector
+from bissl_fast.bilevel.products.loss import Loss, modules_of
+from bissl_fast.bilevel.products.precision import autocast
+from bissl_fast.bilevel.tracing.stops import StopsHold
+from bissl_fast.bilevel.tracing.written import DETACHED, LossError, refuse_no_loss, refuse_wrong, written_down
 
 if TYPE_CHECKING:
-    from bissl_fast.bilevel.partition import Halves  # imports networkx
+    from bissl_fast.bilevel.tracing.partition import Halves  # imports networkx
 
-Loss = Callable[[Any, Any], torch.Tensor]
 Tensors = tuple[torch.Tensor, ...]
 
 PLAIN = (torch.Tensor, bool, int, float, complex, str, bytes, torch.dtype, torch.device, type(None))
@@ -163,8 +165,8 @@ class TracedProducts:
             except ValueError:
                 self._raise_what_the_loss_raises(spec, inputs)
                 raise
-        from bissl_fast.bilevel.liveness import peak_bytes
-        from bissl_fast.bilevel.partition import split
+        from bissl_fast.bilevel.tracing.liveness import peak_bytes
+        from bissl_fast.bilevel.tracing.partition import split
 
         halves = split(traced, count, self._recompute)
         working = max(peak_bytes(halves.primal.graph) - halves.residual_bytes, peak_bytes(halves.tangent.graph))
@@ -237,11 +239,6 @@ class TracedProducts:
         values, moved, *_ = torch.func.jvp(outputs, (theta,), (tuple(tangents),))
         curved = torch.func.jvp(torch.func.grad(criterion), (values,), (moved,))[1]
         return torch.func.vjp(reaching, theta)[1](curved)[0]
-
-
-def modules_of(loss: Any, parameters: ParameterVector) -> tuple[Any, ...]:
-    """The module of the parameters, and what else a loss is, or is made of."""
-    return parameters.module, loss, getattr(loss, "outputs", None), getattr(loss, "criterion", None)
 
 
 def own(residual: torch.Tensor) -> torch.Tensor:

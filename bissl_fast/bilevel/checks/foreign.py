@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
-from bissl_fast.bilevel.graphs import nodes
+from bissl_fast.bilevel.checks.graphs import nodes
 
 Tensors = tuple[torch.Tensor, ...]
 Arguments = tuple[Any, ...]

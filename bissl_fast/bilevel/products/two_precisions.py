@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from bissl_fast.bilevel.hessian import HessianOperator, Mode, ProductsDtype
 from bissl_fast.bilevel.parameters import ParameterVector
-from bissl_fast.bilevel.traced import Loss
+from bissl_fast.bilevel.products.hessian import HessianOperator, Mode, ProductsDtype
+from bissl_fast.bilevel.products.loss import Loss
 from bissl_fast.ops.collectives import Ranks
 
 HALVED = "{reason} (each of two precisions has half of the budget)"

@@ -11,15 +11,17 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._pytree import tree_leaves, tree_map
 
-from bissl_fast.bilevel import foreign
-from bissl_fast.bilevel.attributes import put_back
-from bissl_fast.bilevel.graphs import NOT_TWICE, ONCE, found_in, untouched_grads
-from bissl_fast.bilevel.parameters import ParameterVector, frozen_buffers, places, replaced, spread_refused
-from bissl_fast.bilevel.precision import autocast
-from bissl_fast.bilevel.stops import LossWatched
-from bissl_fast.bilevel.traced import Loss, modules_of
-from bissl_fast.bilevel.unseen import versions
-from bissl_fast.bilevel.written import refuse_no_loss
+from bissl_fast.bilevel.buffers import frozen_buffers, places, replaced
+from bissl_fast.bilevel.checks import foreign
+from bissl_fast.bilevel.checks.attributes import put_back
+from bissl_fast.bilevel.checks.graphs import NOT_TWICE, ONCE, found_in, untouched_grads
+from bissl_fast.bilevel.checks.spread import spread_refused
+from bissl_fast.bilevel.checks.unseen import versions
+from bissl_fast.bilevel.parameters import ParameterVector
+from bissl_fast.bilevel.products.loss import Loss, modules_of
+from bissl_fast.bilevel.products.precision import autocast
+from bissl_fast.bilevel.tracing.stops import LossWatched
+from bissl_fast.bilevel.tracing.written import refuse_no_loss
 from bissl_fast.ops.krylov import norm
 
 Gradient = tuple[torch.Tensor | None, ...]
