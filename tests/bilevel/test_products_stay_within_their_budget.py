@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from bissl_fast.bilevel import HessianOperator, ParameterVector
-from bissl_fast.bilevel.products.hessian import BESIDE_TENSORS
+from bissl_fast.bilevel.products.budget import BESIDE_TENSORS
 from bissl_fast.bilevel.products.traced import TracedProducts
 from tests.bilevel.networks import batches, contrastive, tiny_network
 
@@ -18,7 +18,7 @@ import ctypes, sys, torch
 from torch import nn
 sys.path.insert(0, {root!r})
 from bissl_fast.bilevel import HessianOperator, ParameterVector, ShiftedOperator, conjugate_gradient
-from bissl_fast.bilevel.products.hessian import BESIDE_TENSORS
+from bissl_fast.bilevel.products.budget import BESIDE_TENSORS
 from bissl_fast.bilevel.products.traced import TracedProducts
 from tests.bilevel.networks import batches, contrastive
 
