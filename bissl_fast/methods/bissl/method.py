@@ -6,8 +6,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from bissl_fast.bilevel.solvers.events import troubles
 from bissl_fast.errors import UserError
-from bissl_fast.methods.bilevel import BilevelSettings, troubles
+from bissl_fast.methods.bilevel import BilevelSettings
 from bissl_fast.methods.bissl.algorithm import BiSSLTask
 from bissl_fast.methods.bissl.settings import BiSSLSettings
 from bissl_fast.methods.costs.cost import Cost, steps_cost
