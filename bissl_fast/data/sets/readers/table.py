@@ -10,15 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bissl_fast.data.sets.readers.decode import printable
-from bissl_fast.data.sets.readers.source import (
-    Listing,
-    Source,
-    absent_notes,
-    from_files,
-    listed,
-    split_in_three,
-    with_validation,
-)
+from bissl_fast.data.sets.readers.from_files import absent_notes, from_files
+from bissl_fast.data.sets.readers.holdout import split_in_three, with_validation
+from bissl_fast.data.sets.readers.source import Listing, Source, listed
 from bissl_fast.data.sets.readers.stacks import extensions
 from bissl_fast.data.sets.readers.tree import Tree
 from bissl_fast.errors import UserError
