@@ -66,10 +66,9 @@ def measure_feeding(
     seconds: float,
     device: torch.device,
     threads: int,
-    backbone: str = "resnet18",
     precision: Precision = "fp32",
 ) -> Feeding:
-    """Times steps of SimCLR with LARS, fed by the loader as `bissl-fast train` feeds them, and not fed.
+    """Times steps of ResNet-18 with SimCLR and LARS, fed by the loader as `bissl-fast train` feeds them, and not fed.
 
     Args:
         images: To draw from; resident on CUDA, as in a run.
@@ -78,7 +77,6 @@ def measure_feeding(
         seconds: Of measuring, in all.
         device: Where the steps run.
         threads: Of torch on the host.
-        backbone: Any timm CNN.
         precision: Of forward and backward passes.
 
     Raises:
@@ -89,7 +87,7 @@ def measure_feeding(
     before = torch.get_float32_matmul_precision(), cudnn.allow_tf32, cudnn.deterministic
     try:
         with torch_threads(threads):
-            step = pretext_step(backbone, views[0].size, device, precision)
+            step = pretext_step("resnet18", views[0].size, device, precision)
             with ViewLoader(hold(images, device), views, order, 0, device) as loader:
                 return _alternate(step, loader, seconds, device)
     finally:
