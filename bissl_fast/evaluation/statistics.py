@@ -238,6 +238,11 @@ def p_words(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"= {p:.3f}"
 
 
+def p_cell(found: Comparison, p: float | None) -> str:
+    """A p-value of a comparison in a table: with an asterisk where it is significant, a dash for none."""
+    return "—" if p is None else p_words(p).removeprefix("= ") + " *" * found.significant()
+
+
 def difference_words(comparison: Comparison) -> str:
     """A difference, and its interval where there is one.
 
