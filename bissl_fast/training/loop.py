@@ -49,6 +49,11 @@ class Task(Protocol):
     def restore(self, state: dict[str, Any]) -> None: ...
 
 
+def is_logged(task: Task, index: int) -> bool:
+    """Whether the values of step ``index`` are logged: every so manieth, and the last."""
+    return (index + 1) % task.log_every == 0 or index + 1 == task.steps
+
+
 @dataclass(frozen=True)
 class LoopSettings:
     """How a run is watched and kept. None of it changes a result.
@@ -145,7 +150,7 @@ class _Loop:
                     self.window.append(dict(self.task.step(self.done)))
                     self.done += 1
                     self._compare()
-                    if self.done % self.task.log_every == 0 or self.done == self.task.steps:
+                    if is_logged(self.task, self.done - 1):
                         self._log(progress)
                     due = is_lead(self.ranks) and time.monotonic() - saved_at >= self.settings.checkpoint_seconds
                     stop, due = anywhere([interruption.requested, due], self.ranks)

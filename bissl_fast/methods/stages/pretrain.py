@@ -15,7 +15,7 @@ from bissl_fast.methods.checks import require, require_parts
 from bissl_fast.methods.run import Run
 from bissl_fast.pretext import Learner, OptimizerSettings, PretextTask
 from bissl_fast.training.files import save_weights
-from bissl_fast.training.loop import Values
+from bissl_fast.training.loop import Values, is_logged
 from bissl_fast.training.optimizers import build_optimizer, restore, set_rate, state_of
 from bissl_fast.training.schedules import warmup_cosine
 from bissl_fast.training.stage import StageOutput
@@ -125,7 +125,7 @@ class PretrainTask:
             clip_grad_norm_(learner.network.parameters(), clip)
         self._optimizer.step()
         learner.advance(index / self.steps)
-        logged = (index + 1) % self.log_every == 0 or index + 1 == self.steps
+        logged = is_logged(self, index)
         return {"loss": loss, "lr": self._rate(index), **(learner.diagnostics() if logged else {})}
 
     def state(self) -> dict[str, Any]:
