@@ -14,7 +14,12 @@ from bissl_fast.bilevel import CompositeLoss, frozen_buffers
 from bissl_fast.errors import UserError
 from bissl_fast.models import Network, forward_each, sharded
 from bissl_fast.models.together import in_chunks, joined
-from bissl_fast.ops.batch_norm import average_statistics, share_statistics, unshared_statistics
+from bissl_fast.ops.batch_norm import (
+    average_statistics,
+    share_statistics,
+    statistics_at_once,
+    unshared_statistics,
+)
 from bissl_fast.ops.captured import Captured
 from bissl_fast.ops.collectives import Ranks, all_reduce, gradients_of_all
 from bissl_fast.ops.spread import local
@@ -212,7 +217,7 @@ class Learner:
         if self.momentum is None:
             return {}
         self.momentum.train(self.network.training)
-        with torch.no_grad(), self.forward():
+        with torch.no_grad(), self.forward(), statistics_at_once(self.momentum):
             return {"targets": forward_each(self.momentum, [views[k] for k in self.task.needs.target], self.chunk)}
 
     def _embed(self, views: Views, seed: int) -> tuple[Output, ...]:
@@ -222,7 +227,7 @@ class Learner:
 
     def _pass(self, views: Views) -> tuple[Sequence[Output], Constants]:
         seen, constants = self.see(views)
-        with self.forward():
+        with self.forward(), statistics_at_once(self.network):
             outputs = forward_each(self.network, seen, self.chunk)
         self._keep(outputs, constants)
         return outputs, constants
