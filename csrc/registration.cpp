@@ -52,6 +52,8 @@ STABLE_TORCH_LIBRARY(bissl_fast, library) {
       " Tensor weight, Tensor mean, Tensor rstd, Tensor sum_g, Tensor sum_gx, int groups, bool relu,"
       " bool with_residual) -> (Tensor, Tensor, Tensor, Tensor)");
   library.def(
+      "draw_views(Tensor samples, Tensor sizes, Tensor recipe, int seed, int epoch, int view) -> (Tensor, Tensor)");
+  library.def(
       "render_views(Tensor images, Tensor samples, Tensor integers, Tensor numbers, Tensor channels, int size,"
       " bool cubic, bool box_blur, float threshold, bool bfloat16) -> Tensor");
 }
