@@ -157,7 +157,8 @@ def our_step(name: str, watch: bool = True) -> Callable[[], object]:
     task = TASKS[name]
     forward = apply_precision("bf16", torch.device("cpu"))
     learner = Learner(task, narrow(task, True), forward)
-    loader: Any = SimpleNamespace(load=lambda index, made=views(): SimpleNamespace(views=made))
+    batch = SimpleNamespace(views=views())
+    loader: Any = SimpleNamespace(load=lambda index: batch)
     stage = PretrainTask(learner, loader, PretrainSettings(batch_size=4), 10**6, 10)
 
     def step() -> None:
