@@ -107,7 +107,7 @@ def a_gpus_step() -> Iterator[None]:
                 if hasattr(value, "arg_names"):
                     stack.enter_context(mock.patch.object(module, name, Kernel()))
         stack.enter_context(mock.patch.dict(backend.PREFERRED, {"cpu": ("triton", "cpp")}))
-        stack.enter_context(mock.patch.object(backend, "out_of_reach", lambda *_: ""))
+        stack.enter_context(mock.patch.object(backend, "out_of_reach", lambda *_: ""))  # noqa: PT008  # a mock is slow
         for part, (owner, names) in PARTS.items():
             for name in names:
                 stack.enter_context(mock.patch.object(owner, name, claimed(part, owner, name)))
