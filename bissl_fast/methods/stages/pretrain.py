@@ -172,6 +172,10 @@ class Pretext:
         require_parts(self.settings.chunk or 0, "pretrain.chunk", run.ranks)
         return self.steps_on(len(run.data.unlabelled), epochs)
 
+    def warmup_steps(self, run: Run) -> int:
+        """Steps of the pretext warm-up, which methods share."""
+        return self.steps(run, self.settings.epochs)
+
     def steps_on(self, images: int, epochs: float) -> int:
         """The same on so many unlabelled images.
 
@@ -232,8 +236,7 @@ class Pretext:
 
         own = self.settings.deciding()
         settings = {**self.key, "views": run.views, **own, "steps": steps, "warmup": warmup}
-        start = {} if run.weights is None else {"weights": run.weights.digest}
-        return run.stage(name, settings, {"images": run.data.unlabelled.content_hash, **start}, body)
+        return run.stage(name, settings, {"images": run.data.unlabelled.content_hash, **run.start}, body)
 
     @property
     def key(self) -> Mapping[str, Any]:
