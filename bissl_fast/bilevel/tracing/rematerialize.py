@@ -43,7 +43,7 @@ def outputs(node: fx.Node) -> dict[int, fx.Node]:
 
 
 def twin_forward(graph: fx.Graph, node: fx.Node, prefix: str) -> None:
-    x, weight, bias, residual, groups, relu, _ = node.args
+    x, weight, bias, residual, groups, relu, *_ = node.args
     out, mean, rstd = (outputs(node)[position] for position in range(3))
     with graph.inserting_after(last(graph, (out, mean, rstd))):
         op = getattr(torch.ops.bissl_fast, f"{prefix}batch_norm_apply").default
@@ -54,10 +54,10 @@ def twin_forward(graph: fx.Graph, node: fx.Node, prefix: str) -> None:
 
 def twin_backward(graph: fx.Graph, node: fx.Node, prefix: str) -> None:
     *tensors, groups, relu, with_residual = node.args
-    dx, dresidual, sum_g, sum_gx = (outputs(node)[position] for position in range(4))
-    with graph.inserting_after(last(graph, (dx, dresidual, sum_g, sum_gx))):
+    dx, dresidual, sums = (outputs(node)[position] for position in range(3))
+    with graph.inserting_after(last(graph, (dx, dresidual, sums))):
         op = getattr(torch.ops.bissl_fast, f"{prefix}batch_norm_bwd_apply").default
-        twin = graph.call_function(op, (*tensors, sum_g, sum_gx, groups, relu, with_residual))
+        twin = graph.call_function(op, (*tensors, sums, groups, relu, with_residual))
     twin.meta["val"] = (dx.meta["val"], dresidual.meta["val"])
     pieces = outputs(twin)
     redirect(dx, pieces[0])

@@ -76,6 +76,8 @@ class FUSSL:
                 "--fussl.stacked passes whole batches of all blocks side by side, and --pretrain.chunk is to save the "
                 "memory of that: leave out one of them."
             )
+        if settings.stacked and self.pretext.settings.capture:
+            raise UserError("--pretrain.capture is for blocks that pass one by one: leave out --fussl.stacked or it.")
         first, second = self._steps(run)
         if round(settings.frozen_from * second) < second:
             before_last_stage(run.backbone())

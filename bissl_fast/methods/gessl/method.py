@@ -60,6 +60,8 @@ class GeSSL:
             run.say(f"gessl: {sentence}")
         if self.pretext.settings.chunk is not None:
             run.say("gessl: --pretrain.chunk has no effect on its steps: each task passes all of its images at once")
+        if self.pretext.settings.capture:
+            run.say("gessl: --pretrain.capture has no effect on its steps, which differentiate through others")
         self._steps(run)
         run.say(f"gessl: outer gradient by {settings.differentiation}: {TOLD[settings.differentiation]}", "dim")
         if settings.further == 0:
