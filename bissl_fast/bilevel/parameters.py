@@ -9,7 +9,7 @@ from bissl_fast.bilevel.checks.spread import refuse_spread
 
 
 class ParameterVector:
-    """The trainable tensors of a module, read and written as one flat vector of length L.
+    """The trainable tensors of a module in the order of ``module.parameters()``, as one flat vector of length L.
 
     Args:
         module: the module whose parameters are meant; its buffers are protected by the operators.
@@ -28,8 +28,10 @@ class ParameterVector:
 
     def __init__(self, module: nn.Module, prefix: str = "") -> None:
         refuse_spread(module)
-        every = module.named_parameters(remove_duplicate=False)
-        named = {p: n for n, p in reversed(list(every)) if n.startswith(prefix) and p.requires_grad}
+        named: dict[nn.Parameter, str] = {}
+        for name, parameter in module.named_parameters(remove_duplicate=False):
+            if name.startswith(prefix) and parameter.requires_grad:
+                named.setdefault(parameter, name)
         if not named:
             raise ValueError(f"no trainable parameter of {type(module).__name__} starts with {prefix!r}")
         kinds = {(p.dtype, p.device) for p in named}
@@ -37,8 +39,8 @@ class ParameterVector:
             found = ", ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds))
             raise ValueError(f"parameters must have one real floating-point dtype and one device, found {found}")
         self.module = module
-        self.names = list(named.values())[::-1]
-        self.tensors: list[torch.Tensor] = [*reversed(named)]
+        self.names = list(named.values())
+        self.tensors: list[torch.Tensor] = list(named)
         self.segments = [parameter.numel() for parameter in self.tensors]
 
     def __len__(self) -> int:
