@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from bissl_fast.bilevel.graphs import HOOKED
 from bissl_fast.bilevel.written import NOT_TRACEABLE, VALUES_LEAVE, LossError
@@ -44,7 +44,7 @@ def refuse_hooks(func: Any, args: Any) -> None:
 
 
 class StopsHold(TorchFunctionMode):
-    """Let ``no_grad`` and ``.data`` hold back tangents as they hold back gradients, and values not leave the trace.
+    """Let ``no_grad``, ``.data`` and gradients without a graph hold back tangents, and values not leave the trace.
 
     Forward mode passes through both otherwise; and what has left the trace would be a constant of it, wrong at every
     other point.
@@ -63,6 +63,8 @@ class StopsHold(TorchFunctionMode):
             raise LossError(NOT_TRACEABLE.format(reason=SETS_DATA))
         elif func is Tensor.detach_:
             raise LossError(NOT_TRACEABLE.format(reason=DETACHES_IN_PLACE))
+        elif func is torch.autograd.grad and not (kwargs or {}).get("create_graph"):
+            return tree_map(lambda g: g if g is None else g.detach(), func(*args, **(kwargs or {})))
         elif any(map(is_traced, leaving(func, args))):
             raise LossError(NOT_TRACEABLE.format(reason=VALUES_LEAVE.format(name=func.__name__)))
         return func(*args, **(kwargs or {}))
