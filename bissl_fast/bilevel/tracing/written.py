@@ -91,12 +91,17 @@ def written_down(
     """
     from torch._subclasses.fake_tensor import is_fake
 
+    from bissl_fast.bilevel.writes import rewrite_writes, writes  # imports fake tensors
+
     traced = trace(function, inputs, tangents)
     traced.graph.eliminate_dead_code()
     refuse_communication(traced)
     refuse(traced, "data_dependent_output", VALUES_LEAVE)
     refuse(traced, "nondeterministic_seeded", RANDOM)
+    rewrite_writes(traced.graph)
+    traced.graph.eliminate_dead_code()
     if any(writes(node) for node in traced.graph.nodes):
+        traced.recompile()
         traced = trace(torch.func.functionalize(traced, remove="mutations"), inputs, tangents)
     for node in traced.graph.nodes:
         if writes(node):  # what is left writes into inputs
@@ -161,11 +166,6 @@ def refuse_communication(traced: fx.GraphModule) -> None:
     for node in traced.graph.nodes:
         if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "c10d":
             raise ValueError(COMMUNICATES.format(name=node.target))
-
-
-def writes(node: fx.Node) -> bool:
-    """Whether a node writes into one of its arguments: such nodes can neither be left out nor run twice."""
-    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
 def refuse(traced: fx.GraphModule, tag: str, reason: str) -> None:
