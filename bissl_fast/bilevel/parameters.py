@@ -67,9 +67,9 @@ class ParameterVector:
     def unflatten(self, flat: torch.Tensor) -> list[torch.Tensor]:
         """Views of a vector ``(L,)``, shaped like the parameters.
 
-        They are row-major, also where a parameter is in channels_last. As gradients they suit every optimiser but PyTorch's
-        fused ones: those refuse another memory order on a GPU, and on a CPU take elements for others. For one of these write
-        ``torch.empty_like(p).copy_(piece)``.
+        They are row-major, also where a parameter is in channels_last. As gradients they suit every optimiser but
+        PyTorch's fused ones: those refuse another memory order on a GPU, and on a CPU take elements for others. For
+        one of these write ``torch.empty_like(p).copy_(piece)``.
         """
         if flat.shape != (len(self),):
             raise ValueError(f"a vector of the parameters must have shape ({len(self)},), found {tuple(flat.shape)}")
