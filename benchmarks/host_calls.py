@@ -7,7 +7,7 @@ at least, a list of tensors counted once) and Triton's. *host_ms* is time of the
 launch itself costs, some microseconds. The peer is timm's network in a loop as people write it, as `benchmarks.step`
 has it. Of a captured step (`--pretrain.capture`) it is what is done outside of the graph.
 
-    python -m benchmarks.host_calls --out docs/results    # host_calls_<cpu>.json and .md
+    python -m benchmarks.host_calls --out docs/results    # host_calls_cpu.json and .md
 """
 
 import argparse
@@ -26,7 +26,7 @@ import torch
 from timm.models.resnet import BasicBlock, ResNet
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.gpu_report import Report, add_budget, place
+from benchmarks.gpu_report import Report, add_budget
 from bissl_fast.measuring.step import LARS_SETTINGS
 from bissl_fast.methods.stages.pretrain import PretrainSettings, PretrainTask
 from bissl_fast.models import Network, fuse_batch_norm
@@ -273,8 +273,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     device = torch.device("cpu")
-    where = place(arguments.out, "host_calls", device)
     title = "The host's part of a pretext step: `python -m benchmarks.host_calls`"
+    where = arguments.out / "host_calls_cpu"
     measure(Report(where, title, device, arguments, arguments.budget_seconds), arguments.rounds)
 
 
