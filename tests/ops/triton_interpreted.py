@@ -6,8 +6,9 @@ switched on before the kernels are imported.
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
-from typing import Any
 from unittest import mock
 
 os.environ["TRITON_INTERPRET"] = "1"
@@ -57,9 +58,13 @@ ALIGNED_CASES = [
 ]
 
 
-def all_rows() -> Any:
+@contextmanager
+def all_rows() -> Iterator[None]:
     """One program for rows that several share: each row is on its own, which the random cases show."""
-    return mock.patch.object(launch.Problem, "row_block", plans.PAD)
+    launch.problem_for.cache_clear()
+    with mock.patch.object(launch.Problem, "row_block", plans.PAD):
+        yield
+    launch.problem_for.cache_clear()
 
 
 def derivatives(z: Tensor, v: Tensor, temperature: float, cross_view: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -76,9 +81,14 @@ def derivatives(z: Tensor, v: Tensor, temperature: float, cross_view: bool) -> t
 def kernels(z: Tensor, v: Tensor, temperature: float, cross_view: bool) -> tuple[Tensor, Tensor, Tensor]:
     """The same three through the kernels."""
     loss, *saved = launch.fwd(*z.chunk(2), temperature, cross_view)
-    grad, radial = launch.bwd(*saved, temperature, cross_view)
-    product = launch.bwd_bwd(*saved, grad, radial, v, temperature, cross_view)
-    return loss, grad, product
+    factor = torch.tensor(2.0)
+    g1, g2, grad, radial = launch.bwd(factor, *saved, z.dtype, temperature, cross_view)
+    slope, h1, h2 = launch.bwd_bwd(factor, *v.chunk(2), *saved, grad, radial, temperature, cross_view)
+    assert torch.equal(torch.cat([g1, g2]), 2 * grad)
+    torch.testing.assert_close(
+        slope.double(), (grad.double() * v).sum(), rtol=1e-5, atol=1e-6 * float(v.norm() * grad.norm())
+    )
+    return loss, grad, torch.cat([h1, h2]) / 2
 
 
 def errors(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> list[float]:
