@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from typing import Any
 
 import torch
@@ -12,9 +13,14 @@ from triton.runtime import driver
 class Utilities:
     """What Triton asks of a device's library."""
 
-    def load_binary(self, name: str, *_: Any) -> tuple[None, int, int, int, int]:
-        self.loaded = getattr(self, "loaded", 0) + 1
-        return None, self.loaded, 0, 0, 1024  # module, function, registers, spills, threads
+    def __init__(self) -> None:
+        self._loaded = count(1)
+
+    def load_binary(self, name: str, *_: Any) -> tuple[str, int, int, int, int]:
+        return name, next(self._loaded), 0, 0, 1024  # module, function, registers, spills, threads
+
+    def unload_module(self, _: Any) -> None:
+        """There is none."""
 
     def get_device_properties(self, _: int) -> dict[str, int]:
         return {"max_shared_mem": 232_448}
@@ -50,9 +56,9 @@ class StubDriver:
 @contextmanager
 def stub_driver() -> Iterator[StubDriver]:
     """Inside, kernels that nothing else launches may be launched on a CPU's tensors."""
-    stub = StubDriver()
+    stub, before = StubDriver(), driver._active
     driver.set_active(stub)
     try:
         yield stub
     finally:
-        driver.reset_active()
+        driver._active = before  # there may be none where no GPU is

@@ -94,6 +94,8 @@ def kernel_and_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     monkeypatch.setattr(handles, "_handles", {})
     with stub_driver() as driver:
         yield triton.jit(scale_first), driver
+        for compiled, _ in handles._handles.values():
+            compiled.module = None  # or Triton would unload it, by a driver that may not be there
 
 
 def test_a_kernel_is_launched_as_triton_launches_it_without_binding(

@@ -1,7 +1,7 @@
 """Tile shapes, from a table and the device's shared memory.
 
 Never from timing: no first call is slow, and the same device gives the same bits. The table holds what
-compiles without spilling, or nearly so, with the most reuse per byte; `benchmarks/gpu_nt_xent.py --sweep`
+compiles without spilling, or nearly so, with the most reuse per byte; `benchmarks/gpu_nt_xent.py --sweep all`
 times others.
 """
 
