@@ -21,9 +21,10 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Tensor | float | None
         kernel: A ``triton.jit`` function that lives as long as the process.
         grid: One to three numbers of programs.
         arguments: Tensors of the current device, at least one, integers and floats, in the kernel's order.
-        others: The rest by name: constants and numbers, and ``num_warps`` and ``num_stages`` if wanted.
+        others: The rest by name: constants, and numbers that do not change from call to call, and ``num_warps`` and
+            ``num_stages`` if wanted.
     """
-    key: list[Any] = [id(kernel), *others.values()]
+    key: list[Any] = [id(kernel), *others, *others.values()]
     for argument in arguments:
         if isinstance(argument, Tensor):
             tensor = argument
