@@ -86,9 +86,9 @@ def kernel_and_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     """A kernel of this test's own, compiled for sm_90, and a driver that keeps what would be launched."""
     triton = pytest.importorskip("triton")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    from stub_driver import stub_driver
     from stub_kernel import scale_first
 
+    from benchmarks.stub_driver import stub_driver
     from bissl_fast.ops.triton import handles
 
     monkeypatch.setattr(handles, "_handles", {})
