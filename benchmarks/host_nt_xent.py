@@ -4,7 +4,7 @@
 
 The kernels are compiled for sm_90, which takes a minute, and the arguments of each launch get as far as the driver.
 *By handle* is how they are launched; *through Triton* binds and specialises all arguments in each call, as
-`kernel[grid](…)` does. Times are of many calls. A launch itself, which is not in them, costs the host some microseconds.
+`kernel[grid](…)` does. Times are of many calls, without the launch itself, which costs the host some microseconds.
 """
 
 import argparse

@@ -6,8 +6,6 @@ from itertools import count
 from typing import Any
 
 import torch
-from triton.backends.compiler import GPUTarget
-from triton.runtime import driver
 
 
 class Utilities:
@@ -46,7 +44,9 @@ class StubDriver:
     def get_current_stream(self, _: int) -> int:
         return 0
 
-    def get_current_target(self) -> GPUTarget:
+    def get_current_target(self) -> Any:
+        from triton.backends.compiler import GPUTarget
+
         return GPUTarget("cuda", 90, 32)
 
     def get_active_torch_device(self) -> torch.device:
@@ -56,6 +56,8 @@ class StubDriver:
 @contextmanager
 def stub_driver() -> Iterator[StubDriver]:
     """Inside, kernels that nothing else launches may be launched on a CPU's tensors."""
+    from triton.runtime import driver
+
     stub, before = StubDriver(), driver._active
     driver.set_active(stub)
     try:

@@ -135,7 +135,7 @@ def opposed_case(temperature: float) -> list[float]:
 
 
 def half_case() -> list[bool]:
-    """Whether float16's gradient and product are the wide ones rounded as other backends round; whether one saturates."""
+    """Whether float16's gradient and product are the wide ones, rounded as by other backends; whether one saturates."""
     generator = torch.Generator().manual_seed(2)
     z, v = torch.randn(2, 10, 8, generator=generator).half().unbind()
     z[3] = 0  # its derivatives have a factor 1/ε
