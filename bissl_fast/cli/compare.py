@@ -14,7 +14,7 @@ from bissl_fast.experiments.studies import STUDIES, study_of
 from bissl_fast.methods.config import METHODS, ComparisonConfig
 from bissl_fast.ops.collectives import Ranks
 from bissl_fast.training.interruption import Interrupted, interruptible
-from bissl_fast.training.ranks.agreement import is_lead
+from bissl_fast.training.ranks.lead import is_lead
 from bissl_fast.training.tracking import say
 
 COMPARE = f"""Compare methods over pretext seeds, at equal budget.

@@ -22,8 +22,8 @@ from bissl_fast.methods.settings import AnyRun
 from bissl_fast.ops.collectives import Ranks
 from bissl_fast.pretext import TASKS
 from bissl_fast.training.interruption import Interrupted, interruptible
-from bissl_fast.training.ranks.agreement import is_lead
 from bissl_fast.training.ranks.launcher import restart_words
+from bissl_fast.training.ranks.lead import is_lead
 from bissl_fast.training.trackers.tracker import TRACKERS
 from bissl_fast.training.tracking import say
 

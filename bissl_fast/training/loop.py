@@ -17,7 +17,8 @@ from bissl_fast.training.checkpoint import Checkpoints
 from bissl_fast.training.clock import Clock
 from bissl_fast.training.finite import GradientWatch, first_non_finite
 from bissl_fast.training.interruption import Interrupted, Interruption
-from bissl_fast.training.ranks.agreement import anywhere, is_lead
+from bissl_fast.training.ranks.agreement import anywhere
+from bissl_fast.training.ranks.lead import is_lead
 from bissl_fast.training.ranks.sameness import require_same_state
 from bissl_fast.training.seeds import derive_seed
 from bissl_fast.training.tracking import Metrics, ProgressBar, say
