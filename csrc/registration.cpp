@@ -59,6 +59,8 @@ STABLE_TORCH_LIBRARY(bissl_fast, library) {
       " Tensor? own_sums=None, Tensor? moments=None, Tensor? own_moments=None, int ranks=1)"
       " -> (Tensor, Tensor, Tensor)");
   library.def(
+      "draw_views(Tensor samples, Tensor sizes, Tensor recipe, int seed, int epoch, int view) -> (Tensor, Tensor)");
+  library.def(
       "render_views(Tensor images, Tensor samples, Tensor integers, Tensor numbers, Tensor channels, int size,"
       " bool cubic, bool box_blur, float threshold, bool bfloat16) -> Tensor");
 }

@@ -1,11 +1,11 @@
 """`bissl-fast compare` and `bissl-fast ablate`: many runs, one report."""
 
-import shlex
 from collections.abc import Callable
 from dataclasses import replace
 
 from rich.console import Console
 
+from bissl_fast.cli.arguments import resumable
 from bissl_fast.cli.report import print_comparison
 from bissl_fast.cli.train import given_config, laid_over
 from bissl_fast.errors import UserError
@@ -13,9 +13,8 @@ from bissl_fast.experiments.comparison import Question, of_methods
 from bissl_fast.experiments.studies import STUDIES, study_of
 from bissl_fast.methods.config import METHODS, ComparisonConfig
 from bissl_fast.ops.collectives import Ranks
-from bissl_fast.training.interruption import Interrupted, interruptible
+from bissl_fast.training.console import say
 from bissl_fast.training.ranks.lead import is_lead
-from bissl_fast.training.tracking import say
 
 COMPARE = f"""Compare methods over pretext seeds, at equal budget.
 
@@ -82,11 +81,7 @@ def _run(config: ComparisonConfig, command: str, asked: Callable[[ComparisonConf
     say(console, f"bissl-fast {command}  {config.dataset}, preset {config.preset} → {config.run_folder}", "bold")
     from bissl_fast.experiments.comparison import compare
 
-    try:
-        with interruptible():
-            folder = compare(config, asked(config), console)
-            if is_lead(Ranks.present()):
-                print_comparison(folder, console)
-    except Interrupted as error:
-        again = shlex.join(["bissl-fast", *command.split(), "--config", str(config.run_folder / "config.yaml")])
-        raise Interrupted(f"{error} Go on with: {again}") from None
+    with resumable(*command.split(), "--config", str(config.run_folder / "config.yaml")):
+        folder = compare(config, asked(config), console)
+        if is_lead(Ranks.present()):
+            print_comparison(folder, console)

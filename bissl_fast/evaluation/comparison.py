@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from bissl_fast.errors import UserError
+from bissl_fast.evaluation.grid import Cell, Grid, ResultTable
 from bissl_fast.evaluation.metrics import Metric
 from bissl_fast.evaluation.plan import Plan, Row, read_plan
 from bissl_fast.evaluation.results import ALPHA, ArmResult, Results, metrics_of
 from bissl_fast.evaluation.run_folder import RunFolder
 from bissl_fast.evaluation.statistics import Comparison, Sample
-from bissl_fast.evaluation.table import Cell, Grid, ResultTable, results_table
+from bissl_fast.evaluation.table import results_table
 from bissl_fast.evaluation.verdict import verdict
 
 

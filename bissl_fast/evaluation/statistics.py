@@ -239,3 +239,29 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def p_words(p: float) -> str:
     """A p-value behind its "p": `= 0.023`, or `< 0.001`."""
     return "< 0.001" if p < 0.001 else f"= {p:.3f}"
+
+
+def difference_words(comparison: Comparison) -> str:
+    """A difference, and its interval where there is one.
+
+    Example:
+        >>> difference_words(compare([50.0, 51.0, 52.0], [50.0, 50.5, 50.0]))
+        '+0.8 [−0.2, 1.8]'
+    """
+    difference = signed(comparison.difference)
+    if comparison.interval is None:
+        return difference
+    low, high = (signed(end).removeprefix("+") for end in comparison.interval)
+    return f"{difference} [{low}, {high}]"
+
+
+def signed(value: float) -> str:
+    """A difference as tables show it.
+
+    Example:
+        >>> signed(1.26), signed(-0.31), signed(-0.01)
+        ('+1.3', '−0.3', '0.0')
+    """
+    text = f"{abs(value):.1f}"
+    sign = "" if text == "0.0" else "+" if value > 0 else "−"
+    return sign + text

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from bissl_fast.errors import UserError
+from bissl_fast.evaluation.grid import Cell, Grid, ResultTable
 from bissl_fast.evaluation.metrics import METRICS, Metric
 from bissl_fast.evaluation.results import ALPHA, Results
 from bissl_fast.evaluation.run_folder import RunFolder
-from bissl_fast.evaluation.statistics import Comparison, p_words
-from bissl_fast.evaluation.table import INTERVAL, Cell, Grid, ResultTable, difference_words, signed
+from bissl_fast.evaluation.statistics import Comparison, difference_words, p_words, signed
+from bissl_fast.evaluation.table import INTERVAL
 from bissl_fast.experiments.paper_results import Printed, printed
 from bissl_fast.experiments.paper_runs import Asked, PaperRun
 from bissl_fast.methods.config import is_of

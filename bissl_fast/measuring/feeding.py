@@ -21,7 +21,8 @@ from bissl_fast.data.sets.readers.decode import UnreadableImageError
 from bissl_fast.data.sets.readers.source import Source
 from bissl_fast.data.views.parameters import ViewSettings
 from bissl_fast.errors import UserError
-from bissl_fast.measuring.views import torch_threads, wait_for
+from bissl_fast.measuring.timing import wait_for
+from bissl_fast.measuring.views import torch_threads
 from bissl_fast.models import Network, build_backbone, forward_each, place, probe_features
 from bissl_fast.pretext import SimCLR
 from bissl_fast.training.lars import LARS

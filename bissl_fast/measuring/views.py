@@ -17,6 +17,7 @@ from bissl_fast.data.sets.dataset import Images, ImageSet
 from bissl_fast.data.sets.readers.decode import resize_square
 from bissl_fast.data.views.parameters import ViewParameters, ViewSettings, draw_views
 from bissl_fast.errors import UserError
+from bissl_fast.measuring.timing import wait_for
 from bissl_fast.ops.render_views.function import serves
 
 Tables = tuple[ViewParameters, ...]
@@ -240,9 +241,3 @@ def torch_threads(threads: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def wait_for(device: torch.device) -> None:
-    """Until the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -27,9 +27,9 @@ from bissl_fast.bilevel import (
     neumann,
     refined,
 )
-from bissl_fast.bilevel.hessian import Mode, ProductsDtype
+from bissl_fast.bilevel.products.hessian import Mode, ProductsDtype
+from bissl_fast.bilevel.products.loss import Loss
 from bissl_fast.bilevel.solvers.solution import SENTENCES
-from bissl_fast.bilevel.traced import Loss
 from bissl_fast.errors import UserError
 from bissl_fast.methods.checks import require
 from bissl_fast.ops.collectives import Ranks

@@ -16,10 +16,10 @@ from bissl_fast.data.views.parameters import ViewSettings
 from bissl_fast.errors import UserError
 from bissl_fast.methods.settings import RunSettings
 from bissl_fast.ops.collectives import Ranks, own_rows
+from bissl_fast.training.console import say
 from bissl_fast.training.ranks.agreement import lead_first
 from bissl_fast.training.ranks.sameness import SameShapes
 from bissl_fast.training.seeds import derive_seed
-from bissl_fast.training.tracking import say
 
 EVALUATION_BATCH = 256
 SKIPPED_NAMES = 5

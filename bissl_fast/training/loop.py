@@ -12,16 +12,17 @@ from rich.console import Console
 
 from bissl_fast.errors import UserError
 from bissl_fast.ops.collectives import Ranks, gathered
-from bissl_fast.training.allocator import keep_freed_memory
 from bissl_fast.training.checkpoint import Checkpoints
 from bissl_fast.training.clock import Clock
+from bissl_fast.training.console import ProgressBar, say
 from bissl_fast.training.finite import GradientWatch, first_non_finite
 from bissl_fast.training.interruption import Interrupted, Interruption
+from bissl_fast.training.log import Metrics
+from bissl_fast.training.memory import keep_freed_memory
 from bissl_fast.training.ranks.agreement import anywhere
 from bissl_fast.training.ranks.lead import is_lead
 from bissl_fast.training.ranks.sameness import require_same_state
 from bissl_fast.training.seeds import derive_seed
-from bissl_fast.training.tracking import Metrics, ProgressBar, say
 
 Values = Mapping[str, "torch.Tensor | float | str | None"]
 """What a step logs. None is written as null: what could not be measured and decides nothing, a reason beside it."""

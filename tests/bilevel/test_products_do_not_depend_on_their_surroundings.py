@@ -10,7 +10,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from bissl_fast.bilevel import CompositeLoss, HessianOperator, ParameterVector
-from bissl_fast.bilevel.precision import tf32
+from bissl_fast.bilevel.products.precision import tf32
 from bissl_fast.ops.triton.launch import is_split
 from bissl_fast.training.precision import apply_precision
 from tests.bilevel.test_products_belong_to_one_point import MODES, each_mode, ones

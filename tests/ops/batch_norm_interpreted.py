@@ -20,7 +20,7 @@ from interpreter import patch_language_once
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from bissl_fast.bilevel.partition import split
+from bissl_fast.bilevel.tracing.partition import split
 from bissl_fast.ops import backend, batch_norm_act
 from bissl_fast.ops.batch_norm.schemas import ARGUMENTS
 from bissl_fast.ops.triton import batch_norm as kernels

@@ -19,8 +19,8 @@ from bissl_fast.measuring.views import Rates, enlarged, measure_rates, torch_thr
 from bissl_fast.methods.checks import require
 from bissl_fast.methods.presets import preset_config
 from bissl_fast.methods.settings import Preset
+from bissl_fast.training.console import say
 from bissl_fast.training.precision import find_device
-from bissl_fast.training.tracking import say
 
 LARGEST = 1024  # side of a view in pixels: the CUDA kernel's limit
 FEEDING_NOTE = (

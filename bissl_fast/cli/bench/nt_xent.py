@@ -11,7 +11,7 @@ from rich.console import Console
 from bissl_fast.cli.bench.tables import keep, machine_of, make_place, markdown_of, measured, table_of
 from bissl_fast.errors import UserError
 from bissl_fast.measuring import nt_xent as bench
-from bissl_fast.training.tracking import say
+from bissl_fast.training.console import say
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 

@@ -8,12 +8,12 @@ import torch
 import tyro
 from rich.console import Console
 
-from bissl_fast.bilevel.hessian import ProductsDtype
+from bissl_fast.bilevel.products.hessian import ProductsDtype
 from bissl_fast.cli.bench.tables import keep, machine_of, make_place, markdown_of, measured, table_of
 from bissl_fast.measuring.products import Cost, measure, problem
 from bissl_fast.methods.checks import require
+from bissl_fast.training.console import say
 from bissl_fast.training.precision import apply_precision
-from bissl_fast.training.tracking import say
 
 
 @dataclass(frozen=True)

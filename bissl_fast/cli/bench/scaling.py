@@ -33,7 +33,7 @@ from bissl_fast.measuring.traffic import Line, Traffic
 from bissl_fast.methods.checks import require
 from bissl_fast.methods.config import TrainConfig
 from bissl_fast.methods.presets import preset_config
-from bissl_fast.training.tracking import say
+from bissl_fast.training.console import say
 
 Cells = tuple[list[str], list[list[str]]]
 """Headings and rows."""

@@ -14,8 +14,8 @@ from bissl_fast.data.sets.catalogue import load_pretext
 from bissl_fast.measuring.step import Case, Cost, measure_loops, measure_steps, steps_of
 from bissl_fast.measuring.views import enlarged
 from bissl_fast.methods.checks import require
+from bissl_fast.training.console import say
 from bissl_fast.training.precision import Precision
-from bissl_fast.training.tracking import say
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.arms import BASELINE, reference_first
 from bissl_fast.evaluation.confusion import confused
+from bissl_fast.evaluation.grid import Grid
 from bissl_fast.evaluation.report import by_class, figures, mapped
 from bissl_fast.evaluation.report.drawing import looks, png
 from bissl_fast.evaluation.report.page import Section, page, plate
@@ -18,7 +19,7 @@ from bissl_fast.evaluation.report.pretext_stages import pretext_stages
 from bissl_fast.evaluation.report.svg import svg
 from bissl_fast.evaluation.report.telling import curves, numbers, sentence
 from bissl_fast.evaluation.run_folder import RunFolder, strange
-from bissl_fast.evaluation.table import Grid, results_table
+from bissl_fast.evaluation.table import results_table
 from bissl_fast.evaluation.verdict import sentences
 from bissl_fast.training.files import make_folder, write_atomic
 

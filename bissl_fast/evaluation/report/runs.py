@@ -16,6 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.arms import listed
+from bissl_fast.evaluation.grid import Cell, Grid, ResultTable
 from bissl_fast.evaluation.plan import is_comparison
 from bissl_fast.evaluation.report.drawing import INK, RULE, blank, looks, plain, style
 from bissl_fast.evaluation.report.facts import command, differing, facts
@@ -23,8 +24,8 @@ from bissl_fast.evaluation.report.page import Section, document, missing, plate,
 from bissl_fast.evaluation.report.svg import svg
 from bissl_fast.evaluation.results import ALPHA, ArmResult, Results
 from bissl_fast.evaluation.run_folder import RunFolder
-from bissl_fast.evaluation.statistics import Comparison, p_words
-from bissl_fast.evaluation.table import INTERVAL, Cell, Grid, ResultTable, difference_words
+from bissl_fast.evaluation.statistics import Comparison, difference_words, p_words
+from bissl_fast.evaluation.table import INTERVAL
 from bissl_fast.evaluation.verdict import verdict
 from bissl_fast.training.files import make_folder_of, write_atomic
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from bissl_fast.training.log import Metrics
 from bissl_fast.training.loop import Task
-from bissl_fast.training.tracking import Metrics
 
 PROBE_SECONDS = 3.0
 """Steady steps of a loop are taken for so long, two at least."""

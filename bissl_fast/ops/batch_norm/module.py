@@ -1,8 +1,9 @@
 """Batch norm as a layer, and the number of groups that its statistics are taken over."""
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bissl_fast.errors import UserError
-from bissl_fast.ops.batch_norm.function import batch_norm_act
+from bissl_fast.ops.batch_norm.function import normalised
 from bissl_fast.ops.collectives import Ranks, summed_together
 
 
@@ -38,6 +39,7 @@ class BatchNormAct(_BatchNorm):
 
     groups = 1
     ranks: Ranks | None = None
+    later: "list[Statistics] | None" = None
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1, **options: Any) -> None:
         super().__init__(num_features, eps, momentum, affine=True, **options)
@@ -52,13 +54,23 @@ class BatchNormAct(_BatchNorm):
         """
         if not self.training and self.running_mean is not None:
             return self._by_running_statistics(x, residual, relu)
-        out, mean, var = batch_norm_act(
+        out, mean, rstd = normalised(
             x, self.weight, self.bias, residual, groups=self.groups, relu=relu, eps=self.eps, ranks=self.ranks
         )
         if self.training and self.running_mean is not None:
             size = 1 if self.ranks is None else self.ranks.size
-            self._track(mean, var, values=size * (x.numel() // mean.numel()))
+            self._track(Statistics(self, mean, rstd, size * (x.numel() // mean.numel())))
         return out
+
+    def _track(self, found: "Statistics") -> None:
+        """Move the running statistics, or leave that to the end of the pass."""
+        if self.later is None:
+            move_statistics([found])
+            return
+        if any(earlier.layer is self for earlier in self.later):  # met twice in a pass
+            move_statistics(self.later)
+            self.later.clear()
+        self.later.append(found)
 
     def _by_running_statistics(self, x: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
         out = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
@@ -66,19 +78,67 @@ class BatchNormAct(_BatchNorm):
             out += residual
         return out.relu_() if relu else out
 
-    @torch.no_grad()
-    def _track(self, mean: Tensor, var: Tensor, values: int) -> None:
-        """Move the running statistics by mean and biased variance ``(G, C)`` of so many values each."""
-        running_mean, running_var, batches = self.running_mean, self.running_var, self.num_batches_tracked
-        assert running_mean is not None
-        assert running_var is not None
-        assert batches is not None
-        unbiased = (var * (values / (values - 1))).to(running_var.dtype)
-        if self.momentum is not None:
-            batches.add_(len(mean))
-        for group_mean, group_var in zip(mean.to(running_mean.dtype).unbind(), unbiased.unbind(), strict=True):
-            share = 1.0 / float(batches.add_(1)) if self.momentum is None else self.momentum
-            torch._foreach_lerp_([running_mean, running_var], [group_mean, group_var], share)  # one launch
+
+class Statistics(NamedTuple):
+    """What a layer has found in a batch: mean and rstd ``(G, C)``, and over how many values each."""
+
+    layer: BatchNormAct
+    mean: Tensor
+    rstd: Tensor
+    values: int
+
+
+@torch.no_grad()
+def move_statistics(found: Sequence[Statistics]) -> None:
+    """Move the running statistics of different layers, group after group, in a few launches for all of them."""
+    variances = torch._foreach_pow([one.rstd for one in found], -2)
+    torch._foreach_sub_(variances, [one.layer.eps for one in found])
+    torch._foreach_clamp_min_(variances, 0)
+    torch._foreach_mul_(variances, [one.values / (one.values - 1) for one in found])  # unbiased
+    alike: dict[tuple[float | None, int], list[tuple[BatchNormAct, Tensor, Tensor]]] = defaultdict(list)
+    for (layer, mean, _, _), variance in zip(found, variances, strict=True):
+        alike[layer.momentum, len(mean)].append((layer, mean, variance))
+    for (momentum, groups), own in alike.items():
+        layers = [layer for layer, _, _ in own]
+        running: list[Any] = [buffer for layer in layers for buffer in (layer.running_mean, layer.running_var)]
+        new = [tensor.to(running[0].dtype).unbind() for _, *both in own for tensor in both]
+        counters: list[Any] = [layer.num_batches_tracked for layer in layers]
+        for group in range(groups):
+            torch._foreach_add_(counters, 1)
+            moved = [of_groups[group] for of_groups in new]
+            if momentum is not None:
+                torch._foreach_lerp_(running, moved, momentum)
+                continue
+            for number, counter in enumerate(counters):  # a mean over all batches so far
+                both = slice(2 * number, 2 * number + 2)
+                torch._foreach_lerp_(running[both], moved[both], 1.0 / float(counter))
+
+
+@contextmanager
+def statistics_at_once(module: nn.Module) -> Iterator[None]:
+    """Let the running statistics of all batch norms of ``module`` move at the end of the block, by the same numbers.
+
+    A few launches then do what are seven for each layer otherwise. Outputs do not depend on it.
+
+    Args:
+        module: its :class:`BatchNormAct` take part; a layer that is met again in the block moves in between.
+
+    Example:
+        >>> network = BatchNormAct(3)
+        >>> with statistics_at_once(network):
+        ...     out = network(torch.randn(8, 3, 4, 4))
+    """
+    layers = [layer for layer in module.modules() if isinstance(layer, BatchNormAct)]
+    before, found = [layer.later for layer in layers], list[Statistics]()
+    for layer in layers:
+        layer.later = found
+    try:
+        yield
+        if found:
+            move_statistics(found)
+    finally:
+        for layer, earlier in zip(layers, before, strict=True):
+            layer.later = earlier
 
 
 def mixing(module: nn.Module) -> str | None:
