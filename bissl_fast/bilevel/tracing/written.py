@@ -91,7 +91,7 @@ def written_down(
     """
     from torch._subclasses.fake_tensor import is_fake
 
-    from bissl_fast.bilevel.writes import rewrite_writes, writes  # imports fake tensors
+    from bissl_fast.bilevel.tracing.writes import rewrite_writes, writes  # imports fake tensors
 
     traced = trace(function, inputs, tangents)
     traced.graph.eliminate_dead_code()

@@ -12,7 +12,7 @@ from torch import fx
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_leaves
 
-from bissl_fast.bilevel.simplify import is_alike
+from bissl_fast.bilevel.tracing.simplify import is_alike
 
 
 def writes(node: fx.Node) -> bool:
