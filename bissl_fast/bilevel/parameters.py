@@ -55,7 +55,12 @@ class ParameterVector:
         return torch.cat([(torch.zeros_like(p) if t is None else t).reshape(-1) for t, p in pairs])
 
     def unflatten(self, flat: torch.Tensor) -> list[torch.Tensor]:
-        """Views of a vector ``(L,)``, shaped like the parameters."""
+        """Views of a vector ``(L,)``, shaped like the parameters.
+
+        They are row-major, also where a parameter is in channels_last. As gradients they suit every optimiser but
+        PyTorch's fused ones: those refuse another memory order on a GPU, and on a CPU take elements for others. For
+        one of these write ``torch.empty_like(p).copy_(piece)``.
+        """
         if flat.shape != (len(self),):
             raise ValueError(f"a vector of the parameters must have shape ({len(self)},), found {tuple(flat.shape)}")
         pieces = torch.split(flat, self.segments)

@@ -14,7 +14,7 @@ from bissl_fast.experiments.studies import STUDIES, study_of
 from bissl_fast.methods.config import METHODS, ComparisonConfig
 from bissl_fast.ops.collectives import Ranks
 from bissl_fast.training.console import say
-from bissl_fast.training.ranks.agreement import is_lead
+from bissl_fast.training.ranks.lead import is_lead
 
 COMPARE = f"""Compare methods over pretext seeds, at equal budget.
 

@@ -21,7 +21,7 @@ from bissl_fast.methods.settings import AnyRun
 from bissl_fast.ops.collectives import Ranks
 from bissl_fast.pretext import TASKS
 from bissl_fast.training.console import say
-from bissl_fast.training.ranks.agreement import is_lead
+from bissl_fast.training.ranks.lead import is_lead
 from bissl_fast.training.trackers.tracker import TRACKERS
 
 DESCRIPTION = f"""Run methods beside each other, from pretext training to test.

@@ -15,6 +15,7 @@ from bissl_fast.ops import Ranks
 
 NAMES: dict[str, Kind] = {
     "all_reduce": "sum",
+    "all_reduce_": "sum",
     "all_gather_into_tensor": "gather",
     "reduce_scatter_tensor": "scatter",
     "all_to_all_single": "shift",

@@ -19,7 +19,8 @@ from bissl_fast.training.finite import GradientWatch, first_non_finite
 from bissl_fast.training.interruption import Interrupted, Interruption
 from bissl_fast.training.log import Metrics
 from bissl_fast.training.memory import keep_freed_memory
-from bissl_fast.training.ranks.agreement import anywhere, is_lead
+from bissl_fast.training.ranks.agreement import anywhere
+from bissl_fast.training.ranks.lead import is_lead
 from bissl_fast.training.ranks.sameness import require_same_state
 from bissl_fast.training.seeds import derive_seed
 

@@ -25,7 +25,7 @@ from bissl_fast.training.files import write_atomic, write_json
 from bissl_fast.training.interruption import Interrupted, Interruption
 from bissl_fast.training.loop import NonFiniteError
 from bissl_fast.training.memory import keep_freed_memory
-from bissl_fast.training.ranks.agreement import is_lead
+from bissl_fast.training.ranks.lead import is_lead
 from bissl_fast.training.stage import StageOutput, stage_key
 
 if TYPE_CHECKING:
