@@ -1,7 +1,7 @@
 """A pretext task at work: the network that it trains, and the state that it moves and no product does."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import repeat
 from typing import Any
@@ -14,7 +14,13 @@ from bissl_fast.bilevel import CompositeLoss, frozen_buffers
 from bissl_fast.errors import UserError
 from bissl_fast.models import Network, forward_each, sharded
 from bissl_fast.models.together import in_chunks, joined
-from bissl_fast.ops.batch_norm import average_statistics, share_statistics, unshared_statistics
+from bissl_fast.ops.batch_norm import (
+    average_statistics,
+    share_statistics,
+    statistics_at_once,
+    unshared_statistics,
+)
+from bissl_fast.ops.captured import Captured
 from bissl_fast.ops.collectives import Ranks, all_reduce, gradients_of_all
 from bissl_fast.ops.spread import local
 from bissl_fast.pretext.collapse import diagnose
@@ -26,6 +32,14 @@ from bissl_fast.pretext.task import Constants, Output, PretextTask, gathered
 Views = Sequence[torch.Tensor]
 Seen = tuple[tuple[torch.Tensor, ...], Constants]
 """What one loss is made of: the views that the trained network sees, and what the task takes as given."""
+
+Made = tuple[Sequence[Output], Constants]
+"""What a loss was taken of: the trained network's outputs, without their graph, and what the task takes as given."""
+
+NOT_CAPTURED = (
+    "the step cannot be captured as one CUDA graph ({reason}): all that comes before the optimiser must do the same "
+    "work in every step and wait for nothing, and this network or pretext task does not; leave out --pretrain.capture."
+)
 
 
 class Learner:
@@ -45,6 +59,10 @@ class Learner:
     With ``shard``, weights of network and copy are spread over the ranks, and gradients with them; optimisers are made
     for the network's parameters as they are then. Products take no such network.
 
+    With ``capture``, the second :meth:`backward` is captured as one CUDA graph that serves the rest
+    (:class:`bissl_fast.ops.captured.Captured`): views, momentum copy, loss and gradients, with the same bits. All that
+    follows a schedule or counts steps stays outside of it.
+
     Args:
         task: the pretext task.
         network: backbone and head, trained in place.
@@ -54,10 +72,11 @@ class Learner:
             smaller. Left out: all. Batch-norm statistics are then those of a chunk of each rank.
         ranks: each has as many images of a batch as this one; left out: there is this process alone.
         shard: whether ranks hold a part of each weight and not all of them.
+        capture: whether :meth:`backward` is one launch, on CUDA, with the memory of a step for its own.
 
     Raises:
-        UserError: for a chunk without an image, a batch norm that cannot take statistics over ranks, or weights that
-            cannot be spread.
+        UserError: for a chunk without an image, a batch norm that cannot take statistics over ranks, weights that
+            cannot be spread, or a capture with chunks or ranks.
     """
 
     def __init__(
@@ -69,7 +88,10 @@ class Learner:
         chunk: int | None = None,
         ranks: Ranks | None = None,
         shard: bool = False,
+        capture: bool = False,
     ) -> None:
+        if capture and (chunk is not None or ranks is not None):
+            raise UserError(f"A step {'in chunks' if ranks is None else 'over ranks'} cannot be captured.")
         if chunk is not None and chunk < 1:
             raise UserError(f"A chunk has 1 image or more, found {chunk}; left out, a whole batch passes at once.")
         self.task, self.network, self.forward, self.chunk, self.ranks = task, network, forward, chunk, ranks
@@ -85,7 +107,8 @@ class Learner:
             for part in (network, *([] if self.momentum is None else [self.momentum])):
                 sharded.shard(part, ranks)
         self._reduced = None if sharded.is_sharded(network) else ranks
-        self._last: tuple[Sequence[Output], Constants] | None = None
+        self._last: Made | None = None
+        self._captured = Captured(self._afresh, self._memory, refusal) if capture else None
 
     def see(self, views: Views) -> Seen:
         """The part of the views that is trained on, and the momentum copy's outputs for the others, as constants.
@@ -106,15 +129,40 @@ class Learner:
     def backward(self, views: Views) -> torch.Tensor:
         """L^P of one batch, whose gradient is added to that of the network's parameters.
 
-        With ``chunk`` as :meth:`backward_in_chunks`, but that the views of the whole batch are at hand.
+        With ``chunk`` as :meth:`backward_in_chunks`, but that the views of the whole batch are at hand. With
+        ``capture`` gradients lie, where there were none, in memory that the next call writes over.
+
+        Raises:
+            UserError: if it cannot be captured.
+            ValueError: for views of another size than those before, which a graph does not take.
         """
         if self.chunk is not None:
             parts = in_chunks(views, self.chunk)
             return self.backward_in_chunks(parts, parts)
+        if self._captured is None:
+            return self._called(views)
+        earlier = [None if p.grad is None else p.grad.clone() for p in self.network.parameters()]
+        loss, self._last, gradients = self._captured(*views)
+        for p, before, gradient in zip(self.network.parameters(), earlier, gradients, strict=True):
+            p.grad = gradient if before is None else before if gradient is None else before.add_(gradient)
+        return loss.clone()
+
+    def _called(self, views: Views) -> torch.Tensor:
+        """:meth:`backward` of whole batches, without a graph."""
         with gradients_of_all(self.network.parameters(), self._reduced):
             loss = self.loss(views)
             loss.backward()  # type: ignore[no-untyped-call]
         return all_reduce(loss.detach(), self.ranks)
+
+    def _afresh(self, *views: torch.Tensor) -> tuple[torch.Tensor, Made | None, list[torch.Tensor | None]]:
+        """Loss, what it was taken of, and its gradient alone: all that a step leaves in memory that it has made."""
+        self.network.zero_grad(set_to_none=True)
+        return self._called(views), self._last, [p.grad for p in self.network.parameters()]
+
+    def _memory(self) -> Hashable:
+        """Where all that a step reads and writes lies, and what else decides about its work."""
+        tensors = (t for _, part in self._parts() for t in (*part.parameters(), *part.buffers()))
+        return self.network.training, tuple((t.data_ptr(), t.requires_grad) for t in tensors)
 
     def backward_in_chunks(self, first: Iterable[Views], again: Iterable[Views]) -> torch.Tensor:
         """L^P of all chunks together, whose gradient is added as by :meth:`backward`, in the memory of one chunk.
@@ -141,7 +189,7 @@ class Learner:
         del outputs, targets
         loss = share_of(self.task, made, constants, self.ranks)
         cotangents = torch.autograd.grad(loss, tree_leaves(made), allow_unused=True)
-        self._last = tree_map(torch.Tensor.detach, made), constants
+        self._keep(made, constants)
         parts = [repeat(None) if c is None else torch.split(c, images) for c in cotangents]
         with gradients_of_all(self.network.parameters(), self._reduced):
             for seed, views, *part in zip(seeds, again, *parts, strict=False):
@@ -169,7 +217,7 @@ class Learner:
         if self.momentum is None:
             return {}
         self.momentum.train(self.network.training)
-        with torch.no_grad(), self.forward():
+        with torch.no_grad(), self.forward(), statistics_at_once():
             return {"targets": forward_each(self.momentum, [views[k] for k in self.task.needs.target], self.chunk)}
 
     def _embed(self, views: Views, seed: int) -> tuple[Output, ...]:
@@ -179,14 +227,18 @@ class Learner:
 
     def _pass(self, views: Views) -> tuple[Sequence[Output], Constants]:
         seen, constants = self.see(views)
-        with self.forward():
+        with self.forward(), statistics_at_once():
             outputs = forward_each(self.network, seen, self.chunk)
-        self._last = outputs, constants
+        self._keep(outputs, constants)
         return outputs, constants
+
+    def _keep(self, outputs: Sequence[Output], constants: Constants) -> None:
+        """For the end of the step: without the graph, whose nodes belong to the stream that it was made on."""
+        self._last = tree_map(torch.Tensor.detach, outputs), constants
 
     def compare(self, outputs: Sequence[Output], constants: Constants) -> torch.Tensor:
         """As :meth:`loss`, of the outputs for what :meth:`see` gave, wherever they were made."""
-        self._last = outputs, constants
+        self._keep(outputs, constants)
         return share_of(self.task, outputs, constants, self.ranks)
 
     @property
@@ -247,6 +299,11 @@ class Learner:
         if self.momentum is not None:
             yield "momentum.", self.momentum
         yield "store.", self.store
+
+
+def refusal(reason: str) -> UserError:
+    """The error of a step that cannot be captured."""
+    return UserError(NOT_CAPTURED.format(reason=reason))
 
 
 def share_of(task: PretextTask, outputs: Sequence[Output], constants: Constants, ranks: Ranks | None) -> torch.Tensor:

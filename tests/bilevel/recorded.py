@@ -8,38 +8,47 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-def waits(func: Any, args: Any) -> bool:
-    """Whether host and device wait for each other: for a number, a shape, or a number's way to the device."""
+def waits(func: Any, args: Any, kwargs: Any) -> bool:
+    """Whether host and device wait for each other: for a number, a shape, an error, or a number's way to the device."""
     if func is torch.ops.aten.index.Tensor:  # a gather has the shape of its integers, which are known
         return any(index.dtype == torch.bool for index in args[1] if index is not None)
     needs_values = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags)
-    return bool(needs_values) or func is torch.ops.aten.lift_fresh.default
+    return bool(needs_values) or bool(kwargs.get("check_errors")) or func is torch.ops.aten.lift_fresh.default
 
 
 class Writing(TorchDispatchMode):
-    """Notes every operation, what it was given and what it made."""
+    """Notes every operation, what it was given and what it made, and what was in memory that it writes over."""
 
     def __init__(self) -> None:
         super().__init__()
         self.steps: list[tuple[Any, Any, Any, Any]] = []
+        self.before: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if waits(func, args):
+        kwargs = kwargs or {}
+        if waits(func, args, kwargs):
             raise RuntimeError(f"operation not permitted when stream is capturing: {func}")
-        made = func(*args, **(kwargs or {}))
-        self.steps.append((func, args, kwargs or {}, made))
+        if func._schema.is_mutable:
+            for tensor in tensors((args, kwargs)):
+                storage = tensor.untyped_storage()
+                self.before.setdefault(memory(tensor), (storage, storage.clone()))
+        made = func(*args, **kwargs)
+        self.steps.append((func, args, kwargs, made))
         return made
 
 
 class RecordedGraph:
-    """What :class:`bissl_fast.bilevel.captured.CudaGraph` is on a GPU."""
+    """What :class:`bissl_fast.ops.captured.CudaGraph` is on a GPU: a capture does nothing, but for what it makes."""
 
     def capture(self, work: Callable[[], Any], device: torch.device) -> Any:
-        with Writing() as writing:
+        with torch.random.fork_rng(devices=[]), Writing() as writing:
             found = work()
+        for storage, before in writing.before.values():
+            storage.copy_(before)
         self.steps = writing.steps
         return found
 
+    @torch.no_grad()
     def replay(self) -> None:
         for func, args, kwargs, made in self.steps:
             given = {memory(tensor) for tensor in tensors((args, kwargs))}

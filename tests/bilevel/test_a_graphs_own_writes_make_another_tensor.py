@@ -8,7 +8,7 @@ from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from bissl_fast.bilevel import HessianOperator, ParameterVector, written
-from bissl_fast.bilevel.writes import rewrite_writes, writes
+from bissl_fast.bilevel.tracing.writes import rewrite_writes, writes
 
 
 def read_before_and_after(x: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from bissl_fast.methods.stages.blocks import BlocksTask
+from bissl_fast.methods.fussl.blocks import BlocksTask
 from bissl_fast.methods.stages.pretrain import PretrainSettings, PretrainTask
 from bissl_fast.models import Network, build_backbone, probe_features
 from bissl_fast.models.stacked import Stack

@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 
 from bissl_fast.cli import main
-from bissl_fast.methods.bissl import BiSSLTask
+from bissl_fast.methods.bissl.algorithm import BiSSLTask
 from bissl_fast.methods.train import Training
 from bissl_fast.pretext import TASKS, Learner
 from tests.methods.tasks import SMALL_TASKS, mostly_slow, small_arguments, small_config

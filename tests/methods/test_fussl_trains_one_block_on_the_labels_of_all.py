@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from bissl_fast.errors import UserError
-from bissl_fast.methods import fussl
-from bissl_fast.methods.fussl import original_view, scorer
-from bissl_fast.methods.fussl_settings import FUSSLSettings
-from bissl_fast.methods.stages.pseudo_labels import PseudoLabelTask
+from bissl_fast.methods.fussl import method as fussl
+from bissl_fast.methods.fussl.method import original_view, scorer
+from bissl_fast.methods.fussl.pseudo_labels import PseudoLabelTask
+from bissl_fast.methods.fussl.settings import FUSSLSettings
 from bissl_fast.models import Network, build_backbone, build_projector, probe_features
 from tests.methods.fussl_runs import backbone, differing, method_of, training, weights
 from tests.methods.fussl_tasks import EXACT, Views, drawn

@@ -11,10 +11,10 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from bissl_fast.methods import fussl
-from bissl_fast.methods.fussl import scorer
-from bissl_fast.methods.fussl_settings import FUSSLSettings
-from bissl_fast.methods.labelling import collapse, label
+from bissl_fast.methods.fussl import method as fussl
+from bissl_fast.methods.fussl.labelling import collapse, label
+from bissl_fast.methods.fussl.method import scorer
+from bissl_fast.methods.fussl.settings import FUSSLSettings
 from bissl_fast.models import Network
 from tests.methods.fussl_runs import backbone, differing, training
 from tests.methods.fussl_tasks import EXACT, TASKS, blocks_task, drawn

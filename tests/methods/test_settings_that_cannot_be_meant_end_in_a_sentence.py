@@ -13,7 +13,7 @@ from bissl_fast.data.views.parameters import ViewSettings
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.features import StatisticsSettings
 from bissl_fast.methods.bilevel import BilevelSettings
-from bissl_fast.methods.bissl import BiSSLSettings
+from bissl_fast.methods.bissl.settings import BiSSLSettings
 from bissl_fast.methods.config import PretextConfig, TrainConfig, load_config, save_config
 from bissl_fast.methods.loading import RunData
 from bissl_fast.methods.presets import preset_config
@@ -22,6 +22,7 @@ from bissl_fast.methods.stages.downstream import FineTuneSettings
 from bissl_fast.methods.stages.pretrain import PretrainSettings
 from bissl_fast.methods.stages.sgd import SGDSettings
 from bissl_fast.methods.train import Training, train
+from bissl_fast.ops import Ranks
 from bissl_fast.pretext import TASKS, SimCLR
 from bissl_fast.training.ranks.agreement import DistributedSettings
 from tests.methods.conftest import write_images
@@ -76,6 +77,11 @@ from tests.methods.conftest import write_images
             BiSSLSettings,
             {"learning_rate": float("inf")},
             "--bissl.learning-rate must be finite and positive, found inf",
+        ),
+        (
+            PretrainSettings,
+            {"capture": True, "chunk": 8},
+            "--pretrain.capture must be left out with --pretrain.chunk, for whose passes the host draws seeds",
         ),
         (PretrainSettings, {"epochs": float("inf")}, "--pretrain.epochs must be finite and 0 or more, found inf"),
         (PretrainSettings, {"baseline_epochs": -1.0}, "--pretrain.baseline-epochs must be 0 or more, found -1.0"),
@@ -229,6 +235,15 @@ def test_a_device_that_is_not_there(small_data: Path, tmp_path: Path) -> None:
 def test_a_capture_without_cuda_is_refused_before_any_work(small_data: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--bilevel.capture makes CUDA graphs, and this run is on cpu; leave it out"):
         begin(config(small_data, tmp_path, bilevel=BilevelSettings(capture=True), device="cpu"))
+    with pytest.raises(UserError, match=r"--pretrain.capture makes CUDA graphs, and this run is on cpu; leave it out"):
+        begin(config(small_data, tmp_path, pretrain=PretrainSettings(batch_size=16, capture=True), device="cpu"))
+
+
+def test_a_captured_pretext_step_of_many_ranks_is_refused() -> None:
+    settings, ranks = PretrainSettings(capture=True), Ranks(0, 2, "none")
+    settings.require_device(torch.device("cuda"), None)
+    with pytest.raises(UserError, match=r"--pretrain.capture is for one process, and this run has 2 ranks; leave it"):
+        settings.require_device(torch.device("cuda"), ranks)
 
 
 def test_an_output_that_cannot_be_a_folder(small_data: Path, tmp_path: Path) -> None:
@@ -237,7 +252,7 @@ def test_an_output_that_cannot_be_a_folder(small_data: Path, tmp_path: Path) -> 
         begin(config(small_data, tmp_path / "file"))
 
 
-def test_a_truncated_image_is_left_out_and_told(
+def test_a_truncated_image_is_left_out_and_told_once(
     small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(small_data / "loose", tmp_path / "loose")
@@ -248,6 +263,7 @@ def test_a_truncated_image_is_left_out_and_told(
     output = capsys.readouterr().out
     assert "47 images of 64 px, 1 unreadable and left out" in output
     assert "left out: 003.png" in output
+    assert output.count("003.png") == 1
 
 
 @pytest.mark.parametrize(

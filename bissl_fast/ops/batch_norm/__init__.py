@@ -6,6 +6,7 @@ from bissl_fast.ops.batch_norm.module import (
     BatchNormAct,
     average_statistics,
     share_statistics,
+    statistics_at_once,
     statistics_groups,
     unshared_statistics,
 )
@@ -15,6 +16,7 @@ __all__ = [
     "average_statistics",
     "batch_norm_act",
     "share_statistics",
+    "statistics_at_once",
     "statistics_groups",
     "unshared_statistics",
 ]

@@ -54,15 +54,29 @@ def batch_norm_act(
         >>> x = torch.randn(8, 3, 4, 4, requires_grad=True)
         >>> out, mean, var = batch_norm_act(x, torch.ones(3), torch.zeros(3), relu=True, groups=2)
     """
+    out, mean, rstd = normalised(x, weight, bias, residual, groups=groups, relu=relu, eps=eps, ranks=ranks)
+    return out, mean, (rstd.pow(-2) - eps).clamp_min(0)
+
+
+def normalised(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    *,
+    groups: int,
+    relu: bool,
+    eps: float,
+    ranks: Ranks | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As :func:`batch_norm_act`, with rstd, which is ``1 / sqrt(var + eps)``, in place of var."""
     check(x, weight, bias, residual, groups, eps, 1 if ranks is None else ranks.size)
     if residual is not None:
         residual = residual.to(x.dtype)
     name = choose_among(x, ("cpp", "triton"), lacks, "Batch norm runs")
     if name == "reference":
-        out, mean, rstd = reference.batch_norm_act(x, weight, bias, residual, groups, relu, eps, ranks)
-    else:
-        out, mean, rstd = batch_norm(x, weight, bias, residual, groups, relu, eps, name, ranks)
-    return out, mean, (rstd.pow(-2) - eps).clamp_min(0)
+        return reference.batch_norm_act(x, weight, bias, residual, groups, relu, eps, ranks)
+    return batch_norm(x, weight, bias, residual, groups, relu, eps, name, ranks)
 
 
 def lacks(name: str, x: Tensor) -> str:

@@ -1,8 +1,10 @@
 """Batch norm as a layer, and the number of groups that its statistics are taken over."""
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from contextvars import ContextVar
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bissl_fast.errors import UserError
-from bissl_fast.ops.batch_norm.function import batch_norm_act
+from bissl_fast.ops.batch_norm.function import normalised
 from bissl_fast.ops.collectives import Ranks, summed_together
 
 
@@ -52,12 +54,12 @@ class BatchNormAct(_BatchNorm):
         """
         if not self.training and self.running_mean is not None:
             return self._by_running_statistics(x, residual, relu)
-        out, mean, var = batch_norm_act(
+        out, mean, rstd = normalised(
             x, self.weight, self.bias, residual, groups=self.groups, relu=relu, eps=self.eps, ranks=self.ranks
         )
         if self.training and self.running_mean is not None:
             size = 1 if self.ranks is None else self.ranks.size
-            self._track(mean, var, values=size * (x.numel() // mean.numel()))
+            track(Statistics(self, mean, rstd, size * (x.numel() // mean.numel())))
         return out
 
     def _by_running_statistics(self, x: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
@@ -66,19 +68,77 @@ class BatchNormAct(_BatchNorm):
             out += residual
         return out.relu_() if relu else out
 
-    @torch.no_grad()
-    def _track(self, mean: Tensor, var: Tensor, values: int) -> None:
-        """Move the running statistics by mean and biased variance ``(G, C)`` of so many values each."""
-        running_mean, running_var, batches = self.running_mean, self.running_var, self.num_batches_tracked
-        assert running_mean is not None
-        assert running_var is not None
-        assert batches is not None
-        unbiased = (var * (values / (values - 1))).to(running_var.dtype)
-        if self.momentum is not None:
-            batches.add_(len(mean))
-        for group_mean, group_var in zip(mean.to(running_mean.dtype).unbind(), unbiased.unbind(), strict=True):
-            share = 1.0 / float(batches.add_(1)) if self.momentum is None else self.momentum
-            torch._foreach_lerp_([running_mean, running_var], [group_mean, group_var], share)  # one launch
+
+class Statistics(NamedTuple):
+    """What a layer has found in a batch: mean and rstd ``(G, C)``, and over how many values each."""
+
+    layer: BatchNormAct
+    mean: Tensor
+    rstd: Tensor
+    values: int
+
+
+_later: ContextVar[list[Statistics] | None] = ContextVar("bissl_fast_statistics", default=None)
+"""What the layers have found in the present block of :func:`statistics_at_once`."""
+
+
+def track(found: Statistics) -> None:
+    """Move a layer's running statistics, or leave that to the end of the block."""
+    later = None if torch.compiler.is_compiling() else _later.get()
+    if later is None:
+        move_statistics([found])
+        return
+    if any(earlier.layer is found.layer for earlier in later):  # a second batch, which comes after the first
+        move_statistics(later)
+        later.clear()
+    later.append(found)
+
+
+@torch.no_grad()
+def move_statistics(found: Sequence[Statistics]) -> None:
+    """Move the running statistics of different layers, group after group, in a few launches for all of them."""
+    variances = torch._foreach_pow([one.rstd for one in found], -2)
+    torch._foreach_sub_(variances, [one.layer.eps for one in found])
+    torch._foreach_clamp_min_(variances, 0)
+    torch._foreach_mul_(variances, [one.values / (one.values - 1) for one in found])  # unbiased
+    alike: dict[tuple[float | None, int], list[tuple[BatchNormAct, Tensor, Tensor]]] = defaultdict(list)
+    for (layer, mean, _, _), variance in zip(found, variances, strict=True):
+        alike[layer.momentum, len(mean)].append((layer, mean, variance))
+    for (momentum, groups), own in alike.items():
+        layers = [layer for layer, _, _ in own]
+        running: list[Any] = [buffer for layer in layers for buffer in (layer.running_mean, layer.running_var)]
+        new = [tensor.to(running[0].dtype).unbind() for _, *both in own for tensor in both]
+        counters: list[Any] = [layer.num_batches_tracked for layer in layers]
+        for group in range(groups):
+            torch._foreach_add_(counters, 1)
+            moved = [of_groups[group] for of_groups in new]
+            if momentum is not None:
+                torch._foreach_lerp_(running, moved, momentum)
+                continue
+            for number, counter in enumerate(counters):  # a mean over all batches so far
+                both = slice(2 * number, 2 * number + 2)
+                torch._foreach_lerp_(running[both], moved[both], 1.0 / float(counter))
+
+
+@contextmanager
+def statistics_at_once() -> Iterator[None]:
+    """Let running statistics move at the end of the block, or when their layer is met again, by the same numbers.
+
+    A few launches then do what are seven for each layer otherwise. Outputs do not depend on it.
+
+    Example:
+        >>> network = BatchNormAct(3)
+        >>> with statistics_at_once():
+        ...     out = network(torch.randn(8, 3, 4, 4))
+    """
+    found: list[Statistics] = []
+    token = _later.set(found)
+    try:
+        yield
+    finally:
+        _later.reset(token)
+    if found:
+        move_statistics(found)
 
 
 def mixing(module: nn.Module) -> str | None:
