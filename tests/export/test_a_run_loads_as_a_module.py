@@ -33,6 +33,7 @@ def tensor(model: TrainedModel, name: str = "bn1.weight") -> torch.Tensor:
         ({}, "bissl"),
         ({"arm": "baseline"}, "pretext-baseline"),
         ({"stage": "pretext"}, "pretext-warmup"),
+        ({"stage": "pretext", "arm": "baseline"}, "pretext-baseline"),
         ({"stage": "finetuned"}, "finetune-bissl-1"),  # the better one on the validation images
         ({"stage": "finetune-bissl-0"}, "finetune-bissl-0"),
         ({"stage": "finetuned", "arm": "baseline"}, "finetune-baseline-0"),
@@ -139,6 +140,9 @@ def test_folders_that_are_no_run_or_not_finished_are_sentences(tmp_path: Path) -
     (run / "bissl" / "DONE").unlink()
     with pytest.raises(UserError, match="no stage of it has ended: wait for the run"):
         bissl_fast.load(run)
+    (run / "finetune-bissl-0" / "DONE").unlink()
+    with pytest.raises(UserError, match="has no finished stage finetune-bissl-0 with weights"):
+        bissl_fast.load(run, stage="finetune-bissl-0")
     for number in (0, 1):
         (run / f"finetune-bissl-{number}" / "weights.safetensors").unlink()
     with pytest.raises(UserError, match="no fine-tuned model of bissl: no fine-tuning of it has ended"):
