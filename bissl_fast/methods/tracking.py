@@ -17,7 +17,7 @@ from bissl_fast.methods.run import Run
 from bissl_fast.plain import parse_yaml
 from bissl_fast.training.console import say
 from bissl_fast.training.files import exclusive
-from bissl_fast.training.ranks.agreement import is_lead
+from bissl_fast.training.ranks.lead import is_lead
 from bissl_fast.training.trackers.following import Follower, Following, reason
 from bissl_fast.training.trackers.to_mlflow import MlflowRun
 from bissl_fast.training.trackers.to_wandb import WandbRun

@@ -28,7 +28,8 @@ from bissl_fast.methods.stages.untrained import untrained
 from bissl_fast.methods.tracking import following
 from bissl_fast.training.files import disk_told, make_folder, write_atomic, write_json
 from bissl_fast.training.memory import memory_told
-from bissl_fast.training.ranks.agreement import held, is_lead
+from bissl_fast.training.ranks.agreement import held
+from bissl_fast.training.ranks.lead import is_lead
 from bissl_fast.training.stage import StageOutput
 
 UNTRAINED, PRETEXT, WARMUP = "untrained", "pretext", "pretext-warmup"

@@ -17,7 +17,8 @@ from bissl_fast.training import checkpoint
 from bissl_fast.training.clock import Clock
 from bissl_fast.training.console import say
 from bissl_fast.training.files import digest, make_folder, unwritable, write_json
-from bissl_fast.training.ranks.agreement import is_lead, led
+from bissl_fast.training.ranks.agreement import led
+from bissl_fast.training.ranks.lead import is_lead
 
 FORMAT = 2
 """Raised when a stage computes something else from the same settings."""

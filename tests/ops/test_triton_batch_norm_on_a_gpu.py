@@ -49,12 +49,15 @@ def raw_arguments(name: str, x: Tensor, groups: int = 2, relu: bool = True, with
     saved = (x, out, weight, mean, rstd)
     sums = ops.triton_batch_norm_bwd(x, *saved, *settings, with_residual)[2]
     return {
+        "statistics": [x, groups],
         "fwd": [x, weight, bias, residual, *settings, 1e-5],
         "apply": [x, weight, bias, residual, mean, rstd, *settings],
+        "moments": [x, x, out, mean, rstd, *settings],
         "bwd": [x, *saved, *settings, with_residual],
-        "bwd_apply": [x, *saved, *sums, *settings, with_residual],
+        "bwd_apply": [x, *saved, sums, *settings, with_residual],
         "jvp": [x, *saved, weight, None, residual, *settings],
-        "bwd_jvp": [x, None, weight, x, *saved, *sums, *settings, with_residual],
+        "tangent_moments": [x, None, x, x, out, mean, rstd, *settings],
+        "bwd_jvp": [x, None, weight, x, *saved, sums, *settings, with_residual],
     }[name]
 
 

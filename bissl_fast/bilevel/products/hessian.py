@@ -19,7 +19,7 @@ from bissl_fast.bilevel.products.loss import CompositeLoss, Loss, modules_of
 from bissl_fast.bilevel.products.precision import autocast, deterministic_convolutions, tf32
 from bissl_fast.bilevel.products.reverse import DifferenceProducts, ReverseProducts
 from bissl_fast.bilevel.products.traced import TracedProducts
-from bissl_fast.ops.collectives import Ranks, checksum, checksum_of, least, require_same, summed
+from bissl_fast.ops.collectives import Ranks, checksum, checksum_of, least, require_same, summed_
 from bissl_fast.ops.krylov import check_tensors
 
 Mode = Literal["reverse", "linearized", "gauss_newton", "finite_difference"]
@@ -258,7 +258,7 @@ class HessianOperator:
             self._watch.look()
             vectors = vectors.detach()
             rows = [self._parameters.unflatten(vector) for vector in vectors]
-            total = torch.zeros_like(vectors)
+            total = torch.zeros_like(vectors, memory_format=torch.contiguous_format)
             pieces = [self._parameters.unflatten(row) for row in total]  # views, written as gradients come
             with nullcontext() if isinstance(self._products, TracedProducts) else self._attributes.passing():
                 for k, weight in enumerate(self._weights):
@@ -272,7 +272,7 @@ class HessianOperator:
                                 piece.add_(part, alpha=weight)
                     del point
             total.div_(sum(self._weights))
-            return total if self._ranks is None else summed(total, self._ranks)
+            return total if self._ranks is None else summed_(total, self._ranks)
 
     def point(self) -> int:
         """Where the products are taken: a number that each :meth:`update` raises.
