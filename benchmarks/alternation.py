@@ -23,12 +23,13 @@ from torch import nn
 from benchmarks.gpu_report import Report, add_budget
 from benchmarks.reference_alternation import ReferenceBiSSL, Views
 from benchmarks.upper_phase import described, timed
-from bissl_fast.bilevel.hessian import ProductsDtype
+from bissl_fast.bilevel.products.hessian import ProductsDtype
 from bissl_fast.data.pipelines.loader import Batch, Loader
 from bissl_fast.data.pipelines.order import BatchOrder
 from bissl_fast.measuring.products import Problem, problem
 from bissl_fast.methods.bilevel import BilevelSettings
-from bissl_fast.methods.bissl import BiSSLSettings, BiSSLTask
+from bissl_fast.methods.bissl.algorithm import BiSSLTask
+from bissl_fast.methods.bissl.settings import BiSSLSettings
 from bissl_fast.methods.stages.sgd import SGDSettings
 from bissl_fast.models import Network, build_classifier, probe_features
 from bissl_fast.ops.nt_xent.reference import nt_xent_loss

@@ -21,10 +21,11 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
+from benchmarks.record import begun, keep, machine, options
 from bissl_fast.bilevel import HessianOperator, Nystrom, Operator, Recycler, ShiftedOperator
 from bissl_fast.bilevel.solvers.recycling import Pair
 from bissl_fast.methods.bilevel import BilevelSettings, PhaseSolver
-from bissl_fast.methods.bissl import BiSSLTask
+from bissl_fast.methods.bissl.algorithm import BiSSLTask
 from bissl_fast.methods.config import TrainConfig, load_config
 from bissl_fast.methods.stages.downstream import Downstream
 from bissl_fast.methods.stages.pretrain import Pretext
@@ -32,8 +33,6 @@ from bissl_fast.methods.train import Training
 from bissl_fast.models import Network
 from bissl_fast.ops.krylov import norm
 from bissl_fast.pretext.learner import Views
-from bissl_fast.training.environment import describe_environment
-from bissl_fast.training.files import write_json
 
 MEASURE = "recycled within the phase"
 Turn = Callable[[torch.Tensor], torch.Tensor]
@@ -54,9 +53,8 @@ class System:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = options(__doc__)
     parser.add_argument("--run", type=Path, required=True)
-    parser.add_argument("--output", type=Path, required=True, help="writes .json and .md")
     parser.add_argument("--pairs", type=int, default=32, help="images of a pretext batch")
     parser.add_argument("--phases", type=int, default=6)
     parser.add_argument("--steps", type=int, default=4, help="right-hand sides per phase [N_U]")
@@ -261,20 +259,12 @@ def harmonic_pairs(pairs: list[Pair], rank: int) -> list[Pair]:
 
 def write(arguments: argparse.Namespace, rows: dict[str, list[list[float]]], moved: list[float]) -> None:
     """Both files, after each phase."""
-    settings = {name: v for name, v in vars(arguments).items() if name not in ("run", "output")}
-    record = {
-        "environment": describe_environment(torch.device("cpu")),
-        "run": arguments.run.name,
-        "settings": settings,
-        "theta_moved": moved,
-        "relative_residuals": rows,
-    }
-    write_json(arguments.output.with_suffix(".json"), record)
-    arguments.output.with_suffix(".md").write_text(markdown(record), encoding="utf-8")
+    record = begun(arguments) | {"run": arguments.run.name, "theta_moved": moved, "relative_residuals": rows}
+    keep(arguments.output, record, markdown(record))
 
 
 def markdown(record: dict[str, Any]) -> str:
-    settings, about = record["settings"], record["environment"]
+    settings = record["settings"]
     first, *moved = (f"{100 * share:.1f}" for share in record["theta_moved"])
     lines = [
         "# What one upper phase knows, in the next\n",
@@ -294,8 +284,7 @@ def markdown(record: dict[str, Any]) -> str:
         pairs = zip(chain(*later), chain(*rows[MEASURE]), strict=True)
         ratio = statistics.geometric_mean(mine / theirs for mine, theirs in pairs)
         lines.append(f"| {name} | " + " | ".join(f"{value:.3f}" for value in medians) + f" | {ratio:.2f} |")
-    where = f"{about['processor']}, bissl-fast {about['bissl-fast']}, torch {torch.__version__}, {about['date']}"
-    return "\n".join([*lines, "", f"{where}.", ""])
+    return "\n".join([*lines, "", f"{machine(record)}.", ""])
 
 
 if __name__ == "__main__":

@@ -19,14 +19,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.record import begun, keep, machine
 from bissl_fast.data.pipelines.loader import ChunkLoader, Loader, ViewLoader
 from bissl_fast.data.pipelines.order import BatchOrder, ChunkOrder
 from bissl_fast.data.sets.dataset import ImageSet
 from bissl_fast.methods.stages.pretrain import PretrainSettings, PretrainTask
 from bissl_fast.models import Network, build_backbone, place, probe_features
 from bissl_fast.pretext import Learner, SimCLR
-from bissl_fast.training.environment import describe_environment
-from bissl_fast.training.files import make_folder_of, write_atomic, write_json
 
 Row = dict[str, Any]
 STORED_SIZE = 112
@@ -60,9 +59,7 @@ def main() -> None:
         return
     if arguments.output is None:
         parser.error("--output is required")
-    make_folder_of(arguments.output)
-    settings = {name: getattr(arguments, name) for name in ("batch", "large", "steps", "size", "backbone")}
-    record: Row = {"environment": describe_environment(torch.device("cpu")), "settings": settings, "rows": []}
+    record = begun(arguments) | {"rows": []}
     small, large = arguments.batch, arguments.large
     for batch, chunk, steps in (
         (small, None, arguments.steps),
@@ -73,8 +70,7 @@ def main() -> None:
         asked = {"batch": batch, "chunk": chunk, "steps": steps, "images": large}
         record["rows"].append(in_a_process({**asked, "size": arguments.size, "backbone": arguments.backbone}))
         print(record["rows"][-1], flush=True)
-        write_json(arguments.output.with_suffix(".json"), record)
-    write_atomic(arguments.output.with_suffix(".md"), page(record).encode())
+        keep(arguments.output, record, page(record))
     print(page(record))
 
 
@@ -121,17 +117,13 @@ def status(name: str) -> int:
 
 def page(record: Row) -> str:
     """The record as Markdown."""
-    about, settings, rows = record["environment"], record["settings"], record["rows"]
-    where = (
-        f"bissl-fast {about['bissl-fast']}, torch {about['packages']['torch']}, {about['threads']} thread(s) of "
-        f"{about['processor']}, seed 0; {about['date']}"
-    )
+    settings, rows = record["settings"], record["rows"]
     return PAGE.format(
         backbone=settings["backbone"],
         size=settings["size"],
         set_bytes=settings["large"] * STORED_SIZE**2 * 3 / 1e6,
         rows="\n".join(line(row, rows) for row in rows),
-        where=where,
+        where=machine(record),
     )
 
 

@@ -7,7 +7,6 @@ products times images, and the arithmetic of convolutions and matrix products. S
 least of some rounds in which all sizes take turns. Writes .json and .png.
 """
 
-import argparse
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,10 +19,9 @@ from matplotlib.figure import Figure
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.record import begun, keep, options
 from bissl_fast.measuring.products import Problem, problem
 from bissl_fast.methods.bilevel import BilevelSettings, Hessian
-from bissl_fast.training.environment import describe_environment
-from bissl_fast.training.files import write_json
 
 WEIGHT, DAMPING = 1e-3, 10.0
 NAMES = {
@@ -36,8 +34,7 @@ COUNTS = {"product_images": "products × images", "flops": "arithmetic", "second
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, help="writes .json and .png")
+    parser = options(__doc__, "writes .json and .png")
     parser.add_argument("--size", type=int, default=32)
     for name, default in {"pairs": 8, "batches": 2, "steps": 2, "iterations": 2}.items():
         parser.add_argument(f"--{name}", type=int, default=default, help=f"{NAMES[name]}, where others grow")
@@ -49,11 +46,8 @@ def main() -> None:
     case = problem("resnet18", arguments.size, most["pairs"], most["batches"], "cpu")
     hessian = BilevelSettings().build(case.loss, case.theta, case.batches)
     vectors = [torch.randn(len(case.theta), generator=torch.Generator().manual_seed(k)) for k in range(most["steps"])]
-    record: dict[str, Any] = {
-        "environment": describe_environment(torch.device("cpu")),
-        "settings": {name: v for name, v in vars(arguments).items() if name != "output"},
-        "growth": {name: [base | {name: base[name] * factor} for factor in arguments.factors] for name in NAMES},
-    }
+    record = begun(arguments)
+    record["growth"] = {name: [base | {name: base[name] * factor} for factor in arguments.factors] for name in NAMES}
     phases = [(row, phase_of(hessian, case, vectors, row)) for rows in record["growth"].values() for row in rows]
     for row, phase in phases:
         print({name: row[name] for name in NAMES}, flush=True)
@@ -64,7 +58,7 @@ def main() -> None:
             phase()
             row["seconds"] = min(row["seconds"], time.process_time() - started)
     record["lines"] = {name: lines(rows, name) for name, rows in record["growth"].items()}
-    write_json(arguments.output.with_suffix(".json"), record)
+    keep(arguments.output, record)
     draw(record, arguments.output.with_suffix(".png"))
     for name, told in record["lines"].items():
         print(NAMES[name], told)

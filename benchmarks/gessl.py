@@ -7,32 +7,30 @@ are timm's and plain PyTorch, since the fused ones have no batching rule. Ways t
     python -m benchmarks.gessl --output docs/results/gessl_cpu    # 5 minutes on 1 CPU core
 """
 
-import argparse
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from torch import nn
 
+from benchmarks.record import begun, keep, machine, options
 from bissl_fast.measuring.products import plain_twin
 from bissl_fast.measuring.timing import best_of
 from bissl_fast.methods.bilevel import BilevelSettings
-from bissl_fast.methods.gessl import TOLD, GeSSLSettings, GeSSLTask
+from bissl_fast.methods.gessl.algorithm import GeSSLTask
+from bissl_fast.methods.gessl.settings import TOLD, GeSSLSettings
 from bissl_fast.methods.presets import preset_config
 from bissl_fast.methods.run import Run
 from bissl_fast.methods.stages.pretrain import PretrainTask
 from bissl_fast.ops.nt_xent.reference import nt_xent_loss
 from bissl_fast.pretext.instances import Instances, InstanceTask
-from bissl_fast.training.environment import describe_environment
-from bissl_fast.training.files import write_atomic, write_json
 
 Row = dict[str, Any]
 PAGE = """# GeSSL's outer gradient
 
-bissl-fast {version}, torch {torch}, timm {timm}, Python {python}, {threads} thread(s) of {processor}; {date}.
+{machine}.
 resnet18, 32 px, float32, SimCLR with τ = .5, {warmup} pretext steps on textures before, K = 1, λ = 10, tasks of 16
 images. Seconds of one task, the shortest of {rounds} rounds, in turns; passes and products as `cost` states them.
 Cosine with the exact gradient and ratio of the lengths, mean over {tasks} tasks.
@@ -54,26 +52,23 @@ WAYS = """α = {rate}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, help="writes .json and .md")
+    parser = options(__doc__)
     parser.add_argument("--rates", nargs="+", type=float, default=[0.05, 0.005], help="α")
     parser.add_argument("--tasks", type=int, default=4, help="that cosines are means over")
     parser.add_argument("--counts", nargs="+", type=int, default=[2, 4, 8], help="n of the tasks together")
     parser.add_argument("--warmup", type=int, default=60, help="pretext steps before")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
-    settings = {name: value for name, value in vars(arguments).items() if name != "output"}
     config = replace(preset_config("quick", "textures"), device="cpu")
     run = Run(config, config.views, Console(quiet=True), tested=False)
-    record: Row = {"environment": describe_environment(run.device), "settings": settings}
+    record = begun(arguments)
     instances = Instances(run.learner(config.pretext), "similarity", None, 16, run.features)
     warm_up(run, instances, arguments.warmup)
     with run.data.loader(run.data.unlabelled, run.views, 16 * max(arguments.counts), "gessl") as loader:
         tasks = instances.tasks(loader.load(0).views, max(arguments.counts), 0)
     record["together"] = [together(instances, tasks[:count], arguments.rounds) for count in arguments.counts]
     record["ways"] = {rate: ways(instances, tasks, rate, arguments.tasks, arguments.rounds) for rate in arguments.rates}
-    write_json(arguments.output.with_suffix(".json"), record)
-    write_atomic(arguments.output.with_suffix(".md"), page(record).encode())
+    keep(arguments.output, record, page(record))
 
 
 def warm_up(run: Run, instances: Instances, steps: int) -> None:
@@ -161,13 +156,10 @@ def page(record: Row) -> str:
     for row in record["together"]:
         ours, plain, vmap = (row["seconds"][way] for way in ("ours", "plain", "vmap"))
         lines.append(f"| {row['n']} | {ours:.2f} | {plain:.2f} | {vmap:.2f} | {vmap / ours:.2f} |")
-    environment = record["environment"]
     return PAGE.format(
-        version=environment["bissl-fast"],
+        machine=machine(record, "timm"),
         ways="\n".join(tables).rstrip(),
         together="\n".join(lines),
-        **{name: environment["packages"][name] for name in ("torch", "timm")},
-        **{name: environment[name] for name in ("python", "threads", "processor", "date")},
         **{name: record["settings"][name] for name in ("warmup", "rounds", "tasks")},
     )
 

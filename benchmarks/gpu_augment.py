@@ -13,6 +13,7 @@ on the GPU, and a ResNet-18 step on 2x1024 views that waits for its data for les
 
 import argparse
 import functools
+import time
 from collections.abc import Iterator
 from itertools import count, product
 from pathlib import Path
@@ -25,6 +26,7 @@ from benchmarks.gpu_report import Report, add_budget, place
 from benchmarks.peers_augment import Images, Peer, Views, threads_for, workers_for
 from benchmarks.streams_augment import CACHE_SIZE, pictures, streams, views_per_second
 from bissl_fast.data.pipelines import torch_pipeline
+from bissl_fast.data.pipelines.loader import ViewLoader
 from bissl_fast.data.pipelines.order import BatchOrder
 from bissl_fast.data.pipelines.rendering import as_tensor, render
 from bissl_fast.data.pipelines.resident import hold
@@ -32,8 +34,8 @@ from bissl_fast.data.sets.dataset import ImageSet
 from bissl_fast.data.views import presets
 from bissl_fast.data.views.parameters import ViewSettings, draw_views
 from bissl_fast.measuring.feeding import measure_feeding
-from bissl_fast.measuring.views import copy_rate, crop_bytes, pipelines
-from bissl_fast.ops.backend import why_absent
+from bissl_fast.measuring.views import copy_rate, crop_bytes, pipelines, torch_threads, wait_for
+from bissl_fast.ops.backend import backend, why_absent
 from bissl_fast.training.precision import Precision
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "tf32", "bf16")
@@ -63,6 +65,7 @@ def main() -> None:
     report.row("set-up", lambda: {"images": name, "pixels": CACHE_SIZE, "cuda kernel": why_absent("cuda") or "there"})
     size, batch, seconds = (32, 16, 0.1) if options.quick else (96, 1024, options.seconds)
     measure_floor(report, images, size, batch, device)
+    measure_host(report, images, size, batch, device)
     compare(report, images, size, batch, seconds, device)
     for precision in PRECISIONS[: 1 if options.quick else None]:
         feed = functools.partial(wait_share, images, size, batch, 5 * seconds, device, precision)
@@ -120,14 +123,44 @@ def measure_floor(report: Report, images: Images, size: int, batch: int, device:
 
     report.row("floor: reading the crop and writing float32", floor)
 
-    def drawing() -> dict[str, Any]:
-        samples = np.arange(batch)
-        draws = (
-            tuple(draw_views(v, 0, k, samples, i, (CACHE_SIZE,) * 2) for i, v in enumerate(views)) for k in count()
-        )
-        return {"views/s": views_per_second(draws, 1.0, device)}  # type: ignore[arg-type]
+    for drawer, threads, samples in (("NumPy", 1, batch), ("compiled", 1, batch), ("compiled", None, 64 * batch)):
+        rate = functools.partial(drawing_rate, views, drawer, threads, samples)
+        report.row("host: drawing the parameters", rate, drawer=drawer, threads=threads or "all", at_once=samples)
 
-    report.row("host: drawing the parameters, one thread", drawing, batch=batch)
+
+def drawing_rate(views: tuple[ViewSettings, ...], drawer: str, threads: int | None, samples: int) -> dict[str, Any]:
+    """Views per second of drawing alone; NumPy's is the definition."""
+    indices, size = np.arange(samples), (CACHE_SIZE,) * 2
+    with backend("reference" if drawer == "NumPy" else "auto"), torch_threads(threads or torch.get_num_threads()):
+        draws = (tuple(draw_views(v, 0, k, indices, i, size) for i, v in enumerate(views)) for k in count())
+        return {"views/s": views_per_second(draws, 0.5, torch.device("cpu"))}  # type: ignore[arg-type]
+
+
+def measure_host(report: Report, images: Images, size: int, batch: int, device: torch.device) -> None:
+    """What bounds small kernels: the time in which the host draws and launches; and the loader, which draws ahead."""
+    views, whole = presets.vicreg_views(size), held(images, batch)
+    order = BatchOrder(len(whole), batch, seed=0)
+
+    def host() -> dict[str, Any]:
+        with pipelines(whole, views, order, device, threads_for(device)) as (calls, _):
+            call = next(iter(calls.values()))
+            for number in range(3):
+                call(number)
+            wait_for(device)
+            start, batches = time.perf_counter(), 10 if device.type == "cuda" else 2
+            for number in range(batches):
+                call(number)
+            seconds = time.perf_counter() - start  # on CUDA nobody has waited for a view
+            wait_for(device)
+        return {"views/s": 2 * batch * batches / seconds}
+
+    def loader() -> dict[str, Any]:
+        with ViewLoader(hold(whole, device), views, order, 0, device) as batches:
+            made = (batches.load(number).views for number in count())
+            return {"views/s": views_per_second(made, 1.0, device)}  # type: ignore[arg-type]
+
+    report.row("host: drawing and launching, nobody waits for the views", host, batch=batch, size=size)
+    report.row("views per second of a run's loader", loader, batch=batch, size=size)
 
 
 def compare(report: Report, images: Images, size: int, batch: int, seconds: float, device: torch.device) -> None:

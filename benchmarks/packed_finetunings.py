@@ -8,28 +8,25 @@ batches of all networks at once. Ways take turns, and the shortest time of each 
     python -m benchmarks.packed_finetunings --output docs/results/packed_finetunings_cpu    # 3 minutes on 2 CPU cores
 """
 
-import argparse
 import multiprocessing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from benchmarks.record import begun, keep, line, machine, options
 from bissl_fast.measuring.timing import best_of
 from bissl_fast.models import Network, build_backbone, build_classifier, place, probe_features
 from bissl_fast.models.stacked import Stack
-from bissl_fast.training.environment import describe_environment
-from bissl_fast.training.files import write_atomic, write_json
 
 Row = dict[str, Any]
 WAYS = ("sequence", "processes", "stacked")
 CLASSES = 47
 PAGE = """# Small fine-tunings packed together
 
-bissl-fast {version}, torch {torch}, timm {timm}, Python {python}, {threads} threads of {processor}; {date}.
+{machine}.
 {backbone}, float32, batches of {images} images, {classes} classes; shortest of {rounds} rounds, in turns. Seconds that
 a step of one fine-tuning takes (forward, backward, SGD), when as many are to be made as there are threads: one after
 the other with all threads, in {threads} processes of one thread each, or stacked as one network with all threads.
@@ -41,22 +38,19 @@ the other with all threads, in {threads} processes of one thread each, or stacke
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, help="writes .json and .md")
+    parser = options(__doc__)
     parser.add_argument("--backbone", default="resnet18")
     parser.add_argument("--sizes", nargs="+", type=int, default=[32, 64], help="sides of the images in pixels")
     parser.add_argument("--images", type=int, default=64, help="of a batch")
     parser.add_argument("--steps", type=int, default=4, help="of each fine-tuning in a measurement")
     parser.add_argument("--rounds", type=int, default=4)
     arguments = parser.parse_args()
-    settings = {name: value for name, value in vars(arguments).items() if name != "output"}
-    record: Row = {"environment": describe_environment(torch.device("cpu")), "settings": settings, "rows": []}
+    record = begun(arguments) | {"rows": []}
     for size in arguments.sizes:
         row = measured(arguments.backbone, size, arguments.images, arguments.steps, arguments.rounds)
         record["rows"].append(row)
         print(row, flush=True)
-        write_json(arguments.output.with_suffix(".json"), record)
-    write_atomic(arguments.output.with_suffix(".md"), page(record).encode())
+        keep(arguments.output, record, page(record))
 
 
 def measured(backbone: str, size: int, images: int, steps: int, rounds: int) -> Row:
@@ -142,14 +136,12 @@ def page(record: Row) -> str:
         seconds = [row["seconds"][way] for way in WAYS]
         cells = [str(row["size"]), *(f"{value:.3f}" for value in seconds)]
         cells += [f"{seconds[0] / value:.2f}" for value in seconds[1:]]
-        lines.append(f"| {' | '.join(cells)} |")
-    environment = record["environment"]
+        lines.append(line(*cells))
     return PAGE.format(
-        version=environment["bissl-fast"],
+        machine=machine(record, "timm"),
+        threads=record["environment"]["threads"],
         rows="\n".join(lines),
         classes=CLASSES,
-        **{name: environment["packages"][name] for name in ("torch", "timm")},
-        **{name: environment[name] for name in ("python", "threads", "processor", "date")},
         **{name: record["settings"][name] for name in ("backbone", "images", "rounds")},
     )
 

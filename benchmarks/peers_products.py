@@ -6,33 +6,29 @@ fused loss. Each product is compared with ours.
     python -m benchmarks.peers_products --output docs/results/peers_products_cpu    # needs the extra `peer`
 """
 
-import argparse
 import copy
-import json
 from collections.abc import Callable
 from importlib.metadata import version
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.func import functional_call, grad, jacrev, jvp
 
+from benchmarks.record import Record, begun, keep, machine, options
 from bissl_fast.bilevel import HessianOperator, frozen_buffers
 from bissl_fast.measuring.products import Problem, gradient_function, problem
 from bissl_fast.measuring.timing import best_of
 from bissl_fast.ops.nt_xent.reference import nt_xent_loss
 from bissl_fast.pretext import SimCLR
-from bissl_fast.training.environment import describe_environment
 from bissl_fast.training.precision import apply_precision
 
 Product = Callable[[], torch.Tensor]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, help="writes .json and .md")
+    parser = options(__doc__)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--backbone", default="resnet18")
     parser.add_argument("--size", type=int, default=96)
@@ -44,11 +40,9 @@ def main() -> None:
     apply_precision("fp32", torch.device(arguments.device))
     case = problem(arguments.backbone, arguments.size, arguments.pairs, 1, arguments.device)
     rows = measure(case, arguments.rounds, arguments.device)
-    settings = {name: value for name, value in vars(arguments).items() if name != "output"}
-    about = {**describe_environment(torch.device(arguments.device)), "curvlinops": version("curvlinops-for-pytorch")}
-    record = {"environment": about, "settings": settings, "rows": rows}
-    arguments.output.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    arguments.output.with_suffix(".md").write_text(markdown(settings, about, rows), encoding="utf-8")
+    record = begun(arguments, arguments.device) | {"rows": rows}
+    record["environment"]["packages"]["curvlinops"] = version("curvlinops-for-pytorch")
+    keep(arguments.output, record, markdown(record))
 
 
 def measure(case: Problem, rounds: int, device: str) -> list[dict[str, Any]]:
@@ -134,7 +128,8 @@ def curvlinops_product(case: Problem) -> Product:
     return lambda: operator @ case.vector
 
 
-def markdown(settings: dict[str, Any], about: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+def markdown(record: Record) -> str:
+    settings, rows = record["settings"], record["rows"]
     size, pairs = settings["size"], settings["pairs"]
     lines = [
         "# One Hessian-vector product beside its peers\n",
@@ -146,9 +141,8 @@ def markdown(settings: dict[str, Any], about: dict[str, Any], rows: list[dict[st
     for row in rows:
         what, gradients, difference = row["product"], row["gradients"], row["difference"]
         lines.append(f"| {what} | {gradients:.2f} | {gradients / ours:.2f} | {difference:.0e} |")
-    where = f"{about['processor']}, {about['threads']} threads, {about['device']}"
-    versions = f"bissl-fast {about['bissl-fast']}, torch {torch.__version__}, curvlinops {about['curvlinops']}"
-    return "\n".join([*lines, "", f"{where}; {versions}; {about['date']}.", ""])
+    device = record["environment"]["device"]
+    return "\n".join([*lines, "", f"On {device}: {machine(record, 'curvlinops')}.", ""])
 
 
 if __name__ == "__main__":

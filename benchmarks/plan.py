@@ -16,12 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from benchmarks.record import begun, keep, machine
 from bissl_fast.evaluation.cost import duration, memory_words
 from bissl_fast.training.clock import active_seconds, peak_memory
-from bissl_fast.training.environment import describe_environment
-from bissl_fast.training.files import make_folder_of, write_atomic, write_json
+from bissl_fast.training.files import make_folder_of
 from bissl_fast.training.memory import NEEDS
 
 KINDS = ("seconds", "memory", "disk")
@@ -41,9 +39,8 @@ def main() -> None:
     found = {"options": given.options, "seconds": taken, "stages": rows, "in all": totals(rows)}
     print(markdown(found))
     if given.output is not None:
-        found["environment"] = describe_environment(torch.device("cpu"))
-        write_json(given.output.with_suffix(".json"), found)
-        write_atomic(given.output.with_suffix(".md"), page(found).encode())
+        record = begun(given) | found
+        keep(given.output, record, page(record))
 
 
 def seconds_of(command: str, options: Sequence[str]) -> float:
@@ -94,13 +91,12 @@ def markdown(found: dict[str, Any]) -> str:
 
 def page(found: dict[str, Any]) -> str:
     """The Markdown file."""
-    about, options = found["environment"], " ".join(found["options"])
-    where = f"bissl-fast {about['bissl-fast']}, torch {about['packages']['torch']}, {about['threads']} threads of"
+    options = " ".join(found["options"])
     return (
         f"# A plan and its run\n\nWhat `bissl-fast plan {options}` said, and what the run then took. The plan itself "
         f"took {duration(found['seconds']['plan'])}, the run {duration(found['seconds']['train'])}, both with start, "
         f"data and report.\n\n{markdown(found)}\n\n`python -m benchmarks.plan -- {options}`. "
-        f"{where} {about['processor']}, {about['date']}; seed 0.\n"
+        f"{machine(found)}.\n"
     )
 
 

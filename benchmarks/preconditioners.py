@@ -9,18 +9,17 @@ Gauss-Newton matrix, counts by the arithmetic of its convolutions and matrix pro
 product of the system, in float32, which is not counted.
 """
 
-import argparse
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.amortised import Turn, solve
+from benchmarks.record import begun, keep, machine, options
 from benchmarks.solver_residuals import real_system
 from bissl_fast.bilevel import (
     HessianOperator,
@@ -32,8 +31,6 @@ from bissl_fast.bilevel import (
     minimal_residual,
 )
 from bissl_fast.ops.krylov import norm
-from bissl_fast.training.environment import describe_environment
-from bissl_fast.training.files import write_json
 
 PROXIMITY = 1e-3
 MEASURE = "minimal residual, recycled"
@@ -151,9 +148,8 @@ def at_once(phase: Phase) -> list[torch.Tensor]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--run", type=Path, required=True)
-    parser.add_argument("--output", type=Path, required=True, help="writes .json and .md")
     parser.add_argument("--pairs", type=int, default=16)
     parser.add_argument("--batches", type=int, default=2, help="stored [K]")
     parser.add_argument("--steps", type=int, default=5, help="right-hand sides [N_U]")
@@ -165,12 +161,7 @@ def main() -> None:
     theta, stored, loss = hessian._parameters, hessian._batches, hessian._products._loss  # type: ignore[attr-defined]
     hessian.release()
     batches = [tree_map(lambda view: view[: arguments.pairs].clone(), batch) for batch in stored]
-    record: dict[str, Any] = {
-        "environment": describe_environment(torch.device("cpu")),
-        "run": arguments.run.name,
-        "settings": {name: v for name, v in vars(arguments).items() if name not in ("run", "output")},
-        "rows": [],
-    }
+    record = begun(arguments) | {"run": arguments.run.name, "rows": []}
     for damping in arguments.dampings:
         phase = Phase(loss, theta, batches, vectors, 1 / (PROXIMITY + damping))
         record["prices"] = {"one batch": phase.one.price, "Gauss–Newton": phase.gauss_newton.price}
@@ -181,14 +172,13 @@ def main() -> None:
                 row = {"damping": damping, "each": each, "way": name, "products": phase.spent}
                 record["rows"].append(row | {"residuals": phase.residuals(solutions)})
                 print(record["rows"][-1], flush=True)
-                write_json(arguments.output.with_suffix(".json"), record)
-                arguments.output.with_suffix(".md").write_text(markdown(record), encoding="utf-8")
-    Console().print(markdown(record))
+                keep(arguments.output, record, markdown(record))
+    print(markdown(record))
 
 
 def markdown(record: dict[str, Any]) -> str:
     """A row per way; columns by damping and products."""
-    settings, about = record["settings"], record["environment"]
+    settings = record["settings"]
     found = {(row["way"], row["damping"], row["each"]): row for row in record["rows"]}
     columns = sorted({key[1:] for key in found})
     prices = ", ".join(f"{price:.2f} for {what}" for what, price in record["prices"].items())
@@ -206,8 +196,7 @@ def markdown(record: dict[str, Any]) -> str:
             values = found[(name, *column)]["residuals"] if (name, *column) in found else []
             cells.append(f"{statistics.geometric_mean(values):.2g} ({max(values):.2g})" if values else "")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    where = f"{about['processor']}, bissl-fast {about['bissl-fast']}, torch {torch.__version__}, {about['date']}"
-    return "\n".join([*lines, "", f"{where}.", ""])
+    return "\n".join([*lines, "", f"{machine(record)}.", ""])
 
 
 if __name__ == "__main__":

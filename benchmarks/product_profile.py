@@ -10,40 +10,31 @@ arithmetic of convolutions and matrix products at the rate of a large matrix pro
 import argparse
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch import fx
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.clocked import Clocked
+from benchmarks.record import begun, keep, machine, options
 from bissl_fast.bilevel import HessianOperator, Recycler, ShiftedOperator
 from bissl_fast.measuring.products import problem
-from bissl_fast.training.environment import describe_environment
-from bissl_fast.training.files import write_json
 
 KINDS = {"convolution": "convolutions", "mm": "matrix products", "batch_norm": "batch norm", "add": "sums of tangents"}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, help="writes .json and .md")
+    parser = options(__doc__)
     parser.add_argument("--size", type=int, default=96)
     parser.add_argument("--pairs", type=int, default=32)
     parser.add_argument("--known", type=int, default=8, help="pairs that a recycler has")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    record = {
-        "environment": describe_environment(torch.device("cpu")),
-        "settings": {name: v for name, v in vars(arguments).items() if name != "output"},
-        **measured(arguments),
-    }
-    write_json(arguments.output.with_suffix(".json"), record)
-    arguments.output.with_suffix(".md").write_text(markdown(record), encoding="utf-8")
-    Console().print(markdown(record))
+    record = begun(arguments) | measured(arguments)
+    keep(arguments.output, record, markdown(record))
+    print(markdown(record))
 
 
 @torch.no_grad()
@@ -103,7 +94,7 @@ def kind_of(node: fx.Node) -> str:
 
 
 def markdown(record: dict[str, Any]) -> str:
-    settings, about, seconds = record["settings"], record["environment"], record["seconds"]
+    settings, seconds = record["settings"], record["seconds"]
     floor = record["flops_of_a_product"] / record["flops_per_second"]
     lines = [
         "# Where an upper phase's time goes\n",
@@ -119,8 +110,7 @@ def markdown(record: dict[str, Any]) -> str:
         total = sum(record[half].values())
         shares = ", ".join(f"{what} {100 * s / total:.0f} %" for what, s in record[half].items())
         lines += ["", f"Of the {half} half: {shares}."]
-    where = f"{about['processor']}, bissl-fast {about['bissl-fast']}, torch {torch.__version__}, {about['date']}"
-    return "\n".join([*lines, "", f"{where}.", ""])
+    return "\n".join([*lines, "", f"{machine(record)}.", ""])
 
 
 if __name__ == "__main__":

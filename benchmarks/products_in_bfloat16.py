@@ -8,13 +8,11 @@ others read and write at the rate of a copy beyond the caches. Values that stay 
     python -m benchmarks.products_in_bfloat16 --output docs/results/products_bfloat16_cpu    # 4 minutes on 2 CPU cores
 """
 
-import argparse
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
 from operator import getitem
-from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -25,14 +23,13 @@ from torch import fx
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.clocked import Clocked
-from bissl_fast.bilevel.simplify import gather_pixels
-from bissl_fast.bilevel.traced import Point, TracedProducts
+from benchmarks.record import begun, keep, machine, options
+from bissl_fast.bilevel.products.traced import Point, TracedProducts
+from bissl_fast.bilevel.tracing.simplify import gather_pixels
 from bissl_fast.measuring.products import Problem, flops_of, problem
 from bissl_fast.measuring.timing import best_of
 from bissl_fast.ops.batch_norm import function
 from bissl_fast.ops.convolution.columns import columns, filters_in_columns, filters_reversed
-from bissl_fast.training.environment import describe_environment
-from bissl_fast.training.files import write_atomic, write_json
 
 Row = dict[str, Any]
 FORMATS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -46,8 +43,8 @@ KINDS: dict[str, tuple[Any, ...]] = {
 """Of operations, by a part of an operator's name or by a function."""
 PAGE = """# A product in bfloat16
 
-bissl-fast {version}, torch {torch}, Python {python}, {threads} thread(s) of {processor}; {date}.
-{backbone}, {size} px, 2 × {pairs} images, channels last, seed 0; shortest of {rounds} rounds, in turns.
+{machine}.
+{backbone}, {size} px, 2 × {pairs} images, channels last; shortest of {rounds} rounds, in turns.
 
 | | primal half ms | product ms | of float32's product | kept, MB per view |
 |---|---:|---:|---:|---:|
@@ -72,23 +69,18 @@ class Way(NamedTuple):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, help="writes .json and .md")
+    parser = options(__doc__)
     parser.add_argument("--backbone", default="resnet18")
     parser.add_argument("--size", type=int, default=96, help="side of the images in pixels")
     parser.add_argument("--pairs", nargs="+", type=int, default=[16, 32], help="images per batch, each in two views")
     parser.add_argument("--rounds", type=int, default=8)
     arguments = parser.parse_args()
-    settings = {name: value for name, value in vars(arguments).items() if name != "output"}
-    record: Row = {"environment": describe_environment(torch.device("cpu")), "settings": settings, "rates": rates()}
-    record["cases"] = []
-    pages = []
+    record, pages = begun(arguments) | {"rates": rates(), "cases": []}, []
     for pairs in arguments.pairs:
         record["cases"].append(measured(problem(arguments.backbone, arguments.size, pairs, 1, "cpu"), record, pairs))
-        write_json(arguments.output.with_suffix(".json"), record)
         pages.append(page(record, record["cases"][-1]))
+        keep(arguments.output, record, "\n".join(pages))
         print(pages[-1], flush=True)
-    write_atomic(arguments.output.with_suffix(".md"), "\n".join(pages).encode())
 
 
 def measured(case: Problem, record: Row, pairs: int) -> Row:
@@ -202,11 +194,8 @@ def page(record: Row, case: Row) -> str:
         for name, row in case["ways"].items()
     ]
     casts = case["kinds"]["bfloat16"]["casts"]
-    environment = record["environment"]
     return PAGE.format(
-        version=environment["bissl-fast"],
-        torch=environment["packages"]["torch"],
-        **{name: environment[name] for name in ("python", "threads", "processor", "date")},
+        machine=machine(record),
         **{name: record["settings"][name] for name in ("backbone", "size", "rounds")},
         pairs=case["pairs"],
         ways="\n".join(ways),

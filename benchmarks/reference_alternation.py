@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
 from benchmarks.reference import Tensors, solve
-from bissl_fast.methods.bissl import BiSSLSettings
+from bissl_fast.methods.bissl.settings import BiSSLSettings
 from bissl_fast.methods.stages.sgd import SGDSettings
 from bissl_fast.pretext import OptimizerSettings
 

@@ -7,30 +7,26 @@ and as right-hand side the downstream gradient. The measure is a float64 solve o
 A system that float64 itself does not solve with the products that it is given has that in place of rows.
 """
 
-import argparse
 import copy
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch.utils._pytree import tree_map
 
 from benchmarks.product_precision import relative
+from benchmarks.record import begun, keep, machine, options
 from benchmarks.solver_residuals import real_system
 from bissl_fast.bilevel import HessianOperator, ParameterVector, Recycler, ShiftedOperator, minimal_residual
 from bissl_fast.methods.bilevel import BilevelSettings
-from bissl_fast.training.environment import describe_environment
-from bissl_fast.training.files import write_json
 
 PROXIMITY = 1e-3
 SOLVED = 1e-6
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = options(__doc__)
     parser.add_argument("--run", type=Path, required=True)
-    parser.add_argument("--output", type=Path, required=True, help="writes .json and .md")
     parser.add_argument("--pairs", type=int, default=16)
     parser.add_argument("--dampings", type=float, nargs="+", default=[100.0])
     parser.add_argument("--solvers", nargs="+", default=["minimal-residual", "cg", "layerwise-cg"])
@@ -40,14 +36,7 @@ def main() -> None:
     parser.add_argument("--refine-to", type=float, default=1e-4)
     parser.add_argument("--float64-products", type=int, default=40, help="of the measure, at most")
     arguments = parser.parse_args()
-    settings = {name: v for name, v in vars(arguments).items() if name not in ("run", "output")}
-    record: dict[str, Any] = {
-        "environment": describe_environment(torch.device("cpu")),
-        "run": arguments.run.name,
-        "settings": settings,
-        "float64": {},
-        "rows": [],
-    }
+    record = begun(arguments) | {"run": arguments.run.name, "float64": {}, "rows": []}
     hessian, (v, *_), _ = real_system(arguments.run, 1)
     theta, (stored,), loss = hessian._parameters, hessian._batches, hessian._products._loss  # type: ignore[attr-defined]
     hessian.release()
@@ -85,10 +74,10 @@ def main() -> None:
                     }
                     record["rows"].append(row)
                     print(row, flush=True)
-                    write(arguments.output, record)
+                    keep(arguments.output, record, markdown(record))
             products.release()
-        write(arguments.output, record)
-    Console().print(markdown(record))
+        keep(arguments.output, record, markdown(record))
+    print(markdown(record))
 
 
 def solved(system: ShiftedOperator, v: torch.Tensor, most: int) -> tuple[torch.Tensor, dict[str, Any]]:
@@ -100,13 +89,8 @@ def solved(system: ShiftedOperator, v: torch.Tensor, most: int) -> tuple[torch.T
     return x, {"products": space.size, "residual": reached}
 
 
-def write(output: Path, record: dict[str, Any]) -> None:
-    write_json(output.with_suffix(".json"), record)
-    output.with_suffix(".md").write_text(markdown(record), encoding="utf-8")
-
-
 def markdown(record: dict[str, Any]) -> str:
-    settings, about = record["settings"], record["environment"]
+    settings = record["settings"]
     lines = [
         "# Refined implicit gradients on a trained backbone\n",
         f"ResNet-18 after the warm-up of {record['run']}, one stored batch of 2×{settings['pairs']} images, "
@@ -127,8 +111,7 @@ def markdown(record: dict[str, Any]) -> str:
         for damping, found in record["float64"].items()
     ]
     lines += ["", " ".join(told)]
-    where = f"{about['processor']}, bissl-fast {about['bissl-fast']}, torch {torch.__version__}, {about['date']}"
-    return "\n".join([*lines, "", f"{where}.", ""])
+    return "\n".join([*lines, "", f"{machine(record)}.", ""])
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ and as right-hand sides the gradients of the downstream loss on consecutive batc
 """
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from safetensors.torch import load_file
 
+from benchmarks.record import keep
 from bissl_fast.bilevel import (
     HessianOperator,
     Nystrom,
@@ -64,7 +64,7 @@ def main() -> None:
     }
     for damping in arguments.dampings:
         record["residuals"][damping] = residuals(hessian, vectors, damping)
-    arguments.output.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    keep(arguments.output, record)
     draw(record, arguments.output.with_suffix(".png"))
 
 

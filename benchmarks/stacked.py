@@ -6,28 +6,25 @@ layers, since the fused batch norm has no batching rule. Ways take turns, and th
     python -m benchmarks.stacked --output docs/results/stacked_cpu    # 2 minutes on 1 CPU core
 """
 
-import argparse
 import gc
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 from torch import nn
 
+from benchmarks.record import begun, keep, line, machine, options
 from bissl_fast.measuring.timing import best_of
 from bissl_fast.models import build_backbone, place
 from bissl_fast.models.stacked import Stack
-from bissl_fast.training.environment import describe_environment
-from bissl_fast.training.files import write_atomic, write_json
 
 Row = dict[str, Any]
 WAYS = ("one by one", "side by side", "vmap")
 PAGE = """# Networks one by one and stacked
 
-bissl-fast {version}, torch {torch}, timm {timm}, Python {python}, {threads} thread(s) of {processor}; {date}.
-{backbone}, float32, channels last, seed 0; shortest of {rounds} rounds, in turns. Seconds of a forward and a backward
+{machine}.
+{backbone}, float32, channels last; shortest of {rounds} rounds, in turns. Seconds of a forward and a backward
 pass of n networks, each on a batch of its own; difference of the outputs side by side from those one by one, as a share
 of their norm.
 
@@ -38,23 +35,20 @@ of their norm.
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, help="writes .json and .md")
+    parser = options(__doc__)
     parser.add_argument("--backbone", default="resnet18")
     parser.add_argument("--sizes", nargs="+", type=int, default=[32, 96], help="sides of the images in pixels")
     parser.add_argument("--images", nargs="+", type=int, default=[64, 16], help="per network, for each size")
     parser.add_argument("--counts", nargs="+", type=int, default=[2, 3, 4, 8], help="numbers of networks n")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
-    settings = {name: value for name, value in vars(arguments).items() if name != "output"}
-    record: Row = {"environment": describe_environment(torch.device("cpu")), "settings": settings, "rows": []}
+    record = begun(arguments) | {"rows": []}
     for size, images in zip(arguments.sizes, arguments.images, strict=True):
         for count in arguments.counts:
             row = measured(arguments.backbone, size, images, count, arguments.rounds)
             record["rows"].append(row)
             print(row, flush=True)
-            write_json(arguments.output.with_suffix(".json"), record)
-    write_atomic(arguments.output.with_suffix(".md"), page(record).encode())
+            keep(arguments.output, record, page(record))
 
 
 def measured(backbone: str, size: int, images: int, count: int, rounds: int) -> Row:
@@ -118,13 +112,10 @@ def page(record: Row) -> str:
         seconds = [row["seconds"][way] for way in WAYS]
         cells = [str(row[name]) for name in ("size", "images", "networks")] + [f"{value:.3f}" for value in seconds]
         cells += [f"{seconds[1] / seconds[0]:.2f}", f"{row['difference']:.0e}"]
-        lines.append(f"| {' | '.join(cells)} |")
-    environment = record["environment"]
+        lines.append(line(*cells))
     return PAGE.format(
-        version=environment["bissl-fast"],
+        machine=machine(record, "timm"),
         rows="\n".join(lines),
-        **{name: environment["packages"][name] for name in ("torch", "timm")},
-        **{name: environment[name] for name in ("python", "threads", "processor", "date")},
         **{name: record["settings"][name] for name in ("backbone", "rounds")},
     )
 

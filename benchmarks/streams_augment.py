@@ -19,7 +19,8 @@ from bissl_fast.data.sets.catalogue import load_pretext
 from bissl_fast.data.sets.dataset import ImageSet
 from bissl_fast.data.sets.readers.decode import resize_square, to_rgb
 from bissl_fast.data.views.presets import vicreg_views
-from bissl_fast.measuring.views import enlarged, pipelines, torch_threads, wait_for
+from bissl_fast.measuring.timing import wait_for
+from bissl_fast.measuring.views import enlarged, pipelines, torch_threads
 
 CACHE_SIZE = 112
 MADE_AHEAD = 3  # batches for each worker: two that it may have made, and one to warm up on

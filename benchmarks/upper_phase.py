@@ -19,7 +19,7 @@ import torch
 from benchmarks.gpu_report import Report, add_budget, peak
 from benchmarks.reference import upper_phase
 from bissl_fast.bilevel import HessianOperator, Solution
-from bissl_fast.bilevel.hessian import ProductsDtype
+from bissl_fast.bilevel.products.hessian import ProductsDtype
 from bissl_fast.measuring.products import Problem, problem
 from bissl_fast.methods.bilevel import BilevelSettings, Hessian
 from bissl_fast.training.files import load_weights

@@ -32,25 +32,34 @@ STABLE_TORCH_LIBRARY(bissl_fast, library) {
   library.def(
       "lars_step(Tensor(a!)[] weights, Tensor(b!)[] momenta, Tensor[] gradients, bool exclude_1d, float lr,"
       " float weight_decay, float momentum, float trust_coefficient) -> ()");
+  library.def("batch_norm_statistics(Tensor x, int groups) -> Tensor");
   library.def(
-      "batch_norm_fwd(Tensor x, Tensor weight, Tensor bias, Tensor? residual, int groups, bool relu, float eps)"
-      " -> (Tensor, Tensor, Tensor)");
+      "batch_norm_fwd(Tensor x, Tensor weight, Tensor bias, Tensor? residual, int groups, bool relu, float eps,"
+      " Tensor? every=None) -> (Tensor, Tensor, Tensor)");
   library.def(
       "batch_norm_apply(Tensor x, Tensor weight, Tensor bias, Tensor? residual, Tensor mean, Tensor rstd, int groups,"
       " bool relu) -> Tensor");
   library.def(
+      "batch_norm_moments(Tensor v, Tensor x, Tensor out, Tensor mean, Tensor rstd, int groups, bool relu) -> Tensor");
+  library.def(
       "batch_norm_bwd(Tensor grad_out, Tensor x, Tensor out, Tensor weight, Tensor mean, Tensor rstd, int groups,"
-      " bool relu, bool with_residual) -> (Tensor, Tensor, Tensor, Tensor)");
+      " bool relu, bool with_residual) -> (Tensor, Tensor, Tensor)");
   library.def(
       "batch_norm_bwd_apply(Tensor grad_out, Tensor x, Tensor out, Tensor weight, Tensor mean, Tensor rstd,"
-      " Tensor sum_g, Tensor sum_gx, int groups, bool relu, bool with_residual) -> (Tensor, Tensor)");
+      " Tensor sums, int groups, bool relu, bool with_residual, int ranks=1) -> (Tensor, Tensor)");
   library.def(
       "batch_norm_jvp(Tensor? x_t, Tensor x, Tensor out, Tensor weight, Tensor mean, Tensor rstd, Tensor? weight_t,"
-      " Tensor? bias_t, Tensor? residual_t, int groups, bool relu) -> Tensor");
+      " Tensor? bias_t, Tensor? residual_t, int groups, bool relu, Tensor? moments=None, int ranks=1) -> Tensor");
+  library.def(
+      "batch_norm_tangent_moments(Tensor? grad_out_t, Tensor? x_t, Tensor grad_out, Tensor x, Tensor out, Tensor mean,"
+      " Tensor rstd, int groups, bool relu) -> Tensor");
   library.def(
       "batch_norm_bwd_jvp(Tensor? grad_out_t, Tensor? x_t, Tensor? weight_t, Tensor grad_out, Tensor x, Tensor out,"
-      " Tensor weight, Tensor mean, Tensor rstd, Tensor sum_g, Tensor sum_gx, int groups, bool relu,"
-      " bool with_residual) -> (Tensor, Tensor, Tensor, Tensor)");
+      " Tensor weight, Tensor mean, Tensor rstd, Tensor sums, int groups, bool relu, bool with_residual,"
+      " Tensor? own_sums=None, Tensor? moments=None, Tensor? own_moments=None, int ranks=1)"
+      " -> (Tensor, Tensor, Tensor)");
+  library.def(
+      "draw_views(Tensor samples, Tensor sizes, Tensor recipe, int seed, int epoch, int view) -> (Tensor, Tensor)");
   library.def(
       "render_views(Tensor images, Tensor samples, Tensor integers, Tensor numbers, Tensor channels, int size,"
       " bool cubic, bool box_blur, float threshold, bool bfloat16) -> Tensor");

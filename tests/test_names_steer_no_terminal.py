@@ -9,10 +9,10 @@ from rich.console import Console
 from bissl_fast.cli import main
 from bissl_fast.data.sets.catalogue import load_downstream
 from bissl_fast.data.sets.readers.decode import printable
-from bissl_fast.evaluation.table import Cell, Grid
+from bissl_fast.evaluation.grid import Cell, Grid
 from bissl_fast.export.card import code
 from bissl_fast.plain import shown
-from bissl_fast.training.tracking import say
+from bissl_fast.training.console import say
 from tests.methods.conftest import write_images
 
 RED, TURNED = "\x1b[31mred\x07", "\u202egnp"

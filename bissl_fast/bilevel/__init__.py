@@ -1,12 +1,12 @@
 """Operators, solvers and hypergradients. This room knows no image and no data set."""
 
-from bissl_fast.bilevel.captured import CapturedSolver
-from bissl_fast.bilevel.hessian import CompositeLoss, HessianOperator
-from bissl_fast.bilevel.hypergradient import implicit_gradient
-from bissl_fast.bilevel.lanczos import Spectrum, lanczos
+from bissl_fast.bilevel.buffers import frozen_buffers
+from bissl_fast.bilevel.hypergradients.implicit import implicit_gradient
 from bissl_fast.bilevel.operators import Operator, ShiftedOperator
-from bissl_fast.bilevel.parameters import ParameterVector, frozen_buffers
-from bissl_fast.bilevel.ritz import RitzValues
+from bissl_fast.bilevel.parameters import ParameterVector
+from bissl_fast.bilevel.products.hessian import HessianOperator
+from bissl_fast.bilevel.products.loss import CompositeLoss
+from bissl_fast.bilevel.products.two_precisions import TwoPrecisions
 from bissl_fast.bilevel.solvers import (
     Event,
     Nystrom,
@@ -19,7 +19,9 @@ from bissl_fast.bilevel.solvers import (
     neumann,
     refined,
 )
-from bissl_fast.bilevel.two_precisions import TwoPrecisions
+from bissl_fast.bilevel.solvers.captured import CapturedSolver
+from bissl_fast.bilevel.spectrum.lanczos import Spectrum, lanczos
+from bissl_fast.bilevel.spectrum.ritz import RitzValues
 
 __all__ = [
     "CapturedSolver",

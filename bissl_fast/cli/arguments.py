@@ -1,6 +1,11 @@
-"""Arguments in the form that tyro reads."""
+"""Arguments: in the form that tyro reads, and as a command that goes on with what was interrupted."""
 
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from bissl_fast.training.interruption import Interrupted, interruptible
+from bissl_fast.training.ranks.launcher import restart_words
 
 
 def spread(argument: str, words: Sequence[str]) -> list[str]:
@@ -12,3 +17,22 @@ def spread(argument: str, words: Sequence[str]) -> list[str]:
     """
     listed = argument.replace(" ", "").split(",")
     return listed if len(listed) > 1 and set(listed) <= set(words) else [argument]
+
+
+@contextmanager
+def resumable(*words: str) -> Iterator[None]:
+    """Context that SIGTERM and Ctrl-C end with a sentence, and with the command that goes on.
+
+    It is the one that was given: a run's config.yaml is written after its data are read, and may be of other settings.
+
+    Args:
+        words: of that command, behind ``bissl-fast``.
+
+    Raises:
+        Interrupted: on request.
+    """
+    try:
+        with interruptible():
+            yield
+    except Interrupted as error:
+        raise Interrupted(f"{error} Go on with: {shlex.join([*restart_words(), *words])}") from None

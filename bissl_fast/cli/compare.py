@@ -1,11 +1,11 @@
 """`bissl-fast compare` and `bissl-fast ablate`: many runs, one report."""
 
-import shlex
 from collections.abc import Callable
 from dataclasses import replace
 
 from rich.console import Console
 
+from bissl_fast.cli.arguments import resumable
 from bissl_fast.cli.report import print_comparison
 from bissl_fast.cli.train import given_config, laid_over
 from bissl_fast.errors import UserError
@@ -13,9 +13,8 @@ from bissl_fast.experiments.comparison import Question, of_methods
 from bissl_fast.experiments.studies import STUDIES, study_of
 from bissl_fast.methods.config import METHODS, ComparisonConfig
 from bissl_fast.ops.collectives import Ranks
-from bissl_fast.training.interruption import Interrupted, interruptible
-from bissl_fast.training.ranks.agreement import is_lead
-from bissl_fast.training.tracking import say
+from bissl_fast.training.console import say
+from bissl_fast.training.ranks.lead import is_lead
 
 COMPARE = f"""Compare methods over pretext seeds, at equal budget.
 
@@ -38,7 +37,7 @@ def compare_command(arguments: list[str]) -> None:
     config = parse_comparison(arguments, "bissl-fast compare", COMPARE, "compare")
     if len(config.methods) < 2:
         raise UserError(f"compare needs two or more --methods, found {config.methods[0]} alone.")
-    _run(config, "compare", of_methods)
+    _run(config, ["compare"], arguments, of_methods)
 
 
 def ablate_command(arguments: list[str]) -> None:
@@ -49,7 +48,7 @@ def ablate_command(arguments: list[str]) -> None:
         return
     study, prog = study_of(name), f"bissl-fast ablate {name}"
     config = parse_comparison(rest, prog, ABLATE.format(name=name, about=study.about), name)
-    _run(config, f"ablate {name}", lambda config: study.question(name, config))
+    _run(config, ["ablate", name], rest, lambda config: study.question(name, config))
 
 
 def listing() -> str:
@@ -77,16 +76,21 @@ def parse_comparison(arguments: list[str], prog: str, description: str, kind: st
     return replace(config, name=config.name or f"{kind}-{config.run_folder.name}").located()
 
 
-def _run(config: ComparisonConfig, command: str, asked: Callable[[ComparisonConfig], Question]) -> None:
+def _run(
+    config: ComparisonConfig,
+    command: list[str],
+    arguments: list[str],
+    asked: Callable[[ComparisonConfig], Question],
+) -> None:
     console = Console()
-    say(console, f"bissl-fast {command}  {config.dataset}, preset {config.preset} → {config.run_folder}", "bold")
+    say(
+        console,
+        f"bissl-fast {' '.join(command)}  {config.dataset}, preset {config.preset} → {config.run_folder}",
+        "bold",
+    )
     from bissl_fast.experiments.comparison import compare
 
-    try:
-        with interruptible():
-            folder = compare(config, asked(config), console)
-            if is_lead(Ranks.present()):
-                print_comparison(folder, console)
-    except Interrupted as error:
-        again = shlex.join(["bissl-fast", *command.split(), "--config", str(config.run_folder / "config.yaml")])
-        raise Interrupted(f"{error} Go on with: {again}") from None
+    with resumable(*command, *arguments):
+        folder = compare(config, asked(config), console)
+        if is_lead(Ranks.present()):
+            print_comparison(folder, console)

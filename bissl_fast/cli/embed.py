@@ -10,9 +10,9 @@ from bissl_fast.data.sets.readers.folder import require_folder
 from bissl_fast.data.sets.readers.stacks import MOST_CHANNELS
 from bissl_fast.methods.checks import require
 from bissl_fast.methods.embed import embed_images, embedder, images_of
+from bissl_fast.training.console import say
 from bissl_fast.training.files import make_folder_of, write_arrays
 from bissl_fast.training.precision import apply_precision, find_device
-from bissl_fast.training.tracking import say
 
 
 def embed_command(arguments: list[str]) -> None:

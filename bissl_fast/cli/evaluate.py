@@ -8,9 +8,9 @@ from bissl_fast.evaluation.protocols import PROTOCOLS
 from bissl_fast.evaluation.table import scores_grid
 from bissl_fast.methods.config import METHODS
 from bissl_fast.methods.evaluate import EvaluateConfig, evaluate
+from bissl_fast.training.console import say
 from bissl_fast.training.interruption import interruptible
 from bissl_fast.training.memory import memory_told
-from bissl_fast.training.tracking import say
 
 DESCRIPTION = """Score the backbones of a run, or any other weights, on a labelled set.
 

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from bissl_fast.export.exporting import Format, export
 from bissl_fast.export.loading import load
-from bissl_fast.training.tracking import say
+from bissl_fast.training.console import say
 
 
 def export_command(arguments: list[str]) -> None:

@@ -6,13 +6,13 @@ from rich.console import Console
 
 from bissl_fast.cli.train import DESCRIPTION, given_config, laid_over
 from bissl_fast.evaluation.cost import duration, memory_words
-from bissl_fast.evaluation.table import Cell, Grid
+from bissl_fast.evaluation.grid import Cell, Grid
 from bissl_fast.methods.config import TrainConfig
 from bissl_fast.methods.costs.needs import RunNeeds, stage_needs
+from bissl_fast.training.console import say
 from bissl_fast.training.environment import available_memory
 from bissl_fast.training.interruption import interruptible
 from bissl_fast.training.precision import find_device
-from bissl_fast.training.tracking import say
 
 ABOUT = """Tell what a run of `bissl-fast train` with the same options needs: time, memory, disk and second-order
 products, stage by stage. A few steps of each stage are made and measured, on the run's own data; the decoded images

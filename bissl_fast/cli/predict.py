@@ -12,9 +12,9 @@ from bissl_fast.data.sets.readers.folder import require_folder
 from bissl_fast.export.loading import load
 from bissl_fast.export.predicting import Predictions, predict
 from bissl_fast.methods.checks import require
+from bissl_fast.training.console import say
 from bissl_fast.training.files import make_folder_of, write_atomic
 from bissl_fast.training.precision import apply_precision, find_device
-from bissl_fast.training.tracking import say
 
 
 def predict_command(arguments: list[str]) -> None:

@@ -1,16 +1,14 @@
 """`bissl-fast pretrain`."""
 
-import shlex
 from dataclasses import replace
 
 from rich.console import Console
 
+from bissl_fast.cli.arguments import resumable
 from bissl_fast.cli.train import given_config, laid_over
 from bissl_fast.methods.config import PretextConfig
 from bissl_fast.pretext import TASKS
-from bissl_fast.training.interruption import Interrupted, interruptible
-from bissl_fast.training.ranks.launcher import restart_words
-from bissl_fast.training.tracking import say
+from bissl_fast.training.console import say
 
 DESCRIPTION = f"""Train a pretext task alone and leave its backbone.
 
@@ -35,11 +33,7 @@ def pretrain_command(arguments: list[str]) -> None:
     say(console, f"bissl-fast pretrain  {task} on {images} → {config.run_folder}", "bold")
     from bissl_fast.methods.train import pretrain
 
-    try:
-        with interruptible():
-            folder = pretrain(config, console)
-    except Interrupted as error:
-        command = shlex.join([*restart_words(), "pretrain", "--config", str(config.run_folder / "config.yaml")])
-        raise Interrupted(f"{error} Go on with: {command}") from None
+    with resumable("pretrain", *arguments):
+        folder = pretrain(config, console)
     say(console, f"Backbone: {folder / 'weights.safetensors'}")
     say(console, f"Go on with `bissl-fast train --weights {folder}` or `bissl-fast embed {folder} IMAGES`.")

@@ -16,7 +16,7 @@ from bissl_fast.evaluation.report.runs import claim, members_of, scores_table, w
 from bissl_fast.evaluation.run_folder import RunFolder
 from bissl_fast.evaluation.table import results_table
 from bissl_fast.evaluation.verdict import sentences
-from bissl_fast.training.tracking import say
+from bissl_fast.training.console import say
 
 
 def report_command(arguments: list[str]) -> None:

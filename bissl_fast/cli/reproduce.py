@@ -1,17 +1,16 @@
 """`bissl-fast reproduce`: a table or a figure of BiSSL's paper, ours beside theirs."""
 
 import argparse
-import shlex
 from pathlib import Path
 
 from rich.console import Console
 
+from bissl_fast.cli.arguments import resumable
 from bissl_fast.cli.train import laid_over
 from bissl_fast.errors import UserError
 from bissl_fast.experiments.paper_runs import EPOCHS, SETS, WHATS, Asked, folder_of
 from bissl_fast.methods.config import TrainConfig
-from bissl_fast.training.interruption import Interrupted, interruptible
-from bissl_fast.training.tracking import say
+from bissl_fast.training.console import say
 
 DESCRIPTION = """Make a table or a figure of BiSSL's paper again, and set the result beside what the paper prints.
 
@@ -43,14 +42,11 @@ def reproduce_command(arguments: list[str]) -> None:
     say(console, f"bissl-fast reproduce {asked.what}  {', '.join(datasets)} → {output}", "bold")
     from bissl_fast.experiments.reproduction import Reproduction
 
-    try:
-        with interruptible():
-            reproduction = Reproduction(asked, lay, console, given.plan, given.probe_seconds)
-            reproduction.plan()
-            if not given.plan:
-                reproduction.run()
-    except Interrupted as error:
-        raise Interrupted(f"{error} Go on with: {shlex.join(['bissl-fast', 'reproduce', *arguments])}") from None
+    with resumable("reproduce", *arguments):
+        reproduction = Reproduction(asked, lay, console, given.plan, given.probe_seconds)
+        reproduction.plan()
+        if not given.plan:
+            reproduction.run()
 
 
 def parser() -> argparse.ArgumentParser:

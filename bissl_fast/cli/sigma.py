@@ -12,10 +12,10 @@ from bissl_fast.evaluation.features import extract_features
 from bissl_fast.evaluation.sigma import SigmaSettings, sigma
 from bissl_fast.methods.checks import require
 from bissl_fast.methods.embed import embedder
-from bissl_fast.methods.one_step import OneStepSettings, one_step
+from bissl_fast.methods.gessl.one_step import OneStepSettings, one_step
 from bissl_fast.models import place
+from bissl_fast.training.console import say
 from bissl_fast.training.precision import apply_precision, find_device
-from bissl_fast.training.tracking import say
 
 BATCH = 256
 TASKS, STEP = SigmaSettings(), OneStepSettings()
@@ -89,7 +89,6 @@ def one_step_command(arguments: list[str]) -> None:
             settings: The tasks and the step.
         """
         console = Console()
-        found = one_step(stage.expanduser(), settings, console, lambda line: say(console, line))
-        say(console, str(found), "bold")
+        say(console, str(one_step(stage.expanduser(), settings, console)), "bold")
 
     tyro.cli(command, prog="bissl-fast one-step", args=arguments)

@@ -1,7 +1,6 @@
 """`bissl-fast sweep`: help with the searches of a run, or tell how far they are."""
 
 import os
-import shlex
 import signal
 import sys
 import threading
@@ -12,7 +11,7 @@ from typing import Any
 import tyro
 from rich.console import Console
 
-from bissl_fast.training.interruption import Interrupted, interruptible
+from bissl_fast.cli.arguments import resumable
 
 DESCRIPTION = """Make trials of the searches of a run, beside `bissl-fast train` or without it, until all are finished.
 
@@ -63,12 +62,9 @@ def sweep_command(arguments: list[str]) -> None:
         if asked.tied:
             threading.Thread(target=_end_with_input, daemon=True).start()
         arms = [arm for arm in asked.arms.split(",") if arm]
-        try:
-            with interruptible():
-                for config in configs:
-                    sweep(replace(config, **asked.changed).located(), arms, console)
-        except Interrupted as error:
-            raise Interrupted(f"{error} Go on with: {shlex.join(['bissl-fast', 'sweep', *arguments])}") from None
+        with resumable("sweep", *arguments):
+            for config in configs:
+                sweep(replace(config, **asked.changed).located(), arms, console)
     console.print(state_of(configs).to_rich())
 
 

@@ -1,7 +1,6 @@
 """`bissl-fast train`."""
 
 import argparse
-import shlex
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
-from bissl_fast.cli.arguments import spread
+from bissl_fast.cli.arguments import resumable, spread
 from bissl_fast.cli.report import print_results
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.protocols import PROTOCOLS
@@ -21,11 +20,9 @@ from bissl_fast.methods.presets import preset_config
 from bissl_fast.methods.settings import AnyRun
 from bissl_fast.ops.collectives import Ranks
 from bissl_fast.pretext import TASKS
-from bissl_fast.training.interruption import Interrupted, interruptible
-from bissl_fast.training.ranks.agreement import is_lead
-from bissl_fast.training.ranks.launcher import restart_words
+from bissl_fast.training.console import say
+from bissl_fast.training.ranks.lead import is_lead
 from bissl_fast.training.trackers.tracker import TRACKERS
-from bissl_fast.training.tracking import say
 
 DESCRIPTION = f"""Run methods beside each other, from pretext training to test.
 
@@ -40,9 +37,9 @@ backbones, in stages protocols-*; --methods baseline,gessl,fussl are those that 
 """
 
 
-def train_command(arguments: list[str]) -> None:
+def train_command(given: list[str]) -> None:
     """Parse the settings, run the stages, print the table, write the report and export the backbone if asked to."""
-    formats, arguments = wanted_exports(arguments)
+    formats, arguments = wanted_exports(given)
     config = parse_config(arguments).located()
     for kind in formats:
         WRITERS[kind].require(config.backbone, config.images.channels)
@@ -50,15 +47,10 @@ def train_command(arguments: list[str]) -> None:
     say(console, f"bissl-fast train  {config.dataset}, preset {config.preset} → {config.run_folder}", "bold")
     from bissl_fast.methods.train import train
 
-    try:
-        with interruptible():
-            folder = train(config, console, partial(print_results, console=console))
-            for kind in formats if is_lead(Ranks.present()) else ():
-                say(console, f"Export: {export(load(folder), kind)}")
-    except Interrupted as error:
-        exports = ["--export", ",".join(formats)] if formats else []
-        command = shlex.join([*restart_words(), "train", "--config", str(config.run_folder / "config.yaml"), *exports])
-        raise Interrupted(f"{error} Go on with: {command}") from None
+    with resumable("train", *given):
+        folder = train(config, console, partial(print_results, console=console))
+        for kind in formats if is_lead(Ranks.present()) else ():
+            say(console, f"Export: {export(load(folder), kind)}")
 
 
 def wanted_exports(arguments: list[str]) -> tuple[list[Format], list[str]]:

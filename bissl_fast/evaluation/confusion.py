@@ -14,9 +14,9 @@ from PIL import Image
 
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.arms import listed, reference_first
+from bissl_fast.evaluation.grid import Cell, Grid
 from bissl_fast.evaluation.report.page import Section
 from bissl_fast.evaluation.run_folder import strange
-from bissl_fast.evaluation.table import Cell, Grid
 
 if TYPE_CHECKING:
     from bissl_fast.evaluation.run_folder import RunFolder

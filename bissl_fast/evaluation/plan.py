@@ -10,8 +10,8 @@ from typing import Any
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.arms import listed
 from bissl_fast.evaluation.cost import Cost, epochs_words
+from bissl_fast.evaluation.grid import Cell, Grid
 from bissl_fast.evaluation.run_folder import read_json
-from bissl_fast.evaluation.table import Cell, Grid
 
 RULE = (
     "A model-epoch is a forward and a backward pass of the unlabelled set through one model. Products of second order "

@@ -18,7 +18,7 @@ from bissl_fast.evaluation.cost import Cost
 from bissl_fast.evaluation.results import ArmResult, Results
 from bissl_fast.plain import array_names, load_arrays, parse_json, parse_yaml
 from bissl_fast.training.clock import active_seconds, peak_memory
-from bissl_fast.training.tracking import Record, read_metrics
+from bissl_fast.training.log import Record, read_metrics
 
 SHARED = ("pretext-warmup", "head-warmup")
 PRETEXT = "pretext"

@@ -1,23 +1,18 @@
-"""The closing table, as Table 1 of BiSSL reads, for the terminal, Markdown and HTML from one structure."""
+"""The closing table, as Table 1 of BiSSL reads, and what stands below it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from html import escape
 from typing import TYPE_CHECKING
 
 from bissl_fast.evaluation.arms import listed, title_of
 from bissl_fast.evaluation.cost import uneven_budgets
+from bissl_fast.evaluation.grid import Cell, Grid, ResultTable
 from bissl_fast.evaluation.metrics import BESIDE, METRICS, Metric
-from bissl_fast.evaluation.results import ALPHA, ArmResult, Results
-from bissl_fast.evaluation.statistics import Comparison, p_words
-from bissl_fast.plain import shown
+from bissl_fast.evaluation.results import ArmResult, Results
+from bissl_fast.evaluation.statistics import Comparison, difference_words, p_cell
 
 if TYPE_CHECKING:
-    from rich.console import Group
-    from rich.table import Table
-
     from bissl_fast.evaluation.protocols.subject import Scores
 
 SEEDS = "Of fine-tuning: mean ± sample standard deviation over its seeds."
@@ -32,96 +27,6 @@ RULES = {
     "accuracy": "the highest score",
 }
 """Of the choice among trials, by the names that ``--search.rule`` takes."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """Text of one cell; `best` marks the arm whose interval lies above the other's."""
-
-    text: str
-    best: bool = False
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Rows of cells under `columns`, with a caption that says how to read them."""
-
-    columns: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-    caption: str
-
-    def to_rich(self) -> Table:
-        """For the terminal. Headings and names wrap where there is no room, numbers never do."""
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table(caption=Text(shown(self.caption)), caption_justify="left", min_width=72)
-        for index, column in enumerate(self.columns):
-            widest = max(len(row[index].text) for row in self.rows)
-            title = Text(shown(column), overflow="fold")
-            if index == 0:
-                table.add_column(title, overflow="fold")
-            else:
-                table.add_column(title, justify="right", no_wrap=len(column) <= widest, min_width=widest)
-        for name, *cells in self.rows:
-            numbers = (Text(shown(cell.text), style="bold" if cell.best else "", no_wrap=True) for cell in cells)
-            table.add_row(Text(shown(name.text)), *numbers)
-        return table
-
-    def to_markdown(self) -> str:
-        """As GitHub-flavoured Markdown, ending in a newline."""
-
-        def line(cells: list[str]) -> str:
-            return "| " + " | ".join(cells) + " |\n"
-
-        def name(text: str) -> str:
-            return escape(text, quote=False).replace("|", "\\|")
-
-        head = line([name(column) for column in self.columns]) + line(["---"] + ["---:"] * (len(self.columns) - 1))
-        rows = [
-            line([name(first.text), *(f"**{cell.text}**" if cell.best else cell.text for cell in cells)])
-            for first, *cells in self.rows
-        ]
-        return head + "".join(rows) + "\n" + escape(self.caption, quote=False) + "\n"
-
-    def to_html(self) -> str:
-        """As an HTML `<table>` with `<caption>`, every text escaped."""
-        head = "".join(f'<th scope="col">{escape(column)}</th>' for column in self.columns)
-        body = []
-        for name, *cells in self.rows:
-            texts = (f"<b>{escape(cell.text)}</b>" if cell.best else escape(cell.text) for cell in cells)
-            values = "".join(f"<td>{text}</td>" for text in texts)
-            body.append(f'<tr><th scope="row">{escape(name.text)}</th>{values}</tr>')
-        return (
-            f"<table><caption><span>{escape(self.caption)}</span></caption>"
-            f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
-        )
-
-
-@dataclass(frozen=True)
-class ResultTable:
-    """The scores, and below them what they cost where the run states it."""
-
-    grids: tuple[Grid, ...]
-
-    @property
-    def caption(self) -> str:
-        """All that is said below."""
-        return " ".join(grid.caption for grid in self.grids)
-
-    def to_rich(self) -> Group:
-        """For the terminal. Names are shown as they are, never read as rich markup."""
-        from rich.console import Group
-
-        return Group(*(grid.to_rich() for grid in self.grids))
-
-    def to_markdown(self) -> str:
-        """As GitHub-flavoured Markdown, ending in a newline."""
-        return "\n".join(grid.to_markdown() for grid in self.grids)
-
-    def to_html(self) -> str:
-        """As HTML, every text escaped."""
-        return "\n".join(grid.to_html() for grid in self.grids)
 
 
 def results_table(results: Results) -> ResultTable:
@@ -185,7 +90,7 @@ def _two_arms(results: Results) -> Grid:
             scores = (arm.words(metric) for arm in (results.candidates[0], results.reference))
             rows.append((Cell(metric.row), *map(Cell, scores), Cell("—"), Cell("—")))
             continue
-        comparison = comparisons[0]
+        (comparison,) = comparisons.values()
         ours = Cell(results.candidates[0].words(metric), comparison.apart and comparison.difference > 0)
         theirs = Cell(results.reference.words(metric), comparison.apart and comparison.difference < 0)
         rows.append((Cell(metric.row), ours, theirs, *_difference(comparison)))
@@ -226,28 +131,26 @@ def _many_arms(results: Results) -> Grid:
 
 def _bracketed(results: Results, sentence: str) -> str:
     """A sentence about differences, and what the brackets behind them are, if there are any."""
-    shown = any(found.interval is not None for metric in results.metrics for found in results.comparisons(metric))
+    found = (comparison for metric in results.metrics for comparison in results.comparisons(metric).values())
+    shown = any(comparison.interval is not None for comparison in found)
     return f"{sentence}; {INTERVAL}" if shown else f"{sentence}."
 
 
 def _candidate(results: Results, metric: Metric, arm: ArmResult) -> tuple[Cell, ...]:
-    names = [other.name for other in results.having(metric)]
-    comparison = dict(zip(names, results.comparisons(metric), strict=True)).get(arm.name)
+    comparison = results.comparisons(metric).get(arm.name)
     if comparison is None:
         return Cell(arm.words(metric)), Cell("—"), Cell("—")
     best = comparison.apart and comparison.difference > 0
     return (Cell(arm.words(metric), best), *_difference(comparison))
 
 
-def _reference(arm: ArmResult, metric: Metric, comparisons: tuple[Comparison, ...]) -> tuple[Cell, ...]:
-    best = bool(comparisons) and all(found.apart and found.difference < 0 for found in comparisons)
+def _reference(arm: ArmResult, metric: Metric, comparisons: Mapping[str, Comparison]) -> tuple[Cell, ...]:
+    best = bool(comparisons) and all(found.apart and found.difference < 0 for found in comparisons.values())
     return (Cell(arm.words(metric), best), Cell(""), Cell(""))
 
 
 def _difference(comparison: Comparison) -> tuple[Cell, Cell]:
-    mark = " *" if comparison.significant(ALPHA) else ""
-    p = "—" if comparison.p is None else p_words(comparison.p).removeprefix("= ") + mark
-    return Cell(difference_words(comparison)), Cell(p)
+    return Cell(difference_words(comparison)), Cell(p_cell(comparison, comparison.p))
 
 
 def _origins(results: Results) -> Grid | None:
@@ -346,9 +249,9 @@ def _untested(results: Results) -> list[str]:
     rows: dict[str, list[str]] = {}
     for metric in results.metrics:
         comparisons = results.comparisons(metric)
-        for reason in dict.fromkeys(comparison.untested for comparison in comparisons if comparison.untested):
-            having = results.having(metric)
-            arms = [arm.title for arm, c in zip(having, comparisons, strict=True) if c.untested == reason]
+        for reason in dict.fromkeys(found.untested for found in comparisons.values() if found.untested):
+            titles = {arm.name: arm.title for arm in results.candidates}
+            arms = [titles[name] for name, found in comparisons.items() if found.untested == reason]
             where = metric.row if len(arms) == len(comparisons) else f"{metric.row} of {listed(arms)}"
             rows.setdefault(reason, []).append(where)
     return [f"{listed(where)}: {reason}." for reason, where in rows.items()]
@@ -366,30 +269,3 @@ def _remarks(results: Results) -> list[str]:
     if "top5" in keys and results.classes <= 5:
         sentences.append("With five classes or fewer, top-5 is 100 % by definition.")
     return sentences
-
-
-def difference_words(comparison: Comparison) -> str:
-    """A difference, and its interval where there is one.
-
-    Example:
-        >>> from bissl_fast.evaluation.statistics import compare
-        >>> difference_words(compare([50.0, 51.0, 52.0], [50.0, 50.5, 50.0]))
-        '+0.8 [−0.2, 1.8]'
-    """
-    difference = signed(comparison.difference)
-    if comparison.interval is None:
-        return difference
-    low, high = (signed(end).removeprefix("+") for end in comparison.interval)
-    return f"{difference} [{low}, {high}]"
-
-
-def signed(value: float) -> str:
-    """A difference as tables show it.
-
-    Example:
-        >>> signed(1.26), signed(-0.31), signed(-0.01)
-        ('+1.3', '−0.3', '0.0')
-    """
-    text = f"{abs(value):.1f}"
-    sign = "" if text == "0.0" else "+" if value > 0 else "−"
-    return sign + text

@@ -20,10 +20,11 @@ from bissl_fast.methods.config import ComparisonConfig, MethodName, TrainConfig,
 from bissl_fast.methods.run import Run
 from bissl_fast.methods.train import Training, methods_of, train
 from bissl_fast.ops.collectives import Ranks
+from bissl_fast.training.console import say
 from bissl_fast.training.files import make_folder, write_atomic, write_json
 from bissl_fast.training.memory import memory_told
-from bissl_fast.training.ranks.agreement import held, is_lead
-from bissl_fast.training.tracking import say
+from bissl_fast.training.ranks.agreement import held
+from bissl_fast.training.ranks.lead import is_lead
 
 Settings = TypeVar("Settings")
 

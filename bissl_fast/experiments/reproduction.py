@@ -15,9 +15,9 @@ from bissl_fast.methods.config import is_of
 from bissl_fast.methods.costs.probe import measure
 from bissl_fast.methods.run import Run
 from bissl_fast.methods.train import train, train_backbones
+from bissl_fast.training.console import say
 from bissl_fast.training.files import make_folder, write_json
 from bissl_fast.training.precision import find_device
-from bissl_fast.training.tracking import say
 
 
 class Reproduction:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.features import embed
+from bissl_fast.evaluation.grid import Cell, Grid
 from bissl_fast.evaluation.report import figures
 from bissl_fast.evaluation.report.drawing import canvas, legend, looks, png
 from bissl_fast.evaluation.report.facts import differing
@@ -18,7 +19,6 @@ from bissl_fast.evaluation.report.page import Section, document, missing, plate,
 from bissl_fast.evaluation.report.svg import svg
 from bissl_fast.evaluation.run_folder import RunFolder
 from bissl_fast.evaluation.statistics import Sample
-from bissl_fast.evaluation.table import Cell, Grid
 from bissl_fast.experiments.beside_paper import TITLES, Beside, beside, beside_table, claim
 from bissl_fast.experiments.paper_runs import Asked, PaperRun, Rates, lasting, scaled
 from bissl_fast.methods.config import TrainConfig, save_config

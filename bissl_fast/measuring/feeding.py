@@ -21,7 +21,8 @@ from bissl_fast.data.sets.readers.decode import UnreadableImageError
 from bissl_fast.data.sets.readers.source import Source
 from bissl_fast.data.views.parameters import ViewSettings
 from bissl_fast.errors import UserError
-from bissl_fast.measuring.views import torch_threads, wait_for
+from bissl_fast.measuring.timing import wait_for
+from bissl_fast.measuring.views import torch_threads
 from bissl_fast.models import Network, build_backbone, place, probe_features
 from bissl_fast.pretext import Learner, SimCLR
 from bissl_fast.training.lars import LARS
@@ -65,11 +66,10 @@ def measure_feeding(
     seconds: float,
     device: torch.device,
     threads: int,
-    backbone: str = "resnet18",
     precision: Precision = "fp32",
     capture: bool = False,
 ) -> Feeding:
-    """Times steps of SimCLR with LARS, fed by the loader as `bissl-fast train` feeds them, and not fed.
+    """Times steps of ResNet-18 with SimCLR and LARS, fed by the loader as `bissl-fast train` feeds them, and not fed.
 
     Args:
         images: To draw from; resident on CUDA, as in a run.
@@ -78,7 +78,6 @@ def measure_feeding(
         seconds: Of measuring, in all.
         device: Where the steps run.
         threads: Of torch on the host.
-        backbone: Any timm CNN.
         precision: Of forward and backward passes.
         capture: On CUDA, whether the step is one graph up to its optimiser.
 
@@ -90,7 +89,7 @@ def measure_feeding(
     before = torch.get_float32_matmul_precision(), cudnn.allow_tf32, cudnn.deterministic
     try:
         with torch_threads(threads):
-            step = pretext_step(backbone, views[0].size, device, precision, capture)
+            step = pretext_step("resnet18", views[0].size, device, precision, capture)
             with ViewLoader(hold(images, device), views, order, 0, device) as loader:
                 return _alternate(step, loader, seconds, device)
     finally:

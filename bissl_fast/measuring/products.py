@@ -10,9 +10,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bissl_fast.bilevel import CompositeLoss, HessianOperator, ParameterVector
-from bissl_fast.bilevel.hessian import ProductsDtype
-from bissl_fast.bilevel.precision import autocast, tf32
-from bissl_fast.bilevel.traced import TracedProducts
+from bissl_fast.bilevel.products.hessian import ProductsDtype
+from bissl_fast.bilevel.products.precision import autocast, tf32
+from bissl_fast.bilevel.products.traced import TracedProducts
 from bissl_fast.measuring.timing import best_of
 from bissl_fast.models import Network, build_backbone, probe_features
 from bissl_fast.models.backbone import options_for, place

@@ -30,7 +30,7 @@ from bissl_fast.models import Network, build_backbone, probe_features
 from bissl_fast.ops.lars.reference import LarsSettings, lars_step
 from bissl_fast.ops.nt_xent.reference import nt_xent_loss
 from bissl_fast.pretext import SimCLR
-from bissl_fast.training.allocator import keep_freed_memory
+from bissl_fast.training.memory import keep_freed_memory
 from bissl_fast.training.precision import Precision, apply_precision
 
 OURS, FLOOR = "ours", "floor"

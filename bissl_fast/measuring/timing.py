@@ -10,17 +10,23 @@ Call = Callable[[], object]
 
 def best_of(calls: dict[str, Call], rounds: int, device: str) -> dict[str, float]:
     """The shortest time of each call in seconds, taken in turns after one call to warm up; waits for the device."""
-    wait: Call = (lambda: torch.cuda.synchronize(device)) if is_cuda(device) else lambda: None
+    where = torch.device(device)
     best = dict.fromkeys(calls, float("inf"))
     for turn in range(-1, rounds):
         for name, call in calls.items():
-            wait()
+            wait_for(where)
             start = time.perf_counter()
             call()
-            wait()
+            wait_for(where)
             if turn >= 0:
                 best[name] = min(best[name], time.perf_counter() - start)
     return best
+
+
+def wait_for(device: torch.device) -> None:
+    """Until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def is_cuda(device: str) -> bool:

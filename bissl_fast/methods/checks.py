@@ -37,7 +37,7 @@ def without_effect(group: str, settings: Any, idle: Mapping[str, str]) -> list[s
         idle: its fields that do nothing beside the values of the others, each with the words for where that is so.
 
     Example:
-        >>> from bissl_fast.methods.fussl_settings import FUSSLSettings
+        >>> from bissl_fast.methods.fussl.settings import FUSSLSettings
         >>> without_effect("fussl", FUSSLSettings(rounds=9), {"rounds": "but with --fussl.case progressive"})
         ['--fussl.rounds has no effect but with --fussl.case progressive']
     """

@@ -12,12 +12,12 @@ import yaml
 from bissl_fast.data.views.parameters import ViewSettings
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.protocols import ProtocolName
-from bissl_fast.methods.abrl_settings import ABRLSettings
+from bissl_fast.methods.abrl.settings import ABRLSettings
 from bissl_fast.methods.bilevel import BilevelSettings
-from bissl_fast.methods.bissl import BiSSLSettings
+from bissl_fast.methods.bissl.settings import BiSSLSettings
 from bissl_fast.methods.checks import require
-from bissl_fast.methods.fussl_settings import FUSSLSettings
-from bissl_fast.methods.gessl import GeSSLSettings
+from bissl_fast.methods.fussl.settings import FUSSLSettings
+from bissl_fast.methods.gessl.settings import GeSSLSettings
 from bissl_fast.methods.search.settings import SearchSettings
 from bissl_fast.methods.settings import VIEWS, AnyRun, RunSettings
 from bissl_fast.methods.stages.downstream import FineTuneSettings

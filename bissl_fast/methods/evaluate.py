@@ -36,10 +36,10 @@ from bissl_fast.methods.settings import RunSettings
 from bissl_fast.models import place
 from bissl_fast.models.weights import TIMM_PREFIX, digest_of
 from bissl_fast.plain import parse_json
+from bissl_fast.training.console import say
 from bissl_fast.training.environment import describe_environment
 from bissl_fast.training.files import exclusive, make_folder, write_json
 from bissl_fast.training.precision import apply_precision, find_device
-from bissl_fast.training.tracking import say
 
 FORMAT = 2
 """Raised when a protocol computes something else from the same settings: 2 has details."""

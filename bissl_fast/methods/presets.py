@@ -6,12 +6,12 @@ from dataclasses import replace
 from bissl_fast.data.views.parameters import ViewSettings
 from bissl_fast.data.views.presets import official_eval_view, official_finetune_view, official_views
 from bissl_fast.evaluation.features import StatisticsSettings
-from bissl_fast.methods.abrl_settings import ABRLSettings
-from bissl_fast.methods.bissl import BiSSLSettings
+from bissl_fast.methods.abrl.settings import ABRLSettings
+from bissl_fast.methods.bissl.settings import BiSSLSettings
 from bissl_fast.methods.checks import require
 from bissl_fast.methods.config import TrainConfig
-from bissl_fast.methods.fussl_settings import FUSSLSettings
-from bissl_fast.methods.gessl import GeSSLSettings
+from bissl_fast.methods.fussl.settings import FUSSLSettings
+from bissl_fast.methods.gessl.settings import GeSSLSettings
 from bissl_fast.methods.settings import ImageSettings, Preset
 from bissl_fast.methods.stages.downstream import FineTuneSettings
 from bissl_fast.methods.stages.head import HeadSettings

@@ -15,13 +15,13 @@ from bissl_fast.evaluation.run_folder import RunFolder
 from bissl_fast.methods.config import PretextConfig, load_config, save_config
 from bissl_fast.methods.run import Run
 from bissl_fast.plain import parse_yaml
+from bissl_fast.training.console import say
 from bissl_fast.training.files import exclusive
-from bissl_fast.training.ranks.agreement import is_lead
+from bissl_fast.training.ranks.lead import is_lead
 from bissl_fast.training.trackers.following import Follower, Following, reason
 from bissl_fast.training.trackers.to_mlflow import MlflowRun
 from bissl_fast.training.trackers.to_wandb import WandbRun
 from bissl_fast.training.trackers.tracker import About, Tracker, TrackerName, TrackingSettings, require_installed
-from bissl_fast.training.tracking import say
 
 KINDS: Mapping[TrackerName, type[Tracker]] = {"wandb": WandbRun, "mlflow": MlflowRun}
 KEPT = ("report.html", "table.md", "results.json")

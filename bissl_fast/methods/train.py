@@ -11,13 +11,13 @@ from rich.console import Console
 
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.plan import is_comparison
-from bissl_fast.methods.abrl import ABRL
+from bissl_fast.methods.abrl.method import ABRL
 from bissl_fast.methods.baseline import Baseline
-from bissl_fast.methods.bissl import BiSSL
+from bissl_fast.methods.bissl.method import BiSSL
 from bissl_fast.methods.config import MethodName, PretextConfig, TrainConfig, is_of, save_config
 from bissl_fast.methods.costs.cost import Cost
-from bissl_fast.methods.fussl import FUSSL
-from bissl_fast.methods.gessl import GeSSL
+from bissl_fast.methods.fussl.method import FUSSL
+from bissl_fast.methods.gessl.method import GeSSL
 from bissl_fast.methods.judging import Found, judge_of
 from bissl_fast.methods.run import Run
 from bissl_fast.methods.stages.downstream import Downstream
@@ -28,7 +28,8 @@ from bissl_fast.methods.stages.untrained import untrained
 from bissl_fast.methods.tracking import following
 from bissl_fast.training.files import disk_told, make_folder, write_atomic, write_json
 from bissl_fast.training.memory import memory_told
-from bissl_fast.training.ranks.agreement import held, is_lead
+from bissl_fast.training.ranks.agreement import held
+from bissl_fast.training.ranks.lead import is_lead
 from bissl_fast.training.stage import StageOutput
 
 UNTRAINED, PRETEXT, WARMUP = "untrained", "pretext", "pretext-warmup"

@@ -7,7 +7,8 @@ whose own derivative is the same map again, is exact to any order in reverse mod
 :func:`enter` and :func:`leave` are for those who want the whole gradient on every rank instead: around parameters and
 loss alone, and never mixed with the sum convention.
 
-All ranks have to call the same functions in the same order on tensors of the same shapes, or they wait for each other.
+All ranks have to call the same functions in the same order on tensors of the same shapes, or they wait for each other;
+tensors that are summed together have to lie alike in memory, too, as the same program makes them.
 ``ranks=None`` stands for one process, for which everything here is the identity.
 """
 
@@ -69,6 +70,11 @@ class Ranks:
 def summed(x: Tensor, ranks: Ranks) -> Tensor:
     """The sum over the ranks, the same bits on each; as the functions below it, without a derivative."""
     return waited(collectives().all_reduce(x.contiguous(), "sum", ranks.name))
+
+
+def summed_(x: Tensor, ranks: Ranks) -> Tensor:
+    """The same in the place of a contiguous ``x``: of a gradient, a copy takes as long as its sum."""
+    return waited(collectives().all_reduce_(x, "sum", ranks.name))
 
 
 def gathered(x: Tensor, ranks: Ranks) -> Tensor:
@@ -222,21 +228,41 @@ def gradients_of_all(parameters: Iterable[Tensor], ranks: Ranks | None) -> Itera
     for parameter in given:
         parameter.grad = None
     yield
-    made = [(p, e, p.grad) for p, e in zip(given, before, strict=True) if p.grad is not None]
+    made = [(p, e, dense(p.grad)) for p, e in zip(given, before, strict=True) if p.grad is not None]
+    gradients = [gradient for *_, gradient in made]
+    with torch.no_grad():
+        torch._foreach_copy_([in_memory(gradient) for gradient in gradients], _summed_pieces(gradients, ranks))
     for parameter, earlier in zip(given, before, strict=True):
         parameter.grad = earlier
-    total = summed_together([gradient for *_, gradient in made], ranks)
-    for (parameter, earlier, _), found in zip(made, total, strict=True):
-        parameter.grad = torch.empty_like(parameter).copy_(found) if earlier is None else earlier.add_(found)
+    for parameter, earlier, found in made:
+        parameter.grad = found if earlier is None else earlier.add_(found)
 
 
+@torch.no_grad()
 def summed_together(tensors: Sequence[Tensor], ranks: Ranks | None) -> list[Tensor]:
     """The sum over the ranks of each of several tensors of one dtype, by one reduction; without a derivative."""
     if ranks is None:
         return list(tensors)
-    total = summed(torch.cat([tensor.detach().reshape(-1) for tensor in tensors]), ranks)
-    pieces = torch.split(total, [tensor.numel() for tensor in tensors])
-    return [piece.view(tensor.shape) for piece, tensor in zip(pieces, tensors, strict=True)]
+    given = [dense(tensor) for tensor in tensors]
+    pieces = _summed_pieces(given, ranks)
+    return [piece.as_strided(tensor.shape, tensor.stride()) for piece, tensor in zip(pieces, given, strict=True)]
+
+
+def _summed_pieces(given: Sequence[Tensor], ranks: Ranks) -> list[Tensor]:
+    """The sums of dense tensors, each in the order of its memory."""
+    total = summed_(torch.cat([in_memory(tensor) for tensor in given]), ranks)
+    return list(torch.split(total, [tensor.numel() for tensor in given]))
+
+
+def dense(x: Tensor) -> Tensor:
+    """A tensor that lies in memory without gaps, channels last or in its own order of axes; else a copy that does."""
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim(), torch.contiguous_format)
+    return x if x.is_contiguous() or x.is_contiguous(memory_format=last) else x.contiguous()
+
+
+def in_memory(x: Tensor) -> Tensor:
+    """The values of a dense tensor in the order in which they lie, sharing its memory: no axis is turned."""
+    return x.as_strided((x.numel(),), (1,))
 
 
 def checksum(tensors: Sequence[Tensor]) -> int:

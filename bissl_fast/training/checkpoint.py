@@ -11,10 +11,10 @@ import torch
 from rich.console import Console
 
 from bissl_fast.errors import UserError
+from bissl_fast.training.console import say
 from bissl_fast.training.files import unwritable, write_atomic
 from bissl_fast.training.memory import is_full
-from bissl_fast.training.ranks.writing import writes
-from bissl_fast.training.tracking import say
+from bissl_fast.training.ranks.lead import writes
 from bissl_fast.version import __version__
 
 FORMAT = 1

@@ -1,4 +1,4 @@
-"""Files that are whole or absent; left alone where this process does not write (`training/ranks/writing.py`)."""
+"""Files that are whole or absent; left alone where this process does not write (`training/ranks/lead.py`)."""
 
 import contextlib
 import errno
@@ -19,7 +19,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
 from bissl_fast.errors import UserError
-from bissl_fast.training.ranks.writing import writes
+from bissl_fast.training.ranks.lead import writes
 
 GONE = (errno.EIO, errno.ENXIO, errno.ENODEV, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN)
 """Of disks that fail or vanish."""

@@ -10,7 +10,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from bissl_fast.errors import UserError
-from bissl_fast.training.ranks.writing import writes
+from bissl_fast.training.ranks.lead import writes
 
 _STOPPING = b"\nStopping after this step, with a checkpoint. Ctrl-C stops at once, at the last checkpoint.\n"
 

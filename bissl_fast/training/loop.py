@@ -12,15 +12,17 @@ from rich.console import Console
 
 from bissl_fast.errors import UserError
 from bissl_fast.ops.collectives import Ranks, gathered
-from bissl_fast.training.allocator import keep_freed_memory
 from bissl_fast.training.checkpoint import Checkpoints
 from bissl_fast.training.clock import Clock
+from bissl_fast.training.console import ProgressBar, say
 from bissl_fast.training.finite import GradientWatch, first_non_finite
 from bissl_fast.training.interruption import Interrupted, Interruption
-from bissl_fast.training.ranks.agreement import anywhere, is_lead
+from bissl_fast.training.log import Metrics
+from bissl_fast.training.memory import keep_freed_memory
+from bissl_fast.training.ranks.agreement import anywhere
+from bissl_fast.training.ranks.lead import is_lead
 from bissl_fast.training.ranks.sameness import require_same_state
 from bissl_fast.training.seeds import derive_seed
-from bissl_fast.training.tracking import Metrics, ProgressBar, say
 
 Values = Mapping[str, "torch.Tensor | float | str | None"]
 """What a step logs. None is written as null: what could not be measured and decides nothing, a reason beside it."""
@@ -46,6 +48,11 @@ class Task(Protocol):
     def state(self) -> dict[str, Any]: ...
 
     def restore(self, state: dict[str, Any]) -> None: ...
+
+
+def is_logged(task: Task, index: int) -> bool:
+    """Whether the values of step ``index`` are logged: every so manieth, and the last."""
+    return (index + 1) % task.log_every == 0 or index + 1 == task.steps
 
 
 @dataclass(frozen=True)
@@ -108,31 +115,29 @@ def run_loop(
     _Loop(task, folder, device, seed, settings, console, watch, ranks, check_every).run()
 
 
+@dataclass
 class _Loop:
-    def __init__(
-        self,
-        task: Task,
-        folder: Path,
-        device: torch.device,
-        seed: int,
-        settings: LoopSettings,
-        console: Console,
-        watch: Callable[[Mapping[str, Any]], str],
-        ranks: Ranks | None,
-        check_every: int,
-    ) -> None:
-        self.seed, self.ranks, self.check_every = seed, ranks, check_every
-        self.task, self.folder, self.settings, self.console = task, folder, settings, console
-        self.watch, self.warned = watch, False
-        self.checkpoints = Checkpoints(folder, settings.checkpoints, console)
-        self.device = device
-        self.done, self.clock = 0, Clock(folder)
+    """One call of :func:`run_loop`, whose arguments it has."""
+
+    task: Task
+    folder: Path
+    device: torch.device
+    seed: int
+    settings: LoopSettings
+    console: Console
+    watch: Callable[[Mapping[str, Any]], str]
+    ranks: Ranks | None
+    check_every: int
+
+    def __post_init__(self) -> None:
+        self.checkpoints = Checkpoints(self.folder, self.settings.checkpoints, self.console)
+        self.done, self.warned, self.clock = 0, False, Clock(self.folder)
         self.window: list[dict[str, Any]] = []
         self.gradients = GradientWatch()
-        torch.manual_seed(seed)
-        offset = self._resume(device)
+        torch.manual_seed(self.seed)
+        offset = self._resume(self.device)
         self._require_same_step()
-        self.metrics = Metrics(folder, offset, self.done) if is_lead(ranks) else None
+        self.metrics = Metrics(self.folder, offset, self.done) if is_lead(self.ranks) else None
         self.saved = self.done
 
     def run(self) -> None:
@@ -146,7 +151,7 @@ class _Loop:
                     self.window.append(dict(self.task.step(self.done)))
                     self.done += 1
                     self._compare()
-                    if self.done % self.task.log_every == 0 or self.done == self.task.steps:
+                    if is_logged(self.task, self.done - 1):
                         self._log(progress)
                     due = is_lead(self.ranks) and time.monotonic() - saved_at >= self.settings.checkpoint_seconds
                     stop, due = anywhere([interruption.requested, due], self.ranks)

@@ -1,10 +1,14 @@
-"""Memory: the most that was held, and, told in a sentence, that it is full."""
+"""Memory: what the process keeps, the most that it held, and, told in a sentence, that it is full."""
 
+import ctypes
+import os
+import platform
 import re
 import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -33,6 +37,11 @@ _LOWER = {
 """Settings that a stage's memory grows with, by the first word of its name."""
 
 _ANY = "--pretrain.batch-size, --finetune.batch-size or --images.size, or set --pretrain.chunk"
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+_ALLOCATOR = ("GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_")
+"""Of a user's own in the environment."""
 
 
 @contextmanager
@@ -91,3 +100,19 @@ def forget_peak() -> None:
             torch.cuda.reset_peak_memory_stats(device)
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
+
+
+@cache
+def keep_freed_memory() -> None:
+    """Let the process keep what it frees, as the next step asks for as much again: glibc's `mallopt`, else nothing.
+
+    By its defaults glibc gives large tensors' pages back at each free, and the kernel hands over and clears new ones in
+    the next step: 5 to 10 % of a step of ResNet-18 on views of 96 px, saved for a seventh more memory at the peak.
+    Tensors beyond 1 GiB, and what is free at the heap's end beyond 2 GiB, still go back. A user's own setting in the
+    environment stays.
+    """
+    if platform.libc_ver()[0] != "glibc" or any(name in os.environ for name in _ALLOCATOR):
+        return
+    mallopt = ctypes.CDLL(None).mallopt
+    mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+    mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)

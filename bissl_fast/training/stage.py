@@ -15,9 +15,10 @@ from bissl_fast.ops.collectives import Ranks
 from bissl_fast.plain import parse_json
 from bissl_fast.training import checkpoint
 from bissl_fast.training.clock import Clock
+from bissl_fast.training.console import say
 from bissl_fast.training.files import digest, make_folder, unwritable, write_json
-from bissl_fast.training.ranks.agreement import is_lead, led
-from bissl_fast.training.tracking import say
+from bissl_fast.training.ranks.agreement import led
+from bissl_fast.training.ranks.lead import is_lead
 
 FORMAT = 2
 """Raised when a stage computes something else from the same settings."""

@@ -14,9 +14,11 @@ struct BatchNormShape {
   int64_t rows;  // of a group
   int64_t channels;
   int64_t run;
+  int64_t ranks = 1;  // processes whose values are normalised together, each with as many
 
   int64_t cols() const { return channels * run; }
-  int64_t values() const { return rows * run; }  // M
+  int64_t values() const { return rows * run; }  // M of this process
+  int64_t statistics() const { return groups * channels; }
   int64_t size() const { return groups * rows * cols(); }
 };
 
@@ -48,33 +50,54 @@ struct Tangents {
 template <class T>
 struct Gradients {
   T *dx, *dresidual;
-  Wide<T> *sum_g, *sum_gx;
+  Wide<T>* sums;  // (2, G, C): sum_g, sum_gx
 };
 
-// -> mean, rstd, out.
+// Sums over the values of all ranks and over this one's own, where there are several; `moments` are otherwise null and
+// formed where they are needed.
 template <class T>
-void batch_norm(const BatchNormShape& shape, const ForwardInputs<T>& inputs, double eps, Wide<T>* mean, Wide<T>* rstd,
-                T* out);
+struct KnownSums {
+  const Wide<T> *sums, *own_sums;        // (2, G, C), of batch_norm_backward
+  const Wide<T> *moments, *own_moments;  // (5, G, C), of batch_norm_tangent_moments
+};
+
+// -> mean and variance (2, G, C) of this process's values.
+template <class T>
+void batch_norm_statistics(const BatchNormShape& shape, const T* x, Wide<T>* statistics);
+
+// -> mean, rstd, out; from the statistics of every rank (R, 2, G, C) unless these are null.
+template <class T>
+void batch_norm(const BatchNormShape& shape, const ForwardInputs<T>& inputs, const Wide<T>* every, double eps,
+                Wide<T>* mean, Wide<T>* rstd, T* out);
 
 // -> out once more.
 template <class T>
 void batch_norm_apply(const BatchNormShape& shape, const ForwardInputs<T>& inputs, const Wide<T>* mean,
                       const Wide<T>* rstd, T* out);
 
-// -> all gradients; with `known_sums`, sum_g and sum_gx are read instead.
+// -> sums (2, G, C) of v and of v xhat over this process's values, v being masked where there is a mask.
+template <class T>
+void batch_norm_moments(const BatchNormShape& shape, const Normalisation<T>& saved, const T* v, Wide<T>* moments);
+
+// -> all gradients; with `known_sums`, those are read instead.
 template <class T>
 void batch_norm_backward(const BatchNormShape& shape, const Normalisation<T>& saved, const T* grad_out,
                          bool known_sums, const Gradients<T>& gradients);
 
-// -> out_t.
+// -> out_t; from the moments of x_t over all ranks, without a mask, unless these are null.
 template <class T>
 void batch_norm_tangent(const BatchNormShape& shape, const Normalisation<T>& saved, const Tangents<T>& tangents,
-                        T* out_t);
+                        const Wide<T>* moments, T* out_t);
+
+// -> sums (5, G, C) of x_t, xhat x_t, g x_t, g_t and g_t xhat over this process's values.
+template <class T>
+void batch_norm_tangent_moments(const BatchNormShape& shape, const Normalisation<T>& saved, const T* grad_out,
+                                const T* grad_out_t, const T* x_t, Wide<T>* moments);
 
 // -> the tangents of all gradients along grad_out_t, x_t and weight_t.
 template <class T>
 void batch_norm_backward_tangent(const BatchNormShape& shape, const Normalisation<T>& saved, const T* grad_out,
-                                 const Wide<T>* sum_g, const Wide<T>* sum_gx, const T* grad_out_t, const T* x_t,
-                                 const Wide<T>* weight_t, const Gradients<T>& tangents);
+                                 const KnownSums<T>& known, const T* grad_out_t, const T* x_t, const Wide<T>* weight_t,
+                                 const Gradients<T>& tangents);
 
 }  // namespace bissl_fast::cpu

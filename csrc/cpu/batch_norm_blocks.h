@@ -18,9 +18,10 @@ struct Block {
   int64_t offset;      // of its first value, in tensors shaped like x
   int64_t channel;     // its first one
   int64_t statistics;  // offset of the first channel's, in (G, C)
+  int64_t ranks;
 
-  // The values of each channel.
-  double values() const { return static_cast<double>(rows * run); }
+  // The values of each channel, on all ranks.
+  double values() const { return static_cast<double>(rows * run * ranks); }
 };
 
 inline constexpr int64_t kMaxChannels = 128;  // of a block
@@ -51,7 +52,8 @@ void for_each_block(const BatchNormShape& shape, const Work& work) {
     for (int64_t k = first; k < last; ++k) {
       const int64_t group = k / per_group, channel = k % per_group * channels;
       work(Block{shape.rows, shape.cols(), std::min(channels, shape.channels - channel), shape.run,
-                 group * shape.rows * shape.cols() + channel * shape.run, channel, group * shape.channels + channel});
+                 group * shape.rows * shape.cols() + channel * shape.run, channel, group * shape.channels + channel,
+                 shape.ranks});
     }
   });
 }

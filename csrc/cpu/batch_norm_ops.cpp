@@ -51,15 +51,17 @@ void with_stored_type(const Tensor& x, const Work& work) {
 // The shape of x, and the layout that every tensor like it is brought to.
 class Layout {
  public:
-  Layout(const Tensor& x, int64_t groups) : x_(x), wide_(is_double(x) ? ScalarType::Double : ScalarType::Float) {
+  Layout(const Tensor& x, int64_t groups, int64_t ranks = 1)
+      : x_(x), wide_(is_double(x) ? ScalarType::Double : ScalarType::Float) {
     STD_TORCH_CHECK(x.dim() >= 2 && x.numel() > 0, "x must have shape (N, C, ...) and not be empty");
     STD_TORCH_CHECK(groups > 0 && x.size(0) % groups == 0, "the batch must be a multiple of groups");
+    STD_TORCH_CHECK(ranks > 0, "there must be a rank");
     if (!x.is_contiguous() && (x.dim() == 4 || x.dim() == 5) && is_channels_last(x)) {
       format_ = x.dim() == 4 ? MemoryFormat::ChannelsLast : MemoryFormat::ChannelsLast3d;
     }
     const int64_t rows = x.size(0) / groups, channels = x.size(1), run = x.numel() / (x.size(0) * channels);
     const bool last = format_ != MemoryFormat::Contiguous;
-    shape_ = {groups, last ? rows * run : rows, channels, last ? 1 : run};
+    shape_ = {groups, last ? rows * run : rows, channels, last ? 1 : run, ranks};
   }
 
   const BatchNormShape& shape() const { return shape_; }
@@ -84,6 +86,16 @@ class Layout {
     check_dtype(tensor, wide_);
     return torch::stable::contiguous(tensor);
   }
+  Tensor planes(const Tensor& tensor, int64_t count) const {
+    STD_TORCH_CHECK(tensor.dim() == 3 && tensor.size(0) == count && tensor.size(1) == shape_.groups &&
+                        tensor.size(2) == shape_.channels,
+                    "sums must have shape (planes, G, C)");
+    check_dtype(tensor, wide_);
+    return torch::stable::contiguous(tensor);
+  }
+  Optional planes(const Optional& tensor, int64_t count) const {
+    return tensor ? Optional(planes(*tensor, count)) : tensor;
+  }
   Optional like_x(const Optional& tensor) const { return tensor ? Optional(like_x(*tensor)) : tensor; }
   Optional per_channel(const Optional& tensor) const { return tensor ? Optional(per_channel(*tensor)) : tensor; }
 
@@ -92,6 +104,9 @@ class Layout {
   }
   Tensor empty_residual(bool wanted) const { return wanted ? empty() : torch::stable::new_empty(x_, {0}); }
   Tensor empty_statistics() const { return torch::stable::new_empty(x_, {shape_.groups, shape_.channels}, wide_); }
+  Tensor empty_planes(int64_t count) const {
+    return torch::stable::new_empty(x_, {count, shape_.groups, shape_.channels}, wide_);
+  }
 
  private:
   void check_dtype(const Tensor& tensor, ScalarType dtype) const {
@@ -130,12 +145,14 @@ struct Forward {
   }
 };
 
-// What a forward pass leaves to its derivatives, likewise.
+// What a forward pass leaves to its derivatives, likewise; sums need no weight.
 struct Saved {
-  Tensor x, out, weight, mean, rstd;
+  Tensor x, out;
+  Optional weight;
+  Tensor mean, rstd;
   bool relu;
 
-  Saved(const Layout& layout, const Tensor& x, const Tensor& out, const Tensor& weight, const Tensor& mean,
+  Saved(const Layout& layout, const Tensor& x, const Tensor& out, const Optional& weight, const Tensor& mean,
         const Tensor& rstd, bool relu)
       : x(layout.like_x(x)),
         out(relu ? layout.like_x(out) : out),
@@ -145,25 +162,35 @@ struct Saved {
         relu(relu) {}
   template <class T>
   Normalisation<T> pointers() const {
-    return {relu ? data<T>(out) : nullptr, data<T>(x), data<Wide<T>>(weight), data<Wide<T>>(mean),
+    return {relu ? data<T>(out) : nullptr, data<T>(x), data_or_null<Wide<T>>(weight), data<Wide<T>>(mean),
             data<Wide<T>>(rstd)};
   }
 };
 
 template <class T>
-Gradients<T> pointers(const Tensor& dx, const Tensor& dresidual, const Tensor& sum_g, const Tensor& sum_gx) {
-  return {data<T>(dx), dresidual.numel() > 0 ? data<T>(dresidual) : nullptr, data<Wide<T>>(sum_g),
-          data<Wide<T>>(sum_gx)};
+Gradients<T> pointers(const Tensor& dx, const Tensor& dresidual, const Tensor& sums) {
+  return {data<T>(dx), dresidual.numel() > 0 ? data<T>(dresidual) : nullptr, data<Wide<T>>(sums)};
+}
+
+Tensor statistics(const Tensor& x, int64_t groups) {
+  const Layout layout(x, groups);
+  const Tensor values = layout.like_x(x), found = layout.empty_planes(2);
+  with_stored_type(x, [&]<class T>(T) {
+    batch_norm_statistics<T>(layout.shape(), data<T>(values), data<Wide<T>>(found));
+  });
+  return found;
 }
 
 std::tuple<Tensor, Tensor, Tensor> fwd(const Tensor& x, const Tensor& weight, const Tensor& bias,
-                                       const Optional& residual, int64_t groups, bool relu, double eps) {
-  const Layout layout(x, groups);
+                                       const Optional& residual, int64_t groups, bool relu, double eps,
+                                       const Optional& every) {
+  const Layout layout(x, groups, every ? every->size(0) / 2 : 1);
   const Forward inputs(layout, x, weight, bias, residual, relu);
+  const Optional known = layout.planes(every, 2 * layout.shape().ranks);
   const Tensor out = layout.empty(), mean = layout.empty_statistics(), rstd = layout.empty_statistics();
   with_stored_type(x, [&]<class T>(T) {
-    batch_norm(layout.shape(), inputs.pointers<T>(), eps, data<Wide<T>>(mean), data<Wide<T>>(rstd),
-               data<T>(out));
+    batch_norm<T>(layout.shape(), inputs.pointers<T>(), data_or_null<Wide<T>>(known), eps, data<Wide<T>>(mean),
+                  data<Wide<T>>(rstd), data<T>(out));
   });
   return {out, mean, rstd};
 }
@@ -180,85 +207,118 @@ Tensor apply(const Tensor& x, const Tensor& weight, const Tensor& bias, const Op
   return out;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> bwd(const Tensor& grad_out, const Tensor& x, const Tensor& out,
-                                               const Tensor& weight, const Tensor& mean, const Tensor& rstd,
-                                               int64_t groups, bool relu, bool with_residual) {
+Tensor moments(const Tensor& v, const Tensor& x, const Tensor& out, const Tensor& mean, const Tensor& rstd,
+               int64_t groups, bool relu) {
+  const Layout layout(x, groups);
+  const Saved saved(layout, x, out, std::nullopt, mean, rstd, relu);
+  const Tensor values = layout.like_x(v), found = layout.empty_planes(2);
+  with_stored_type(x, [&]<class T>(T) {
+    batch_norm_moments<T>(layout.shape(), saved.pointers<T>(), data<T>(values), data<Wide<T>>(found));
+  });
+  return found;
+}
+
+std::tuple<Tensor, Tensor, Tensor> bwd(const Tensor& grad_out, const Tensor& x, const Tensor& out,
+                                       const Tensor& weight, const Tensor& mean, const Tensor& rstd, int64_t groups,
+                                       bool relu, bool with_residual) {
   const Layout layout(x, groups);
   const Saved saved(layout, x, out, weight, mean, rstd, relu);
   const Tensor cotangent = layout.like_x(grad_out), dx = layout.empty();
-  const Tensor dresidual = layout.empty_residual(with_residual);
-  const Tensor sum_g = layout.empty_statistics(), sum_gx = layout.empty_statistics();
+  const Tensor dresidual = layout.empty_residual(with_residual), sums = layout.empty_planes(2);
   with_stored_type(x, [&]<class T>(T) {
     batch_norm_backward<T>(layout.shape(), saved.pointers<T>(), data<T>(cotangent), false,
-                           pointers<T>(dx, dresidual, sum_g, sum_gx));
+                           pointers<T>(dx, dresidual, sums));
   });
-  return {dx, dresidual, sum_g, sum_gx};
+  return {dx, dresidual, sums};
 }
 
 std::tuple<Tensor, Tensor> bwd_apply(const Tensor& grad_out, const Tensor& x, const Tensor& out, const Tensor& weight,
-                                     const Tensor& mean, const Tensor& rstd, const Tensor& sum_g,
-                                     const Tensor& sum_gx, int64_t groups, bool relu, bool with_residual) {
-  const Layout layout(x, groups);
+                                     const Tensor& mean, const Tensor& rstd, const Tensor& sums, int64_t groups,
+                                     bool relu, bool with_residual, int64_t ranks) {
+  const Layout layout(x, groups, ranks);
   const Saved saved(layout, x, out, weight, mean, rstd, relu);
   const Tensor cotangent = layout.like_x(grad_out), dx = layout.empty();
-  const Tensor dresidual = layout.empty_residual(with_residual);
-  const Tensor known_g = layout.statistics(sum_g), known_gx = layout.statistics(sum_gx);
+  const Tensor dresidual = layout.empty_residual(with_residual), known = layout.planes(sums, 2);
   with_stored_type(x, [&]<class T>(T) {
     batch_norm_backward<T>(layout.shape(), saved.pointers<T>(), data<T>(cotangent), true,
-                           pointers<T>(dx, dresidual, known_g, known_gx));
+                           pointers<T>(dx, dresidual, known));
   });
   return {dx, dresidual};
 }
 
 Tensor jvp(const Optional& x_t, const Tensor& x, const Tensor& out, const Tensor& weight, const Tensor& mean,
            const Tensor& rstd, const Optional& weight_t, const Optional& bias_t, const Optional& residual_t,
-           int64_t groups, bool relu) {
-  const Layout layout(x, groups);
+           int64_t groups, bool relu, const Optional& moments, int64_t ranks) {
+  const Layout layout(x, groups, ranks);
   const Saved saved(layout, x, out, weight, mean, rstd, relu);
   const Optional moved = layout.like_x(x_t), residual = layout.like_x(residual_t);
   const Optional scale = layout.per_channel(weight_t), shift = layout.per_channel(bias_t);
+  const Optional known = layout.planes(moments, 2);
   const Tensor out_t = layout.empty();
   with_stored_type(x, [&]<class T>(T) {
     const Tangents<T> tangents{data_or_null<T>(moved), data_or_null<Wide<T>>(scale), data_or_null<Wide<T>>(shift),
                                data_or_null<T>(residual)};
-    batch_norm_tangent<T>(layout.shape(), saved.pointers<T>(), tangents, data<T>(out_t));
+    batch_norm_tangent<T>(layout.shape(), saved.pointers<T>(), tangents, data_or_null<Wide<T>>(known),
+                          data<T>(out_t));
   });
   return out_t;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> bwd_jvp(const Optional& grad_out_t, const Optional& x_t,
-                                                   const Optional& weight_t, const Tensor& grad_out, const Tensor& x,
-                                                   const Tensor& out, const Tensor& weight, const Tensor& mean,
-                                                   const Tensor& rstd, const Tensor& sum_g, const Tensor& sum_gx,
-                                                   int64_t groups, bool relu, bool with_residual) {
+Tensor tangent_moments(const Optional& grad_out_t, const Optional& x_t, const Tensor& grad_out, const Tensor& x,
+                       const Tensor& out, const Tensor& mean, const Tensor& rstd, int64_t groups, bool relu) {
   const Layout layout(x, groups);
+  const Saved saved(layout, x, out, std::nullopt, mean, rstd, relu);
+  const Tensor cotangent = layout.like_x(grad_out), found = layout.empty_planes(5);
+  const Optional cotangent_t = layout.like_x(grad_out_t), moved = layout.like_x(x_t);
+  with_stored_type(x, [&]<class T>(T) {
+    batch_norm_tangent_moments<T>(layout.shape(), saved.pointers<T>(), data<T>(cotangent),
+                                  data_or_null<T>(cotangent_t), data_or_null<T>(moved), data<Wide<T>>(found));
+  });
+  return found;
+}
+
+std::tuple<Tensor, Tensor, Tensor> bwd_jvp(const Optional& grad_out_t, const Optional& x_t, const Optional& weight_t,
+                                           const Tensor& grad_out, const Tensor& x, const Tensor& out,
+                                           const Tensor& weight, const Tensor& mean, const Tensor& rstd,
+                                           const Tensor& sums, int64_t groups, bool relu, bool with_residual,
+                                           const Optional& own_sums, const Optional& moments,
+                                           const Optional& own_moments, int64_t ranks) {
+  STD_TORCH_CHECK(own_sums.has_value() == moments.has_value() && moments.has_value() == own_moments.has_value(),
+                  "sums of several ranks are given together");
+  const Layout layout(x, groups, ranks);
   const Saved saved(layout, x, out, weight, mean, rstd, relu);
   const Tensor cotangent = layout.like_x(grad_out), dx_t = layout.empty();
-  const Tensor known_g = layout.statistics(sum_g), known_gx = layout.statistics(sum_gx);
+  const Tensor known = layout.planes(sums, 2), sums_t = layout.empty_planes(2);
+  const Optional known_own = layout.planes(own_sums, 2), known_moments = layout.planes(moments, 5);
+  const Optional known_own_moments = layout.planes(own_moments, 5);
   const Optional cotangent_t = layout.like_x(grad_out_t), moved = layout.like_x(x_t);
   const Optional scale = layout.per_channel(weight_t);
-  const Tensor sum_g_t = layout.empty_statistics(), sum_gx_t = layout.empty_statistics();
   Tensor dresidual_t = layout.empty_residual(with_residual);
   const bool vanishes = with_residual && !cotangent_t;
   if (vanishes) torch::stable::zero_(dresidual_t);
   with_stored_type(x, [&]<class T>(T) {
-    Gradients<T> tangents = pointers<T>(dx_t, dresidual_t, sum_g_t, sum_gx_t);
+    Gradients<T> tangents = pointers<T>(dx_t, dresidual_t, sums_t);
     if (vanishes) tangents.dresidual = nullptr;
-    batch_norm_backward_tangent<T>(layout.shape(), saved.pointers<T>(), data<T>(cotangent),
-                                   data<Wide<T>>(known_g), data<Wide<T>>(known_gx), data_or_null<T>(cotangent_t),
-                                   data_or_null<T>(moved), data_or_null<Wide<T>>(scale), tangents);
+    const KnownSums<T> all{data<Wide<T>>(known), data_or_null<Wide<T>>(known_own),
+                           data_or_null<Wide<T>>(known_moments), data_or_null<Wide<T>>(known_own_moments)};
+    batch_norm_backward_tangent<T>(layout.shape(), saved.pointers<T>(), data<T>(cotangent), all,
+                                   data_or_null<T>(cotangent_t), data_or_null<T>(moved), data_or_null<Wide<T>>(scale),
+                                   tangents);
   });
-  return {dx_t, dresidual_t, sum_g_t, sum_gx_t};
+  return {dx_t, dresidual_t, sums_t};
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(bissl_fast, CPU, library) {
+  library.impl("batch_norm_statistics", TORCH_BOX(&statistics));
   library.impl("batch_norm_fwd", TORCH_BOX(&fwd));
   library.impl("batch_norm_apply", TORCH_BOX(&apply));
+  library.impl("batch_norm_moments", TORCH_BOX(&moments));
   library.impl("batch_norm_bwd", TORCH_BOX(&bwd));
   library.impl("batch_norm_bwd_apply", TORCH_BOX(&bwd_apply));
   library.impl("batch_norm_jvp", TORCH_BOX(&jvp));
+  library.impl("batch_norm_tangent_moments", TORCH_BOX(&tangent_moments));
   library.impl("batch_norm_bwd_jvp", TORCH_BOX(&bwd_jvp));
 }
 

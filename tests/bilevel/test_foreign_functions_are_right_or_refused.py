@@ -10,7 +10,7 @@ from torch.autograd import Function
 from torch.utils.checkpoint import checkpoint
 
 from bissl_fast.bilevel import HessianOperator, ParameterVector
-from bissl_fast.bilevel.foreign import is_foreign
+from bissl_fast.bilevel.checks.foreign import is_foreign
 
 Tensor = torch.Tensor
 Part = Callable[[Tensor], Tensor]

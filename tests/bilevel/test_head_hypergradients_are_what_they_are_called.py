@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bissl_fast.bilevel.head_hypergradient import BIAS, HeadHypergradient, InnerLoss, InnerProblem
-from bissl_fast.bilevel.head_solution import converge, relative_gradient
+from bissl_fast.bilevel.hypergradients.head import BIAS, HeadHypergradient, InnerLoss, InnerProblem
+from bissl_fast.bilevel.hypergradients.head_solution import converge, relative_gradient
 from bissl_fast.training.supervised import downstream_loss
 
 RATE, STEPS, RIDGE = 0.3, 4, 0.2

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from bissl_fast.bilevel import HessianOperator, ParameterVector, conjugate_gradient, neumann
-from bissl_fast.bilevel.inner_steps import descend, difference_products, proximal, pull_back, restored
+from bissl_fast.bilevel.hypergradients.inner_steps import descend, difference_products, proximal, pull_back, restored
 
 WIDTH, CLASSES, ALPHA = 5, 3, 0.07
 

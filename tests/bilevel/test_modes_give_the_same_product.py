@@ -73,7 +73,7 @@ def test_on_every_kind_of_layer(layers: tuple[nn.Module, ...]) -> None:
 
 
 def test_without_recomputation_the_same_bits() -> None:
-    from bissl_fast.bilevel.traced import TracedProducts
+    from bissl_fast.bilevel.products.traced import TracedProducts
 
     network = tiny_network()
     theta = ParameterVector(network, "backbone.")

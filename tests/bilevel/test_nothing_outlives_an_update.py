@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from bissl_fast.bilevel import CompositeLoss, HessianOperator, ParameterVector, traced
-from bissl_fast.bilevel.hessian import Mode
+from bissl_fast.bilevel import CompositeLoss, HessianOperator, ParameterVector
+from bissl_fast.bilevel.products import traced
+from bissl_fast.bilevel.products.hessian import Mode
 
 SCRIPT = """
 import ctypes, sys, torch

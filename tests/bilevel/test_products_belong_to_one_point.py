@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from bissl_fast.bilevel import HessianOperator, ParameterVector, unseen
-from bissl_fast.bilevel.unseen import sample
+from bissl_fast.bilevel import HessianOperator, ParameterVector
+from bissl_fast.bilevel.checks import unseen
+from bissl_fast.bilevel.checks.unseen import sample
 from tests.bilevel.test_traces_hold_whatever_a_loss_does import batch, mlp, network, squares
 
 MODES = ("reverse", "linearized", "finite_difference")

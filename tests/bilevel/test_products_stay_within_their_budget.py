@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from bissl_fast.bilevel import HessianOperator, ParameterVector
-from bissl_fast.bilevel.hessian import BESIDE_TENSORS
-from bissl_fast.bilevel.traced import TracedProducts
+from bissl_fast.bilevel.products.budget import BESIDE_TENSORS
+from bissl_fast.bilevel.products.traced import TracedProducts
 from tests.bilevel.networks import batches, contrastive, tiny_network
 
 SCRIPT = """
@@ -18,8 +18,8 @@ import ctypes, sys, torch
 from torch import nn
 sys.path.insert(0, {root!r})
 from bissl_fast.bilevel import HessianOperator, ParameterVector, ShiftedOperator, conjugate_gradient
-from bissl_fast.bilevel.hessian import BESIDE_TENSORS
-from bissl_fast.bilevel.traced import TracedProducts
+from bissl_fast.bilevel.products.budget import BESIDE_TENSORS
+from bissl_fast.bilevel.products.traced import TracedProducts
 from tests.bilevel.networks import batches, contrastive
 
 def block(inputs, outputs):

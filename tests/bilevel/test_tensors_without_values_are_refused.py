@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from bissl_fast.bilevel import CompositeLoss, HessianOperator, ParameterVector
-from bissl_fast.bilevel.hessian import Mode
+from bissl_fast.bilevel.products.hessian import Mode
 
 LOSS = CompositeLoss(lambda m, x: m(x), lambda out: out.square().mean())
 

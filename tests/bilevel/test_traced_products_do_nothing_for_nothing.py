@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from bissl_fast.bilevel import HessianOperator, ParameterVector, matrix_products
-from bissl_fast.bilevel.partition import Halves
-from bissl_fast.bilevel.simplify import gather_pixels, simplify
-from bissl_fast.bilevel.traced import TracedProducts
+from bissl_fast.bilevel import HessianOperator, ParameterVector
+from bissl_fast.bilevel.products.traced import TracedProducts
+from bissl_fast.bilevel.tracing import matrix_products
+from bissl_fast.bilevel.tracing.partition import Halves
+from bissl_fast.bilevel.tracing.simplify import gather_pixels, simplify
 from bissl_fast.models import Network, place
 from bissl_fast.ops import BatchNormAct, backend
 from bissl_fast.ops.convolution.columns import as_images, columns, filters_in_columns, filters_reversed

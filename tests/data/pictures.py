@@ -1,6 +1,5 @@
 """Pictures, tables of view parameters, presets and pipelines, for the tests of views."""
 
-import dataclasses
 import importlib.util
 import tarfile
 from collections.abc import Callable
@@ -86,7 +85,7 @@ def photographs(archive: Path, n: int, size: int, folder: Path) -> torch.Tensor:
 
 def table(n: int, size: int = 56, **columns: object) -> ViewParameters:
     """Parameters that change nothing but what is named."""
-    neutral = ViewParameters(
+    neutral = ViewParameters.of_columns(
         box=np.tile([0, 0, size, size], (n, 1)),
         flip=np.zeros(n, bool),
         order=np.tile(np.arange(4), (n, 1)),
@@ -95,7 +94,7 @@ def table(n: int, size: int = 56, **columns: object) -> ViewParameters:
         sigma=np.zeros(n, np.float32),
         solarize=np.zeros(n, bool),
     )
-    return dataclasses.replace(neutral, **columns)  # type: ignore[arg-type]
+    return neutral.changed(**columns)  # type: ignore[arg-type]
 
 
 def boxes(n: int, size: int) -> np.ndarray:

@@ -16,7 +16,7 @@ from bissl_fast.evaluation import run_folder
 from bissl_fast.evaluation.report.run import PLATES, write_report
 from bissl_fast.evaluation.run_folder import RunFolder
 from bissl_fast.plain import parse_yaml
-from bissl_fast.training.tracking import read_metrics
+from bissl_fast.training.log import read_metrics
 from tests.evaluation.conftest import CLASSES, make_arms
 
 MakeRun = Callable[..., Path]

@@ -8,7 +8,7 @@ import pytest
 
 from bissl_fast.cli.compare import parse_comparison
 from bissl_fast.evaluation.finetuning import FineTuneTask
-from bissl_fast.methods.bissl import BiSSLTask
+from bissl_fast.methods.bissl.algorithm import BiSSLTask
 from bissl_fast.methods.config import ComparisonConfig
 from bissl_fast.methods.train import Training
 from bissl_fast.pretext import Learner

@@ -27,7 +27,7 @@ from bissl_fast.experiments.expected import Expected, planned
 from bissl_fast.experiments.paper_results import DATASETS, TABLE_1
 from bissl_fast.experiments.paper_runs import Asked, Found, PaperRun, runs_of
 from bissl_fast.experiments.reproduction_page import Reproduced
-from bissl_fast.methods.bissl import BiSSLTask
+from bissl_fast.methods.bissl.algorithm import BiSSLTask
 from bissl_fast.methods.config import TrainConfig, load_config
 from bissl_fast.methods.costs.probe import Measured, measure
 from bissl_fast.methods.costs.work import UNITS, Sizes, stages_of

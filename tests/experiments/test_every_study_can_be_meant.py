@@ -9,7 +9,8 @@ from bissl_fast.cli import main
 from bissl_fast.errors import UserError
 from bissl_fast.experiments.comparison import Experiment
 from bissl_fast.experiments.studies import STUDIES
-from bissl_fast.methods import bissl, gessl
+from bissl_fast.methods.bissl import method as bissl
+from bissl_fast.methods.gessl import method as gessl
 from tests.experiments.comparisons import comparison
 
 SMALL = """

@@ -301,14 +301,15 @@ def raw(draw: random.Random) -> bool:
             weight, bias = (numbers(draw, shape[1:2], dtype) for _ in range(2))
             out, mean, rstd = ops.batch_norm_fwd(x, weight, bias, residual, 2, cross, 1e-5)
             saved = [g, x, out, weight, mean, rstd]
-            _, _, sums, moments = ops.batch_norm_bwd(*saved, 2, cross, True)
+            _, _, sums = ops.batch_norm_bwd(*saved, 2, cross, True)
             calls = [
+                (ops.batch_norm_statistics, [x, 2]),
                 (ops.batch_norm_fwd, [x, weight, bias, residual, 2, cross, 1e-5]),
                 (ops.batch_norm_apply, [x, weight, bias, residual, mean, rstd, 2, cross]),
                 (ops.batch_norm_bwd, [*saved, 2, cross, True]),
-                (ops.batch_norm_bwd_apply, [*saved, sums, moments, 2, cross, True]),
+                (ops.batch_norm_bwd_apply, [*saved, sums, 2, cross, True]),
                 (ops.batch_norm_jvp, [g, x, out, weight, mean, rstd, bias, bias, residual, 2, cross]),
-                (ops.batch_norm_bwd_jvp, [g, g, bias, *saved, sums, moments, 2, cross, True]),
+                (ops.batch_norm_bwd_jvp, [g, g, bias, *saved, sums, 2, cross, True]),
             ]
         op, arguments = draw.choice(calls)
         changed = [old if new is None else new for old, new in zip(arguments, perturbed(draw, arguments), strict=True)]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from bissl_fast.bilevel.hessian import ProductsDtype
+from bissl_fast.bilevel.products.hessian import ProductsDtype
 from bissl_fast.cli import main
 from bissl_fast.cli.bench import products as command
 from bissl_fast.measuring import nt_xent as bench

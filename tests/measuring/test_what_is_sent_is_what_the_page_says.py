@@ -17,7 +17,8 @@ from bissl_fast.measuring.rank_work import CLASSES, RankWork, noise
 from bissl_fast.measuring.scaling import KINDS, Message, Sent
 from bissl_fast.measuring.traffic import recorded, rehearsal, traffic_of
 from bissl_fast.methods.bilevel import BilevelSettings
-from bissl_fast.methods.bissl import BiSSLSettings, BiSSLTask
+from bissl_fast.methods.bissl.algorithm import BiSSLTask
+from bissl_fast.methods.bissl.settings import BiSSLSettings
 from bissl_fast.methods.stages.sgd import SGDSettings
 from bissl_fast.models import Network, build_projector, fuse_batch_norm
 from bissl_fast.ops import Ranks

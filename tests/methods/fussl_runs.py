@@ -7,7 +7,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from bissl_fast.methods.fussl import FUSSL
+from bissl_fast.methods.fussl.method import FUSSL
 from bissl_fast.methods.train import Training
 from tests.methods.tasks import small_config
 

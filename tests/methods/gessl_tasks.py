@@ -8,7 +8,8 @@ from torch import nn
 
 from bissl_fast.data.pipelines.loader import Batch
 from bissl_fast.methods.bilevel import BilevelSettings
-from bissl_fast.methods.gessl import GeSSLSettings, GeSSLTask
+from bissl_fast.methods.gessl.algorithm import GeSSLTask
+from bissl_fast.methods.gessl.settings import GeSSLSettings
 from bissl_fast.methods.stages.sgd import SGDSettings
 from bissl_fast.models import Network, fuse_batch_norm
 from bissl_fast.pretext import (

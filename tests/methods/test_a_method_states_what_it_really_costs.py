@@ -9,7 +9,7 @@ from rich.console import Console
 
 from bissl_fast.bilevel import HessianOperator
 from bissl_fast.cli.train import parse_config
-from bissl_fast.methods.bissl import BiSSLTask
+from bissl_fast.methods.bissl.algorithm import BiSSLTask
 from bissl_fast.methods.train import Training
 from bissl_fast.pretext import Learner
 from tests.methods.conftest import train_arguments

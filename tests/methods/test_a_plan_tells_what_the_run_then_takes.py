@@ -10,14 +10,14 @@ from rich.console import Console
 
 from bissl_fast.cli.plan import grid, sentences
 from bissl_fast.errors import UserError
-from bissl_fast.methods import bissl
+from bissl_fast.methods.bissl import method as bissl
 from bissl_fast.methods.costs.needs import stage_needs
 from bissl_fast.methods.costs.steps import LONG, Steps, measured_steps
 from bissl_fast.methods.costs.work import Sizes, stages_of
 from bissl_fast.methods.stages.pretrain import PretrainTask
 from bissl_fast.methods.train import Training, train
 from bissl_fast.training.clock import peak_memory
-from bissl_fast.training.tracking import Metrics
+from bissl_fast.training.log import Metrics
 from tests.methods.tasks import small_config
 
 QUIET = Console(quiet=True)

@@ -10,8 +10,8 @@ from torch import equal
 
 from bissl_fast.cli import main
 from bissl_fast.methods import run as run_module
+from bissl_fast.training.log import read_metrics
 from bissl_fast.training.trackers import following
-from bissl_fast.training.tracking import read_metrics
 from tests.methods.test_pretext_training_alone_is_told_and_repeated import pretrain
 
 

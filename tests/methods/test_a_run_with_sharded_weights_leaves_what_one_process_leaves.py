@@ -1,7 +1,6 @@
 """`--distributed.shard` on two ranks: the stages that it reaches are found by one process; of others it is told."""
 
 import io
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -13,7 +12,6 @@ from bissl_fast.methods.run import Run
 from bissl_fast.methods.train import Training, train
 from bissl_fast.models import Network
 from bissl_fast.ops import Ranks
-from bissl_fast.training.ranks.writing import reading_only
 from tests.methods.tasks import small_config
 from tests.ranks import Processes
 
@@ -35,7 +33,7 @@ def sharded_run(ranks: Ranks, data: Path, output: Path) -> int:
         networks.extend([module] if isinstance(module, Network) else [])
         return fully_shard(module, **options)
 
-    with patch("torch.distributed.fsdp.fully_shard", noted), reading_only() if ranks.rank else nullcontext():
+    with patch("torch.distributed.fsdp.fully_shard", noted):
         said(data, output, "--distributed.shard")
     return len(networks)
 
@@ -53,8 +51,7 @@ def begun(ranks: Ranks, data: Path, output: Path) -> str:
     """What is told before the first stage of BiSSL."""
     text, config = io.StringIO(), small_config("byol", data, output, "--methods", "bissl", "--distributed.shard")
     config.run_folder.mkdir(parents=True, exist_ok=True)
-    with reading_only() if ranks.rank else nullcontext():
-        Training(config, Console(file=text, width=1000))
+    Training(config, Console(file=text, width=1000))
     return text.getvalue()
 
 

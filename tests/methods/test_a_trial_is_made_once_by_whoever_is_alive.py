@@ -14,9 +14,9 @@ from scipy.stats import kstest, pearsonr
 from sqlalchemy import text
 
 from bissl_fast.errors import UserError
+from bissl_fast.methods.search.databases import ServerLeases, engine
 from bissl_fast.methods.search.settings import SearchSettings, Trial
 from bissl_fast.methods.search.study import Attempt, SearchStudy
-from bissl_fast.training.databases import ServerLeases, engine
 from tests.methods.postgres import postgresql
 
 TRIALS = 8

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from bissl_fast.evaluation.metrics import Evaluation
-from bissl_fast.methods.abrl import ABRLTask
-from bissl_fast.methods.abrl_settings import ABRLSettings
+from bissl_fast.methods.abrl.algorithm import ABRLTask
+from bissl_fast.methods.abrl.settings import ABRLSettings
 from bissl_fast.methods.stages.sgd import SGDSettings
 from bissl_fast.models import Network
 from tests.methods.test_bissl_follows_algorithm_1 import Draws

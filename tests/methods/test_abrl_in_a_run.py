@@ -21,10 +21,11 @@ from bissl_fast.data.sets.dataset import ImageSet
 from bissl_fast.data.sets.readers.voc import CLASSES
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.run_folder import RunFolder
-from bissl_fast.methods.abrl import ABRL, ABRLTask, Features
-from bissl_fast.methods.abrl_settings import ABRLSettings
+from bissl_fast.methods.abrl.algorithm import ABRLTask, Features
+from bissl_fast.methods.abrl.halves import Halves
+from bissl_fast.methods.abrl.method import ABRL
+from bissl_fast.methods.abrl.settings import ABRLSettings
 from bissl_fast.methods.presets import preset_config
-from bissl_fast.methods.stages.halves import Halves
 from bissl_fast.methods.train import Training, train
 from bissl_fast.pretext import Learner
 from tests.data import published

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from bissl_fast.methods.bissl import BiSSLSettings
+from bissl_fast.methods.bissl.settings import BiSSLSettings
 from bissl_fast.methods.presets import preset_config
 from bissl_fast.methods.stages.downstream import Downstream, FineTuneSettings
 from bissl_fast.methods.stages.finetune import finetune

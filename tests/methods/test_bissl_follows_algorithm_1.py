@@ -12,9 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from bissl_fast.bilevel.solvers.events import troubles
 from bissl_fast.data.pipelines.loader import Batch
-from bissl_fast.methods.bilevel import BilevelSettings, troubles
-from bissl_fast.methods.bissl import BiSSLSettings, BiSSLTask
+from bissl_fast.methods.bilevel import BilevelSettings
+from bissl_fast.methods.bissl.algorithm import BiSSLTask
+from bissl_fast.methods.bissl.settings import BiSSLSettings
 from bissl_fast.methods.stages.sgd import SGDSettings
 from bissl_fast.models import Network
 from bissl_fast.ops.nt_xent import nt_xent_loss

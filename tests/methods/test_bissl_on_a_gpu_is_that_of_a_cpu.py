@@ -13,7 +13,8 @@ from bissl_fast.data.pipelines.loader import Batch
 from bissl_fast.measuring.feeding import pretext_step
 from bissl_fast.measuring.products import Problem, problem
 from bissl_fast.methods.bilevel import BilevelSettings
-from bissl_fast.methods.bissl import BiSSLSettings, BiSSLTask
+from bissl_fast.methods.bissl.algorithm import BiSSLTask
+from bissl_fast.methods.bissl.settings import BiSSLSettings
 from bissl_fast.methods.stages.sgd import SGDSettings
 from bissl_fast.models import Network, build_backbone, build_classifier, probe_features
 from bissl_fast.pretext import Learner, OptimizerSettings, SimCLR

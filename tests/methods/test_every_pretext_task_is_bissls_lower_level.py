@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bissl_fast.cli import main
-from bissl_fast.methods.bissl import BiSSLTask
+from bissl_fast.methods.bissl.algorithm import BiSSLTask
 from bissl_fast.pretext import TASKS, Learner
 from tests.methods.tasks import SMALL_TASKS, small_arguments
 

@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from bissl_fast.methods.bissl import BiSSLTask
+from bissl_fast.methods.bissl.algorithm import BiSSLTask
 from bissl_fast.methods.config import TrainConfig
 from bissl_fast.methods.train import Training, pretrain
 from bissl_fast.pretext import TASKS, Learner

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from bissl_fast.bilevel import CapturedSolver, CompositeLoss, HessianOperator, ParameterVector, ShiftedOperator
-from bissl_fast.bilevel.hessian import Mode
+from bissl_fast.bilevel.products.hessian import Mode
 from bissl_fast.methods.bilevel import BilevelSettings, SolverName
 from tests.bilevel.matrices import Dense, symmetric
 from tests.bilevel.matrices import vectors as vectors_of

@@ -6,7 +6,7 @@ from itertools import permutations, product
 import pytest
 import torch
 
-from bissl_fast.methods.fuzzy_labels import effective_classes, fuzzy_labels, soft_cross_entropy
+from bissl_fast.methods.fussl.fuzzy_labels import effective_classes, fuzzy_labels, soft_cross_entropy
 
 CONFIDENCES = (0.31, 0.17, 0.83, 0.29, 0.41)
 """Of five blocks: no two sets of them have equal sums."""

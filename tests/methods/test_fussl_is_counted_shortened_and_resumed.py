@@ -13,11 +13,11 @@ import torch
 from rich.console import Console
 
 from bissl_fast.errors import UserError
-from bissl_fast.methods import fussl
-from bissl_fast.methods.fussl_settings import FUSSLSettings
+from bissl_fast.methods.fussl import method as fussl
+from bissl_fast.methods.fussl.pseudo_labels import PseudoLabelTask
+from bissl_fast.methods.fussl.settings import FUSSLSettings
 from bissl_fast.methods.presets import preset_config
 from bissl_fast.methods.run import Run
-from bissl_fast.methods.stages.pseudo_labels import PseudoLabelTask
 from bissl_fast.pretext import Learner, SimCLR
 from bissl_fast.training.stage import StageOutput
 from tests.methods.fussl_runs import EVERY_STEP, backbone, method_of, training

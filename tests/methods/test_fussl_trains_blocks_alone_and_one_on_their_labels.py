@@ -13,13 +13,13 @@ from rich.console import Console
 from torch import nn
 
 from bissl_fast.errors import UserError
-from bissl_fast.methods import fussl
-from bissl_fast.methods.fussl import original_view, scorer
-from bissl_fast.methods.fussl_settings import FUSSLSettings
-from bissl_fast.methods.labelling import collapse, label
-from bissl_fast.methods.stages.blocks import BlocksTask
+from bissl_fast.methods.fussl import method as fussl
+from bissl_fast.methods.fussl.blocks import BlocksTask
+from bissl_fast.methods.fussl.labelling import collapse, label
+from bissl_fast.methods.fussl.method import original_view, scorer
+from bissl_fast.methods.fussl.pseudo_labels import PseudoLabelTask
+from bissl_fast.methods.fussl.settings import FUSSLSettings
 from bissl_fast.methods.stages.pretrain import PretrainSettings, PretrainTask
-from bissl_fast.methods.stages.pseudo_labels import PseudoLabelTask
 from bissl_fast.models import Network, build_backbone, build_projector, probe_features
 from bissl_fast.models.stacked import Stack
 from bissl_fast.pretext import BYOL, Learner, MoCo, OptimizerSettings, PretextTask, SimCLR, SwAV

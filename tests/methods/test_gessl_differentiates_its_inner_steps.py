@@ -12,9 +12,9 @@ import pytest
 import torch
 from rich.console import Console
 
-from bissl_fast.bilevel.inner_steps import descend, difference_products, pull_back, restored
+from bissl_fast.bilevel.hypergradients.inner_steps import descend, difference_products, pull_back, restored
 from bissl_fast.methods.bilevel import BilevelSettings
-from bissl_fast.methods.gessl import GeSSLTask
+from bissl_fast.methods.gessl.algorithm import GeSSLTask
 from bissl_fast.pretext.divergences import DIVERGENCES
 from bissl_fast.pretext.instance_classes import log_similarities
 from bissl_fast.pretext.instances import InstanceTask

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from bissl_fast.bilevel import HessianOperator, conjugate_gradient
-from bissl_fast.bilevel.inner_steps import descend, difference_products, proximal, restored
-from bissl_fast.methods.gessl import TOLD, WITH_PRODUCTS, GeSSLTask, stalled
+from bissl_fast.bilevel.hypergradients.inner_steps import descend, difference_products, proximal, restored
+from bissl_fast.methods.gessl.algorithm import GeSSLTask
+from bissl_fast.methods.gessl.method import stalled
+from bissl_fast.methods.gessl.settings import TOLD, WITH_PRODUCTS
 from bissl_fast.models import forward_each
 from bissl_fast.pretext import SimCLR
 from bissl_fast.pretext.recipe import half_cosine

@@ -16,7 +16,9 @@ from bissl_fast.bilevel import HessianOperator
 from bissl_fast.cli import main
 from bissl_fast.errors import UserError
 from bissl_fast.methods.config import TrainConfig, load_config, save_config
-from bissl_fast.methods.gessl import TOLD, GeSSL, GeSSLTask
+from bissl_fast.methods.gessl.algorithm import GeSSLTask
+from bissl_fast.methods.gessl.method import GeSSL
+from bissl_fast.methods.gessl.settings import TOLD
 from bissl_fast.methods.presets import preset_config
 from bissl_fast.methods.run import Run
 from bissl_fast.methods.train import Training, describe

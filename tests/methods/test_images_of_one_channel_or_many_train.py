@@ -12,7 +12,7 @@ from bissl_fast.cli import main
 from bissl_fast.data.views.presets import eval_view, finetune_view, paper_views
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.report.run import write_report
-from bissl_fast.methods.bissl import BiSSLSettings
+from bissl_fast.methods.bissl.settings import BiSSLSettings
 from bissl_fast.methods.config import TrainConfig, load_config, save_config
 from bissl_fast.methods.presets import preset_config
 from bissl_fast.methods.settings import ImageSettings

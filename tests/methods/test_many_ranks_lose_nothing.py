@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bissl_fast.training.files import load_weights
-from bissl_fast.training.tracking import read_metrics
+from bissl_fast.training.log import read_metrics
 from tests.methods.conftest import train_arguments
 from tests.methods.test_a_killed_run_ends_with_the_same_bits import outcome
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from bissl_fast.bilevel import HessianOperator, ParameterVector
-from bissl_fast.bilevel.hessian import BESIDE_TENSORS
+from bissl_fast.bilevel.products.budget import BESIDE_TENSORS
 from bissl_fast.cli.train import parse_config
 from bissl_fast.data.views.presets import simclr_views
 from bissl_fast.errors import UserError

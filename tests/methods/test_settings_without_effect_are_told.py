@@ -8,11 +8,11 @@ import pytest
 import torch
 from rich.console import Console
 
-from bissl_fast.methods.abrl_settings import ABRLSettings, Variant
+from bissl_fast.methods.abrl.settings import ABRLSettings, Variant
 from bissl_fast.methods.checks import without_effect
-from bissl_fast.methods.fussl_settings import FUSSLSettings
-from bissl_fast.methods.fuzzy_labels import Memberships, Ties
-from bissl_fast.methods.gessl import Differentiation, GeSSLSettings
+from bissl_fast.methods.fussl.fuzzy_labels import Memberships, Ties
+from bissl_fast.methods.fussl.settings import FUSSLSettings
+from bissl_fast.methods.gessl.settings import Differentiation, GeSSLSettings
 from bissl_fast.methods.presets import preset_config
 from tests.methods import fussl_runs
 

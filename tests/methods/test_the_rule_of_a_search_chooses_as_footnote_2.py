@@ -10,8 +10,8 @@ import pytest
 from bissl_fast.errors import UserError
 from bissl_fast.methods.checks import without_effect
 from bissl_fast.methods.config import ComparisonConfig, TrainConfig, load_config, save_config
+from bissl_fast.methods.search import databases
 from bissl_fast.methods.search.settings import Rule, SearchSettings, Trial, choose
-from bissl_fast.training import databases
 
 
 def trial(number: int, score: float, loss: float, state: Any = "finished") -> Trial:

@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from bissl_fast.bilevel.hessian import Mode
+from bissl_fast.bilevel.products.hessian import Mode
 from bissl_fast.data.pipelines.loader import Batch, ViewLoader
 from bissl_fast.data.pipelines.order import BatchOrder
 from bissl_fast.data.sets.dataset import ImageSet
 from bissl_fast.methods.bilevel import BilevelSettings
-from bissl_fast.methods.bissl import BiSSLSettings, BiSSLTask
+from bissl_fast.methods.bissl.algorithm import BiSSLTask
+from bissl_fast.methods.bissl.settings import BiSSLSettings
 from bissl_fast.methods.presets import preset_config
 from bissl_fast.models import Network, build_backbone, fuse_batch_norm
 from bissl_fast.ops import Ranks

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from bissl_fast.bilevel.head_hypergradient import Estimator
+from bissl_fast.bilevel.hypergradients.head import Estimator
 from bissl_fast.data.pipelines.loader import Batch
 from bissl_fast.evaluation.metrics import Evaluation
-from bissl_fast.methods.abrl import ABRLTask
-from bissl_fast.methods.abrl_settings import Variant
+from bissl_fast.methods.abrl.algorithm import ABRLTask
+from bissl_fast.methods.abrl.settings import Variant
 from bissl_fast.models import Network, fuse_batch_norm
 from bissl_fast.ops import Ranks
 from bissl_fast.training.supervised import downstream_loss

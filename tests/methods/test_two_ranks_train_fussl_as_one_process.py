@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from bissl_fast.methods.fussl_settings import FUSSLSettings
-from bissl_fast.methods.labelling import label
-from bissl_fast.methods.stages.blocks import BlocksTask
+from bissl_fast.methods.fussl.blocks import BlocksTask
+from bissl_fast.methods.fussl.labelling import label
+from bissl_fast.methods.fussl.pseudo_labels import PseudoLabelTask
+from bissl_fast.methods.fussl.settings import FUSSLSettings
 from bissl_fast.methods.stages.pretrain import PretrainSettings, PretrainTask
-from bissl_fast.methods.stages.pseudo_labels import PseudoLabelTask
 from bissl_fast.models import Network, build_backbone, build_projector, probe_features
 from bissl_fast.models.stacked import Stack
 from bissl_fast.ops import Ranks

@@ -9,7 +9,8 @@ import torch
 from bissl_fast.data.pipelines.loader import Batch
 from bissl_fast.errors import UserError
 from bissl_fast.methods.bilevel import BilevelSettings
-from bissl_fast.methods.gessl import WITH_PRODUCTS, GeSSLTask
+from bissl_fast.methods.gessl.algorithm import GeSSLTask
+from bissl_fast.methods.gessl.settings import WITH_PRODUCTS
 from bissl_fast.ops import Ranks
 from bissl_fast.pretext import Learner, PretextTask
 from bissl_fast.pretext.instances import Instances

@@ -2,7 +2,6 @@
 
 import io
 import json
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +11,12 @@ from rich.console import Console
 from bissl_fast.methods.run import Run
 from bissl_fast.ops import Ranks
 from bissl_fast.training.files import save_weights
-from bissl_fast.training.ranks.agreement import is_lead
+from bissl_fast.training.ranks.lead import is_lead
 from bissl_fast.training.ranks.sameness import SameShapes
-from bissl_fast.training.ranks.writing import reading_only
 from tests.methods.tasks import small_config
 from tests.ranks import SIZE, Processes
 
 Kept = tuple[dict[str, Any], dict[str, Any], str, bool]
-
-
-def quietly(ranks: Ranks, *args: Any) -> Kept:
-    """As a rank that was launched: the first alone writes."""
-    with nullcontext() if is_lead(ranks) else reading_only():
-        return kept(ranks, *args)
 
 
 def kept(ranks: Ranks | None, data: Path, output: Path, *more: str) -> Kept:
@@ -52,12 +44,12 @@ def test_the_number_of_ranks_is_in_the_keys_that_it_decides_about(
     assert "batch norms take" not in said
     assert not compared
     more = ("--distributed.check-every", "1")
-    for rank, found in enumerate(two_ranks(quietly, small_data, tmp_path / "two", *more)):
+    for rank, found in enumerate(two_ranks(kept, small_data, tmp_path / "two", *more)):
         assert list(found[:2]) == one, rank
         assert "batch norms take" not in found[2]
         assert found[3]
     for together, alone, said, compared in two_ranks(
-        quietly, small_data, tmp_path / "apart", "--distributed.batch-norm", "rank"
+        kept, small_data, tmp_path / "apart", "--distributed.batch-norm", "rank"
     ):
         assert together == one[0] | {"batch_norm_of_ranks": SIZE}
         assert alone == one[1]

@@ -20,7 +20,7 @@ from interpreter import patch_language_once
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from bissl_fast.bilevel.partition import split
+from bissl_fast.bilevel.tracing.partition import split
 from bissl_fast.ops import backend, batch_norm_act
 from bissl_fast.ops.batch_norm.schemas import ARGUMENTS
 from bissl_fast.ops.triton import batch_norm as kernels
@@ -70,23 +70,31 @@ def raw_errors(
     found: dict[str, tuple[Tensor, ...]] = {}
     expected: dict[str, tuple[Tensor, ...]] = {}
 
-    def run(name: str, *arguments: Any) -> tuple[Tensor, ...]:
-        exact = getattr(torch.ops.bissl_fast, f"batch_norm_{name}")
+    def run(name: str, *arguments: Any, of: str = "") -> tuple[Tensor, ...]:
+        exact, key = getattr(torch.ops.bissl_fast, f"batch_norm_{name}"), f"{name}{of}"
         outputs = getattr(kernels, name)(*arguments)
         wide = exact(*(a.double() if isinstance(a, Tensor) else a for a in arguments))
-        found[name], expected[name] = ((o,) if isinstance(o, Tensor) else o for o in (outputs, wide))
+        found[key], expected[key] = ((o,) if isinstance(o, Tensor) else o for o in (outputs, wide))
         assert all(
-            f.shape == e.shape and f.stride() == e.stride() for f, e in zip(found[name], expected[name], strict=True)
+            f.shape == e.shape and f.stride() == e.stride() for f, e in zip(found[key], expected[key], strict=True)
         )
-        return found[name]
+        return found[key]
 
     out, mean, rstd = run("fwd", x, weight, bias, added, groups, relu, 1e-5)
     saved, settings = (x, out, weight, mean, rstd), (groups, relu)
     run("apply", x, weight, bias, added, mean, rstd, *settings)
-    sums = run("bwd", given.cotangent, *saved, *settings, with_residual)[2:]
-    run("bwd_apply", given.cotangent, *saved, *sums, *settings, with_residual)
+    sums = run("bwd", given.cotangent, *saved, *settings, with_residual)[2]
+    run("bwd_apply", given.cotangent, *saved, sums, *settings, with_residual)
     run("jvp", x_t, *saved, weight_t, bias_t, residual_t, *settings)
-    run("bwd_jvp", g_t, x_t, weight_t, given.cotangent, *saved, *sums, *settings, with_residual)
+    run("bwd_jvp", g_t, x_t, weight_t, given.cotangent, *saved, sums, *settings, with_residual)
+    own, read, of = run("statistics", x, groups)[0], (x, out, mean, rstd), " of three ranks"  # which have like values
+    run("fwd", x, weight, bias, added, *settings, 1e-5, torch.cat([own, 2 * own, own]), of=of)
+    run("bwd_apply", given.cotangent, *saved, 2 * sums, *settings, with_residual, 3, of=of)
+    moments = None if x_t is None else 2 * run("moments", x_t, *read, groups, False)[0]
+    run("jvp", x_t, *saved, weight_t, bias_t, residual_t, *settings, moments, 3, of=of)
+    turned = run("tangent_moments", g_t, x_t, given.cotangent, *read, *settings)[0]
+    given_sums = (2 * sums, *settings, with_residual, sums, 2 * turned, turned, 3)
+    run("bwd_jvp", g_t, x_t, weight_t, given.cotangent, *saved, *given_sums, of=of)
     narrow, wide = [0.0], [0.0]
     for name, outputs in found.items():
         for k, (value, exact) in enumerate(zip(outputs, expected[name], strict=True)):

@@ -25,14 +25,18 @@ def raw_arguments(name: str, x: Tensor, groups: int = 2, relu: bool = True, with
     settings = (groups, relu)
     out, mean, rstd = ops.batch_norm_fwd(x, weight, bias, residual, *settings, 1e-5)
     saved = (x, out, weight, mean, rstd)
-    _, _, *sums = ops.batch_norm_bwd(x, *saved, *settings, with_residual)
+    saved_sums = (x, out, mean, rstd)
+    sums = ops.batch_norm_bwd(x, *saved, *settings, with_residual)[2]
     return {
+        "statistics": [x, groups],
         "fwd": [x, weight, bias, residual, *settings, 1e-5],
         "apply": [x, weight, bias, residual, mean, rstd, *settings],
+        "moments": [x, *saved_sums, *settings],
         "bwd": [x, *saved, *settings, with_residual],
-        "bwd_apply": [x, *saved, *sums, *settings, with_residual],
+        "bwd_apply": [x, *saved, sums, *settings, with_residual],
         "jvp": [x, *saved, weight, None, residual, *settings],
-        "bwd_jvp": [x, None, weight, x, *saved, *sums, *settings, with_residual],
+        "tangent_moments": [x, None, x, *saved_sums, *settings],
+        "bwd_jvp": [x, None, weight, x, *saved, sums, *settings, with_residual],
     }[name]
 
 

@@ -30,7 +30,7 @@ LIKE_X = {
     "dresidual_t",
     "out_t",
 }
-SIZES = {"rows", "channels", "run", "blocks", "steps", "statistics", "values"}
+SIZES = {"rows", "channels", "run", "blocks", "steps", "statistics", "values", "ranks"}
 ALIGNED = {"channels", "run"}  # multiples of 16 in these layouts; no other size is looked at
 OVER_TENSORS = [
     sums.partial_statistics,
@@ -41,7 +41,7 @@ OVER_TENSORS = [
     values.write_tangent,
     values.write_gradient_tangent,
 ]
-JOINS = [sums.join_statistics, sums.join_moments, sums.join_tangent_moments]
+JOINS = [sums.join_statistics, sums.join_ranks, sums.join_moments, sums.join_tangent_moments, sums.turn_sums]
 
 
 @pytest.fixture(autouse=True)
@@ -93,7 +93,8 @@ def test_kernels_over_tensors_read_16_bytes_at_a_time(dtype: str, layout: str, c
 @pytest.mark.parametrize("dtype", ["fp64", "fp32"])
 def test_kernels_that_join_partial_sums_compile(dtype: str, capability: int) -> None:
     for kernel in JOINS:
-        constants = {**tiles.JOIN, "EPS": 1e-5} if kernel is sums.join_statistics else tiles.JOIN
+        given = {**tiles.JOIN, "EPS": 1e-5}
+        constants = {name: value for name, value in given.items() if name in kernel.arg_names}
         assert compiled(kernel, capability, dtype, constants).asm["cubin"]
 
 

@@ -47,14 +47,17 @@ def raw_arguments(name: str, x: Tensor, groups: int = 2, relu: bool = True, with
     residual, settings = torch.ones_like(x) if with_residual else None, (groups, relu)
     out, mean, rstd = ops.triton_batch_norm_fwd(x, weight, bias, residual, *settings, 1e-5)
     saved = (x, out, weight, mean, rstd)
-    _, _, *sums = ops.triton_batch_norm_bwd(x, *saved, *settings, with_residual)
+    sums = ops.triton_batch_norm_bwd(x, *saved, *settings, with_residual)[2]
     return {
+        "statistics": [x, groups],
         "fwd": [x, weight, bias, residual, *settings, 1e-5],
         "apply": [x, weight, bias, residual, mean, rstd, *settings],
+        "moments": [x, x, out, mean, rstd, *settings],
         "bwd": [x, *saved, *settings, with_residual],
-        "bwd_apply": [x, *saved, *sums, *settings, with_residual],
+        "bwd_apply": [x, *saved, sums, *settings, with_residual],
         "jvp": [x, *saved, weight, None, residual, *settings],
-        "bwd_jvp": [x, None, weight, x, *saved, *sums, *settings, with_residual],
+        "tangent_moments": [x, None, x, x, out, mean, rstd, *settings],
+        "bwd_jvp": [x, None, weight, x, *saved, sums, *settings, with_residual],
     }[name]
 
 

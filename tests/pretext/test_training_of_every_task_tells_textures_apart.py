@@ -17,7 +17,7 @@ from bissl_fast.methods.run import Run
 from bissl_fast.methods.stages.pretrain import Pretext, PretrainSettings
 from bissl_fast.pretext import TASKS, OptimizerSettings
 from bissl_fast.training.files import load_weights
-from bissl_fast.training.tracking import read_metrics
+from bissl_fast.training.log import read_metrics
 
 SIZE = 48
 NEIGHBOURS = 20

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bissl_fast.bilevel import HessianOperator, ParameterVector
-from bissl_fast.bilevel.hessian import Mode
+from bissl_fast.bilevel.products.hessian import Mode
 from bissl_fast.errors import UserError
 from bissl_fast.models import Network, fuse_batch_norm
 from bissl_fast.ops import Ranks

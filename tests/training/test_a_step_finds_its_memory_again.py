@@ -9,7 +9,7 @@ import pytest
 PAGES = 1 << 14  # of 4 KiB: 64 MiB, which glibc would map and unmap each time
 FAULTS = f"""
 import resource, torch
-from bissl_fast.training.allocator import keep_freed_memory
+from bissl_fast.training.memory import keep_freed_memory
 keep_freed_memory()
 for _ in range(16):  # glibc sets aside a scrap beside the first seven blocks, which keeps them apart
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

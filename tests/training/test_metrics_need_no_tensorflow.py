@@ -8,7 +8,7 @@ from pathlib import Path
 SCRIPT = """
 import sys
 from pathlib import Path
-from bissl_fast.training.tracking import Metrics
+from bissl_fast.training.log import Metrics
 metrics = Metrics(Path(sys.argv[1]))
 metrics.write(1, {"loss": 0.5})
 metrics.close()

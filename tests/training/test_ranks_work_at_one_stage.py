@@ -12,9 +12,11 @@ from rich.console import Console
 from bissl_fast.errors import UserError
 from bissl_fast.ops import Ranks
 from bissl_fast.ops.collectives import summed
+from bissl_fast.training.files import write_json
 from bissl_fast.training.interruption import Interrupted
 from bissl_fast.training.loop import LoopSettings, NonFiniteError, Values, run_loop
-from bissl_fast.training.ranks.agreement import anywhere, is_lead, lead_first, led
+from bissl_fast.training.ranks.agreement import anywhere, lead_first, led
+from bissl_fast.training.ranks.lead import is_lead
 from bissl_fast.training.stage import run_stage
 from tests.ranks import Processes
 
@@ -156,3 +158,12 @@ def test_ranks_that_find_different_checkpoints_are_refused(two_ranks: Processes,
     for sentence in two_ranks(elsewhere, tmp_path):
         assert "of steps [1, 0]" in sentence
         assert "that all of them share" in sentence
+
+
+def written(ranks: Ranks, folder: Path) -> None:
+    write_json(folder / f"{ranks.rank}.json", {})
+
+
+def test_of_all_that_write_the_same_only_the_first_does(two_ranks: Processes, tmp_path: Path) -> None:
+    two_ranks(written, tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["0.json"]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bissl_fast.training.tracking import read_metrics
+from bissl_fast.training.log import read_metrics
 
 ROOT = Path(__file__).parents[2]
 LENGTH = ["--steps", "60", "--seconds", "0.05", "--at", "9", "--checkpoint-seconds", "0"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -49,14 +50,14 @@ def render(
     """
     rows = np.arange(len(images)) if samples is None else samples
     torch_pipeline.check(images, parameters, settings, rows)
-    device = images.device if device is None else device
+    device = images.device if device is None else torch.empty(0, device=device).device  # with its index
     like = images if device == images.device else torch.empty(0, device=device)
     if not fused.serves(like, settings.size, images.shape[-1]):
         chosen = images if samples is None else images[torch.from_numpy(samples).to(images.device)]
         return torch_pipeline.render(chosen.to(device), parameters, settings).to(dtype)
-    table = [torch.from_numpy(np.ascontiguousarray(rows, dtype=np.int64)), *packed(parameters)]
+    table = [torch.from_numpy(np.ascontiguousarray(rows, dtype=np.int64)), *as_tensors(parameters)]
     if device != images.device:
-        table = [column.pin_memory().to(device, non_blocking=True) for column in table]
+        table = copied_at_once(table, device)
     return fused.render_views(
         images.contiguous(),
         table[0],
@@ -71,13 +72,20 @@ def render(
     )
 
 
-def packed(parameters: ViewParameters) -> tuple[torch.Tensor, torch.Tensor]:
-    """The table as the kernels read it: (N, INTEGERS) int32 and (N, NUMBERS) float32."""
-    p = parameters
-    flags = np.stack((p.flip, p.gray, p.solarize), axis=1)
-    integers = np.concatenate((p.box, flags, p.order), axis=1, dtype=np.int32, casting="unsafe")
-    numbers = np.concatenate((p.factors, p.sigma[:, None]), axis=1, dtype=np.float32)
+def as_tensors(parameters: ViewParameters) -> tuple[torch.Tensor, torch.Tensor]:
+    """The table as the kernels read it: (N, INTEGERS) int32 and (N, NUMBERS) float32, on the same memory."""
+    integers, numbers = (np.ascontiguousarray(array) for array in (parameters.integers, parameters.numbers))
     return torch.from_numpy(integers), torch.from_numpy(numbers)
+
+
+def copied_at_once(tensors: Sequence[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
+    """Contiguous tensors on a device, by one copy from pinned memory that nobody waits for."""
+    parts = [tensor.view(-1).view(torch.uint8) for tensor in tensors]
+    sizes = [len(part) for part in parts]
+    pinned = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=device.type == "cuda")
+    torch.cat(parts, out=pinned)
+    there = torch.split(pinned.to(device, non_blocking=True), sizes)
+    return [part.view(tensor.dtype).view(tensor.shape) for part, tensor in zip(there, tensors, strict=True)]
 
 
 def channels(settings: ViewSettings) -> torch.Tensor:

@@ -6,7 +6,7 @@ To add one, write its reader and append its entry; the command line, its message
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -69,12 +69,33 @@ class Entry:
         return None
 
 
-CIFAR100 = ("cifar-100-python", ".")
 IMAGENET_TERMS = "for non-commercial research and education, by ImageNet's terms; their authors hold the copyright"
-OMNIGLOT = ("omniglot-py", "omniglot", ".")
-OMNIGLOT_MARKER = "*images_*evaluation*"
-OMNIGLOT_PAGE = "https://github.com/brendenlake/omniglot"
-OMNIGLOT_DOWNLOADS = tuple(Torchvision("Omniglot", {"background": part}) for part in (True, False))
+
+CIFAR100 = Entry(
+    name="cifar100",
+    title="CIFAR-100, fine labels",
+    classes=100,
+    sizes=(40000, 10000, 10000),
+    images="32 px",
+    labelled=arrays.cifar100,
+    folders=("cifar-100-python", "."),
+    marker="meta",
+    page="https://www.cs.toronto.edu/~kriz/cifar.html",
+    downloads=(Torchvision("CIFAR100"),),
+)
+OMNIGLOT = Entry(
+    name="omniglot",
+    title="Omniglot, characters as classes",
+    classes=omniglot.CHARACTERS,
+    sizes=(21099, 4869, 6492),
+    images="105 px, black on white",
+    labelled=omniglot.omniglot,
+    folders=("omniglot-py", "omniglot", "."),
+    marker="*images_*evaluation*",
+    page="https://github.com/brendenlake/omniglot",
+    licence="under the MIT licence",
+    downloads=tuple(Torchvision("Omniglot", {"background": part}) for part in (True, False)),
+)
 
 ENTRIES = (
     Entry(
@@ -197,31 +218,17 @@ ENTRIES = (
         page="https://www.cs.toronto.edu/~kriz/cifar.html",
         downloads=(Torchvision("CIFAR10"),),
     ),
-    Entry(
-        name="cifar100",
-        title="CIFAR-100, fine labels",
-        classes=100,
-        sizes=(40000, 10000, 10000),
-        images="32 px",
-        labelled=arrays.cifar100,
-        folders=CIFAR100,
-        marker="meta",
-        page="https://www.cs.toronto.edu/~kriz/cifar.html",
-        downloads=(Torchvision("CIFAR100"),),
-    ),
-    Entry(
+    CIFAR100,
+    replace(
+        CIFAR100,
         name="cifar100-coarse",
         title="CIFAR-100, its 20 superclasses",
         classes=20,
-        sizes=(40000, 10000, 10000),
         images="32 px; the splits of cifar100",
         labelled=arrays.cifar100_coarse,
-        folders=CIFAR100,
-        marker="meta",
-        page="https://www.cs.toronto.edu/~kriz/cifar.html",
-        downloads=(Torchvision("CIFAR100"),),
     ),
-    Entry(
+    replace(
+        CIFAR100,
         name="cifar100-cross",
         title="CIFAR-100, half of the classes of every superclass",
         classes=50,
@@ -229,10 +236,6 @@ ENTRIES = (
         images="and 25,000 unlabelled of the other 50 classes; 32 px",
         labelled=arrays.cifar100_cross,
         unlabelled=arrays.cifar100_cross_pretext,
-        folders=CIFAR100,
-        marker="meta",
-        page="https://www.cs.toronto.edu/~kriz/cifar.html",
-        downloads=(Torchvision("CIFAR100"),),
     ),
     Entry(
         name="caltech101",
@@ -331,34 +334,18 @@ ENTRIES = (
             ),
         ),
     ),
-    Entry(
-        name="omniglot",
-        title="Omniglot, characters as classes",
-        classes=omniglot.CHARACTERS,
-        sizes=(21099, 4869, 6492),
-        images="105 px, black on white",
-        labelled=omniglot.omniglot,
-        folders=OMNIGLOT,
-        marker=OMNIGLOT_MARKER,
-        page=OMNIGLOT_PAGE,
-        licence="under the MIT licence",
-        downloads=OMNIGLOT_DOWNLOADS,
-    ),
-    Entry(
+    OMNIGLOT,
+    replace(
+        OMNIGLOT,
         name="omniglot-fewshot",
         title="Omniglot, other characters to test than to train",
-        classes=omniglot.CHARACTERS,
         sizes=(15424, 3856, 13180),
         images="964 characters train, 659 test; 105 px, black on white",
         labelled=omniglot.omniglot_few_shot,
         unlabelled=omniglot.omniglot_background,
-        folders=OMNIGLOT,
-        marker=OMNIGLOT_MARKER,
-        page=OMNIGLOT_PAGE,
-        licence="under the MIT licence",
-        downloads=OMNIGLOT_DOWNLOADS,
     ),
-    Entry(
+    replace(
+        OMNIGLOT,
         name="omniglot-turned",
         title="Omniglot, likewise, turned characters being more of them to train",
         classes=omniglot.CHARACTERS + 3 * omniglot.BACKGROUND_CHARACTERS,
@@ -366,11 +353,6 @@ ENTRIES = (
         images="3,856 characters train, 659 test; 105 px, black on white",
         labelled=partial(omniglot.omniglot_few_shot, turned=True),
         unlabelled=partial(omniglot.omniglot_background, turned=True),
-        folders=OMNIGLOT,
-        marker=OMNIGLOT_MARKER,
-        page=OMNIGLOT_PAGE,
-        licence="under the MIT licence",
-        downloads=OMNIGLOT_DOWNLOADS,
     ),
     Entry(
         name="miniimagenet",

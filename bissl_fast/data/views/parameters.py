@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import permutations
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import torch
 import tyro
 
-from bissl_fast.data.views.philox import Stream, random_words, uniforms
+from bissl_fast.data.views.philox import Stream, check_counter, random_words, uniforms
 from bissl_fast.errors import UserError
+from bissl_fast.ops.draw_views import function as compiled
 
 Floats = npt.NDArray[np.float64]
 Range = tuple[float, float]
@@ -138,28 +140,81 @@ def _require(holds: bool, name: str, found: object, expected: str) -> None:
 
 @dataclass(frozen=True)
 class ViewParameters:
-    """The table of N views; one row says all that was drawn for a sample.
+    """The table of N views as kernels read it; one row says all that was drawn for a sample.
+
+    Its columns have names: they are parts of the table, not copies, but for those of truth values.
 
     Args:
-        box: (N, 4) int64 top, left, height, width of the crop, in pixels of the image.
-        flip: (N,) bool.
-        order: (N, 4) int64, the colour operation done first, second, ...: `BRIGHTNESS` ... `HUE`.
-        factors: (N, 4) float32, by operation; `NEUTRAL_FACTORS` where the sample has no jitter.
-        gray: (N,) bool.
-        sigma: (N,) float32 standard deviation of the blur in pixels of the view; 0 is no blur.
-        solarize: (N,) bool.
+        integers: (N, 11) int32: `box`, then `flip`, `gray` and `solarize` as 0 or 1, then `order`.
+        numbers: (N, 5) float32: `factors`, then `sigma`.
     """
 
-    box: npt.NDArray[np.int64]
-    flip: npt.NDArray[np.bool_]
-    order: npt.NDArray[np.int64]
-    factors: npt.NDArray[np.float32]
-    gray: npt.NDArray[np.bool_]
-    sigma: npt.NDArray[np.float32]
-    solarize: npt.NDArray[np.bool_]
+    integers: npt.NDArray[np.int32]
+    numbers: npt.NDArray[np.float32]
+
+    @classmethod
+    def of_columns(
+        cls,
+        *,
+        box: npt.ArrayLike,
+        flip: npt.ArrayLike,
+        gray: npt.ArrayLike,
+        solarize: npt.ArrayLike,
+        order: npt.ArrayLike,
+        factors: npt.ArrayLike,
+        sigma: npt.ArrayLike,
+    ) -> ViewParameters:
+        """The table of columns in any dtype."""
+        flags = np.stack((flip, gray, solarize), axis=1)
+        integers = np.concatenate((box, flags, order), axis=1, dtype=np.int32, casting="unsafe")
+        numbers = np.concatenate((factors, np.asarray(sigma)[:, None]), axis=1, dtype=np.float32)
+        return cls(integers, numbers)
+
+    @property
+    def box(self) -> npt.NDArray[np.int32]:
+        """(N, 4) top, left, height, width of the crop, in pixels of the image."""
+        return self.integers[:, :4]
+
+    @property
+    def flip(self) -> npt.NDArray[np.bool_]:
+        """(N,) whether the view is mirrored."""
+        return self.integers[:, 4].astype(np.bool_)
+
+    @property
+    def gray(self) -> npt.NDArray[np.bool_]:
+        """(N,) whether it loses its colours."""
+        return self.integers[:, 5].astype(np.bool_)
+
+    @property
+    def solarize(self) -> npt.NDArray[np.bool_]:
+        """(N,) whether values above the threshold are inverted."""
+        return self.integers[:, 6].astype(np.bool_)
+
+    @property
+    def order(self) -> npt.NDArray[np.int32]:
+        """(N, 4) the colour operation done first, second, ...: `BRIGHTNESS` ... `HUE`."""
+        return self.integers[:, 7:]
+
+    @property
+    def factors(self) -> npt.NDArray[np.float32]:
+        """(N, 4) by operation; `NEUTRAL_FACTORS` where the sample has no jitter."""
+        return self.numbers[:, :4]
+
+    @property
+    def sigma(self) -> npt.NDArray[np.float32]:
+        """(N,) standard deviation of the blur in pixels of the view; 0 is no blur."""
+        return self.numbers[:, 4]
+
+    def columns(self) -> dict[str, npt.NDArray[Any]]:
+        """All columns by their names."""
+        return {name: getattr(self, name) for name in ("box", "flip", "gray", "solarize", "order", "factors", "sigma")}
 
     def __len__(self) -> int:
-        return len(self.box)
+        return len(self.integers)
+
+    def changed(self, **columns: npt.ArrayLike) -> ViewParameters:
+        """The same views but for some columns."""
+        return ViewParameters.of_columns(**self.columns() | columns)
 
     def stretched(self, sizes: npt.NDArray[np.int64], side: int) -> ViewParameters:
         """The same views of images that have been stretched to squares, to the nearest pixel.
@@ -168,16 +223,15 @@ class ViewParameters:
             sizes: (N, 2) height and width that the views were drawn for.
             side: of the squares in pixels.
         """
-        start, end = (np.rint(edge * side / sizes).astype(np.int64) for edge in (self.box[:, :2], self._ends()))
+        box = self.box.astype(np.int64)
+        corners = box[:, :2], box[:, :2] + box[:, 2:]
+        start, end = (np.rint(corner * side / sizes).astype(np.int64) for corner in corners)
         start = np.minimum(start, side - 1)
-        return replace(self, box=np.concatenate((start, np.maximum(end - start, 1)), axis=1))
-
-    def _ends(self) -> npt.NDArray[np.int64]:
-        return self.box[:, :2] + self.box[:, 2:]
+        return self.changed(box=np.concatenate((start, np.maximum(end - start, 1)), axis=1))
 
     def __getitem__(self, rows: slice | npt.NDArray[np.int64]) -> ViewParameters:
         """The rows of some of the samples."""
-        return ViewParameters(**{name: column[rows] for name, column in vars(self).items()})
+        return ViewParameters(self.integers[rows], self.numbers[rows])
 
 
 def draw_views(
@@ -209,32 +263,50 @@ def draw_views(
         (4,)
     """
 
+    sizes = _sizes(image_size, len(samples))
+    check_counter(epoch, samples)
+    if not compiled.serves():
+        return define_views(settings, seed, epoch, samples, view, sizes)
+    indices = torch.from_numpy(np.ascontiguousarray(samples, dtype=np.int64))
+    of_images = torch.from_numpy(np.ascontiguousarray(sizes, dtype=np.int64))
+    integers, numbers = compiled.draw_views(indices, of_images, _recipe(settings), seed=seed, epoch=epoch, view=view)
+    return ViewParameters(integers.numpy(), numbers.numpy())
+
+
+def define_views(
+    settings: ViewSettings,
+    seed: int,
+    epoch: int,
+    samples: npt.NDArray[np.int64],
+    view: int,
+    sizes: npt.NDArray[np.int64],
+) -> ViewParameters:
+    """What `draw_views` means, in NumPy; `sizes` is (1, 2) or (N, 2)."""
+
     def draw(rows: npt.NDArray[np.int64], first: int, blocks: int) -> Floats:
         return uniforms(random_words(seed, Stream.VIEW, epoch, rows, blocks, view, first))
 
     u = draw(samples, 0, _DECISIONS + 1)
     choices, factors, last = u[:, 0], u[:, 1], u[:, 2]  # (N, 4) each
-    strengths = np.array([settings.brightness, settings.contrast, settings.saturation, settings.hue])
-    low, high = np.maximum(0.0, 1.0 - strengths), 1.0 + strengths
-    low[HUE], high[HUE] = -settings.hue, settings.hue
+    low, high = np.array(_factor_bounds(settings)).T
     jittered = choices[:, 1] < settings.jitter
     drawn = low + factors * (high - low)
     sigma = _between(settings.blur_sigma, last[:, 1])
-    sizes = _size_of_each(image_size, len(u))
+    sizes = np.broadcast_to(sizes, (len(u), 2))
     box, fits = _crop_attempts(settings, u[:, _DECISIONS:], sizes)
     if not fits.all():  # most first attempts fit, and nine tenths of the random numbers are not needed
         others = np.flatnonzero(~fits)
         more = draw(samples[others], _DECISIONS + 1, _CROP_ATTEMPTS - 1)
         found, fits = _crop_attempts(settings, more, sizes[others])
         box[others] = np.where(fits[:, None], found, _central_boxes(settings.crop_ratio, sizes[others]))
-    return ViewParameters(
+    return ViewParameters.of_columns(
         box=box,
         flip=choices[:, 0] < settings.flip,
-        order=_ORDERS[(choices[:, 2] * len(_ORDERS)).astype(np.int64)],
-        factors=np.where(jittered[:, None], drawn, NEUTRAL_FACTORS).astype(np.float32),
         gray=choices[:, 3] < settings.gray,
-        sigma=np.where(last[:, 0] < settings.blur, sigma, 0.0).astype(np.float32),
         solarize=last[:, 2] < settings.solarize,
+        order=_ORDERS[(choices[:, 2] * len(_ORDERS)).astype(np.int64)],
+        factors=np.where(jittered[:, None], drawn, NEUTRAL_FACTORS),
+        sigma=np.where(last[:, 0] < settings.blur, sigma, 0.0),
     )
 
 
@@ -242,15 +314,38 @@ def _between(bounds: Range, u: Floats) -> Floats:
     return bounds[0] + u * (bounds[1] - bounds[0])
 
 
-def _size_of_each(image_size: tuple[int, int] | npt.NDArray[np.int64], n: int) -> npt.NDArray[np.int64]:
-    """(n, 2) int64 height and width."""
+def _factor_bounds(settings: ViewSettings) -> list[Range]:
+    """Ends of the factors' ranges, by operation."""
+    strengths = (settings.brightness, settings.contrast, settings.saturation)
+    return [*((max(0.0, 1.0 - x), 1.0 + x) for x in strengths), (-settings.hue, settings.hue)]
+
+
+def _recipe(settings: ViewSettings) -> compiled.Recipe:
+    """The distributions as compiled code takes them."""
+    bounds = _factor_bounds(settings)
+    ranges = (settings.crop_scale, np.log(settings.crop_ratio).tolist(), settings.blur_sigma)
+    scale, log_ratio, sigma = ((low, high - low) for low, high in ranges)
+    return compiled.Recipe(
+        scale=scale,
+        log_ratio=log_ratio,
+        ratio=settings.crop_ratio,
+        centred=settings.centred,
+        chances=(settings.flip, settings.jitter, settings.gray, settings.blur, settings.solarize),
+        sigma=sigma,
+        factor_low=[low for low, _ in bounds],
+        factor_range=[high - low for low, high in bounds],
+    )
+
+
+def _sizes(image_size: tuple[int, int] | npt.NDArray[np.int64], n: int) -> npt.NDArray[np.int64]:
+    """(1, 2) or (n, 2) int64 height and width."""
     sizes = np.asarray(image_size)
     if sizes.shape not in ((2,), (n, 2)) or not np.issubdtype(sizes.dtype, np.integer) or (sizes < 1).any():
         raise UserError(
             f"Image sizes must be one (height, width) or ({n}, 2) of them, positive integers; "
             f"these are {sizes.dtype} of shape {sizes.shape}."
         )
-    return np.broadcast_to(sizes.astype(np.int64), (n, 2))
+    return sizes.astype(np.int64).reshape(-1, 2)
 
 
 def _crop_attempts(

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import operator
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -93,13 +94,18 @@ def random_words(
         array([[[1713891541, 3781805453, 3159862348, 2600524760]]], dtype=uint32)
     """
     items = np.asarray(items)
+    check_counter(epoch, items)
+    item = items.astype(np.uint64)[:, None]  # (N, 1)
+    counter = (np.arange(first, first + blocks, dtype=np.uint64), item, int(stream) << 16 | view, epoch)
+    return philox4x32(counter, (seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF))
+
+
+def check_counter(epoch: int, items: npt.NDArray[Any]) -> None:
+    """Raise a UserError unless epoch and items are words of a counter."""
     if items.size and (items.dtype.kind not in "iu" or items.min() < 0 or items.max() >= 2**32):
         raise UserError(f"samples must be integers from 0 to 2**32 - 1, found {items.dtype} such as {items.min()}.")
     if not 0 <= operator.index(epoch) < 2**32:
         raise UserError(f"an epoch must be an integer from 0 to 2**32 - 1, found {epoch}.")
-    item = items.astype(np.uint64)[:, None]  # (N, 1)
-    counter = (np.arange(first, first + blocks, dtype=np.uint64), item, int(stream) << 16 | view, epoch)
-    return philox4x32(counter, (seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF))
 
 
 def uniforms(words: Words) -> npt.NDArray[np.float64]:

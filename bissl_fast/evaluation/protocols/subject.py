@@ -18,7 +18,7 @@ from bissl_fast.data.sets.dataset import ImageSet, Splits, Targets, is_multilabe
 from bissl_fast.data.views.parameters import ViewSettings
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.features import extract_features
-from bissl_fast.training.tracking import tracked
+from bissl_fast.training.console import tracked
 
 BATCH = 256  # images per pass; in eval mode it changes no feature but by rounding
 

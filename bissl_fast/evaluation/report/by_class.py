@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.answers import BINS
 from bissl_fast.evaluation.arms import listed, reference_first
+from bissl_fast.evaluation.grid import Cell, Grid
 from bissl_fast.evaluation.report.drawing import MUTED, Look, canvas, legend, looks, marks
 from bissl_fast.evaluation.statistics import Sample
-from bissl_fast.evaluation.table import Cell, Grid
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

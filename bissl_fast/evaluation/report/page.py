@@ -13,11 +13,12 @@ from urllib.parse import quote
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.arms import BASELINE, listed, reference_of
 from bissl_fast.evaluation.cost import duration, memory_words
+from bissl_fast.evaluation.grid import Grid, ResultTable
 from bissl_fast.evaluation.report.facts import Facts, command, facts
 from bissl_fast.evaluation.report.style import STYLE
 from bissl_fast.evaluation.results import Results
 from bissl_fast.evaluation.run_folder import RunFolder, read_text
-from bissl_fast.evaluation.table import Grid, ResultTable, results_table
+from bissl_fast.evaluation.table import results_table
 from bissl_fast.evaluation.verdict import sentences
 from bissl_fast.training.clock import active_seconds, peak_memory
 from bissl_fast.version import __version__

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from bissl_fast.evaluation.table import Cell, Grid
+from bissl_fast.evaluation.grid import Cell, Grid
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from bissl_fast.measuring.timing import wait_for
 from bissl_fast.methods.config import TrainConfig
 from bissl_fast.methods.costs.cost import Cost
 from bissl_fast.methods.costs.steps import measured_steps
@@ -20,14 +21,13 @@ from bissl_fast.methods.run import Run, Watch
 from bissl_fast.methods.search.settings import SearchSettings
 from bissl_fast.methods.train import Training
 from bissl_fast.pretext.collapse import alarm
-from bissl_fast.training.allocator import keep_freed_memory
 from bissl_fast.training.checkpoint import FILES, Checkpoints
 from bissl_fast.training.files import make_folder, write_json
 from bissl_fast.training.finite import GradientWatch
+from bissl_fast.training.log import Metrics
 from bissl_fast.training.loop import Task
-from bissl_fast.training.memory import NEEDS, memory_told, peak_of_process
+from bissl_fast.training.memory import NEEDS, keep_freed_memory, memory_told, peak_of_process
 from bissl_fast.training.stage import StageOutput
-from bissl_fast.training.tracking import Metrics
 
 
 @dataclass(frozen=True)
@@ -171,12 +171,12 @@ class Probe(Run):
         settings: Mapping[str, Any],
         inputs: Mapping[str, str],
         body: Callable[[Path], None],
-        outputs: tuple[str, ...] = ("weights.safetensors",),
-        alone: bool = False,
+        *others: Any,
+        **named: Any,
     ) -> StageOutput:
         """As :class:`Run`; takes down what the stage needs, once if arms share it."""
         if name in self.done:
-            return super().stage(name, settings, inputs, body, outputs, alone)
+            return super().stage(name, settings, inputs, body, *others, **named)
         super().say(f"{name}: a few steps are measured", "dim")
         began, peak = time.monotonic(), [0]
 
@@ -184,7 +184,7 @@ class Probe(Run):
             body(folder)
             peak[0] = peak_of_process()
 
-        output = super().stage(name, settings, inputs, watched, outputs, alone)
+        output = super().stage(name, settings, inputs, watched, *others, **named)
         wall = time.monotonic() - began
         loop = self.loops.get(name, Loop(0, 0.0, 0.0, 0.0, 0, 0))
         kept = sum(file.stat().st_size for file in output.folder.rglob("*") if file.is_file() and not _is_log(file))
@@ -201,7 +201,7 @@ class Probe(Run):
         began = time.monotonic()
         try:
             with gradients.watching():
-                steps, told = measured_steps(task, metrics, lambda: _wait(self.device))
+                steps, told = measured_steps(task, metrics, lambda: wait_for(self.device))
         finally:
             metrics.close()
         size, taken = self._checkpoint(task, folder)
@@ -248,8 +248,3 @@ def _tested(run: Probe, test: StageNeeds, config: TrainConfig) -> StageNeeds:
 
 def _is_log(file: Path) -> bool:
     return file.is_file() and (file.name == "metrics.jsonl" or file.parent.name == "tensorboard")
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import count
 
@@ -10,22 +10,22 @@ import numpy as np
 import torch
 
 from bissl_fast.bilevel import ParameterVector
-from bissl_fast.data.sets.dataset import ImageSet
-from bissl_fast.data.views.parameters import ViewSettings
+from bissl_fast.data.sets.dataset import ImageSet, Splits
 from bissl_fast.evaluation.finetuning import FineTuneTask
-from bissl_fast.evaluation.metrics import Evaluation, evaluate
-from bissl_fast.methods.bissl import BiSSLTask
+from bissl_fast.evaluation.metrics import Evaluation
+from bissl_fast.measuring.timing import wait_for
+from bissl_fast.methods.bissl.method import BiSSL
 from bissl_fast.methods.config import TrainConfig
 from bissl_fast.methods.costs.work import UNITS, Unit, Work
 from bissl_fast.methods.run import Run
 from bissl_fast.methods.stages.downstream import Downstream
 from bissl_fast.methods.stages.head import HeadWarmupTask
-from bissl_fast.methods.stages.pretrain import Pretext, PretrainSettings, PretrainTask
+from bissl_fast.methods.stages.pretrain import Pretext, PretrainTask
 from bissl_fast.methods.trial import usable
-from bissl_fast.models import Network, build_classifier, place
+from bissl_fast.models import Network, place
 from bissl_fast.pretext import Learner
 from bissl_fast.pretext.learner import Views
-from bissl_fast.training.allocator import keep_freed_memory
+from bissl_fast.training.memory import keep_freed_memory
 
 FEW = 64  # images of a batch on a CPU, where time is in proportion to them
 LONG = 1_000_000  # steps of a schedule that no probe comes to the end of
@@ -67,7 +67,8 @@ def measure(run: Run, config: TrainConfig, classes: int, multilabel: bool, secon
     of 64 images at most, and times are scaled to whole ones; on a GPU they are whole.
 
     Args:
-        run: whose device, backbone, pipeline and precision are used; nothing is written to its folder.
+        run: whose device, backbone, pipeline and precision are used; its images are noise from here on, and nothing is
+            written to its folder.
         config: its settings.
         classes: of the downstream set.
         multilabel: whether its images show several.
@@ -77,64 +78,52 @@ def measure(run: Run, config: TrainConfig, classes: int, multilabel: bool, secon
         UserError: for settings that cannot be trained with.
     """
     keep_freed_memory()
-    most = LONG if run.device.type == "cuda" else FEW
-    probe = _Probe(run, config, classes, multilabel, seconds, most)
-    found: dict[Unit, float] = dict(probe.pretext())
-    found |= probe.levels()
-    found |= probe.downstream()
+    probe = _Probe(run, config, classes, multilabel, seconds)
+    found = probe.pretext() | probe.levels() | probe.downstream()
     return Measured({unit: found[unit] for unit in UNITS}, probe.product_bytes, probe.pairs)
 
 
 class _Probe:
     """One run's settings, made small, and what they take."""
 
-    def __init__(
-        self, run: Run, config: TrainConfig, classes: int, multilabel: bool, seconds: float, most: int
-    ) -> None:
-        self.run, self.config, self.classes, self.seconds = run, config, classes, seconds
-        multiple = config.pretext.needs.batch_multiple
-        few = max(multiple, most // multiple * multiple)
-        self.pairs = min(config.pretrain.batch_size, few)
-        self.batch = min(config.finetune.batch_size, most)
+    def __init__(self, run: Run, config: TrainConfig, classes: int, multilabel: bool, seconds: float) -> None:
+        self.run, self.config, self.seconds = run, config, seconds
+        most, multiple = LONG if run.device.type == "cuda" else FEW, config.pretext.needs.batch_multiple
+        self.pairs = min(config.pretrain.batch_size, max(multiple, most // multiple * multiple))
+        batch = min(config.finetune.batch_size, most)
         self.share = config.pretrain.batch_size / self.pairs
-        self.tuning_share = config.finetune.batch_size / self.batch
+        self.tuning_share = config.finetune.batch_size / batch
+        chunk = config.pretrain.chunk
+        chunk = None if chunk is None else max(2, min(chunk, self.pairs // 2))  # two of them at least
+        self.pretext_task = Pretext(config.pretext, replace(config.pretrain, batch_size=self.pairs, chunk=chunk))
+        self.downstream_task = Downstream(replace(config.finetune, batch_size=batch))
         images = config.images
-        self.unlabelled = noise_set(self.pairs, images.cache_size, images.channels)
+        run.data.unlabelled = noise_set(self.pairs, images.cache_size, images.channels)
         stored = images.downstream_cache_size or images.cache_size
-        self.labelled = noise_set(self.batch, stored, images.channels, classes, multilabel)
-        self.pretext_task = Pretext(config.pretext, self._small_settings())
-        self.downstream_task = Downstream(replace(config.finetune, batch_size=self.batch))
+        self.labelled = noise_set(batch, stored, images.channels, classes, multilabel)
+        run.data.splits = Splits(self.labelled, self.labelled, self.labelled)
         self.product_bytes = 0
 
-    def pretext(self) -> Iterator[tuple[Unit, float]]:
+    def pretext(self) -> dict[Unit, float]:
         """Steps of the pretext stages."""
-        run, chunk = self.run, self.pretext_task.settings.chunk
-        learner = self.pretext_task.learner(run)
-        given = (self.unlabelled, run.views, self.pairs)
-        batches = (
-            run.data.loader(*given, "pretext") if chunk is None else run.data.chunk_loader(*given, chunk, "pretext")
-        )
-        with batches as loader:
+        learner = self.pretext_task.learner(self.run)
+        with self.pretext_task.batches(self.run) as loader:
             task = PretrainTask(learner, loader, self.pretext_task.settings, LONG, LONG)
-            yield "pretext step", self.share * self._timed(task.step)
+            return {"pretext step": self.share * self._timed(task.step)}
 
     def levels(self) -> dict[Unit, float]:
         """Lower steps, linearisations and products; an upper step is two passes of a downstream batch beside them."""
-        run, config = self.run, self.config
+        run, config, downstream = self.run, self.config, self.downstream_task
         learner = self.pretext_task.learner(run)
-        settings = replace(config.bissl, alternations=LONG, lower_steps=1, stored_batches=1, warmup_steps=LONG)
+        settings = replace(config.bissl, alternations=LONG, lower_steps=1, upper_steps=1, warmup_steps=LONG)
+        settings = replace(settings, stored_batches=1, stored_from="lower")
         bilevel = replace(config.bilevel, batches_at_once=1)
-        downstream = Network(copy.deepcopy(learner.network.backbone), self._head())
-        with (
-            run.data.loader(self.unlabelled, run.views, self.pairs, "lower") as lower,
-            run.data.loader(self.labelled, self._view, self.batch, "upper") as upper,
-        ):
-            optimizer, loss = config.pretrain.optimizer, self.downstream_task.loss
-            levels = (lower, upper, None, settings, bilevel, optimizer, config.upper, run.forward, loss)
-            task = BiSSLTask(learner, place(downstream, run.device), *levels)
+        network = Network(copy.deepcopy(learner.network.backbone), downstream.classifier(run, "head"))
+        method = BiSSL(settings, bilevel, self.pretext_task, downstream, config.head, config.upper)
+        with method.task(run, learner, place(network, run.device)) as task:
             lower_seconds = self._timed(task._lower_level)
             stored, _ = task._lower_level(0)
-            batch = upper.load(0)
+            batch = task.downstream_loader.load(0)
             upper_seconds = self._timed(lambda _: (task._gradient_at_theta_p(batch), task._gradient_at_theta_d(batch)))
         return {
             "lower step": self.share * lower_seconds,
@@ -144,11 +133,11 @@ class _Probe:
 
     def _products(self, learner: Learner, stored: list[Views]) -> dict[Unit, float]:
         """Of one stored batch, once linearised and once multiplied with."""
-        bilevel, _ = usable(self.config.bilevel, learner, self.run.views)
+        bilevel, _ = usable(replace(self.config.bilevel, batches_at_once=1), learner, self.run.views)
         if bilevel.solver == "identity":
             return {"linearisation": 0.0, "product": 0.0}
         theta = ParameterVector(learner.network, "backbone.")
-        batches = replace(bilevel, batches_at_once=1).grouped(learner.given(stored))
+        batches = bilevel.grouped(learner.given(stored))
         hessian = bilevel.operator(learner.product_loss, theta, batches)
         self.product_bytes = round(self.share * hessian.needed_bytes)
         vector = torch.randn(sum(hessian.segments)).to(theta.tensors[0])
@@ -159,47 +148,30 @@ class _Probe:
     def downstream(self) -> dict[Unit, float]:
         """Steps of the head's warm-up and of fine-tuning, and an image scored."""
         run, config, downstream = self.run, self.config, self.downstream_task
-        network = run.downstream_network(None, self._head())
-        with run.data.loader(self.labelled, self._view, self.batch, "finetune") as loader:
+        network = run.downstream_network(None, downstream.classifier(run, "head"))
+        with downstream.loader(run, "finetune") as loader:
             head = HeadWarmupTask(network, loader, config.upper, LONG, run.forward, downstream.loss)
             head_seconds = self._timed(head.step)
             optimizer = config.finetune_baseline.build(list(network.parameters()))
-            given = (optimizer, 1, LONG, run.forward, downstream.loss)
-            tuning_seconds = self._timed(FineTuneTask(network, loader, self._evaluated, *given).step)
-        scored = self._timed(lambda _: self._evaluated(network))
+            tuning = FineTuneTask(network, loader, self._scored, optimizer, 1, LONG, run.forward, downstream.loss)
+            tuning_seconds = self._timed(tuning.step)
         return {
             "head step": self.tuning_share * head_seconds,
             "tuning step": self.tuning_share * tuning_seconds,
-            "image scored": scored / len(self.labelled),
+            "image scored": self._timed(lambda _: self._scored(network)) / len(self.labelled),
         }
 
-    def _evaluated(self, network: torch.nn.Module) -> Evaluation:
-        batches = self.run.data.evaluation_batches(self.labelled)
-        downstream = self.downstream_task
-        return evaluate(network, batches, self.run.device, downstream.loss, downstream.settings.difficult)
-
-    @property
-    def _view(self) -> tuple[ViewSettings, ...]:
-        return (self.config.images.finetune_view,)
-
-    def _head(self) -> torch.nn.Linear:
-        return build_classifier(self.run.features, self.classes, self.run.seed("head"))
-
-    def _small_settings(self) -> PretrainSettings:
-        """Those of the pretext task for a smaller batch, in two chunks where it passes in chunks."""
-        settings = self.config.pretrain
-        chunk = None if settings.chunk is None else max(2, min(settings.chunk, self.pairs // 2))
-        return replace(settings, batch_size=self.pairs, chunk=chunk)
+    def _scored(self, network: torch.nn.Module) -> Evaluation:
+        return self.downstream_task.evaluate(self.run, network, self.labelled)
 
     def _timed(self, call: Callable[[int], object]) -> float:
         """Mean seconds of a call, which is given its number, after one to warm up."""
-        wait: Callable[[], None] = torch.cuda.synchronize if self.run.device.type == "cuda" else lambda: None
         call(0)
-        wait()
+        wait_for(self.run.device)
         start = time.perf_counter()
         for number in count(1):
             call(number)
-            wait()
+            wait_for(self.run.device)
             if (passed := time.perf_counter() - start) >= self.seconds:
                 break
         return passed / number

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from bissl_fast.errors import UserError
 from bissl_fast.methods.checks import require
-from bissl_fast.training.databases import SQLITE, located_database, require_database
+from bissl_fast.methods.search.databases import SQLITE, located_database, require_database
 
 Sampler = Literal["random", "tpe"]
 Rule = Literal["balanced", "accuracy"]

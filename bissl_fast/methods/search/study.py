@@ -15,8 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from bissl_fast.errors import UserError
-from bissl_fast.methods.search.settings import SearchSettings, State, Trial
-from bissl_fast.training.databases import (
+from bissl_fast.methods.search.databases import (
     SQLITE,
     Held,
     Leases,
@@ -25,6 +24,7 @@ from bissl_fast.training.databases import (
     leases_of,
     with_driver,
 )
+from bissl_fast.methods.search.settings import SearchSettings, State, Trial
 from bissl_fast.training.files import make_folder
 from bissl_fast.training.seeds import derive_seed
 

@@ -10,9 +10,9 @@ from rich.console import Console
 
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.arms import listed
+from bissl_fast.evaluation.grid import Cell, Grid
 from bissl_fast.evaluation.plan import is_comparison
 from bissl_fast.evaluation.run_folder import read_json
-from bissl_fast.evaluation.table import Cell, Grid
 from bissl_fast.methods.config import TrainConfig, load_config
 from bissl_fast.methods.run import Run
 from bissl_fast.methods.search.settings import choose, counted

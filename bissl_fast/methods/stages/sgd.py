@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from bissl_fast.methods.checks import require
+from bissl_fast.training.schedules import set_learning_rate, warmup_cosine
 
 _SGD = "(upper, gessl.outer, abrl.outer, finetune-bissl or finetune-baseline)"
 
@@ -33,3 +34,9 @@ class SGDSettings:
 
     def build(self, parameters: list[torch.nn.Parameter]) -> torch.optim.SGD:
         return torch.optim.SGD(parameters, self.learning_rate, self.momentum, weight_decay=self.weight_decay)
+
+    def set_rate(self, optimizer: torch.optim.Optimizer, step: int, total: int) -> float:
+        """Give an optimiser the rate of a step, 0-based, of so many; returns it."""
+        rate = warmup_cosine(step, total, self.learning_rate, floor=self.final_share)
+        set_learning_rate(optimizer, rate)
+        return rate

@@ -43,7 +43,7 @@ def kernel(backend: str, name: str, ranks: Ranks | None = None) -> Callable[...,
 
 def has_kernels(backend: str) -> bool:
     """Whether the raw kernels of a backend are registered; a binary built from older sources lacks them."""
-    return hasattr(torch.ops.bissl_fast, f"{PREFIX[backend]}fwd")
+    return hasattr(torch.ops.bissl_fast, f"{PREFIX[backend]}tangent_moments")
 
 
 class BatchNorm(TwiceDifferentiable):
@@ -139,7 +139,7 @@ class BatchNormTangent(TwiceDifferentiable):
         d_x_t, d_residual_t, d_weight_t, d_bias_t, *sums = BatchNormGradient.apply(
             grad, *saved, *ctx.settings, with_residual
         )
-        dx, _, dweight, _ = BatchNormProduct.apply(None, x_t, weight_t, grad, *saved, *sums, *ctx.settings, False)
+        dx, _, dweight, _ = BatchNormProduct.apply(None, x_t, weight_t, grad, *saved, *ctx.settings, False, *sums)
         found = (d_x_t, d_weight_t, d_bias_t, d_residual_t)
         of_tangents = (d if t is not None else None for d, t in zip(found, tangents, strict=True))
         return *of_tangents, dx, dweight, *(None,) * 7
@@ -151,7 +151,7 @@ class BatchNormTangent(TwiceDifferentiable):
 
 
 class BatchNormGradient(TwiceDifferentiable):
-    """``Jᵀ grad_out``: gradients of x, residual, weight and bias, with the sums per group as further outputs."""
+    """``Jᵀ grad_out``: gradients of x, residual, weight and bias. Sums per group follow, over ranks also own ones."""
 
     no_vmap = NO_VMAP
 
@@ -168,11 +168,11 @@ class BatchNormGradient(TwiceDifferentiable):
         backend: str,
         ranks: Ranks | None,
         with_residual: bool,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         dx, dresidual, *sums = kernel(backend, "bwd", ranks)(
             grad_out, x, out, weight, mean, rstd, groups, relu, with_residual
-        )  # first this rank's own sums, last those that dx is made of
-        return dx, dresidual, *over_groups(sums[1], sums[0], weight), sums[-2], sums[-1]
+        )  # over all ranks first, and last this one's own
+        return dx, dresidual, *over_groups(sums[-1], weight), *sums
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -189,12 +189,13 @@ class BatchNormGradient(TwiceDifferentiable):
         u_x, u_residual, u_weight, u_bias = cotangents[:4]
         if all(u is None for u in cotangents[:4]):
             return (None,) * 11
-        grad_out, *saved, sum_g, sum_gx = ctx.saved_tensors
+        grad_out, *saved = ctx.saved_tensors[:6]
+        sums = ctx.saved_tensors[6:]
         d_grad_out = BatchNormTangent.apply(u_x, u_weight, u_bias, u_residual, *saved, *ctx.settings)
         dx = dweight = None
         if u_x is not None or u_weight is not None:
             dx, _, dweight, _ = BatchNormProduct.apply(
-                None, u_x, u_weight, grad_out, *saved, sum_g, sum_gx, *ctx.settings, False
+                None, u_x, u_weight, grad_out, *saved, *ctx.settings, False, *sums
             )
         return d_grad_out, dx, dweight, *(None,) * 8
 
@@ -203,11 +204,11 @@ class BatchNormGradient(TwiceDifferentiable):
         ctx: Any, grad_out_t: Tensor | None, x_t: Tensor | None, weight_t: Tensor | None, *_: None
     ) -> tuple[Tensor | None, ...]:
         refuse_forward_over_forward(FORWARD_TWICE)
-        grad_out, *_ = ctx.saved_tensors
-        along = (in_dtype_of(grad_out, grad_out_t), in_dtype_of(grad_out, x_t), weight_t)
-        tangents = BatchNormProduct.apply(*along, *ctx.saved_tensors, *ctx.settings, ctx.with_residual)
+        saved, sums = ctx.saved_tensors[:6], ctx.saved_tensors[6:]
+        along = (in_dtype_of(saved[0], grad_out_t), in_dtype_of(saved[0], x_t), weight_t)
+        tangents = BatchNormProduct.apply(*along, *saved, *ctx.settings, ctx.with_residual, *sums)
         dx_t, dresidual_t, dweight_t, dbias_t = tangents
-        return dx_t, dresidual_t if ctx.with_residual else None, dweight_t, dbias_t, None, None
+        return dx_t, dresidual_t if ctx.with_residual else None, dweight_t, dbias_t, *(None,) * len(sums)
 
 
 class BatchNormProduct(TwiceDifferentiable):
@@ -226,19 +227,19 @@ class BatchNormProduct(TwiceDifferentiable):
         out: Tensor,
         mean: Tensor,
         rstd: Tensor,
-        sum_g: Tensor,
-        sum_gx: Tensor,
         groups: int,
         relu: bool,
         backend: str,
         ranks: Ranks | None,
         with_residual: bool,
+        sums: Tensor,
+        *own_sums: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        saved = (grad_out, x, out, weight, mean, rstd, sum_g, sum_gx)
-        dx_t, dresidual_t, sum_g_t, sum_gx_t = kernel(backend, "bwd_jvp", ranks)(
-            grad_out_t, x_t, weight_t, *saved, groups, relu, with_residual
+        saved = (grad_out, x, out, weight, mean, rstd, sums)
+        dx_t, dresidual_t, sums_t = kernel(backend, "bwd_jvp", ranks)(
+            grad_out_t, x_t, weight_t, *saved, groups, relu, with_residual, *own_sums
         )
-        return dx_t, dresidual_t, *over_groups(sum_gx_t, sum_g_t, weight)
+        return dx_t, dresidual_t, *over_groups(sums_t, weight)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -258,8 +259,9 @@ def in_dtype_of(primal: Tensor, tangent: Tensor | None) -> Tensor | None:
     return None if tangent is None else tangent.to(primal.dtype)
 
 
-def over_groups(sum_gx: Tensor, sum_g: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums ``(G, C)`` -> the gradients ``(C,)`` of weight and bias."""
+def over_groups(sums: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums ``(2, G, C)`` -> the gradients ``(C,)`` of weight and bias."""
+    sum_g, sum_gx = sums.unbind()
     return sum_gx.sum(0).to(weight.dtype), sum_g.sum(0).to(weight.dtype)
 
 

@@ -26,6 +26,11 @@ def empty_statistics(x: Tensor, groups: int) -> Tensor:
     return x.new_empty((groups, x.shape[1]), dtype=wide_dtype(x.dtype))
 
 
+def empty_planes(x: Tensor, count: int, groups: int) -> Tensor:
+    """Several of them in one, ``(count, G, C)``."""
+    return x.new_empty((count, groups, x.shape[1]), dtype=wide_dtype(x.dtype))
+
+
 def empty_residual(x: Tensor, with_residual: bool) -> Tensor:
     """The gradient of a residual that there may be."""
     return empty_like(x) if with_residual else x.new_empty(0)

@@ -1,4 +1,4 @@
-"""The six raw kernels of :mod:`bissl_fast.ops.batch_norm.schemas` in Triton, for both layouts and all four dtypes.
+"""The raw kernels of :mod:`bissl_fast.ops.batch_norm.schemas` in Triton, for both layouts and all four dtypes.
 
 Each reads its tensors once for the sums (``batch_norm_sums``, two launches: partial sums, then their sum) and once for
 the result (``batch_norm_values``, one launch): a reduction over a channel ends before its first result can be written,
@@ -18,6 +18,7 @@ large as x that are moved, with a residual and a ReLU:
                                              dx_t, dresidual_t
     ===========  ==========================  ==========================  =====
 
+What ranks join (statistics, moments, tangent_moments) is the first half alone; given that, a kernel does the second.
 Partial sums are at most five values per program and channel. The same inputs give the same bits on the same kind of
 device.
 """
@@ -27,19 +28,26 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from bissl_fast.ops.batch_norm.outputs import empty_like, empty_residual, empty_statistics, memory_format
+from bissl_fast.ops.batch_norm.outputs import (
+    empty_like,
+    empty_planes,
+    empty_residual,
+    empty_statistics,
+    memory_format,
+)
 from bissl_fast.ops.schemas import wide_dtype
 from bissl_fast.ops.triton import batch_norm_sums as sums
 from bissl_fast.ops.triton import batch_norm_tiles as tiles
 from bissl_fast.ops.triton import batch_norm_values as values
 from bissl_fast.ops.triton import plans
 from bissl_fast.ops.triton.device import on_device_of_first
+from bissl_fast.ops.triton.handles import launch
 
 
 class Problem:
-    """The matrix that x is, and how kernels are launched on it."""
+    """The matrix that x is on one of some ranks, and how kernels are launched on it."""
 
-    def __init__(self, x: Tensor, groups: int) -> None:
+    def __init__(self, x: Tensor, groups: int, ranks: int = 1) -> None:
         if x.dim() < 2 or x.numel() == 0 or groups < 1 or x.shape[0] % groups:
             raise ValueError(f"x must be (N, C, ...), not empty and a multiple of {groups}, found {tuple(x.shape)}.")
         self.shape, self.device, self.wide = x.shape, x.device, wide_dtype(x.dtype)
@@ -48,6 +56,7 @@ class Problem:
         run = x.numel() // (x.shape[0] * channels)
         last = self.format != torch.contiguous_format
         self.matrix = tiles.Matrix(groups, rows * run if last else rows, channels, 1 if last else run)
+        self.sizes = {"statistics": self.matrix.statistics, "values": ranks * self.matrix.values}  # values of all ranks
 
     @overload
     def like_x(self, tensor: Tensor) -> Tensor: ...
@@ -75,42 +84,70 @@ class Problem:
                 raise ValueError(f"Statistics must be {expected}, found {tuple(tensor.shape)} of {tensor.dtype}.")
         return tuple(tensor.contiguous() for tensor in found)
 
+    def planes(self, found: Tensor, count: int) -> Tensor:
+        """Several statistics or sums in one."""
+        expected = (count, self.matrix.groups, self.matrix.channels)
+        if found.shape != expected or found.dtype != self.wide:
+            found_text = f"{tuple(found.shape)} of {found.dtype}"
+            raise ValueError(f"Sums must be {expected} of {self.wide}, found {found_text}.")
+        return found.contiguous()
+
     def partials(self, kernel: Any, planes: int, *operands: Tensor | None, tile: int | None = None) -> Tensor:
         """``(planes, blocks, G · C)``: what ``kernel`` sums of the operands."""
         matrix, cut = self.matrix, tiles.cut(self.matrix, tile or tiles.TILE)
         blocks, steps = cut.shared(plans.describe(self.device).processors)
         out = torch.empty((planes, blocks, matrix.statistics), dtype=self.wide, device=self.device)
-        kernel[cut.columns * blocks,](
-            *operands, out, matrix.rows, matrix.channels, matrix.run, blocks, steps, matrix.statistics,
-            **cut.sides, num_warps=tiles.WARPS,
+        launch(
+            kernel, (cut.columns * blocks,), *operands, out, matrix.rows, matrix.channels, matrix.run, blocks, steps,
+            matrix.statistics, **cut.sides, num_warps=tiles.WARPS,
         )  # fmt: skip
         return out
 
-    def join(self, kernel: Any, partials: Tensor, *operands: Tensor, **settings: Any) -> None:
+    def join(self, kernel: Any, partials: Tensor, *operands: Tensor | None, **settings: Any) -> None:
         """Let ``kernel`` add up partial sums."""
+        self.over_statistics(kernel, partials, *operands, blocks=partials.shape[1], **tiles.JOIN, **settings)
+
+    def over_statistics(self, kernel: Any, *operands: Tensor | None, **settings: Any) -> None:
+        """Let ``kernel`` work on what is there once per group and channel."""
         statistics = self.matrix.statistics
         grid = (-(-statistics // tiles.JOIN["COLUMNS"]),)
-        kernel[grid](partials, *operands, partials.shape[1], statistics, **settings, **tiles.JOIN)
+        launch(kernel, grid, *operands, statistics=statistics, **settings)
 
     def write(self, kernel: Any, *operands: Tensor | None, tile: int | None = None, **settings: Any) -> None:
         """Let ``kernel`` write every value once."""
         matrix, cut = self.matrix, tiles.cut(self.matrix, tile or tiles.TILE)
-        kernel[cut.columns * cut.tiles,](
-            *operands, matrix.rows, matrix.channels, matrix.run, cut.tiles, **settings, **cut.sides,
-            num_warps=tiles.WARPS,
+        launch(
+            kernel, (cut.columns * cut.tiles,), *operands, matrix.rows, matrix.channels, matrix.run, cut.tiles,
+            **settings, **cut.sides, num_warps=tiles.WARPS,
         )  # fmt: skip
 
 
 @on_device_of_first
+def statistics(x: Tensor, groups: int) -> Tensor:
+    """Mean and variance."""
+    problem = Problem(x, groups)
+    x, found = problem.like_x(x), empty_planes(x, 2, groups)
+    partials = problem.partials(sums.partial_statistics, 3, x)
+    problem.join(sums.join_statistics, partials, *found.unbind(), values=problem.matrix.values, EPS=None)
+    return found
+
+
+@on_device_of_first
 def fwd(
-    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, groups: int, relu: bool, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
+    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, groups: int, relu: bool, eps: float,
+    every: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Output, mean and rstd."""
     problem = Problem(x, groups)
     x = problem.like_x(x)
     mean, rstd = empty_statistics(x, groups), empty_statistics(x, groups)
-    partials = problem.partials(sums.partial_statistics, 3, x)
-    problem.join(sums.join_statistics, partials, mean, rstd, values=problem.matrix.values, EPS=eps)
+    if every is None:
+        partials = problem.partials(sums.partial_statistics, 3, x)
+        problem.join(sums.join_statistics, partials, mean, rstd, values=problem.matrix.values, EPS=eps)
+    else:
+        ranks = every.shape[0] // 2
+        given = problem.planes(every, 2 * ranks)
+        problem.over_statistics(sums.join_ranks, given, mean, rstd, ranks=ranks, EPS=eps, **tiles.JOIN)
     return write_out(problem, x, weight, bias, residual, (mean, rstd), relu), mean, rstd
 
 
@@ -149,32 +186,47 @@ def write_out(
 
 
 @on_device_of_first
+def moments(
+    v: Tensor, x: Tensor, out: Tensor, mean: Tensor, rstd: Tensor, groups: int, relu: bool
+) -> Tensor:  # fmt: skip
+    """Sums of v and of v · xhat."""
+    problem = Problem(x, groups)
+    mask = problem.like_x(out) if relu else None
+    return moments_of(problem, problem.like_x(v), problem.like_x(x), mask, *problem.statistics(mean, rstd))
+
+
+def moments_of(
+    problem: Problem, v: Tensor, x: Tensor, mask: Tensor | None, mean: Tensor, rstd: Tensor
+) -> Tensor:  # fmt: skip
+    """The same, given tensors in x's layout; without a ReLU there is no mask."""
+    found = empty_planes(x, 2, problem.matrix.groups)
+    problem.join(sums.join_moments, problem.partials(sums.partial_moments, 2, v, mask, x, mean), rstd, found)
+    return found
+
+
+@on_device_of_first
 def bwd(
     grad_out: Tensor, x: Tensor, out: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, groups: int, relu: bool,
     with_residual: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of x and the residual, and the sums behind those of weight and bias."""
     problem = Problem(x, groups)
-    grad_out, x, out = (problem.like_x(tensor) for tensor in (grad_out, x, out))
-    mean, rstd = problem.statistics(mean, rstd)
-    sum_g, sum_gx = empty_statistics(x, groups), empty_statistics(x, groups)
-    partials = problem.partials(sums.partial_moments, 2, grad_out, out if relu else None, x, mean)
-    problem.join(sums.join_moments, partials, rstd, sum_g, sum_gx)
-    statistics = (mean, rstd, sum_g, sum_gx)
-    gradients = write_gradients(problem, grad_out, x, out if relu else None, weight, statistics, with_residual)
-    return *gradients, sum_g, sum_gx
+    grad_out, x, mask = problem.like_x(grad_out), problem.like_x(x), problem.like_x(out) if relu else None
+    statistics = problem.statistics(mean, rstd)
+    found = moments_of(problem, grad_out, x, mask, *statistics)
+    return *write_gradients(problem, grad_out, x, mask, weight, statistics, found, with_residual), found
 
 
 @on_device_of_first
 def bwd_apply(
-    grad_out: Tensor, x: Tensor, out: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, sum_g: Tensor,
-    sum_gx: Tensor, groups: int, relu: bool, with_residual: bool,
+    grad_out: Tensor, x: Tensor, out: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, known: Tensor, groups: int,
+    relu: bool, with_residual: bool, ranks: int = 1,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Gradients of x and the residual, given the sums."""
-    problem = Problem(x, groups)
+    problem = Problem(x, groups, ranks)
     grad_out, x, mask = problem.like_x(grad_out), problem.like_x(x), problem.like_x(out) if relu else None
-    statistics = problem.statistics(mean, rstd, sum_g, sum_gx)
-    return write_gradients(problem, grad_out, x, mask, weight, statistics, with_residual)
+    statistics = problem.statistics(mean, rstd)
+    return write_gradients(problem, grad_out, x, mask, weight, statistics, problem.planes(known, 2), with_residual)
 
 
 def write_gradients(
@@ -184,13 +236,14 @@ def write_gradients(
     mask: Tensor | None,
     weight: Tensor,
     statistics: tuple[Tensor, ...],
+    known: Tensor,
     with_residual: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients, given tensors in x's layout, mean, rstd and the sums; without a ReLU there is no mask."""
+    """Gradients, given tensors in x's layout, mean and rstd, and the sums; without a ReLU there is no mask."""
     dx, dresidual = empty_like(x), empty_residual(x, with_residual)
     problem.write(
-        values.write_gradient, grad_out, mask, x, problem.per_channel(weight), *statistics, dx,
-        dresidual if with_residual else None, values=problem.matrix.values,
+        values.write_gradient, grad_out, mask, x, problem.per_channel(weight), *statistics, known, dx,
+        dresidual if with_residual else None, **problem.sizes,
     )  # fmt: skip
     return dx, dresidual
 
@@ -198,48 +251,85 @@ def write_gradients(
 @on_device_of_first
 def jvp(
     x_t: Tensor | None, x: Tensor, out: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, weight_t: Tensor | None,
-    bias_t: Tensor | None, residual_t: Tensor | None, groups: int, relu: bool,
+    bias_t: Tensor | None, residual_t: Tensor | None, groups: int, relu: bool, known: Tensor | None = None,
+    ranks: int = 1,
 ) -> Tensor:  # fmt: skip
     """The output's tangent."""
-    problem = Problem(x, groups)
+    problem = Problem(x, groups, ranks)
     out_t = empty_like(x)
     x_t, x, residual_t = problem.like_x(x_t), problem.like_x(x), problem.like_x(residual_t)
     mask = problem.like_x(out) if relu else None
     mean, rstd = problem.statistics(mean, rstd)
-    moved, moved_x = empty_statistics(x, groups), empty_statistics(x, groups)  # read with x_t alone
-    if x_t is not None:
-        problem.join(
-            sums.join_moments, problem.partials(sums.partial_moments, 2, x_t, None, x, mean), rstd, moved, moved_x
-        )
+    if known is not None:
+        known = problem.planes(known, 2)
+    elif x_t is not None:
+        known = moments_of(problem, x_t, x, None, mean, rstd)
     problem.write(
         values.write_tangent, x_t, problem.per_channel(weight_t), problem.per_channel(bias_t), residual_t, x, mask,
-        problem.per_channel(weight), mean, rstd, moved, moved_x, out_t, values=problem.matrix.values,
+        problem.per_channel(weight), mean, rstd, known, out_t, **problem.sizes,
     )  # fmt: skip
     return out_t
+
+
+TANGENT_SHARE = 2
+"""Of a tile, where five tensors and sums need the registers."""
+
+
+@on_device_of_first
+def tangent_moments(
+    grad_out_t: Tensor | None, x_t: Tensor | None, grad_out: Tensor, x: Tensor, out: Tensor, mean: Tensor,
+    rstd: Tensor, groups: int, relu: bool,
+) -> Tensor:  # fmt: skip
+    """Sums of x_t, x_t · xhat, g · x_t, g_t and g_t · xhat."""
+    problem = Problem(x, groups)
+    found = empty_planes(x, 5, groups)
+    mask, (mean, rstd) = problem.like_x(out) if relu else None, problem.statistics(mean, rstd)
+    along = (problem.like_x(x_t), problem.like_x(grad_out_t))
+    read = (problem.like_x(grad_out), mask, problem.like_x(x), *along, mean)
+    join_tangents(problem, read, rstd, found)
+    return found
+
+
+def join_tangents(
+    problem: Problem, read: tuple[Tensor | None, ...], rstd: Tensor, found: Tensor, *turned: Tensor
+) -> None:
+    """The same, given g, the mask, x, both tangents and mean; and tangents of the sums, if these are given, too."""
+    if read[3] is None and read[4] is None:
+        for tensor in (found, *turned[1:]):
+            tensor.zero_()
+        return
+    tile = max(1, tiles.TILE // TANGENT_SHARE)
+    partials = problem.partials(sums.partial_tangent_moments, 5, *read, tile=tile)
+    given = turned or (None, None)
+    problem.join(sums.join_tangent_moments, partials, rstd, found, *given, values=problem.sizes["values"])
 
 
 @on_device_of_first
 def bwd_jvp(
     grad_out_t: Tensor | None, x_t: Tensor | None, weight_t: Tensor | None, grad_out: Tensor, x: Tensor, out: Tensor,
-    weight: Tensor, mean: Tensor, rstd: Tensor, sum_g: Tensor, sum_gx: Tensor, groups: int, relu: bool,
-    with_residual: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    weight: Tensor, mean: Tensor, rstd: Tensor, known: Tensor, groups: int, relu: bool, with_residual: bool,
+    own_known: Tensor | None = None, joined: Tensor | None = None, own_joined: Tensor | None = None, ranks: int = 1,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The tangents of what ``bwd`` gives."""
-    problem = Problem(x, groups)
-    size, tile = problem.matrix.values, max(1, tiles.TILE // 2)  # five tensors and sums need the registers
-    dx_t, dresidual_t = empty_like(x), empty_residual(x, with_residual)
+    problem = Problem(x, groups, ranks)
+    dx_t, dresidual_t, sums_t = empty_like(x), empty_residual(x, with_residual), empty_planes(x, 2, groups)
     g_t, x_t, g, x = problem.like_x(grad_out_t), problem.like_x(x_t), problem.like_x(grad_out), problem.like_x(x)
     mask = problem.like_x(out) if relu else None
-    mean, rstd, sum_g, sum_gx = problem.statistics(mean, rstd, sum_g, sum_gx)
-    joined = tuple(empty_statistics(x, groups).zero_() for _ in range(4))  # moved, moved_x, sum_g_t, sum_gx_t
-    if x_t is not None or g_t is not None:
-        partials = problem.partials(sums.partial_tangent_moments, 5, g, mask, x, x_t, g_t, mean, tile=tile)
-        problem.join(sums.join_tangent_moments, partials, rstd, sum_g, sum_gx, *joined, values=size)
+    (mean, rstd), known = problem.statistics(mean, rstd), problem.planes(known, 2)
+    if joined is None or own_joined is None or own_known is None:
+        joined = empty_planes(x, 5, groups)
+        join_tangents(problem, (g, mask, x, x_t, g_t, mean), rstd, joined, known, sums_t)
+    else:
+        joined, own_joined = problem.planes(joined, 5), problem.planes(own_joined, 5)
+        own = (own_joined, problem.planes(own_known, 2), rstd, sums_t)
+        problem.over_statistics(
+            sums.turn_sums, joined, *own, values=problem.sizes["values"], COLUMNS=tiles.JOIN["COLUMNS"]
+        )
     if with_residual and g_t is None:
         dresidual_t.zero_()
     problem.write(
         values.write_gradient_tangent, g, mask, x, x_t, g_t, problem.per_channel(weight),
-        problem.per_channel(weight_t), mean, rstd, sum_g, sum_gx, *joined, dx_t,
-        dresidual_t if with_residual else None, tile=tile, values=size,
+        problem.per_channel(weight_t), mean, rstd, known, joined, dx_t,
+        dresidual_t if with_residual else None, tile=max(1, tiles.TILE // TANGENT_SHARE), **problem.sizes,
     )  # fmt: skip
-    return dx_t, dresidual_t, joined[2], joined[3]
+    return dx_t, dresidual_t, sums_t

@@ -142,7 +142,7 @@ def join_statistics(
     partials, mean, rstd, blocks, statistics, values,
     EPS: tl.constexpr, BLOCKS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Mean and rstd from those of the blocks (Chan, Golub and LeVeque, 1979): nothing cancels."""
+    """Mean and rstd from those of the blocks (Chan, Golub and LeVeque, 1979): nothing cancels. No EPS: variance."""
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     wide: tl.constexpr = partials.dtype.element_ty
     size = values.to(wide)
@@ -163,42 +163,112 @@ def join_statistics(
     variance = tl.where(variance < 0, 0.0, variance)  # a NaN stays
     inside = column < statistics
     tl.store(mean + column, centre + left, mask=inside)
+    tl.store(rstd + column, variance if EPS is None else inverse_root(variance + EPS), mask=inside)
+
+
+@triton.jit
+def load_ranks(every, PLANE: tl.constexpr, first, column, ranks, statistics, BLOCKS: tl.constexpr):
+    """``(BLOCKS, COLUMNS)`` of what some ranks gave: plane 0 or 1 of each."""
+    rank = first + tl.arange(0, BLOCKS)
+    inside = (rank < ranks)[:, None] & (column < statistics)[None, :]
+    at = (2 * rank + PLANE).to(tl.int64)[:, None] * statistics + column[None, :]
+    return tl.load(every + at, mask=inside, other=0.0), (rank < ranks)[:, None]
+
+
+@triton.jit(do_not_specialize=["ranks", "statistics"])
+def join_ranks(
+    every, mean, rstd, ranks, statistics, EPS: tl.constexpr, BLOCKS: tl.constexpr, COLUMNS: tl.constexpr
+):  # fmt: skip
+    """Mean and rstd from mean and variance of ranks that have as many values each, likewise."""
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    wide: tl.constexpr = every.dtype.element_ty
+    size = ranks.to(wide)
+    total = tl.zeros((BLOCKS, COLUMNS), wide)
+    for first in range(0, ranks, BLOCKS):
+        total += load_ranks(every, 0, first, column, ranks, statistics, BLOCKS)[0]
+    centre = tl.sum(total, 0) / size
+    excess = tl.zeros((BLOCKS, COLUMNS), wide)
+    squares = tl.zeros((BLOCKS, COLUMNS), wide)
+    for first in range(0, ranks, BLOCKS):
+        own, there = load_ranks(every, 0, first, column, ranks, statistics, BLOCKS)
+        distance = tl.where(there, own - centre[None, :], 0.0)
+        excess += distance
+        squares += load_ranks(every, 1, first, column, ranks, statistics, BLOCKS)[0] + distance * distance
+    left = tl.sum(excess, 0) / size  # of the centre, by rounding
+    variance = tl.sum(squares, 0) / size - left * left
+    variance = tl.where(variance < 0, 0.0, variance)  # a NaN stays
+    inside = column < statistics
+    tl.store(mean + column, centre + left, mask=inside)
     tl.store(rstd + column, inverse_root(variance + EPS), mask=inside)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def join_moments(
-    partials, rstd, sums, products, blocks, statistics, BLOCKS: tl.constexpr, COLUMNS: tl.constexpr
+    partials, rstd, moments, blocks, statistics, BLOCKS: tl.constexpr, COLUMNS: tl.constexpr
 ):  # fmt: skip
-    """Sums of v and of v · xhat."""
+    """Sums of v and of v · xhat, one plane after the other."""
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     inside = column < statistics
     scale = tl.load(rstd + column, mask=inside, other=0.0)
     total = over_blocks(partials, 0, column, blocks, statistics, BLOCKS, COLUMNS)
     product = scale * over_blocks(partials, 1, column, blocks, statistics, BLOCKS, COLUMNS)
-    tl.store(sums + column, total, mask=inside)
-    tl.store(products + column, product, mask=inside)
+    tl.store(moments + column, total, mask=inside)
+    tl.store(moments + statistics + column, product, mask=inside)
+
+
+@triton.jit
+def store_turned(
+    sums_t, moved, moved_x, own_g, own_t, own_x, sums, scale, column, statistics, size
+):  # fmt: skip
+    """The tangents of sum_g and sum_gx: of a process's own sums, along the moments of x_t over all ranks."""
+    inside = column < statistics
+    known = tl.load(sums + column, mask=inside, other=0.0)
+    known_x = tl.load(sums + statistics + column, mask=inside, other=0.0)
+    tl.store(sums_t + column, own_t, mask=inside)
+    turned = own_x + scale * (own_g - (moved * known + moved_x * known_x) / size)
+    tl.store(sums_t + statistics + column, turned, mask=inside)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def join_tangent_moments(
-    partials, rstd, sum_g, sum_gx, moved, moved_x, sum_g_t, sum_gx_t, blocks, statistics, values,
-    BLOCKS: tl.constexpr, COLUMNS: tl.constexpr,
+    partials, rstd, moments, sums, sums_t, blocks, statistics, values, BLOCKS: tl.constexpr, COLUMNS: tl.constexpr
 ):  # fmt: skip
-    """Sums of x_t and x_t · xhat, and the tangents of sum_g and sum_gx."""
+    """Sums of x_t, x_t · xhat, g · x_t, g_t and g_t · xhat; of one process alone also the tangents of its sums."""
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     inside = column < statistics
-    size = values.to(partials.dtype.element_ty)
     scale = tl.load(rstd + column, mask=inside, other=0.0)
-    known = tl.load(sum_g + column, mask=inside, other=0.0)
-    known_x = tl.load(sum_gx + column, mask=inside, other=0.0)
-    along = over_blocks(partials, 0, column, blocks, statistics, BLOCKS, COLUMNS)
-    along_x = scale * over_blocks(partials, 1, column, blocks, statistics, BLOCKS, COLUMNS)
-    along_g = over_blocks(partials, 2, column, blocks, statistics, BLOCKS, COLUMNS)
+    moved = over_blocks(partials, 0, column, blocks, statistics, BLOCKS, COLUMNS)
+    moved_x = scale * over_blocks(partials, 1, column, blocks, statistics, BLOCKS, COLUMNS)
+    moved_g = over_blocks(partials, 2, column, blocks, statistics, BLOCKS, COLUMNS)
     turned = over_blocks(partials, 3, column, blocks, statistics, BLOCKS, COLUMNS)
     turned_x = scale * over_blocks(partials, 4, column, blocks, statistics, BLOCKS, COLUMNS)
-    turned_x += scale * (along_g - (along * known + along_x * known_x) / size)
-    tl.store(moved + column, along, mask=inside)
-    tl.store(moved_x + column, along_x, mask=inside)
-    tl.store(sum_g_t + column, turned, mask=inside)
-    tl.store(sum_gx_t + column, turned_x, mask=inside)
+    tl.store(moments + column, moved, mask=inside)
+    tl.store(moments + statistics + column, moved_x, mask=inside)
+    tl.store(moments + 2 * statistics + column, moved_g, mask=inside)
+    tl.store(moments + 3 * statistics + column, turned, mask=inside)
+    tl.store(moments + 4 * statistics + column, turned_x, mask=inside)
+    if sums is not None:
+        size = values.to(partials.dtype.element_ty)
+        store_turned(sums_t, moved, moved_x, moved_g, turned, turned_x, sums, scale, column, statistics, size)
+
+
+@triton.jit
+def load_plane(planes, PLANE: tl.constexpr, column, statistics):
+    """``(COLUMNS,)`` of a plane of sums."""
+    return tl.load(planes + PLANE * statistics + column, mask=column < statistics, other=0.0)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def turn_sums(
+    moments, own_moments, own_sums, rstd, sums_t, statistics, values, COLUMNS: tl.constexpr
+):  # fmt: skip
+    """The tangents of a process's own sums, from moments over all ranks and its own."""
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    size = values.to(moments.dtype.element_ty)
+    scale = tl.load(rstd + column, mask=column < statistics, other=0.0)
+    moved = load_plane(moments, 0, column, statistics)
+    moved_x = load_plane(moments, 1, column, statistics)
+    own_g = load_plane(own_moments, 2, column, statistics)
+    own_t = load_plane(own_moments, 3, column, statistics)
+    own_x = load_plane(own_moments, 4, column, statistics)
+    store_turned(sums_t, moved, moved_x, own_g, own_t, own_x, own_sums, scale, column, statistics, size)

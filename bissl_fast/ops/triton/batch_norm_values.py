@@ -10,7 +10,7 @@ import triton.language as tl  # type: ignore[import-untyped,import-not-found,unu
 
 from bissl_fast.ops.triton.batch_norm_tiles import load, load_channels, load_masked, place_of_program, place_of_tile
 
-SIZES = ["rows", "blocks", "values"]  # compiled for no value in particular
+SIZES = ["rows", "blocks", "statistics", "values"]  # compiled for no value in particular
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -37,7 +37,7 @@ def write_output(
 
 @triton.jit(do_not_specialize=SIZES)
 def write_gradient(
-    g, out, x, weight, mean, rstd, sum_g, sum_gx, dx, dresidual, rows, channels, run, blocks, values,
+    g, out, x, weight, mean, rstd, sums, dx, dresidual, rows, channels, run, blocks, statistics, values,
     ROWS: tl.constexpr, CHANNELS: tl.constexpr, SPAN: tl.constexpr,
 ):  # fmt: skip
     """weight · rstd · (g − sum_g/M − xhat · sum_gx/M), and g."""
@@ -50,8 +50,8 @@ def write_gradient(
     size = values.to(wide)
     scale = load_channels(rstd, at, there, wide)
     slope = load_channels(weight, channel, there, wide) * scale
-    of_x = -slope * scale * load_channels(sum_gx, at, there, wide) / size
-    constant = -slope * load_channels(sum_g, at, there, wide) / size
+    of_x = -slope * scale * load_channels(sums, statistics + at, there, wide) / size
+    constant = -slope * load_channels(sums, at, there, wide) / size
     value = load_masked(g, out, base, offset, inside, wide)
     distance = load(x, base, offset, inside, wide) - load_channels(mean, at, there, wide)
     tl.store(dx + base + offset, slope * value + of_x * distance + constant, mask=inside)
@@ -61,8 +61,8 @@ def write_gradient(
 
 @triton.jit(do_not_specialize=SIZES)
 def write_tangent(
-    x_t, weight_t, bias_t, residual_t, x, out, weight, mean, rstd, moved, moved_x, out_t,
-    rows, channels, run, blocks, values,
+    x_t, weight_t, bias_t, residual_t, x, out, weight, mean, rstd, moments, out_t,
+    rows, channels, run, blocks, statistics, values,
     ROWS: tl.constexpr, CHANNELS: tl.constexpr, SPAN: tl.constexpr,
 ):  # fmt: skip
     """mask · (weight_t · xhat + weight · rstd · (x_t − a − xhat · s) + bias_t + residual_t)."""
@@ -82,8 +82,8 @@ def write_tangent(
     if x_t is not None:
         size = values.to(wide)
         slope = load_channels(weight, channel, there, wide) * scale
-        of_x -= scale * slope * load_channels(moved_x, at, there, wide) / size
-        constant -= slope * load_channels(moved, at, there, wide) / size
+        of_x -= scale * slope * load_channels(moments, statistics + at, there, wide) / size
+        constant -= slope * load_channels(moments, at, there, wide) / size
     distance = load(x, base, offset, inside, wide) - load_channels(mean, at, there, wide)
     z_t = of_x * distance + constant
     if x_t is not None:
@@ -97,8 +97,8 @@ def write_tangent(
 
 @triton.jit(do_not_specialize=SIZES)
 def write_gradient_tangent(
-    g, out, x, x_t, g_t, weight, weight_t, mean, rstd, sum_g, sum_gx, moved, moved_x, sum_g_t, sum_gx_t,
-    dx_t, dresidual_t, rows, channels, run, blocks, values,
+    g, out, x, x_t, g_t, weight, weight_t, mean, rstd, sums, moments, dx_t, dresidual_t,
+    rows, channels, run, blocks, statistics, values,
     ROWS: tl.constexpr, CHANNELS: tl.constexpr, SPAN: tl.constexpr,
 ):  # fmt: skip
     """The derivative of :func:`write_gradient`, with xhat_t = rstd (x_t − a − xhat s) and rstd_t = −rstd² s put in."""
@@ -111,17 +111,19 @@ def write_gradient_tangent(
     size = values.to(wide)
     scale = load_channels(rstd, at, there, wide)
     slope = load_channels(weight, channel, there, wide) * scale
-    a = load_channels(moved, at, there, wide) / size
-    s = load_channels(moved_x, at, there, wide) / size
-    mean_g = load_channels(sum_g, at, there, wide) / size
-    mean_gx = load_channels(sum_gx, at, there, wide) / size
+    a = load_channels(moments, at, there, wide) / size
+    s = load_channels(moments, statistics + at, there, wide) / size
+    mean_g = load_channels(sums, at, there, wide) / size
+    mean_gx = load_channels(sums, statistics + at, there, wide) / size
     slope_t = -slope * scale * s
     if weight_t is not None:
         slope_t += load_channels(weight_t, channel, there, wide) * scale
     of_x_t = -slope * scale * mean_gx
-    pull = load_channels(sum_gx_t, at, there, wide) / size
+    along_g = load_channels(moments, 2 * statistics + at, there, wide) / size
+    turned_x = load_channels(moments, 4 * statistics + at, there, wide) / size
+    pull = turned_x + scale * (along_g - a * mean_g - s * mean_gx)
     of_x = scale * ((slope * scale * s - slope_t) * mean_gx - slope * pull)
-    constant = -of_x_t * a - slope_t * mean_g - slope * load_channels(sum_g_t, at, there, wide) / size
+    constant = -of_x_t * a - slope_t * mean_g - slope * load_channels(moments, 3 * statistics + at, there, wide) / size
     distance = load(x, base, offset, inside, wide) - load_channels(mean, at, there, wide)
     value = of_x * distance + constant + slope_t * load_masked(g, out, base, offset, inside, wide)
     if x_t is not None:

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from bissl_fast.errors import UserError
 from bissl_fast.ops.collectives import Ranks, summed
 from bissl_fast.training.files import exclusive
+from bissl_fast.training.ranks.lead import is_lead
 
 BatchNormOver = Literal["ranks", "rank"]
 
@@ -60,11 +61,6 @@ LONG = datetime.timedelta(days=30)
 """That the others wait for the lead; a lead that has died is known at once."""
 
 POLL_SECONDS = 0.005
-
-
-def is_lead(ranks: Ranks | None) -> bool:
-    """Whether this process decides and writes: the first of the ranks, and one that is alone."""
-    return ranks is None or ranks.rank == 0
 
 
 def held(folder: Path, ranks: Ranks | None) -> contextlib.AbstractContextManager[None]:

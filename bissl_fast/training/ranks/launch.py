@@ -21,7 +21,6 @@ from bissl_fast.training.ranks.joining import joined, of_each
 from bissl_fast.training.ranks.launcher import Launch
 from bissl_fast.training.ranks.roll import MISSED, Farewell, Roll, named
 from bissl_fast.training.ranks.watch import CALL, Ended, Watch, asked_around, farewell, lost_by, told
-from bissl_fast.training.ranks.writing import reading_only
 
 ECHO = 2.0
 """Seconds in which torchrun passes on the Ctrl-C that the terminal has sent to its ranks already."""
@@ -48,8 +47,8 @@ def over_ranks(arguments: Sequence[str], run: Callable[[], int]) -> int:
     with ExitStack() as stack:
         tell = _teller(launch.rank)
         if launch.rank:
-            for quiet in (reading_only(), redirect_stdout(_nowhere(stack)), redirect_stderr(_nowhere(stack))):
-                stack.enter_context(quiet)
+            for redirect in (redirect_stdout, redirect_stderr):
+                stack.enter_context(redirect(_nowhere(stack)))
         stack.enter_context(_handlers())
         roll, store = _join(launch, _seconds(arguments))
         watch = Watch(roll, launch.keeper, tell)

@@ -11,8 +11,8 @@ from typing import Any
 from bissl_fast.plain import parse_json
 from bissl_fast.training.files import write_json
 from bissl_fast.training.interruption import Interrupted
+from bissl_fast.training.log import read_metrics
 from bissl_fast.training.trackers.tracker import About, Status, Tracker
-from bissl_fast.training.tracking import read_metrics
 
 RECORD = "tracking.json"
 """Of a run's folder: which run of a tracker has been told what, by the tracker's name."""

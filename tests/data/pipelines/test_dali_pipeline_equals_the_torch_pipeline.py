@@ -60,7 +60,7 @@ def test_colours_stay_within_half_a_level_at_their_extremes(operation: int | str
     chosen = slice(None) if operation == "all" else operation
     factors[:, chosen] = wild[:, chosen]
     settings = ViewSettings(size=40)
-    drawn = dataclasses.replace(table(N, factors=factors), order=random.permuted(np.tile(np.arange(4), (N, 1)), axis=1))
+    drawn = table(N, factors=factors).changed(order=random.permuted(np.tile(np.arange(4), (N, 1)), axis=1))
     with DaliPipeline([settings], N) as pipeline:
         (found,) = pipeline.render(images, [drawn])
     assert levels_apart(found, render(images, drawn, settings), settings).max() <= 0.5

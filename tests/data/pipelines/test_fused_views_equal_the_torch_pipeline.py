@@ -12,7 +12,7 @@ import torch
 
 from bissl_fast import ops
 from bissl_fast.data.pipelines import torch_pipeline
-from bissl_fast.data.pipelines.rendering import as_tensor, channels, packed, render
+from bissl_fast.data.pipelines.rendering import as_tensor, as_tensors, channels, copied_at_once, render
 from bissl_fast.data.pipelines.two_view import TwoViewAugment
 from bissl_fast.data.views.parameters import ViewParameters, ViewSettings, draw_views
 from bissl_fast.data.views.presets import eval_view, finetune_view, vicreg_views
@@ -130,8 +130,8 @@ def test_no_view_of_no_image_is_no_error() -> None:
 def one_view(**columns: object) -> tuple[torch.Tensor, ...]:
     settings = vicreg_views(16)[0]
     table = draw_views(settings, 0, 0, np.arange(1), 0, (20, 20))
-    table = dataclasses.replace(table, **columns)  # type: ignore[arg-type]
-    return torch.zeros(1, dtype=torch.int64), *packed(table), channels(settings)
+    table = table.changed(**columns)  # type: ignore[arg-type]
+    return torch.zeros(1, dtype=torch.int64), *as_tensors(table), channels(settings)
 
 
 BOXES = [[0, 0, 21, 20], [0, 1, 20, 20], [-1, 0, 5, 5], [0, 0, 0, 5], [2**31 - 1, 0, 5, 5]]
@@ -187,7 +187,7 @@ def test_the_op_passes_opcheck() -> None:
 
 
 def test_the_kernels_table_has_the_columns_of_the_drawn_one() -> None:
-    table = ViewParameters(
+    table = ViewParameters.of_columns(
         box=np.array([[1, 2, 3, 4]]),
         flip=np.array([True]),
         order=np.array([[3, 1, 0, 2]]),
@@ -196,9 +196,16 @@ def test_the_kernels_table_has_the_columns_of_the_drawn_one() -> None:
         sigma=np.array([1.5], np.float32),
         solarize=np.array([True]),
     )
-    integers, numbers = packed(table)
+    integers, numbers = as_tensors(table)
     assert integers.tolist() == [[1, 2, 3, 4, 1, 0, 1, 3, 1, 0, 2]]
     assert numbers.tolist() == [np.float32([0.5, 0.6, 0.7, 0.1, 1.5]).tolist()]
+
+
+def test_a_table_that_is_copied_at_once_stays_what_it_was() -> None:
+    arrays = torch.arange(5), torch.arange(55, dtype=torch.int32).view(5, 11), torch.randn(5, 5)
+    for found, expected in zip(copied_at_once(arrays, torch.device("cpu")), arrays, strict=True):
+        assert found.dtype == expected.dtype
+        assert torch.equal(found, expected)
 
 
 def test_where_the_reference_is_asked_for_the_torch_pipeline_serves() -> None:

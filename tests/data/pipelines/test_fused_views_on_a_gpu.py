@@ -11,7 +11,7 @@ from bissl_fast import ops
 from bissl_fast.data.pipelines import torch_pipeline
 from bissl_fast.data.pipelines.loader import ViewLoader, sequential_batches
 from bissl_fast.data.pipelines.order import BatchOrder
-from bissl_fast.data.pipelines.rendering import channels, packed, render
+from bissl_fast.data.pipelines.rendering import as_tensors, channels, render
 from bissl_fast.data.pipelines.resident import hold
 from bissl_fast.data.sets.dataset import ImageSet
 from bissl_fast.data.views.parameters import ViewParameters, ViewSettings, draw_views
@@ -103,7 +103,7 @@ def test_pinned_images_that_are_let_go_stay_until_they_are_read() -> None:
 
 
 def arguments(table: ViewParameters, settings: ViewSettings) -> tuple[torch.Tensor, ...]:
-    return torch.arange(len(table)), *packed(table), channels(settings)
+    return torch.arange(len(table)), *as_tensors(table), channels(settings)
 
 
 def test_images_that_are_neither_on_the_device_nor_pinned_are_refused() -> None:

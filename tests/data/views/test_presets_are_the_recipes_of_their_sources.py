@@ -142,7 +142,7 @@ def by_other_numbers(**change: Callable[[np.ndarray], np.ndarray]) -> Callable[[
     def draw(it: Compared) -> torch.Tensor:
         columns = {name: function(getattr(it.drawn, name)) for name, function in change.items()}
         wider = dataclasses.replace(it.settings, blur_sigma=(0.1, 3.0))
-        return render(it.images, dataclasses.replace(it.drawn, **columns), wider)  # type: ignore[arg-type]
+        return render(it.images, it.drawn.changed(**columns), wider)
 
     return draw
 

@@ -100,9 +100,9 @@ def test_a_mistake_would_be_seen(images: torch.Tensor, mistake: str) -> None:
     turned = drawn.factors.copy()
     turned[:, HUE] *= -1
     wrong = {
-        "wider blur": (dataclasses.replace(drawn, sigma=1.2 * drawn.sigma), wider),
+        "wider blur": (drawn.changed(sigma=1.2 * drawn.sigma), wider),
         "other resize": (drawn, dataclasses.replace(settings, interpolation="bilinear")),
-        "other order": (dataclasses.replace(drawn, order=drawn.order[:, ::-1].copy()), settings),
-        "other hue": (dataclasses.replace(drawn, factors=turned), settings),
+        "other order": (drawn.changed(order=drawn.order[:, ::-1]), settings),
+        "other hue": (drawn.changed(factors=turned), settings),
     }[mistake]
     assert it.excess(render(images, *wrong)) > 1

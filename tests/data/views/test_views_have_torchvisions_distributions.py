@@ -115,7 +115,7 @@ def test_decisions_are_independent_of_each_other() -> None:
 
 
 def rows(table: ViewParameters) -> list[list[float]]:
-    return np.column_stack([column.reshape(len(table), -1) for column in vars(table).values()]).tolist()
+    return np.column_stack([column.reshape(len(table), -1) for column in table.columns().values()]).tolist()
 
 
 def test_a_row_depends_on_its_sample_only() -> None:

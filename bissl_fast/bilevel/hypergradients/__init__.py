@@ -1,0 +1,1 @@
+"""Gradients through inner problems: where operators and solvers meet."""
