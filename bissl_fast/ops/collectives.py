@@ -248,16 +248,15 @@ def summed_together(tensors: Sequence[Tensor], ranks: Ranks | None) -> list[Tens
     return [piece.as_strided(tensor.shape, tensor.stride()) for piece, tensor in zip(pieces, given, strict=True)]
 
 
-def _summed_pieces(given: Sequence[Tensor], ranks: Ranks) -> Sequence[Tensor]:
+def _summed_pieces(given: Sequence[Tensor], ranks: Ranks) -> tuple[Tensor, ...]:
     """The sums of dense tensors, each in the order of its memory."""
     total = summed_(torch.cat([in_memory(tensor) for tensor in given]), ranks)
-    return torch.split(total, [tensor.numel() for tensor in given])
+    return tuple(torch.split(total, [tensor.numel() for tensor in given]))
 
 
 def dense(x: Tensor) -> Tensor:
-    """A tensor that lies in memory without gaps, channels last or in its own order of axes; else a copy that does."""
-    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim(), torch.contiguous_format)
-    return x if x.is_contiguous() or x.is_contiguous(memory_format=last) else x.contiguous()
+    """A tensor that lies in memory without gaps, whatever the order of its axes there; else a copy that does."""
+    return x if x.is_contiguous() or x.permute(x.dim_order()).is_contiguous() else x.contiguous()
 
 
 def in_memory(x: Tensor) -> Tensor:

@@ -139,6 +139,8 @@ def statistics_at_once(module: nn.Module) -> Iterator[None]:
     finally:
         for layer, earlier in zip(layers, before, strict=True):
             layer.later = earlier
+            if earlier is None:
+                del layer.later  # one more attribute would have products traced again
 
 
 def mixing(module: nn.Module) -> str | None:
