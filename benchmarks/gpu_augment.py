@@ -214,11 +214,18 @@ def kernel_rate(images: Images, size: int, batch: int, seconds: float, device: t
 
 
 def wait_share(
-    images: Images, size: int, batch: int, seconds: float, device: torch.device, precision: Precision
+    images: Images,
+    size: int,
+    batch: int,
+    seconds: float,
+    device: torch.device,
+    precision: Precision,
+    capture: bool = False,
 ) -> dict[str, Any]:
     """A step on views that are there, a step that is fed, and what of it waits for data."""
     views = presets.vicreg_views(size)
-    fed = measure_feeding(held(images, batch), views, batch, seconds, device, threads_for(device), precision=precision)
+    given = (held(images, batch), views, batch, seconds, device, threads_for(device))
+    fed = measure_feeding(*given, precision=precision, capture=capture)
     return {
         "alone ms": 1e3 * fed.alone_seconds,
         "fed ms": 1e3 * fed.fed_seconds,

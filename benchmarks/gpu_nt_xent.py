@@ -1,7 +1,7 @@
 """Check and time NT-Xent on a GPU beside its peers, in one run that survives the failure of any part.
 
     python -m benchmarks.gpu_nt_xent --out docs/results            # nt_xent_<gpu>.json and .md
-    python -m benchmarks.gpu_nt_xent --out docs/results --sweep    # times other tile shapes too
+    python -m benchmarks.gpu_nt_xent --out docs/results --sweep all    # times other tile shapes too
     python -m benchmarks.gpu_nt_xent --sizes 8192x256 --precisions bf16 --skip errors,small,large --budget-seconds 60
 
 Every row is written as soon as it is known. Times are medians over many calls on random data; rates are
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=sizes_of, default=SIZES, help="of the times, as 1024x256,8192x256")
     parser.add_argument("--precisions", type=names_among(PRECISIONS), default=list(PRECISIONS), help="as fp32,bf16")
     parser.add_argument("--skip", type=names_among(PARTS), default=[], help=f"of {','.join(PARTS)}")
-    parser.add_argument("--sweep", action="store_true", help="time other tile shapes as well")
+    parser.add_argument("--sweep", choices=("all", "exact-product"), help="time other tile shapes as well")
     parser.add_argument("--quick", action="store_true", help="smallest sizes only: does the script run?")
     parser.add_argument("--device", default="cuda")
     add_budget(parser)
@@ -52,7 +52,7 @@ def main() -> None:
         "times": lambda: compare_all(report, device, options),
         "small": lambda: count_all(report, device, ((64, 32),) if options.quick else SMALL),
         "large": lambda: measure_largest(report, device, (128, 32) if options.quick else LARGE),
-        "sweep": lambda: sweep_tiles(report, device, 256 if options.quick else 8192),
+        "sweep": lambda: sweep_tiles(report, device, 256 if options.quick else 8192, options.sweep == "exact-product"),
     }
     if "ceilings" not in options.skip:
         measure_ceilings(report, device, 512 if options.quick else 8192)

@@ -3,10 +3,11 @@
 No GPU is needed: the step is a GPU's, taken on a CPU. Kernels in Triton are counted in place of being launched, and the
 network is a ResNet-18 of so few channels, on images so small, that little is left of other operations but their call.
 *calls* are operations as PyTorch dispatches them, *launches* those that are no view and no allocation (one kernel each
-at least, a list of tensors counted once) and Triton's. A launch itself costs the host some microseconds more. The peer
-is timm's network in a loop as people write it, as `benchmarks.step` has it.
+at least, a list of tensors counted once) and Triton's. *host_ms* is time of the processor, at best, without what a
+launch itself costs, some microseconds. The peer is timm's network in a loop as people write it, as `benchmarks.step`
+has it. Of a captured step (`--pretrain.capture`) it is what is done outside of the graph.
 
-    python -m benchmarks.host_calls --out docs/results    # host_calls_<cpu>.json and .md
+    python -m benchmarks.host_calls --out docs/results    # host_calls_cpu.json and .md
 """
 
 import argparse
@@ -25,15 +26,18 @@ import torch
 from timm.models.resnet import BasicBlock, ResNet
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.gpu_report import Report, add_budget, place
+from benchmarks.gpu_report import Report, add_budget
 from bissl_fast.measuring.step import LARS_SETTINGS
 from bissl_fast.methods.stages.pretrain import PretrainSettings, PretrainTask
 from bissl_fast.models import Network, fuse_batch_norm
 from bissl_fast.ops import BatchNormAct, contrastive
 from bissl_fast.ops.batch_norm import derivatives, schemas
+from bissl_fast.ops.captured import Captured
 from bissl_fast.ops.lars.reference import lars_step
 from bissl_fast.ops.nt_xent.reference import nt_xent_loss
 from bissl_fast.pretext import BYOL, Learner, PretextTask, SimCLR
+from bissl_fast.pretext import learner as learners
+from bissl_fast.training import lars
 from bissl_fast.training.finite import GradientWatch
 from bissl_fast.training.precision import apply_precision
 
@@ -49,7 +53,9 @@ PARTS: dict[str, tuple[type, tuple[str, ...]]] = {
     "loss": (SimCLR, ("loss",)),
     "loss, backward": (contrastive.ContrastiveLoss, ("backward",)),
     "gradient watch": (GradientWatch, ("_look",)),
-    "momentum copy and diagnostics": (Learner, ("advance", "diagnostics")),
+    "optimiser": (lars.LARS, ("step",)),
+    "before the forward pass": (PretrainTask, ("begin",)),
+    "queue and momentum copy's weights": (Learner, ("advance",)),
 }
 """What is told apart by who calls it; the rest by the name of the operation."""
 
@@ -73,6 +79,9 @@ class Calls(TorchDispatchMode):
 
 COUNTING: list[Calls] = []
 """The count that is under way, if one is."""
+
+TIMES: Counter[str] = Counter()
+"""Seconds of the processor by part, of parts that are told apart by who calls them."""
 
 
 def kind(name: str) -> str:
@@ -107,7 +116,7 @@ def a_gpus_step() -> Iterator[None]:
                 if hasattr(value, "arg_names"):
                     stack.enter_context(mock.patch.object(module, name, Kernel()))
         stack.enter_context(mock.patch.dict(backend.PREFERRED, {"cpu": ("triton", "cpp")}))
-        stack.enter_context(mock.patch.object(backend, "out_of_reach", lambda *_: ""))
+        stack.enter_context(mock.patch.object(backend, "out_of_reach", return_value=""))
         for part, (owner, names) in PARTS.items():
             for name in names:
                 stack.enter_context(mock.patch.object(owner, name, claimed(part, owner, name)))
@@ -129,7 +138,10 @@ def claimed(part: str, owner: type, name: str) -> Any:
 
     def calling(*given: Any, **named: Any) -> Any:
         if not COUNTING:
-            return method(*given, **named)
+            start = time.process_time()
+            made = method(*given, **named)
+            TIMES[part] += time.process_time() - start
+            return made
         COUNTING[0].part.append(part)
         try:
             return method(*given, **named)
@@ -152,19 +164,33 @@ def narrow(task: PretextTask, fused: bool) -> Network:
     return fuse_batch_norm(network) if fused else network  # type: ignore[return-value]
 
 
-def our_step(name: str, watch: bool = True) -> Callable[[], object]:
+class Silent:
+    """A graph whose replay is one launch, and here none."""
+
+    def capture(self, work: Callable[[], Any], device: torch.device) -> Any:
+        return work()
+
+    def replay(self) -> None:
+        if COUNTING:
+            COUNTING[0].launches["graph"] += 1
+
+
+def our_step(name: str, capture: bool = False) -> Callable[[], object]:
     """A step of a stage, as the loop takes it, that is not logged."""
     task = TASKS[name]
     forward = apply_precision("bf16", torch.device("cpu"))
-    learner = Learner(task, narrow(task, True), forward)
-    loader: Any = SimpleNamespace(load=lambda index, made=views(): SimpleNamespace(views=made))
+    with mock.patch.object(learners, "Captured", partial(Captured, graph=Silent)):
+        learner = Learner(task, narrow(task, True), forward, capture=capture)
+    batch = SimpleNamespace(views=views())
+    loader: Any = SimpleNamespace(load=lambda index: batch)
     stage = PretrainTask(learner, loader, PretrainSettings(batch_size=4), 10**6, 10)
+    gradients = GradientWatch()
 
     def step() -> None:
-        gradients = GradientWatch()
         with gradients.watching():
             stage.step(1)
 
+    step()  # asks whether views may pass together, which kernels that compute nothing could not tell
     return step
 
 
@@ -187,8 +213,9 @@ def peers_step() -> Callable[[], object]:
 
 
 def count(step: Callable[[], object]) -> Calls:
-    """Of one step, after one that is not counted."""
-    step()
+    """Of one step, after those that a capture takes."""
+    for _ in range(3):
+        step()
     with Calls() as calls:
         COUNTING.append(calls)
         try:
@@ -198,37 +225,44 @@ def count(step: Callable[[], object]) -> Calls:
     return calls
 
 
-def milliseconds(step: Callable[[], object], rounds: int) -> float:
-    """The shortest of so many steps."""
-    best = float("inf")
+def milliseconds(step: Callable[[], object], rounds: int) -> tuple[float, Counter[str]]:
+    """Of the processor: a step's least, and of that step, what each part took of it."""
+    best, parts = float("inf"), Counter[str]()
     for _ in range(rounds):
+        TIMES.clear()
         start = time.process_time()
         step()
-        best = min(best, time.process_time() - start)
-    return 1e3 * best
+        took = time.process_time() - start
+        if took < best:
+            best, parts = took, Counter({part: 1e3 * seconds for part, seconds in TIMES.items()})
+    return 1e3 * best, parts
 
 
 def measure(report: Report, rounds: int) -> None:
     """A row per part of a step of ours, and one for each whole step."""
+    steps = {(name, capture): our_step(name, capture) for name in TASKS for capture in (False, True)}
     with a_gpus_step():
         for name in TASKS:
-            step = our_step(name)
-            calls = count(step)
-            for part in sorted(calls.calls, key=lambda part: -calls.launches[part]):
-                row = {"calls": calls.calls[part], "launches": calls.launches[part]}
-                report.row(f"a step of {name}, by part", lambda row=row: row, part=part)  # type: ignore[misc]
-            report.row("whole steps", partial(whole, step, calls, rounds), step=name)
-    step = peers_step()
-    report.row("whole steps", partial(whole, step, count(step), rounds), step="the peer's simclr, eager")
+            step = steps[name, False]
+            calls, (total, parts) = count(step), milliseconds(step, rounds)
+            parts["the rest"] = total - parts.total()
+            for part in sorted({*calls.calls, *parts}, key=lambda part: -calls.launches[part]):
+                found = {"calls": calls.calls[part], "launches": calls.launches[part], "host_ms": parts.get(part, "")}
+                report.row(f"a step of {name}, by part", lambda found=found: found, part=part)  # type: ignore[misc]
+            whole(report, name, step, rounds)
+            whole(report, f"{name}, captured", steps[name, True], rounds)
+    whole(report, "simclr, the peer's", peers_step(), rounds)
 
 
-def whole(step: Callable[[], object], calls: Calls, rounds: int) -> dict[str, Any]:
-    """Sums over the parts, and the time of the host."""
-    return {
-        "calls": calls.calls.total(),
-        "launches": calls.launches.total(),
-        "host_ms": milliseconds(step, rounds),
-    }
+def whole(report: Report, name: str, step: Callable[[], object], rounds: int) -> None:
+    """A row with the sums over all parts."""
+
+    def found() -> dict[str, Any]:
+        calls = count(step)
+        sums = {"calls": calls.calls.total(), "launches": calls.launches.total()}
+        return {**sums, "host_ms": milliseconds(step, rounds)[0]}
+
+    report.row("whole steps", found, step=name)
 
 
 def main() -> None:
@@ -239,8 +273,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     device = torch.device("cpu")
-    where = place(arguments.out, "host_calls", device)
     title = "The host's part of a pretext step: `python -m benchmarks.host_calls`"
+    where = arguments.out / "host_calls_cpu"
     measure(Report(where, title, device, arguments, arguments.budget_seconds), arguments.rounds)
 
 

@@ -3,6 +3,7 @@
 import argparse
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,9 @@ from torch.autograd.profiler_util import Interval
 from benchmarks import gpu_nt_xent, gpu_timing, step
 from bissl_fast.measuring import feeding
 from bissl_fast.measuring import step as measured
+from bissl_fast.ops.captured import Captured
+from bissl_fast.pretext import learner
+from tests.bilevel.recorded import RecordedGraph
 
 
 @pytest.fixture(autouse=True)
@@ -55,9 +59,22 @@ def test_the_benchmark_of_a_step_has_a_row_per_peer(monkeypatch: pytest.MonkeyPa
     step.main()
     (path,) = tmp_path.glob("step_*.json")
     rows = json.loads(path.read_text())["step"]
-    assert [row["peer"] for row in rows] == ["eager", "network and loss compiled"]
+    assert [row["peer"] for row in rows] == list(step.PEERS)
     assert all(row["times_faster"] == row["peer_ms"] / row["ours_ms"] for row in rows)
-    assert not any("busy" in name or "replayed" in name for row in rows for name in row)  # on CUDA only
+    assert not any(word in name for word in ("busy", "replayed", "captured") for row in rows for name in row)
+
+
+def test_a_captured_step_is_ours_or_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = ("resnet18", 32, torch.device("cpu"), "fp32")
+    views = measured.noise(measured.Case("resnet18", 32, 4, given[2]))
+    assert step.captured(given, views)[0] == {}
+    assert step.captured(given, views)[1]["not_captured"]
+    monkeypatch.setattr(learner, "Captured", partial(Captured, graph=RecordedGraph))
+    made, refusal = step.captured(given, views)
+    assert not refusal
+    called = feeding.pretext_step(*given)  # type: ignore[arg-type]
+    losses = [called(views) for _ in range(3)]
+    assert torch.equal(made["captured"](views), losses[2])  # type: ignore[arg-type]
 
 
 def test_what_a_gpu_works_in_a_step_leaves_out_regions_and_the_host() -> None:

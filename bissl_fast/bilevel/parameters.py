@@ -9,7 +9,7 @@ from bissl_fast.bilevel.checks.spread import refuse_spread
 
 
 class ParameterVector:
-    """The trainable tensors of a module, read and written as one flat vector of length L.
+    """The trainable tensors of a module in the order of ``module.parameters()``, as one flat vector of length L.
 
     Args:
         module: the module whose parameters are meant; its buffers are protected by the operators.
@@ -28,8 +28,10 @@ class ParameterVector:
 
     def __init__(self, module: nn.Module, prefix: str = "") -> None:
         refuse_spread(module)
-        every = module.named_parameters(remove_duplicate=False)
-        named = {p: n for n, p in reversed(list(every)) if n.startswith(prefix) and p.requires_grad}
+        named: dict[nn.Parameter, str] = {}
+        for name, parameter in module.named_parameters(remove_duplicate=False):
+            if name.startswith(prefix) and parameter.requires_grad:
+                named.setdefault(parameter, name)
         if not named:
             raise ValueError(f"no trainable parameter of {type(module).__name__} starts with {prefix!r}")
         kinds = {(p.dtype, p.device) for p in named}
@@ -37,8 +39,8 @@ class ParameterVector:
             found = ", ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds))
             raise ValueError(f"parameters must have one real floating-point dtype and one device, found {found}")
         self.module = module
-        self.names = list(named.values())[::-1]
-        self.tensors: list[torch.Tensor] = [*reversed(named)]
+        self.names = list(named.values())
+        self.tensors: list[torch.Tensor] = list(named)
         self.segments = [parameter.numel() for parameter in self.tensors]
 
     def __len__(self) -> int:
@@ -53,7 +55,12 @@ class ParameterVector:
         return torch.cat([(torch.zeros_like(p) if t is None else t).reshape(-1) for t, p in pairs])
 
     def unflatten(self, flat: torch.Tensor) -> list[torch.Tensor]:
-        """Views of a vector ``(L,)``, shaped like the parameters."""
+        """Views of a vector ``(L,)``, shaped like the parameters.
+
+        They are row-major, also where a parameter is in channels_last. As gradients they suit every optimiser but
+        PyTorch's fused ones: those refuse another memory order on a GPU, and on a CPU take elements for others. For
+        one of these write ``torch.empty_like(p).copy_(piece)``.
+        """
         if flat.shape != (len(self),):
             raise ValueError(f"a vector of the parameters must have shape ({len(self)},), found {tuple(flat.shape)}")
         pieces = torch.split(flat, self.segments)

@@ -23,6 +23,8 @@ def spread(argument: str, words: Sequence[str]) -> list[str]:
 def resumable(*words: str) -> Iterator[None]:
     """Context that SIGTERM and Ctrl-C end with a sentence, and with the command that goes on.
 
+    It is the one that was given: a run's config.yaml is written after its data are read, and may be of other settings.
+
     Args:
         words: of that command, behind ``bissl-fast``.
 

@@ -37,7 +37,7 @@ def compare_command(arguments: list[str]) -> None:
     config = parse_comparison(arguments, "bissl-fast compare", COMPARE, "compare")
     if len(config.methods) < 2:
         raise UserError(f"compare needs two or more --methods, found {config.methods[0]} alone.")
-    _run(config, "compare", of_methods)
+    _run(config, ["compare"], arguments, of_methods)
 
 
 def ablate_command(arguments: list[str]) -> None:
@@ -48,7 +48,7 @@ def ablate_command(arguments: list[str]) -> None:
         return
     study, prog = study_of(name), f"bissl-fast ablate {name}"
     config = parse_comparison(rest, prog, ABLATE.format(name=name, about=study.about), name)
-    _run(config, f"ablate {name}", lambda config: study.question(name, config))
+    _run(config, ["ablate", name], rest, lambda config: study.question(name, config))
 
 
 def listing() -> str:
@@ -76,12 +76,21 @@ def parse_comparison(arguments: list[str], prog: str, description: str, kind: st
     return replace(config, name=config.name or f"{kind}-{config.run_folder.name}").located()
 
 
-def _run(config: ComparisonConfig, command: str, asked: Callable[[ComparisonConfig], Question]) -> None:
+def _run(
+    config: ComparisonConfig,
+    command: list[str],
+    arguments: list[str],
+    asked: Callable[[ComparisonConfig], Question],
+) -> None:
     console = Console()
-    say(console, f"bissl-fast {command}  {config.dataset}, preset {config.preset} → {config.run_folder}", "bold")
+    say(
+        console,
+        f"bissl-fast {' '.join(command)}  {config.dataset}, preset {config.preset} → {config.run_folder}",
+        "bold",
+    )
     from bissl_fast.experiments.comparison import compare
 
-    with resumable(*command.split(), "--config", str(config.run_folder / "config.yaml")):
+    with resumable(*command, *arguments):
         folder = compare(config, asked(config), console)
         if is_lead(Ranks.present()):
             print_comparison(folder, console)

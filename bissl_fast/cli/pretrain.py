@@ -33,7 +33,7 @@ def pretrain_command(arguments: list[str]) -> None:
     say(console, f"bissl-fast pretrain  {task} on {images} → {config.run_folder}", "bold")
     from bissl_fast.methods.train import pretrain
 
-    with resumable("pretrain", "--config", str(config.run_folder / "config.yaml")):
+    with resumable("pretrain", *arguments):
         folder = pretrain(config, console)
     say(console, f"Backbone: {folder / 'weights.safetensors'}")
     say(console, f"Go on with `bissl-fast train --weights {folder}` or `bissl-fast embed {folder} IMAGES`.")

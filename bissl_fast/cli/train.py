@@ -37,9 +37,9 @@ backbones, in stages protocols-*; --methods baseline,gessl,fussl are those that 
 """
 
 
-def train_command(arguments: list[str]) -> None:
+def train_command(given: list[str]) -> None:
     """Parse the settings, run the stages, print the table, write the report and export the backbone if asked to."""
-    formats, arguments = wanted_exports(arguments)
+    formats, arguments = wanted_exports(given)
     config = parse_config(arguments).located()
     for kind in formats:
         WRITERS[kind].require(config.backbone, config.images.channels)
@@ -47,8 +47,7 @@ def train_command(arguments: list[str]) -> None:
     say(console, f"bissl-fast train  {config.dataset}, preset {config.preset} → {config.run_folder}", "bold")
     from bissl_fast.methods.train import train
 
-    exports = ["--export", ",".join(formats)] if formats else []
-    with resumable("train", "--config", str(config.run_folder / "config.yaml"), *exports):
+    with resumable("train", *given):
         folder = train(config, console, partial(print_results, console=console))
         for kind in formats if is_lead(Ranks.present()) else ():
             say(console, f"Export: {export(load(folder), kind)}")

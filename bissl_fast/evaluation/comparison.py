@@ -13,9 +13,9 @@ from bissl_fast.errors import UserError
 from bissl_fast.evaluation.grid import Cell, Grid, ResultTable
 from bissl_fast.evaluation.metrics import Metric
 from bissl_fast.evaluation.plan import Plan, Row, read_plan
-from bissl_fast.evaluation.results import ALPHA, ArmResult, Results, metrics_of
+from bissl_fast.evaluation.results import ArmResult, Results, metrics_of
 from bissl_fast.evaluation.run_folder import RunFolder
-from bissl_fast.evaluation.statistics import Comparison, Sample
+from bissl_fast.evaluation.statistics import Sample
 from bissl_fast.evaluation.table import results_table
 from bissl_fast.evaluation.verdict import verdict
 
@@ -128,10 +128,10 @@ def _spread(compared: Compared, arm: ArmResult, metric: Metric) -> tuple[Cell, .
     cells = ["—" if value is None else f"{value:.1f}" for value in deviations]
     if arm.name == compared.over_pretext_seeds.reference.name:
         return Cell(arm.title), *map(Cell, cells), Cell(""), Cell("")
-    every = [_tested(results, metric)[arm.name] for results in compared.by_seed.values()]
+    every = [results.comparisons(metric)[arm.name] for results in compared.by_seed.values()]
     if all(test.p is None for test in every):
         return Cell(arm.title), *map(Cell, cells), Cell("—"), Cell("—")
-    signs = [test.difference for test in every if test.significant(ALPHA)]
+    signs = [test.difference for test in every if test.significant()]
     counts = (sum(sign > 0 for sign in signs), sum(sign < 0 for sign in signs))
     return Cell(arm.title), *map(Cell, cells), *(Cell(f"{count} of {len(every)}") for count in counts)
 
@@ -181,12 +181,6 @@ def _over_seeds(arms: Sequence[ArmResult]) -> ArmResult:
     return replace(arms[0], scores=scores, intervals={}, cost=cost, rates=rates)
 
 
-def _tested(results: Results, metric: Metric) -> dict[str, Comparison]:
-    """The comparisons of a metric, by the candidates' names."""
-    names = [arm.name for arm in results.having(metric)]
-    return dict(zip(names, results.comparisons(metric), strict=True))
-
-
 def _tests_told(results: Results) -> dict[str, Any]:
     """Every comparison with the reference, by metric and arm."""
     return {
@@ -196,10 +190,10 @@ def _tests_told(results: Results) -> dict[str, Any]:
                 "interval": test.interval,
                 "p": test.p,
                 "p_corrected": test.corrected if test.corrected is not None else test.p,
-                "significant": test.significant(ALPHA),
+                "significant": test.significant(),
                 "untested": test.untested,
             }
-            for name, test in _tested(results, metric).items()
+            for name, test in results.comparisons(metric).items()
         }
         for metric in results.metrics
     }

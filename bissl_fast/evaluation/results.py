@@ -12,7 +12,6 @@ from bissl_fast.evaluation.cost import Cost
 from bissl_fast.evaluation.metrics import METRICS, Metric
 from bissl_fast.evaluation.statistics import Comparison, Sample, compare_all
 
-ALPHA = 0.05
 FINE_TUNING, FEW_SHOT = "fine-tuning", "few-shot tasks"
 """What arms may be judged by."""
 
@@ -149,14 +148,13 @@ class Results:
         """All arms but the reference, in their order; none where there is one arm alone."""
         return tuple(arm for arm in self.arms if arm is not self.reference)
 
-    def having(self, metric: Metric) -> tuple[ArmResult, ...]:
-        """The candidates that can be compared with the reference by a metric."""
-        return tuple(arm for arm in self.candidates if metric.key in arm.scores and metric.key in self.reference.scores)
-
-    def comparisons(self, metric: Metric) -> tuple[Comparison, ...]:
-        """Each of :meth:`having` beside the reference by one metric, corrected for how many they are."""
-        scores = [arm.scores[metric.key].scores for arm in self.having(metric)]
-        return tuple(compare_all(scores, self.reference.scores[metric.key].scores)) if scores else ()
+    def comparisons(self, metric: Metric) -> dict[str, Comparison]:
+        """By name each candidate that has the metric, beside the reference, corrected for how many they are."""
+        scores = {arm.name: arm.scores[metric.key].scores for arm in self.candidates if metric.key in arm.scores}
+        if not scores or metric.key not in self.reference.scores:
+            return {}
+        found = compare_all(list(scores.values()), self.reference.scores[metric.key].scores)
+        return dict(zip(scores, found, strict=True))
 
 
 def metrics_of(arms: Sequence[ArmResult]) -> tuple[Metric, ...]:

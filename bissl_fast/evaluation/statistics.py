@@ -141,10 +141,8 @@ def compare(candidate: Sequence[float], baseline: Sequence[float]) -> Comparison
     return Comparison(ours, theirs, float(test.pvalue), interval=interval)
 
 
-def bootstrap_interval(
-    candidate: Sequence[float], baseline: Sequence[float], level: float = 0.95
-) -> tuple[float, float] | None:
-    """Percentile bootstrap interval of the difference of two means.
+def bootstrap_interval(candidate: Sequence[float], baseline: Sequence[float]) -> tuple[float, float] | None:
+    """95 % percentile bootstrap interval of the difference of two means.
 
     Seeds are drawn anew with replacement, from each arm as many as it has, 9,999 times from one fixed seed; the
     interval lies between two percentiles of the differences of means. Drawing from few seeds shows less than their
@@ -155,7 +153,6 @@ def bootstrap_interval(
     Args:
         candidate: one score per seed.
         baseline: one score per seed.
-        level: share of cases in which it should hold the true difference.
 
     Returns:
         Both ends, in the unit of the scores; None where an arm has fewer than three seeds.
@@ -173,7 +170,7 @@ def bootstrap_interval(
         (np.asarray(candidate), np.asarray(baseline)),
         _difference_of_means,
         n_resamples=RESAMPLES,
-        confidence_level=level,
+        confidence_level=0.95,
         method="percentile",
         vectorized=True,
         rng=np.random.default_rng(0),
@@ -239,6 +236,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def p_words(p: float) -> str:
     """A p-value behind its "p": `= 0.023`, or `< 0.001`."""
     return "< 0.001" if p < 0.001 else f"= {p:.3f}"
+
+
+def p_cell(found: Comparison, p: float | None) -> str:
+    """A p-value of a comparison in a table: with an asterisk where it is significant, a dash for none."""
+    return "—" if p is None else p_words(p).removeprefix("= ") + " *" * found.significant()
 
 
 def difference_words(comparison: Comparison) -> str:

@@ -9,8 +9,8 @@ from bissl_fast.evaluation.arms import listed, title_of
 from bissl_fast.evaluation.cost import uneven_budgets
 from bissl_fast.evaluation.grid import Cell, Grid, ResultTable
 from bissl_fast.evaluation.metrics import BESIDE, METRICS, Metric
-from bissl_fast.evaluation.results import ALPHA, ArmResult, Results
-from bissl_fast.evaluation.statistics import Comparison, difference_words, p_words
+from bissl_fast.evaluation.results import ArmResult, Results
+from bissl_fast.evaluation.statistics import Comparison, difference_words, p_cell
 
 if TYPE_CHECKING:
     from bissl_fast.evaluation.protocols.subject import Scores
@@ -90,7 +90,7 @@ def _two_arms(results: Results) -> Grid:
             scores = (arm.words(metric) for arm in (results.candidates[0], results.reference))
             rows.append((Cell(metric.row), *map(Cell, scores), Cell("—"), Cell("—")))
             continue
-        comparison = comparisons[0]
+        (comparison,) = comparisons.values()
         ours = Cell(results.candidates[0].words(metric), comparison.apart and comparison.difference > 0)
         theirs = Cell(results.reference.words(metric), comparison.apart and comparison.difference < 0)
         rows.append((Cell(metric.row), ours, theirs, *_difference(comparison)))
@@ -131,28 +131,26 @@ def _many_arms(results: Results) -> Grid:
 
 def _bracketed(results: Results, sentence: str) -> str:
     """A sentence about differences, and what the brackets behind them are, if there are any."""
-    shown = any(found.interval is not None for metric in results.metrics for found in results.comparisons(metric))
+    found = (comparison for metric in results.metrics for comparison in results.comparisons(metric).values())
+    shown = any(comparison.interval is not None for comparison in found)
     return f"{sentence}; {INTERVAL}" if shown else f"{sentence}."
 
 
 def _candidate(results: Results, metric: Metric, arm: ArmResult) -> tuple[Cell, ...]:
-    names = [other.name for other in results.having(metric)]
-    comparison = dict(zip(names, results.comparisons(metric), strict=True)).get(arm.name)
+    comparison = results.comparisons(metric).get(arm.name)
     if comparison is None:
         return Cell(arm.words(metric)), Cell("—"), Cell("—")
     best = comparison.apart and comparison.difference > 0
     return (Cell(arm.words(metric), best), *_difference(comparison))
 
 
-def _reference(arm: ArmResult, metric: Metric, comparisons: tuple[Comparison, ...]) -> tuple[Cell, ...]:
-    best = bool(comparisons) and all(found.apart and found.difference < 0 for found in comparisons)
+def _reference(arm: ArmResult, metric: Metric, comparisons: Mapping[str, Comparison]) -> tuple[Cell, ...]:
+    best = bool(comparisons) and all(found.apart and found.difference < 0 for found in comparisons.values())
     return (Cell(arm.words(metric), best), Cell(""), Cell(""))
 
 
 def _difference(comparison: Comparison) -> tuple[Cell, Cell]:
-    mark = " *" if comparison.significant(ALPHA) else ""
-    p = "—" if comparison.p is None else p_words(comparison.p).removeprefix("= ") + mark
-    return Cell(difference_words(comparison)), Cell(p)
+    return Cell(difference_words(comparison)), Cell(p_cell(comparison, comparison.p))
 
 
 def _origins(results: Results) -> Grid | None:
@@ -251,9 +249,9 @@ def _untested(results: Results) -> list[str]:
     rows: dict[str, list[str]] = {}
     for metric in results.metrics:
         comparisons = results.comparisons(metric)
-        for reason in dict.fromkeys(comparison.untested for comparison in comparisons if comparison.untested):
-            having = results.having(metric)
-            arms = [arm.title for arm, c in zip(having, comparisons, strict=True) if c.untested == reason]
+        for reason in dict.fromkeys(found.untested for found in comparisons.values() if found.untested):
+            titles = {arm.name: arm.title for arm in results.candidates}
+            arms = [titles[name] for name, found in comparisons.items() if found.untested == reason]
             where = metric.row if len(arms) == len(comparisons) else f"{metric.row} of {listed(arms)}"
             rows.setdefault(reason, []).append(where)
     return [f"{listed(where)}: {reason}." for reason, where in rows.items()]

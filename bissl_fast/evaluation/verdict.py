@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bissl_fast.evaluation.arms import BASELINE, listed
 from bissl_fast.evaluation.metrics import Metric
-from bissl_fast.evaluation.results import ALPHA, Results
+from bissl_fast.evaluation.results import Results
 from bissl_fast.evaluation.statistics import Comparison, p_words
 
 PERCENT = "\u00a0%"
@@ -20,7 +20,7 @@ def verdict(results: Results) -> str:
         >>> print(verdict(Results.from_json({"dataset": "dtd", "classes": 10, "arms": arms})).split(":")[0])
         GeSSL is not significantly different from fine-tuning only on dtd
     """
-    metric, comparisons = results.metrics[0], results.comparisons(results.metrics[0])
+    metric, comparisons = results.metrics[0], list(results.comparisons(results.metrics[0]).values())
     if not comparisons:
         score = results.reference.scores[metric.key]
         found = f"{results.reference.title} reaches {score}{PERCENT} {metric.words} on {results.dataset}"
@@ -70,7 +70,7 @@ def _of_two(results: Results, metric: Metric, score: Comparison) -> str:
     return f"{opening} on {results.dataset}: {scores}{closing}."
 
 
-def _of_many(results: Results, metric: Metric, comparisons: tuple[Comparison, ...]) -> str:
+def _of_many(results: Results, metric: Metric, comparisons: list[Comparison]) -> str:
     reference = f"{_called(results)} ({results.reference.scores[metric.key]}{PERCENT} {metric.words})"
     found = [
         f"{arm.title} is {_relation(score)[0]} ({score.candidate}{PERCENT})"
@@ -79,7 +79,7 @@ def _of_many(results: Results, metric: Metric, comparisons: tuple[Comparison, ..
     return f"Against {reference} on {results.dataset}, {listed(found)}; {_tests(results, comparisons)}."
 
 
-def _tests(results: Results, comparisons: tuple[Comparison, ...]) -> str:
+def _tests(results: Results, comparisons: list[Comparison]) -> str:
     """How many tests stand behind the sentence, and why the others were not made."""
     tested = [score for score in comparisons if score.p is not None]
     correction = " with Holm's correction" if len(tested) > 1 else ""
@@ -100,7 +100,7 @@ def _relation(score: Comparison) -> tuple[str, str]:
         return (
             ("ahead", "of ") if score.difference > 0 else ("behind", "") if score.difference < 0 else ("level", "with ")
         )
-    if score.significant(ALPHA):
+    if score.significant():
         return f"significantly {'better' if score.difference > 0 else 'worse'}", "than "
     return "not significantly different", "from "
 

@@ -11,9 +11,9 @@ from typing import Any
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.grid import Cell, Grid, ResultTable
 from bissl_fast.evaluation.metrics import METRICS, Metric
-from bissl_fast.evaluation.results import ALPHA, Results
+from bissl_fast.evaluation.results import Results
 from bissl_fast.evaluation.run_folder import RunFolder
-from bissl_fast.evaluation.statistics import Comparison, difference_words, p_words, signed
+from bissl_fast.evaluation.statistics import Comparison, difference_words, p_cell, signed
 from bissl_fast.evaluation.table import INTERVAL
 from bissl_fast.experiments.paper_results import Printed, printed
 from bissl_fast.experiments.paper_runs import Asked, PaperRun
@@ -55,7 +55,7 @@ class Beside:
                 "difference": self.ours.difference,
                 "interval": self.ours.interval,
                 "p": self.ours.p,
-                "significant": self.ours.significant(ALPHA),
+                "significant": self.ours.significant(),
                 "apart": self.ours.apart,
             }
         if self.paper is not None:
@@ -75,7 +75,7 @@ def beside(folder: Path, asked: Asked, runs: Sequence[PaperRun]) -> tuple[Beside
     for run in runs:
         results = results_of(folder, run)
         for metric in _metrics(run, results):
-            ours = None if results is None else _comparison(results, metric)
+            ours = None if results is None else results.comparisons(metric).get("bissl")
             paper = printed(run.dataset, metric.key) if asked.what == "table1" else None
             cells.append(Beside(run, metric, ours, paper))
     return tuple(cells)
@@ -120,7 +120,7 @@ def claim(cells: Sequence[Beside], comparable: bool = True) -> str:
     signs = [1 if ours.difference > 0 else -1 for _, ours in ended]
     apart, welch = (
         [sum(mark and sign == side for mark, sign in zip(marks, signs, strict=True)) for side in (1, -1)]
-        for marks in ([ours.apart for _, ours in ended], [ours.significant(ALPHA) for _, ours in ended])
+        for marks in ([ours.apart for _, ours in ended], [ours.significant() for _, ours in ended])
     )
     found = (
         f"Of {len(ended)} cells BiSSL is better than fine-tuning only in {apart[0]} and worse in {apart[1]} by the "
@@ -164,9 +164,8 @@ def _ours(found: Comparison | None) -> tuple[Cell, ...]:
     if found is None:
         return tuple(map(Cell, "————"))
     better = found.difference > 0
-    p = "—" if found.p is None else p_words(found.p).removeprefix("= ") + " *" * found.significant(ALPHA)
     arms = (Cell(str(found.candidate), found.apart and better), Cell(str(found.baseline), found.apart and not better))
-    return (*arms, Cell(difference_words(found)), Cell(p))
+    return (*arms, Cell(difference_words(found)), Cell(p_cell(found, found.p)))
 
 
 def _paper(row: Printed | None) -> tuple[Cell, ...]:
@@ -182,8 +181,3 @@ def _metrics(run: PaperRun, results: Results | None) -> list[Metric]:
     wanted = [metric for metric in METRICS if metric.key in ("top1", "top5", "map")]
     named = [metric for metric in wanted if printed(run.dataset, metric.key) is not None]
     return [metric for metric in wanted if metric.key in keys] or named
-
-
-def _comparison(results: Results, metric: Metric) -> Comparison | None:
-    names = [arm.name for arm in results.having(metric)]
-    return dict(zip(names, results.comparisons(metric), strict=True)).get("bissl")

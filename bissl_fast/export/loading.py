@@ -12,7 +12,7 @@ from torch import nn
 from bissl_fast.data.pipelines.loader import sequential_batches
 from bissl_fast.data.sets.dataset import Images, ImageSet
 from bissl_fast.data.sets.readers.decode import Sides, UnreadableImageError, squared
-from bissl_fast.data.sets.readers.source import from_files
+from bissl_fast.data.sets.readers.from_files import from_files
 from bissl_fast.data.sets.readers.stacks import luma
 from bissl_fast.errors import UserError
 from bissl_fast.export.choice import BACKBONE, WEIGHTS, Choice, choose

@@ -23,8 +23,8 @@ from bissl_fast.data.views.parameters import ViewSettings
 from bissl_fast.errors import UserError
 from bissl_fast.measuring.timing import wait_for
 from bissl_fast.measuring.views import torch_threads
-from bissl_fast.models import Network, build_backbone, forward_each, place, probe_features
-from bissl_fast.pretext import SimCLR
+from bissl_fast.models import Network, build_backbone, place, probe_features
+from bissl_fast.pretext import Learner, SimCLR
 from bissl_fast.training.lars import LARS
 from bissl_fast.training.precision import Precision, apply_precision
 
@@ -66,10 +66,10 @@ def measure_feeding(
     seconds: float,
     device: torch.device,
     threads: int,
-    backbone: str = "resnet18",
     precision: Precision = "fp32",
+    capture: bool = False,
 ) -> Feeding:
-    """Times steps of SimCLR with LARS, fed by the loader as `bissl-fast train` feeds them, and not fed.
+    """Times steps of ResNet-18 with SimCLR and LARS, fed by the loader as `bissl-fast train` feeds them, and not fed.
 
     Args:
         images: To draw from; resident on CUDA, as in a run.
@@ -78,8 +78,8 @@ def measure_feeding(
         seconds: Of measuring, in all.
         device: Where the steps run.
         threads: Of torch on the host.
-        backbone: Any timm CNN.
         precision: Of forward and backward passes.
+        capture: On CUDA, whether the step is one graph up to its optimiser.
 
     Raises:
         UserError: if a batch is larger than the set.
@@ -89,7 +89,7 @@ def measure_feeding(
     before = torch.get_float32_matmul_precision(), cudnn.allow_tf32, cudnn.deterministic
     try:
         with torch_threads(threads):
-            step = pretext_step(backbone, views[0].size, device, precision)
+            step = pretext_step("resnet18", views[0].size, device, precision, capture)
             with ViewLoader(hold(images, device), views, order, 0, device) as loader:
                 return _alternate(step, loader, seconds, device)
     finally:
@@ -132,23 +132,28 @@ def block(call: Callable[[], float], steps: int, device: torch.device) -> tuple[
 
 
 def pretext_step(
-    backbone: str, size: int, device: torch.device, precision: Precision = "fp32"
+    backbone: str, size: int, device: torch.device, precision: Precision = "fp32", capture: bool = False
 ) -> Callable[[Views], torch.Tensor]:
-    """One step of SimCLR: both views through the network, NT-Xent, LARS; seeded. It gives the loss."""
+    """One step of SimCLR, as stages take it: both views through the network, NT-Xent, LARS; seeded. It gives the loss.
+
+    Args:
+        backbone: Any timm CNN.
+        size: Side of the views in pixels.
+        device: Where it runs.
+        precision: Of forward and backward passes.
+        capture: On CUDA, whether it is one graph up to its optimiser.
+    """
     task = SimCLR()
     head = task.head(probe_features(backbone, size), 0)
     network = place(Network(build_backbone(backbone, 0, size), head), device)
     optimizer = LARS(list(network.parameters()), lr=0.1)
-    forward = apply_precision(precision, device)
+    learner = Learner(task, network, apply_precision(precision, device), capture=capture)
 
     def step(views: Views) -> torch.Tensor:
         optimizer.zero_grad(set_to_none=True)
-        with forward():
-            outputs = forward_each(network, views)
-        loss = task.loss(outputs, {})
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss = learner.backward(views)
         optimizer.step()
-        return loss.detach()
+        return loss
 
     return step
 

@@ -187,7 +187,13 @@ def lightly_loss() -> Loss | None:
 
 
 def plain_step(
-    backbone: str, size: int, device: torch.device, precision: Precision, compiled: bool, loss: Loss | None = None
+    backbone: str,
+    size: int,
+    device: torch.device,
+    precision: Precision,
+    compiled: bool,
+    loss: Loss | None = None,
+    mode: str = "default",
 ) -> Step:
     """The step of :func:`bissl_fast.measuring.feeding.pretext_step` from the same weights, in plain PyTorch.
 
@@ -198,6 +204,7 @@ def plain_step(
         precision: of forward and backward passes.
         compiled: network and loss by Inductor.
         loss: of the float32 embeddings of both views; left out: NT-Xent by its definition.
+        mode: of `torch.compile`; ``reduce-overhead`` makes CUDA graphs of the forward and the backward pass.
     """
     task = SimCLR()
     ours = Network(build_backbone(backbone, 0, size), task.head(probe_features(backbone, size), 0)).to(device)
@@ -212,7 +219,7 @@ def plain_step(
             first, second = (network(view) for view in views)
         return criterion(first.float(), second.float())
 
-    loss_of = torch.compile(whole, dynamic=False) if compiled else whole
+    loss_of = torch.compile(whole, dynamic=False, mode=mode) if compiled else whole
 
     def step(views: Views) -> None:
         views = tuple(view.to(device, memory_format=torch.channels_last, non_blocking=True) for view in views)

@@ -25,6 +25,8 @@ NAMES: dict[str, Kind] = {
 
 SEVERAL = 6
 """Ranks of a record that tells, beside one of two, what each further rank adds."""
+IMAGES = (2, 4)
+"""Of a rank, in the records that a line is drawn through."""
 
 
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -130,20 +132,19 @@ class Traffic:
         return Sent(messages, self.calls[1] + self.calls[2] * (ranks - 2))
 
 
-def traffic_of(record: Callable[[int, int], Sent], images: tuple[int, int] = (2, 4)) -> Traffic:
-    """Traffic from four records: one process, two ranks with either number of images, `SEVERAL` with the first.
+def traffic_of(record: Callable[[int, int], Sent]) -> Traffic:
+    """Traffic from four records: one process, two ranks with 2 and with 4 images, `SEVERAL` with 2.
 
     Collectives are exact for any number of ranks. Calls of a traced product are within a few in a hundred, since a
     trace leaves out what it can.
 
     Args:
         record: ``record(ranks, images)`` of a rank, real or rehearsed.
-        images: of a rank.
 
     Raises:
         ValueError: for work that sends other collectives for other images, or fewer for more ranks.
     """
-    few, many = images
+    few, many = IMAGES
     alone, two, wide, several = record(1, few), record(2, few), record(2, many), record(SEVERAL, few)
     if [m.kind for m in two.messages] != [m.kind for m in wide.messages]:
         raise ValueError(f"{few} and {many} images of a rank send other collectives, which no line through both tells")

@@ -25,6 +25,7 @@ Render = Callable[[int], tuple[torch.Tensor, ...]]
 """From the number of a draw to the views of its batch; drawing the parameters is part of it."""
 
 TURNS = 5
+DRAWS = 4
 COPIED_BYTES = 1 << 28  # beyond any cache
 SAMPLE = 4096  # images of which a set of smaller ones is enlarged: beyond the caches too
 
@@ -193,14 +194,14 @@ def in_turns(calls: dict[str, Render], seconds: float, device: torch.device) -> 
     return {name: (made[name], best[name]) for name in calls}
 
 
-def crop_bytes(images: ImageSet, views: tuple[ViewSettings, ...], order: BatchOrder, draws: int = 4) -> float:
+def crop_bytes(images: ImageSet, views: tuple[ViewSettings, ...], order: BatchOrder) -> float:
     """Bytes of the crops of a batch, of all views: the mean of some draws."""
     total = 0
-    for number in range(draws):
+    for number in range(DRAWS):
         epoch, samples = order.indices(number)
         for table in tables_of(images, views, epoch, samples):
             total += 3 * int(table.box[:, 2:].prod(axis=1).sum())
-    return total / draws
+    return total / DRAWS
 
 
 def copy_rate(device: torch.device) -> float:

@@ -61,4 +61,4 @@ class Baseline:
         return self._steps_of_the_other(run) if epochs is None else self.pretext.steps(run, epochs)
 
     def _steps_of_the_other(self, run: Run) -> int:
-        return self.pretext.steps(run, self.pretext.settings.epochs) + self.further_steps
+        return self.pretext.warmup_steps(run) + self.further_steps

@@ -1,7 +1,7 @@
 """How a bilevel method takes its second-order products and solves its systems; shared by all that do."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -12,7 +12,6 @@ import torch
 
 from bissl_fast.bilevel import (
     CapturedSolver,
-    Event,
     HessianOperator,
     Nystrom,
     Operator,
@@ -29,7 +28,6 @@ from bissl_fast.bilevel import (
 )
 from bissl_fast.bilevel.products.hessian import Mode, ProductsDtype
 from bissl_fast.bilevel.products.loss import Loss
-from bissl_fast.bilevel.solvers.solution import SENTENCES
 from bissl_fast.errors import UserError
 from bissl_fast.methods.checks import require
 from bissl_fast.ops.collectives import Ranks
@@ -262,29 +260,3 @@ def default_budget(device: torch.device) -> int:
     """
     share = 0.85 if device.type == "cuda" else 0.5 / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return int(share * available_memory(device))
-
-
-def event_shares(events: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-    """For each event, the share of solutions that had it on their way; on their device, to log.
-
-    Args:
-        events: of the solutions.
-    """
-    found = torch.stack(list(events))
-    return {_key(event): ((found & int(event)) != 0).float().mean() for event in Event}
-
-
-def troubles(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A sentence for each event that the :func:`event_shares` in a stage's records tell of."""
-    found = []
-    for event in Event:
-        shares = [record.get(_key(event), 0.0) for record in records]
-        mean = sum(shares) / max(1, len(shares))
-        if mean > 0:
-            percent = f"{100 * mean:.0f} %" if mean >= 0.01 else "less than 1 %"
-            found.append(f"{SENTENCES[event]} ({percent} of the systems)")
-    return found
-
-
-def _key(event: Event) -> str:
-    return f"solver_{str(event.name).lower()}"

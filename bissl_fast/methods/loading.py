@@ -10,7 +10,14 @@ from rich.console import Console
 from bissl_fast.data.pipelines.choice import Pipeline
 from bissl_fast.data.pipelines.loader import Batch, ChunkLoader, Loader
 from bissl_fast.data.pipelines.order import BatchOrder, ChunkOrder
-from bissl_fast.data.sets.catalogue import FOLDER_PREFIX, entry_of, list_labelled, load_downstream, load_pretext
+from bissl_fast.data.sets.catalogue import (
+    FOLDER_PREFIX,
+    entry_of,
+    list_labelled,
+    load_downstream,
+    load_pretext,
+    notes_of,
+)
 from bissl_fast.data.sets.dataset import ImageSet, Splits, count_by_class, disjoint, is_multilabel
 from bissl_fast.data.views.parameters import ViewSettings
 from bissl_fast.errors import UserError
@@ -22,7 +29,6 @@ from bissl_fast.training.ranks.sameness import SameShapes
 from bissl_fast.training.seeds import derive_seed
 
 EVALUATION_BATCH = 256
-SKIPPED_NAMES = 5
 
 
 class RunData:
@@ -62,7 +68,7 @@ class RunData:
         """Images of the pretext task, read when they are first asked for."""
         with lead_first(self.ranks):
             images = self._load_unlabelled()
-        self._tell(images.notes, images)
+        self._tell(notes_of(images), images)
         return images
 
     @cached_property
@@ -189,8 +195,6 @@ class RunData:
         for images in sets:
             skipped = f", {len(images.skipped)} unreadable and left out" if images.skipped else ""
             say(self.console, f"{images.name}: {len(images):,} images of {images.size} px{skipped}")
-            for name in images.skipped[:SKIPPED_NAMES]:
-                say(self.console, f"  left out: {name}")
 
     def _tell_channels(self) -> None:
         """Which colour changes views of other than RGB lack, if there are any."""

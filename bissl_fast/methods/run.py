@@ -85,7 +85,7 @@ class Run:
         self.features = probe_features(settings.backbone, images.size, images.channels)
         for small in {view.size for view in views} - {images.size}:
             require_small(settings.backbone, images.size, small, images.channels)
-        self.weights = self._start()
+        self.weights = self._given_weights()
         self.data = RunData(settings, self.device, console, tested, self.ranks)
         self.environment = describe_environment(self.device)
         self.stages: list[str] = []
@@ -125,6 +125,11 @@ class Run:
         self.following.follow(done.folder)
         self.done[name] = done
         return done
+
+    @property
+    def start(self) -> dict[str, str]:
+        """What weights that are given add to the inputs of a stage that starts from them."""
+        return {} if self.weights is None else {"weights": self.weights.digest}
 
     @property
     def shared(self) -> dict[str, Any]:
@@ -196,7 +201,7 @@ class Run:
             network.backbone.load_state_dict(load_weights(backbone.folder / "weights.safetensors", "backbone."))
         return place(network, self.device)
 
-    def _start(self) -> BackboneWeights | None:
+    def _given_weights(self) -> BackboneWeights | None:
         """The weights that the backbone starts from, if they are not drawn."""
         spec, view = self.settings.weights, self.settings.images.finetune_view
         if spec is None:

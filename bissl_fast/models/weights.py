@@ -21,7 +21,7 @@ TIMM_PREFIX = "timm:"
 WRAPPERS = ("state_dict", "model_state_dict", "model", "teacher", "network")  # what trainers put their weights under
 IN_A_RUN = ("weights.safetensors", "bissl/weights.safetensors")  # of a stage's folder, of a run's
 HARMLESS: list[Any] = [argparse.Namespace, PosixPath]  # that trainers save beside their weights, and that run nothing
-NOT_EVALUATED = ("encoder_k", "momentum", "target", "student")  # of two networks in one file
+NOT_EVALUATED = ("encoder_k", "key_encoder", "momentum", "target", "student")  # of two networks in one file
 SHOWN = 8  # names in a sentence
 
 Tensors = dict[str, torch.Tensor]

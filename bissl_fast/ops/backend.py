@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import NamedTuple
 
 import torch
 
@@ -23,22 +22,6 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 REBUILD = "`BISSL_FAST_NATIVE=1 pip install --no-build-isolation .` in the repository builds them or says why not"
 
 _choice: ContextVar[str | None] = ContextVar("bissl_fast_backend", default=None)
-
-
-class Kernels(NamedTuple):
-    """The three raw kernels of a backend; see :mod:`bissl_fast.ops.schemas`."""
-
-    fwd: Callable[..., tuple[torch.Tensor, ...]]
-    bwd: Callable[..., tuple[torch.Tensor, torch.Tensor]]
-    bwd_bwd: Callable[..., torch.Tensor]
-
-
-def kernels(name: str) -> Kernels:
-    """The raw kernels of a backend; ``cpp`` and ``cuda`` share their ops, and the device tells which runs."""
-    ops = torch.ops.bissl_fast
-    if name == "triton":
-        return Kernels(ops.triton_contrastive_fwd, ops.triton_contrastive_bwd, ops.triton_contrastive_bwd_bwd)
-    return Kernels(ops.contrastive_fwd, ops.contrastive_bwd, ops.contrastive_bwd_bwd)
 
 
 @contextmanager
@@ -173,17 +156,23 @@ def check_name(name: str) -> None:
 
 def why_absent(name: str) -> str:
     """What keeps a backend from being used on this machine, empty if nothing does."""
+    reason = why_not_installed(name)
+    if not reason and name in PREFERRED["cuda"] and not torch.cuda.is_available():
+        return "PyTorch finds no CUDA device"
+    return reason
+
+
+def why_not_installed(name: str) -> str:
+    """What a backend lacks on any device, empty if nothing."""
     if name == "reference":
         return ""
     if name == "triton":
-        if not native.HAS_TRITON:
-            return "triton is not installed; `pip install triton` installs it"
-        return "" if torch.cuda.is_available() else "PyTorch finds no CUDA device"
+        return "" if native.HAS_TRITON else "triton is not installed; `pip install triton` installs it"
     if native.IMPORT_ERROR is not None:
         return f"the compiled kernels cannot be imported ({native.IMPORT_ERROR}); {REBUILD}"
     if name == "cuda" and not native.has_compiled_kernels("cuda"):
         return f"the compiled kernels were built without nvcc; {REBUILD}"
-    return "" if name == "cpp" or torch.cuda.is_available() else "PyTorch finds no CUDA device"
+    return ""
 
 
 def out_of_reach(name: str, x: torch.Tensor) -> str:
@@ -191,7 +180,7 @@ def out_of_reach(name: str, x: torch.Tensor) -> str:
     device = {"cpp": "cpu", "triton": "cuda", "cuda": "cuda"}.get(name, x.device.type)
     if x.device.type != device:
         return f"it serves {device} tensors, not {x.device.type}"
-    return why_absent(name)
+    return why_not_installed(name)  # the device is there: x lies on it
 
 
 def why_not(name: str, z: torch.Tensor) -> str:

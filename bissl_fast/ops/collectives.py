@@ -248,10 +248,10 @@ def summed_together(tensors: Sequence[Tensor], ranks: Ranks | None) -> list[Tens
     return [piece.as_strided(tensor.shape, tensor.stride()) for piece, tensor in zip(pieces, given, strict=True)]
 
 
-def _summed_pieces(given: Sequence[Tensor], ranks: Ranks) -> tuple[Tensor, ...]:
+def _summed_pieces(given: Sequence[Tensor], ranks: Ranks) -> list[Tensor]:
     """The sums of dense tensors, each in the order of its memory."""
     total = summed_(torch.cat([in_memory(tensor) for tensor in given]), ranks)
-    return tuple(torch.split(total, [tensor.numel() for tensor in given]))
+    return list(torch.split(total, [tensor.numel() for tensor in given]))
 
 
 def dense(x: Tensor) -> Tensor:

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from bissl_fast.ops.backend import kernels
 from bissl_fast.ops.functions import TwiceDifferentiable
 from bissl_fast.ops.schemas import NORM_EPS
 
@@ -51,7 +50,8 @@ class ContrastiveLoss(TwiceDifferentiable):
 
     @staticmethod
     def forward(z1: Tensor, z2: Tensor, temperature: float, cross_view: bool, backend: str) -> tuple[Tensor, ...]:
-        return kernels(backend).fwd(z1, z2, temperature, cross_view)
+        found: tuple[Tensor, ...] = raw(backend, "fwd", z1, z2, temperature, cross_view)
+        return found
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -97,7 +97,11 @@ class ContrastiveGradient(TwiceDifferentiable):
         cross_view: bool,
         backend: str,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        grad, radial = kernels(backend).bwd(units, inv_norms, lse, kept, temperature, cross_view)
+        saved = (units, inv_norms, lse, kept)
+        if backend == "triton":
+            g1, g2, grad, radial = raw(backend, "bwd", cotangent, *saved, z1.dtype, temperature, cross_view)
+            return g1, g2, grad, radial
+        grad, radial = raw(backend, "bwd", *saved, temperature, cross_view)
         return *halves(cotangent, grad, z1.dtype, inv_norms), grad, radial
 
     @staticmethod
@@ -152,9 +156,12 @@ class ContrastiveProduct(TwiceDifferentiable):
         cross_view: bool,
         backend: str,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        v = torch.cat([v1, v2]).to(grad.dtype)  # (2B, D)
         saved = (units, inv_norms, lse, kept, grad, radial)
-        product = kernels(backend).bwd_bwd(*saved, v, temperature, cross_view)
+        if backend == "triton":
+            slope, h1, h2 = raw(backend, "bwd_bwd", cotangent, v1, v2, *saved, temperature, cross_view)
+            return slope, h1, h2
+        v = torch.cat([v1, v2]).to(grad.dtype)  # (2B, D)
+        product = raw(backend, "bwd_bwd", *saved, v, temperature, cross_view)
         return (grad * v).sum(), *halves(cotangent, product, z1.dtype, inv_norms)
 
     @staticmethod
@@ -191,6 +198,17 @@ def allow_in_graph() -> bool:
 
 # Run, not traced, when Dynamo meets it: as by torch.compiler.assume_constant_result, whose import is slow.
 allow_in_graph._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def raw(backend: str, name: str, *arguments: Any) -> Any:
+    """A raw kernel of a backend, past its autograd kernel, which only refuses, and which no function here needs.
+
+    ``cpp`` and ``cuda`` share their ops, and the device tells which runs.
+    """
+    prefix = "triton_contrastive_" if backend == "triton" else "contrastive_"
+    op = getattr(torch.ops.bissl_fast, prefix + name).default
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*arguments)
 
 
 def halves(factor: Tensor, stacked: Tensor, dtype: torch.dtype, inv_norms: Tensor) -> tuple[Tensor, Tensor]:

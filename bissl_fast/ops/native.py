@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.library import Library
 
-from bissl_fast.ops.schemas import ARGUMENTS, FAKES, TRITON_FAKES
+from bissl_fast.ops.schemas import FAKES, TRITON_ARGUMENTS, TRITON_FAKES
 
 _C: Any = None
 IMPORT_ERROR: ImportError | None = None
@@ -91,18 +91,16 @@ def triton_fwd(z1: Tensor, z2: Tensor, temperature: float, cross_view: bool) -> 
     return launch.fwd(z1, z2, temperature, cross_view)
 
 
-def triton_bwd(
-    units: Tensor, inv_norms: Tensor, lse: Tensor, kept: Tensor, temperature: float, cross_view: bool
-) -> tuple[Tensor, Tensor]:
+def triton_bwd(cotangent: Tensor, units: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     from bissl_fast.ops.triton import launch
 
-    return launch.bwd(units, inv_norms, lse, kept, temperature, cross_view)
+    return launch.bwd(cotangent, units, *rest)
 
 
-def triton_bwd_bwd(units: Tensor, inv_norms: Tensor, lse: Tensor, kept: Tensor, *rest: Any) -> Tensor:
+def triton_bwd_bwd(cotangent: Tensor, v1: Tensor, v2: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     from bissl_fast.ops.triton import launch
 
-    return launch.bwd_bwd(units, inv_norms, lse, kept, *rest)
+    return launch.bwd_bwd(cotangent, v1, v2, *rest)
 
 
 def register(library: Library, prefix: str, fakes: dict[str, Callable[..., Any]], advice: str = LOSSES) -> None:
@@ -148,7 +146,7 @@ def register_all() -> Library:
     if _C is not None:
         register(library, "contrastive_", FAKES)
     kernels: dict[str, Callable[..., Any]] = {"fwd": triton_fwd, "bwd": triton_bwd, "bwd_bwd": triton_bwd_bwd}
-    register_triton(library, "triton_contrastive_", ARGUMENTS, kernels, TRITON_FAKES, LOSSES)
+    register_triton(library, "triton_contrastive_", TRITON_ARGUMENTS, kernels, TRITON_FAKES, LOSSES)
     return library
 
 

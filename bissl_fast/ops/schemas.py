@@ -17,6 +17,14 @@ float64 inputs and float32 for all others; every output is contiguous.
 ``bwd_bwd(units, inv_norms, lse, kept, grad, radial, tangent, temperature, cross_view) -> product``
     tangent ``(N, D)`` wide, contiguous; product ``(N, D)`` wide: the Hessian in z times the tangent.
 
+Triton's two derivatives also take what autograd hands on and give what it wants back, which saves launches and passes
+over memory. With both views' gradients, tangents and products in the dtype of z, each ``(B, D)``:
+
+``bwd(cotangent, units, inv_norms, lse, kept, dtype, temperature, cross_view) -> (g1, g2, grad, radial)``
+    g1, g2: cotangent times the halves of grad.
+``bwd_bwd(cotangent, v1, v2, units, inv_norms, lse, kept, grad, radial, temperature, cross_view) -> (slope, h1, h2)``
+    slope ``()`` wide: ⟨grad, v⟩; h1, h2: cotangent times the halves of the product.
+
 With G = dloss/du, n = ‖z‖ and the projector J = (I − u uᵀ)/n (J = I/ε on a clamped row):
 grad = J G, u̇ = J v, and with Ġ the derivative of G along u̇,
 
@@ -36,6 +44,13 @@ ARGUMENTS = {
     " -> (Tensor, Tensor)",
     "bwd_bwd": "(Tensor units, Tensor inv_norms, Tensor lse, Tensor kept, Tensor grad, Tensor radial, "
     "Tensor tangent, float temperature, bool cross_view) -> Tensor",
+}
+TRITON_ARGUMENTS = {
+    "fwd": ARGUMENTS["fwd"],
+    "bwd": "(Tensor cotangent, Tensor units, Tensor inv_norms, Tensor lse, Tensor kept, ScalarType dtype,"
+    " float temperature, bool cross_view) -> (Tensor, Tensor, Tensor, Tensor)",
+    "bwd_bwd": "(Tensor cotangent, Tensor v1, Tensor v2, Tensor units, Tensor inv_norms, Tensor lse, Tensor kept,"
+    " Tensor grad, Tensor radial, float temperature, bool cross_view) -> (Tensor, Tensor, Tensor)",
 }
 
 
@@ -109,5 +124,42 @@ def fake_bwd_bwd(
     return units.new_empty(units.shape, dtype=lse.dtype)
 
 
+def fake_triton_bwd(
+    cotangent: torch.Tensor,
+    units: torch.Tensor,
+    inv_norms: torch.Tensor,
+    lse: torch.Tensor,
+    kept: torch.Tensor,
+    dtype: torch.dtype,
+    temperature: float,
+    cross_view: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Shapes and dtypes of Triton's ``bwd``."""
+    view = (units.shape[0] // 2, units.shape[1])
+    grad, radial = fake_bwd(units, inv_norms, lse, kept, temperature, cross_view)
+    return units.new_empty(view, dtype=dtype), units.new_empty(view, dtype=dtype), grad, radial
+
+
+def fake_triton_bwd_bwd(
+    cotangent: torch.Tensor,
+    v1: torch.Tensor,
+    v2: torch.Tensor,
+    units: torch.Tensor,
+    inv_norms: torch.Tensor,
+    lse: torch.Tensor,
+    kept: torch.Tensor,
+    grad: torch.Tensor,
+    radial: torch.Tensor,
+    temperature: float,
+    cross_view: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Shapes and dtypes of Triton's ``bwd_bwd``."""
+    return lse.new_empty(()), v1.new_empty(v1.shape), v2.new_empty(v2.shape)
+
+
 FAKES: dict[str, Callable[..., Any]] = {"fwd": fake_fwd, "bwd": fake_bwd, "bwd_bwd": fake_bwd_bwd}
-TRITON_FAKES = {**FAKES, "fwd": fake_triton_fwd}
+TRITON_FAKES: dict[str, Callable[..., Any]] = {
+    "fwd": fake_triton_fwd,
+    "bwd": fake_triton_bwd,
+    "bwd_bwd": fake_triton_bwd_bwd,
+}

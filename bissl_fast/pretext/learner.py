@@ -217,7 +217,7 @@ class Learner:
         if self.momentum is None:
             return {}
         self.momentum.train(self.network.training)
-        with torch.no_grad(), self.forward(), statistics_at_once(self.momentum):
+        with torch.no_grad(), self.forward(), statistics_at_once():
             return {"targets": forward_each(self.momentum, [views[k] for k in self.task.needs.target], self.chunk)}
 
     def _embed(self, views: Views, seed: int) -> tuple[Output, ...]:
@@ -227,7 +227,7 @@ class Learner:
 
     def _pass(self, views: Views) -> tuple[Sequence[Output], Constants]:
         seen, constants = self.see(views)
-        with self.forward(), statistics_at_once(self.network):
+        with self.forward(), statistics_at_once():
             outputs = forward_each(self.network, seen, self.chunk)
         self._keep(outputs, constants)
         return outputs, constants

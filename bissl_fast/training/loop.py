@@ -50,6 +50,11 @@ class Task(Protocol):
     def restore(self, state: dict[str, Any]) -> None: ...
 
 
+def is_logged(task: Task, index: int) -> bool:
+    """Whether the values of step ``index`` are logged: every so manieth, and the last."""
+    return (index + 1) % task.log_every == 0 or index + 1 == task.steps
+
+
 @dataclass(frozen=True)
 class LoopSettings:
     """How a run is watched and kept. None of it changes a result.
@@ -110,31 +115,29 @@ def run_loop(
     _Loop(task, folder, device, seed, settings, console, watch, ranks, check_every).run()
 
 
+@dataclass
 class _Loop:
-    def __init__(
-        self,
-        task: Task,
-        folder: Path,
-        device: torch.device,
-        seed: int,
-        settings: LoopSettings,
-        console: Console,
-        watch: Callable[[Mapping[str, Any]], str],
-        ranks: Ranks | None,
-        check_every: int,
-    ) -> None:
-        self.seed, self.ranks, self.check_every = seed, ranks, check_every
-        self.task, self.folder, self.settings, self.console = task, folder, settings, console
-        self.watch, self.warned = watch, False
-        self.checkpoints = Checkpoints(folder, settings.checkpoints, console)
-        self.device = device
-        self.done, self.clock = 0, Clock(folder)
+    """One call of :func:`run_loop`, whose arguments it has."""
+
+    task: Task
+    folder: Path
+    device: torch.device
+    seed: int
+    settings: LoopSettings
+    console: Console
+    watch: Callable[[Mapping[str, Any]], str]
+    ranks: Ranks | None
+    check_every: int
+
+    def __post_init__(self) -> None:
+        self.checkpoints = Checkpoints(self.folder, self.settings.checkpoints, self.console)
+        self.done, self.warned, self.clock = 0, False, Clock(self.folder)
         self.window: list[dict[str, Any]] = []
         self.gradients = GradientWatch()
-        torch.manual_seed(seed)
-        offset = self._resume(device)
+        torch.manual_seed(self.seed)
+        offset = self._resume(self.device)
         self._require_same_step()
-        self.metrics = Metrics(folder, offset, self.done) if is_lead(ranks) else None
+        self.metrics = Metrics(self.folder, offset, self.done) if is_lead(self.ranks) else None
         self.saved = self.done
 
     def run(self) -> None:
@@ -148,7 +151,7 @@ class _Loop:
                     self.window.append(dict(self.task.step(self.done)))
                     self.done += 1
                     self._compare()
-                    if self.done % self.task.log_every == 0 or self.done == self.task.steps:
+                    if is_logged(self.task, self.done - 1):
                         self._log(progress)
                     due = is_lead(self.ranks) and time.monotonic() - saved_at >= self.settings.checkpoint_seconds
                     stop, due = anywhere([interruption.requested, due], self.ranks)

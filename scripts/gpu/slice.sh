@@ -70,8 +70,11 @@ case "$slice" in
     wait
     ;;
 3)
-    part 240 "$PYTHON" -m benchmarks.gpu_nt_xent --device "$DEVICE" "${small[@]}" --skip errors,sweep --budget-seconds 220 \
+    part 160 "$PYTHON" -m benchmarks.gpu_nt_xent --device "$DEVICE" "${small[@]}" --skip errors,sweep --budget-seconds 145 \
         --out "$OUT"
+    mkdir -p "$OUT/tiles"
+    part 85 "$PYTHON" -m benchmarks.gpu_nt_xent --device "$DEVICE" "${small[@]}" --skip ceilings,errors,times,small,large \
+        --sweep exact-product --budget-seconds 70 --out "$OUT/tiles"
     ;;
 4)
     for dtype in tf32 bfloat16; do

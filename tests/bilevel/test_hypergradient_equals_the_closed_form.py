@@ -76,7 +76,8 @@ def test_damping_enters_the_operator_beside_the_weight() -> None:
     torch.testing.assert_close(found.x, expected, rtol=1e-8, atol=1e-8)
 
 
-def test_a_weight_that_makes_no_sense_is_refused() -> None:
+@pytest.mark.parametrize(("weight", "damping"), [(-1.0, 3.0), (3.0, -1.0), (0.0, 0.0), (float("nan"), 1.0)])
+def test_a_weight_or_damping_that_makes_no_sense_is_refused(weight: float, damping: float) -> None:
     hessian = HessianOperator(lambda module, batch: module(), ParameterVector(Quadratic(0)), [None])
-    with pytest.raises(ValueError, match="must be positive"):
-        implicit_gradient(hessian, torch.ones(12, dtype=torch.float64), weight=-1.0)
+    with pytest.raises(ValueError, match=r"not negative and not both 0, found weight \S+, damping"):
+        implicit_gradient(hessian, torch.ones(12, dtype=torch.float64), weight, damping)

@@ -65,6 +65,15 @@ def test_products_leave_every_buffer_gradient_and_parameter_as_it_was(mode: Any)
     assert all(torch.equal(p, q) for p, q in zip(network.parameters(), values, strict=True))
 
 
+def test_the_vector_has_the_order_of_the_modules_parameters_also_where_some_are_tied() -> None:
+    network = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3))
+    network[2].weight = network[0].weight
+    theta = ParameterVector(network)
+    assert theta.names == [name for name, _ in network.named_parameters()] == ["0.weight", "0.bias", "2.bias"]
+    assert all(found is p for found, p in zip(theta.tensors, network.parameters(), strict=True))
+    assert ParameterVector(network, "2.").names == ["2.weight", "2.bias"]
+
+
 class Counter(nn.Module):
     """One buffer under two names, as modules that share their state have."""
 

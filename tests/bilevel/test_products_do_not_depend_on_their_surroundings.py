@@ -1,9 +1,11 @@
 """Contexts, random generators, dtypes and lengths around a product: no part in it, or refused with a sentence."""
 
+import random
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -81,6 +83,56 @@ def test_products_draw_nothing_from_the_random_generator() -> None:
     before = torch.get_rng_state()
     operator.matvec(ones(theta))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+class Skipping(nn.Module):
+    """A network whose second layer is left out now and then, and scaled by another library's draw."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(5, 3), nn.Linear(3, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.first(x).tanh()
+        if random.random() < 0.5:
+            y = y + self.second(y)
+        return y * float(np.random.rand())
+
+
+def test_draws_of_python_and_numpy_are_the_same_in_every_product_of_an_update_or_refused() -> None:
+    theta = ParameterVector(Skipping().double())
+    batches = [batch(seed) for seed in range(6)]
+    torch.manual_seed(1)
+    before = random.getstate(), np.random.get_state()[1:3]
+    exact = HessianOperator(squares, theta, batches, retain=3)
+    torch.manual_seed(1)
+    estimate = HessianOperator(squares, theta, batches, "finite_difference").matvec(ones(theta))
+    found = exact.matvec(ones(theta))
+    assert torch.equal(exact.matvec(ones(theta)), found)
+    torch.testing.assert_close(found, estimate, rtol=1e-4, atol=1e-6)
+    exact.update(batches)
+    assert not torch.allclose(exact.matvec(ones(theta)), found)
+    np.testing.assert_equal((random.getstate(), np.random.get_state()[1:3]), before)
+    with pytest.raises(ValueError, match=r"it draws random numbers: by the generator of Python's random"):
+        HessianOperator(squares, theta, batches, "linearized")
+
+
+@pytest.mark.parametrize(("mode", "retain"), [("linearized", 1), ("finite_difference", 1), ("reverse", 0)])
+def test_a_loss_that_is_another_each_time_it_is_called_is_refused(mode: Any, retain: int) -> None:
+    theta, remembered = ParameterVector(mlp()), [1.0]
+
+    def loss(module: nn.Module, data: Any) -> torch.Tensor:
+        remembered.append(1.1 * remembered[-1])
+        return remembered[-1] * squares(module, data)
+
+    HessianOperator(loss, theta, [batch()]).matvec(ones(theta))  # a graph that is kept is that of one call
+
+    def multiply_twice() -> None:
+        operator = HessianOperator(loss, theta, [batch()], mode, retain)
+        operator.matmat(operator.matvec(ones(theta))[None])
+
+    with pytest.raises(ValueError, match=r"another value when it is called again at the same parameters"):
+        multiply_twice()
 
 
 MATMUL, CUDNN = torch.backends.cuda.matmul, torch.backends.cudnn
@@ -259,6 +311,10 @@ def test_batches_that_require_a_gradient_are_constants(mode: Any) -> None:
     theta, (x, y) = ParameterVector(mlp()), batch()
     expected = HessianOperator(squares, theta, [(x, y)], mode).matvec(ones(theta))
     found = HessianOperator(squares, theta, [(x.clone().requires_grad_() * 1, y)], mode).matvec(ones(theta))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    of_the_network = theta.module(x).exp()
+    expected = HessianOperator(squares, theta, [(x, of_the_network.detach())], mode).matvec(ones(theta))
+    found = HessianOperator(squares, theta, [(x, of_the_network)], mode).matvec(ones(theta))
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 

@@ -75,6 +75,38 @@ def test_what_is_made_without_gradients_is_a_constant_of_its_point(made: Made) -
         assert not torch.allclose(expected, moving)
 
 
+def test_a_gradient_inside_the_loss_moves_where_it_has_a_graph_and_is_held_where_it_has_none() -> None:
+    def scaled(create_graph: bool) -> Any:
+        def loss(module: nn.Module, data: Any) -> torch.Tensor:
+            value = module(data[0]).sin().sum()
+            slopes = torch.autograd.grad(value, [*module.parameters()], retain_graph=True, create_graph=create_graph)
+            return value * torch.stack([slope.square().sum() for slope in slopes]).sum()
+
+        return loss
+
+    theta = ParameterVector(mlp())
+    products = {
+        (mode, graph): HessianOperator(scaled(graph), theta, [batch()], mode).matvec(ones(theta))
+        for mode in ("reverse", "linearized")
+        for graph in (True, False)
+    }
+    for graph in (True, False):
+        torch.testing.assert_close(products["linearized", graph], products["reverse", graph], rtol=1e-9, atol=1e-10)
+    assert not torch.allclose(products["reverse", True], products["reverse", False])
+
+
+def test_a_tensor_computed_from_the_parameters_before_is_refused_in_a_trace_unless_it_is_detached() -> None:
+    theta, (x, _) = ParameterVector(mlp()), batch()
+    key = theta.module(x)
+
+    def loss(key: torch.Tensor) -> Any:
+        return lambda module, data: (module(data[0]) * key).sum().sin()
+
+    HessianOperator(loss(key.detach()), theta, [batch()], "linearized")
+    with pytest.raises(ValueError, match=r"computed from the parameters before.*detach\(\) it"):
+        HessianOperator(loss(key), theta, [batch()], "linearized")
+
+
 def test_a_siamese_loss_that_stops_by_data_has_the_product_of_one_that_detaches() -> None:
     def siamese(stop: Callable[[torch.Tensor], torch.Tensor]) -> Any:
         def loss(module: nn.Module, data: Any) -> torch.Tensor:

@@ -104,6 +104,105 @@ def test_cross_entropy_in_pieces_is_refused_by_reverse(reduction: str) -> None:
         HessianOperator(lambda m, x: loss(m, x, options=options()), theta, [x])
 
 
+def layer_norm(x: torch.Tensor) -> torch.Tensor:
+    return nn.functional.layer_norm(x, x.shape[1:])
+
+
+def batch_norm(x: torch.Tensor, training: bool = True) -> torch.Tensor:
+    given = (None, None) if training else (torch.zeros(4).double(), torch.ones(4).double())
+    return nn.functional.batch_norm(x, *given, training=training)
+
+
+def instance_norm(x: torch.Tensor) -> torch.Tensor:
+    return nn.functional.instance_norm(x[None])[0]
+
+
+def written_out(x: torch.Tensor) -> torch.Tensor:
+    return (x - x.mean(-1, keepdim=True)) * (x.var(-1, correction=0, keepdim=True) + 1e-5).rsqrt()
+
+
+def features(module: Any, x: torch.Tensor) -> torch.Tensor:
+    return torch.cat([x @ module.w, x + 1], dim=1)
+
+
+def penalised(norm: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """A gradient penalty, by the features in front of a norm."""
+
+    def loss(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        z = features(module, x)
+        (slope,) = torch.autograd.grad(norm(z).tanh().square().sum(), z, create_graph=True)
+        return slope.square().sum() + slope.sin().sum()
+
+    return loss
+
+
+def moved(norm: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """How much outputs move along a change of the features."""
+
+    def loss(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        along = torch.cat([x.cos(), x.sin()], dim=1)
+        tangent: torch.Tensor = torch.func.jvp(lambda z: norm(z).tanh(), (features(module, x),), (along,))[1]
+        return tangent.square().sum() + tangent.sin().sum()
+
+    return loss
+
+
+ROWS = torch.linspace(-1, 2, 10, dtype=torch.float64).view(5, 2).exp().sin()
+
+
+def differences(loss: Any) -> torch.Tensor:
+    """The product by central differences of central differences of the loss."""
+
+    def slopes(w: torch.Tensor) -> torch.Tensor:
+        module, found = Matrix(), torch.empty(4, dtype=torch.float64)
+        for k in range(4):
+            values = []
+            for sign in (1, -1):
+                module.w.data = (w + sign * 1e-4 * torch.eye(4, dtype=w.dtype)[k]).view(2, 2)
+                values.append(loss(module, ROWS).detach())
+            found[k] = (values[0] - values[1]) / 2e-4
+        return found
+
+    return (slopes(W.flatten() + 1e-4 * V) - slopes(W.flatten() - 1e-4 * V)) / 2e-4
+
+
+def solved(x: torch.Tensor) -> torch.Tensor:
+    return torch.linalg.solve(torch.eye(4, dtype=x.dtype) + x.T @ x, x.T)
+
+
+def by_inverse(x: torch.Tensor) -> torch.Tensor:
+    return torch.linalg.inv(torch.eye(4, dtype=x.dtype) + x.T @ x) @ x.T
+
+
+def test_forward_derivatives_that_a_loss_takes_of_a_solve_are_refused_and_by_the_inverse_they_are_right() -> None:
+    theta = ParameterVector(Matrix())
+    leaf = W.clone().requires_grad_()
+    slopes = [torch.autograd.grad(moved(f)(types.SimpleNamespace(w=leaf), ROWS), leaf)[0] for f in (solved, by_inverse)]
+    assert not torch.allclose(*slopes, rtol=1e-2), "PyTorch has mended it: stops.SOLVES can go"
+    for mode in ("reverse", "linearized", "finite_difference"):
+        with pytest.raises(ValueError, match=r"jvp\) of linalg_solve of its own.*take torch\.linalg\.inv"):
+            HessianOperator(moved(solved), theta, [ROWS], mode).matvec(V)  # type: ignore[arg-type]
+        found = HessianOperator(moved(by_inverse), theta, [ROWS], mode).matvec(V)  # type: ignore[arg-type]
+        torch.testing.assert_close(found, differences(moved(by_inverse)), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("made", [penalised, moved])
+@pytest.mark.parametrize("norm", [layer_norm, batch_norm, instance_norm])
+def test_derivatives_that_a_loss_takes_of_a_norm_are_refused_and_written_out_they_are_right(
+    made: Any, norm: Any
+) -> None:
+    theta = ParameterVector(Matrix())
+    plain = torch.func.grad(lambda w: made(norm)(types.SimpleNamespace(w=w), ROWS))
+    by_torch = torch.func.jvp(plain, (W,), (V.view(2, 2),))[1].flatten()
+    assert not torch.allclose(by_torch, differences(made(norm)), rtol=1e-2), "mended: graphs.WRONG_WITHIN can go"
+    for mode in ("reverse", "linearized"):
+        with pytest.raises(ValueError, match=r"of its own, whose derivatives .* are wrong .*; write the norm out"):
+            HessianOperator(made(norm), theta, [ROWS], mode)  # type: ignore[arg-type]
+        for right in (written_out, lambda x: batch_norm(x, training=False)):
+            found = HessianOperator(made(right), theta, [ROWS], mode).matvec(V)  # type: ignore[arg-type]
+            torch.testing.assert_close(found, differences(made(right)), rtol=1e-4, atol=1e-4)
+
+
 def test_an_op_on_constants_is_not_refused() -> None:
     def loss(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
         return (module(x) @ torch.cholesky_inverse(x)).pow(3).sum()

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -178,6 +179,29 @@ def test_a_config_means_the_same_from_any_working_directory(tmp_path: Path, monk
     assert config.run_folder.parent == tmp_path / "out"
     elsewhere = parse_config(["--dataset", "folder:elsewhere/images"]).located()
     assert elsewhere.run_folder.name != config.run_folder.name
+
+
+@pytest.mark.parametrize(
+    ("command", "work"),
+    [
+        ("train --export onnx", "bissl_fast.methods.train.train"),
+        ("pretrain", "bissl_fast.methods.train.pretrain"),
+        ("compare", "bissl_fast.experiments.comparison.compare"),
+        ("ablate bissl-damping", "bissl_fast.experiments.comparison.compare"),
+    ],
+)
+def test_ctrl_c_names_the_command_that_was_given_whatever_the_folder_holds(
+    command: str, work: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(work, interrupted)
+    arguments = [*command.split(), "--pretrain.epochs", "3", "--name", "a name", "--output", str(tmp_path)]
+    (tmp_path / "a name").mkdir()
+    (tmp_path / "a name" / "config.yaml").write_text("of: other settings")
+    assert main(arguments) == 130
+    assert capsys.readouterr().err.endswith(f"Go on with: {shlex.join(['bissl-fast', *arguments])}\n")
 
 
 def test_a_reader_that_has_seen_enough_ends_a_command_in_silence() -> None:

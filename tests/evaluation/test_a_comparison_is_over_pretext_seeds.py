@@ -30,7 +30,7 @@ def test_the_test_is_welchs_of_the_means_of_the_pretext_seeds(tmp_path: Path) ->
     compared = read_comparison(write_comparison_of(tmp_path / "c", {"bissl": BISSL, "baseline": BASE}))
     over = compared.over_pretext_seeds
     assert over.arms[0].scores["top1"].scores == (54.0, 51.0, 53.0)
-    (found,) = over.comparisons(over.metrics[0])
+    (found,) = over.comparisons(over.metrics[0]).values()
     # By hand: differences of means 158/3 − 50, variances 7/3 and 1, so t = (8/3) / √(10/9) = 2.5298.
     assert found.p == pytest.approx(stats.ttest_ind([54, 51, 53], [50, 51, 49], equal_var=False).pvalue, rel=1e-12)
     statistic = (8 / 3) / (10 / 9) ** 0.5

@@ -106,7 +106,7 @@ def test_an_arm_that_cannot_be_tested_is_named_and_is_not_counted_in_the_correct
     caption = results_table(found).caption
     assert "Top-1 of BiSSL: one seed has no spread" in caption
     assert "seeds per arm: 1 (BiSSL), 3 (GeSSL) and 3 (Only FT)" in caption
-    assert found.comparisons(found.metrics[0])[1].corrected is None
+    assert list(found.comparisons(found.metrics[0]).values())[1].corrected is None
 
 
 def test_one_arm_alone_is_shown_and_compared_with_nothing() -> None:

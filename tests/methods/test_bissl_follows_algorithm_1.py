@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from bissl_fast.bilevel.solvers.events import troubles
 from bissl_fast.data.pipelines.loader import Batch
-from bissl_fast.methods.bilevel import BilevelSettings, troubles
+from bissl_fast.methods.bilevel import BilevelSettings
 from bissl_fast.methods.bissl.algorithm import BiSSLTask
 from bissl_fast.methods.bissl.settings import BiSSLSettings
 from bissl_fast.methods.stages.sgd import SGDSettings

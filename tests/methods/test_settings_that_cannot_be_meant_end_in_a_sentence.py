@@ -248,7 +248,7 @@ def test_an_output_that_cannot_be_a_folder(small_data: Path, tmp_path: Path) -> 
         begin(config(small_data, tmp_path / "file"))
 
 
-def test_a_truncated_image_is_left_out_and_told(
+def test_a_truncated_image_is_left_out_and_told_once(
     small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(small_data / "loose", tmp_path / "loose")
@@ -259,6 +259,7 @@ def test_a_truncated_image_is_left_out_and_told(
     output = capsys.readouterr().out
     assert "47 images of 64 px, 1 unreadable and left out" in output
     assert "left out: 003.png" in output
+    assert output.count("003.png") == 1
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,10 @@ def layouts() -> dict[str, tuple[Any, str]]:
             {"state_dict": prefixed("module.", own), "state_dict_ema": other, "arch": NAME},
             f"state_dict_ema.* ({len(other)})",
         ),
+        "a query and a key encoder": (
+            {"state_dict": prefixed("key_encoder.", other) | prefixed("query_encoder.", own)},
+            f"key_encoder.* ({len(other)})",
+        ),
         "dino, student alone": (
             {"student": student, "args": args, **rate},
             "optimizer.* (1), student.module.head.* (4)",

@@ -2,15 +2,30 @@
 
 import copy
 import pickle
+from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bissl_fast.errors import UserError
+from bissl_fast.models.separate import keeps_apart
 from bissl_fast.ops import BatchNormAct, backend, statistics_groups
+from bissl_fast.ops.batch_norm import statistics_at_once
 
 NAMES = ("cpp", "reference")
+
+
+class Count(TorchDispatchMode):
+    """How many operations are dispatched that are no views."""
+
+    launches = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.launches += not func.is_view
+        return func(*args, **(kwargs or {}))
 
 
 def pair(momentum: float | None = 0.1, **options: bool) -> tuple[BatchNormAct, nn.BatchNorm2d]:
@@ -90,6 +105,43 @@ def test_groups_end_with_the_block_even_by_an_error_and_refuse_layers_that_would
         pass
     with statistics_groups(network, 1), statistics_groups(network.eval(), 2):
         assert layer.groups == 2
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_statistics_that_move_at_once_are_those_that_move_layer_by_layer(groups: int) -> None:
+    def network() -> nn.Sequential:
+        torch.manual_seed(0)
+        twice = BatchNormAct(5)  # met twice in a pass
+        return nn.Sequential(
+            BatchNormAct(5), twice, BatchNormAct(5, momentum=None), BatchNormAct(5, eps=1e-3, momentum=0.3), twice
+        )
+
+    one_by_one, at_once = network(), network()
+    for _ in range(2):
+        for batch in batches():
+            for layers, block in ((one_by_one, nullcontext()), (at_once, statistics_at_once())):
+                with block, statistics_groups(layers, groups):
+                    layers(batch.float())
+    found, expected = at_once.state_dict(), one_by_one.state_dict()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert int(found["1.num_batches_tracked"]) == 2 * 2 * 3 * groups
+
+
+def test_statistics_of_many_layers_move_in_as_many_calls_as_those_of_one() -> None:
+    def calls(layers: int) -> int:
+        network = nn.Sequential(*(BatchNormAct(5) for _ in range(layers)))
+        with Count() as count, torch.no_grad(), statistics_at_once():
+            network(batches()[0].float())
+            before = count.launches
+        return count.launches - before
+
+    assert calls(7) == calls(1) > 0
+
+
+def test_whether_batches_may_pass_together_does_not_depend_on_when_statistics_move() -> None:
+    network = nn.Sequential(BatchNormAct(5))
+    with statistics_at_once():
+        assert keeps_apart(network, batches()[0].float())
 
 
 def test_it_can_be_copied_and_pickled() -> None:

@@ -209,6 +209,7 @@ BAD = {
     "two dtypes": (dict(r=torch.ones(6).double()), "one dtype and one device"),
     "two dtypes of scalars": (dict(rz=torch.ones(2).double()), "one dtype and one device"),
     "two devices": (dict(r=torch.ones(6, device="meta")), "one dtype and one device"),
+    "a list": (dict(q=[torch.ones(6)]), r"found builtins.list; ParameterVector.flatten\(q\) makes one"),
     "NumPy": (dict(q=np.ones(6)), r"q must be a torch.Tensor, found numpy.ndarray; torch.as_tensor\(q\) makes one"),
     "gaps": (dict(q=torch.ones(12)[::2]), "must be contiguous"),
 }

@@ -19,10 +19,10 @@ DEVICES = {
 MATRIX_INSTRUCTION = {80: "mma.sync", 90: "wgmma.mma_async"}
 PACKED = {"packed": "*fp16"}
 POINTERS = {
-    "shifts", "sums", "factors", "means", "out", "z1", "z2", "inv_norms", "largest", "others", "losses",
-    "pulls", "grad", "peak", "complements", "radials", "tangents", "changes", "lengths", "product", "units",
+    "shifts", "sums", "factors", "means", "out", "z1", "z2", "inv_norms", "largest", "others", "values", "total",
+    "grad", "peak", "radials", "tangents", "changes", "units", "cotangent", "v1", "v2", "g1", "g2", "h1", "h2",
 }  # fmt: skip
-FLOATS = {"scale", "inv_temperature", "eps", "gain", "inv_gain", "weight"}
+FLOATS = {"scale", "inv_temperature", "eps", "gain", "inv_gain", "weight", "factor"}
 ALIGNED = {"part", "padded", "panel"}  # multiples of 16 at every call
 ROW_KERNELS = {
     "normalise_rows": {"SPLIT": True},
@@ -30,6 +30,7 @@ ROW_KERNELS = {
     "row_maxima": {},
     "row_losses": {"ONE_EXP": False, "SPLIT": True},
     "row_means": {"ONE_EXP": True, "SPLIT": True},
+    "sum_and_largest": {"BLOCK": 4096},
     "unit_tangents": {},
     "finish_gradient": {"ONE_EXP": False, "SPLIT": True},
     "finish_product": {"ONE_EXP": True, "SPLIT": True},
@@ -90,7 +91,7 @@ def test_tiles_fit_the_device_and_run_on_its_matrix_units(
 def test_kernels_over_rows_compile(capability: int) -> None:
     for name, constants in ROW_KERNELS.items():
         kernel = getattr(rows, name)
-        sizes = {"ROWS": 16, "WIDTH": 256} if "WIDTH" in kernel.arg_names else {"ROWS": 16}
+        sizes = {name: size for name, size in {"ROWS": 16, "WIDTH": 256}.items() if name in kernel.arg_names}
         assert compiled(kernel, capability, {**sizes, **constants}).asm["cubin"]
 
 

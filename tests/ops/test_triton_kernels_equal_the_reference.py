@@ -88,3 +88,9 @@ def test_opposite_candidates_at_a_low_temperature_overflow_nothing(interpreted: 
 
 def test_same_inputs_give_the_same_bits(interpreted: dict[str, Any]) -> None:
     assert all(result["same_bits"] for result in interpreted["random"] + interpreted["aligned"])
+
+
+def test_float16_derivatives_are_the_wide_ones_rounded_and_those_of_a_zero_row_saturate(
+    interpreted: dict[str, Any],
+) -> None:
+    assert interpreted["half"] == [True, True, True]

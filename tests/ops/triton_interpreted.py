@@ -6,8 +6,9 @@ switched on before the kernels are imported.
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
-from typing import Any
 from unittest import mock
 
 os.environ["TRITON_INTERPRET"] = "1"
@@ -17,6 +18,7 @@ from aligned_cases import DISTANCES, aligned_views, crowded_views, exact_loss
 from interpreter import patch_language_once
 from torch import Tensor
 
+from bissl_fast.ops.contrastive import halves
 from bissl_fast.ops.info_nce import reference as info_nce
 from bissl_fast.ops.nt_xent import reference as nt_xent
 from bissl_fast.ops.triton import launch, plans
@@ -57,9 +59,13 @@ ALIGNED_CASES = [
 ]
 
 
-def all_rows() -> Any:
+@contextmanager
+def all_rows() -> Iterator[None]:
     """One program for rows that several share: each row is on its own, which the random cases show."""
-    return mock.patch.object(launch.Problem, "row_block", plans.PAD)
+    launch.problem_for.cache_clear()
+    with mock.patch.object(launch.Problem, "row_block", plans.PAD):
+        yield
+    launch.problem_for.cache_clear()
 
 
 def derivatives(z: Tensor, v: Tensor, temperature: float, cross_view: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -76,9 +82,14 @@ def derivatives(z: Tensor, v: Tensor, temperature: float, cross_view: bool) -> t
 def kernels(z: Tensor, v: Tensor, temperature: float, cross_view: bool) -> tuple[Tensor, Tensor, Tensor]:
     """The same three through the kernels."""
     loss, *saved = launch.fwd(*z.chunk(2), temperature, cross_view)
-    grad, radial = launch.bwd(*saved, temperature, cross_view)
-    product = launch.bwd_bwd(*saved, grad, radial, v, temperature, cross_view)
-    return loss, grad, product
+    factor = torch.tensor(2.0)
+    g1, g2, grad, radial = launch.bwd(factor, *saved, z.dtype, temperature, cross_view)
+    slope, h1, h2 = launch.bwd_bwd(factor, *v.chunk(2), *saved, grad, radial, temperature, cross_view)
+    assert torch.equal(torch.cat([g1, g2]), 2 * grad)
+    torch.testing.assert_close(
+        slope.double(), (grad.double() * v).sum(), rtol=1e-5, atol=1e-6 * float(v.norm() * grad.norm())
+    )
+    return loss, grad, torch.cat([h1, h2]) / 2
 
 
 def errors(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> list[float]:
@@ -123,6 +134,23 @@ def opposed_case(temperature: float) -> list[float]:
     return [float(found.abs().max()) for found in kernels(torch.cat([row, -row]), v, temperature, True)]
 
 
+def half_case() -> list[bool]:
+    """Whether float16's gradient and product are the wide ones, rounded as by other backends; whether one saturates."""
+    generator = torch.Generator().manual_seed(2)
+    z, v = torch.randn(2, 10, 8, generator=generator).half().unbind()
+    z[3] = 0  # its derivatives have a factor 1/ε
+    factor, settings = torch.tensor(3.0), (0.5, False)
+    _, *saved = launch.fwd(*z.chunk(2), *settings)
+    *found, grad, radial = launch.bwd(factor, *saved, torch.float16, *settings)
+    reused = (*saved, grad, radial, *settings)
+    _, *product = launch.bwd_bwd(factor, *v.chunk(2), *reused)
+    _, *wide = launch.bwd_bwd(torch.tensor(1.0), *v.float().chunk(2), *reused)
+    pairs = ((found, grad), (product, torch.cat(wide)))
+    expected = [halves(factor, stacked, torch.float16, saved[1]) for _, stacked in pairs]
+    same = [all(map(torch.equal, x, y)) for (x, _), y in zip(pairs, expected, strict=True)]
+    return [*same, bool((found[0][3].abs() == 65504).any())]
+
+
 def random_cases() -> list[dict[str, object]]:
     """Errors on random embeddings of all shapes."""
     results: list[dict[str, object]] = []
@@ -158,7 +186,16 @@ def main() -> None:
     torch.set_float32_matmul_precision("highest")
     with all_rows():
         aligned = [aligned_case(*case) for case in ALIGNED_CASES]
-    print(json.dumps({**results, "aligned": aligned, "opposed": [opposed_case(1 / 42), opposed_case(1 / 39)]}))
+    print(
+        json.dumps(
+            {
+                **results,
+                "aligned": aligned,
+                "opposed": [opposed_case(1 / 42), opposed_case(1 / 39)],
+                "half": half_case(),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -40,8 +40,12 @@ def refuse_meta(modules: Sequence[Any], batches: Sequence[Any]) -> None:
 
 
 def usable(leaf: Any) -> Any:
-    """A tensor of a batch, or a copy where it was made in inference mode, which autograd does not take."""
-    return leaf.clone() if isinstance(leaf, torch.Tensor) and leaf.is_inference() else leaf
+    """A tensor of a batch, without the graph that it was computed by; a copy of one of inference mode."""
+    if not isinstance(leaf, torch.Tensor):
+        return leaf
+    if leaf.is_inference():
+        return leaf.clone()
+    return leaf if leaf.grad_fn is None else leaf.detach().requires_grad_()
 
 
 def check_vectors(vectors: torch.Tensor, parameters: ParameterVector) -> None:

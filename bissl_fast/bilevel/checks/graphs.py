@@ -52,6 +52,19 @@ WRONG_ALONG_TANGENTS = {
 }
 """Nodes whose forward derivatives are wrong without an error."""
 
+WRITTEN_OUT = "(x - x.mean(-1, keepdim=True)) * (x.var(-1, correction=0, keepdim=True) + eps).rsqrt()"
+WITHIN = (
+    "the loss takes {what} of its own, whose derivatives in PyTorch are wrong without an error; write the norm out, a "
+    f"layer norm as {WRITTEN_OUT}, before its weight and bias"
+)
+WRONG_WITHIN = {
+    "NativeLayerNormBackwardBackward0": WITHIN.format(what="a gradient of a layer norm"),
+    "NativeBatchNormBackwardBackward0(train)": WITHIN.format(
+        what="a gradient of a batch or instance norm in training mode"
+    ),
+}
+"""Nodes of gradients that the loss itself takes, which PyTorch differentiates as if a norm's statistics stood still."""
+
 NO_ROW = 2**64 - 1
 """What PyTorch keeps of an embedding without padding: -1."""
 MARKED = once_differentiable(lambda ctx: ctx).__code__
@@ -85,6 +98,8 @@ def name_of(node: Node) -> str:
         return "torch::autograd::Error"
     if getattr(node, "_saved_padding_idx", NO_ROW) != NO_ROW or getattr(node, "_saved_scale_grad_by_freq", False):
         return f"{node.name()}(altered)"
+    if getattr(node, "_saved_train", False):
+        return f"{node.name()}(train)"
     reduction = getattr(node, "_saved_reduce", None)
     return f"{node.name()}({reduction})" if isinstance(reduction, str) else node.name()
 

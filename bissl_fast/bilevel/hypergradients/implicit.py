@@ -1,5 +1,6 @@
 """Hypergradients: where operators and solvers meet."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -28,7 +29,7 @@ def implicit_gradient(
     Args:
         hessian: ∇²L at the lower-level solution.
         gradient: ``(L,)``, v: the gradient of the upper loss with respect to θ_P.
-        weight: λ > 0, the weight of the proximity term.
+        weight: λ, the weight of the proximity term; 0 only beside damping.
         damping: λ_damp ≥ 0, added to λ in the operator only (Algorithm 2, line 7).
         solver: any function of :mod:`bissl_fast.bilevel.solvers`.
         **settings: passed to the solver.
@@ -37,11 +38,13 @@ def implicit_gradient(
         The solution; its ``x`` ``(L,)`` is v_IG, its ``troubles()`` say what happened on the way.
 
     Raises:
-        ValueError: if λ + λ_damp is not positive.
+        ValueError: if λ or λ_damp is negative or not finite, or both are 0.
 
     Example:
         >>> v_ig = implicit_gradient(hessian, v, weight=1e-3, damping=10.0, layerwise=True).x  # doctest: +SKIP
     """
-    if not weight + damping > 0:
-        raise ValueError(f"weight + damping must be positive, found {weight} + {damping}")
+    if not (0 <= weight < math.inf and 0 <= damping < math.inf and weight + damping > 0):
+        raise ValueError(
+            f"weight and damping must be finite, not negative and not both 0, found weight {weight}, damping {damping}"
+        )
     return solver(ShiftedOperator(hessian, 1.0 / (weight + damping)), gradient, **settings)

@@ -14,7 +14,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 from bissl_fast.bilevel.buffers import frozen_buffers, places, replaced
 from bissl_fast.bilevel.checks import foreign
 from bissl_fast.bilevel.checks.attributes import put_back
-from bissl_fast.bilevel.checks.graphs import NOT_TWICE, ONCE, found_in, untouched_grads
+from bissl_fast.bilevel.checks.graphs import NOT_TWICE, ONCE, WRONG_WITHIN, found_in, untouched_grads
+from bissl_fast.bilevel.checks.restless import drawn_from, refuse_restless
 from bissl_fast.bilevel.checks.spread import spread_refused
 from bissl_fast.bilevel.checks.unseen import versions
 from bissl_fast.bilevel.parameters import ParameterVector
@@ -69,6 +70,7 @@ class ReverseProducts:
         self._loss, self._parameters, self._dtype = loss, parameters, dtype
         self._unused: set[Names] = set()
         self._verified: deque[int] = deque(maxlen=1024)
+        self._seen: dict[int, torch.Tensor] = {}
         self.graph_bytes = 0
         """Bytes that the graph of the last linearisation holds beside parameters."""
 
@@ -95,7 +97,10 @@ class ReverseProducts:
                     raise
                 raise ValueError(TRANSFORMS) from error
             gradient = torch.autograd.grad(value, theta, create_graph=True, allow_unused=True)
-        refusal = found_in([value, *(g for g in gradient if g is not None)], ONCE)
+        if seed in self._seen:  # of a batch that keeps no graph, which would be that of another function
+            refuse_restless(self._seen[seed], value.detach())
+        self._seen = {**dict([*self._seen.items()][-1023:]), seed: value.detach()}
+        refusal = found_in([value], WRONG_WITHIN) or found_in([value, *(g for g in gradient if g is not None)], ONCE)
         if refusal is not None:
             raise ValueError(refusal)
         refuse_hidden(gradient, self._unused, self._loss, self._parameters, batch, seed, self._dtype)
@@ -154,6 +159,7 @@ class DifferenceProducts:
             raise ValueError(f"finite differences need float32 or float64: a small step is lost in {dtype}")
         self._loss, self._parameters, self._step = loss, parameters, step
         self._unused: set[Names] = set()
+        self._settled: deque[int] = deque(maxlen=1024)
 
     def from_elsewhere(self, batch: Any) -> tuple[()]:
         """None are known, and none looked for."""
@@ -165,6 +171,7 @@ class DifferenceProducts:
 
     def product(self, point: tuple[Any, int], tangents: Sequence[torch.Tensor], last: bool) -> Gradient:
         """The estimate along a tangent; zero along zero."""
+        self._require_one_function(*point)
         flat = self._parameters.flatten(tangents)
         largest = flat.abs().amax()  # the norm of a tiny or huge vector is 0 or infinite in float32
         is_zero = largest == 0
@@ -179,6 +186,15 @@ class DifferenceProducts:
             refuse_hidden(gradient, self._unused, self._loss, self._parameters, *point, torch.float32)
             sides.append(self._parameters.flatten(gradient))
         return tuple(self._parameters.unflatten((sides[0] - sides[1]) * (largest / (2 * epsilon))))
+
+    def _require_one_function(self, batch: Any, seed: int) -> None:
+        """Raise if the loss changes from call to call, which over a small step is any number; once for each batch."""
+        if seed in self._settled:
+            return
+        with torch.enable_grad(), unwritten(self._parameters, batch):
+            first, second = (value_of(self._loss, self._parameters, batch, seed).detach() for _ in range(2))
+        refuse_restless(first, second)
+        self._settled.append(seed)
 
     def _gradient(self, batch: Any, seed: int) -> Gradient:
         """The gradient at the parameters' present values.
@@ -211,10 +227,11 @@ class DifferenceProducts:
 def value_of(
     loss: Loss, parameters: ParameterVector, batch: Any, seed: int, dtype: torch.dtype = torch.float32
 ) -> torch.Tensor:
-    """The loss at the parameters' values, with random numbers of its own and copies of all buffers."""
+    """The loss at the parameters, with random numbers of its own, by every generator, and copies of all buffers."""
     device = parameters.tensors[0].device
     with ExitStack() as stack:
         stack.enter_context(frozen_buffers(*(p for p in modules_of(loss, parameters) if isinstance(p, nn.Module))))
+        stack.enter_context(drawn_from(seed))
         stack.enter_context(torch.random.fork_rng([device.index or 0] if device.type == "cuda" else []))
         stack.enter_context(autocast(device, dtype))
         stack.enter_context(LossWatched())

@@ -14,6 +14,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from bissl_fast.bilevel.buffers import places, replaced
 from bissl_fast.bilevel.checks.attributes import Attributes
+from bissl_fast.bilevel.checks.restless import draws_refused, refuse_restless
 from bissl_fast.bilevel.checks.spread import spread_refused
 from bissl_fast.bilevel.parameters import ParameterVector
 from bissl_fast.bilevel.products.loss import Loss, modules_of
@@ -162,9 +163,12 @@ class TracedProducts:
         with autocast(inputs[0].device, self._dtype), torch.enable_grad(), spread_refused():
             try:
                 traced, constants = written_down(self._function(spec), inputs, tangents)
+            except LossError:
+                raise
             except ValueError:
                 self._raise_what_the_loss_raises(spec, inputs)
                 raise
+            refuse_restless(*(self._value(spec, inputs) for _ in range(2)))
         from bissl_fast.bilevel.tracing.liveness import peak_bytes
         from bissl_fast.bilevel.tracing.partition import split
 
@@ -175,10 +179,20 @@ class TracedProducts:
             run = [torch.compile(half, fullgraph=True, dynamic=False) for half in run]
         return Program(halves, run[0], run[1], working, constants)
 
+    def _value(self, spec: TreeSpec, inputs: list[Any]) -> torch.Tensor:
+        """The loss, without its graph where it asks for no gradient of its own."""
+        theta = tuple(inputs[: len(self._parameters.tensors)])
+        try:
+            with torch.no_grad():
+                value: torch.Tensor = self._call(self._loss, spec, theta, inputs)
+        except RuntimeError:
+            value = self._call(self._loss, spec, tuple(1 * t.detach().requires_grad_() for t in theta), inputs)
+        return value.detach()
+
     def _raise_what_the_loss_raises(self, spec: TreeSpec, inputs: list[Any]) -> None:
         """Call the loss without a trace: an error of its own is none of tracing."""
         copies = [t.clone() if isinstance(t, torch.Tensor) else t for t in inputs]
-        theta = tuple(copies[: len(self._parameters.tensors)])
+        theta = tuple(1 * t.requires_grad_() for t in copies[: len(self._parameters.tensors)])
         try:
             self._call(self._loss, spec, theta, copies)
         except Exception as error:
@@ -197,7 +211,7 @@ class TracedProducts:
         state = dict(zip(moving, theta, strict=True))
         state |= {t: value.clone() if t in buffers else value for t, value in rest}  # forward passes move buffers
         batch = tree_unflatten(inputs[len(moving) + len(constants) :], spec)
-        with replaced(places(module, state)), StopsHold():
+        with replaced(places(module, state)), StopsHold(), draws_refused():
             return function(module, batch)
 
     def _hessian_product(self, spec: TreeSpec, inputs: list[Any], tangents: list[torch.Tensor]) -> Any:

@@ -3,7 +3,8 @@
 import torch
 
 from bissl_fast.bilevel.operators import Operator
-from bissl_fast.bilevel.solvers.solution import Event, Solution, flags, scale_free
+from bissl_fast.bilevel.solvers.events import Event
+from bissl_fast.bilevel.solvers.solution import Solution, flags, scale_free
 from bissl_fast.ops.krylov import cg_update, check_tensors, norm, segment_dots
 
 BELOW_ROUNDING = 1e-3

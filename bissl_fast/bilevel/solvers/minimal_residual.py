@@ -3,8 +3,9 @@
 import torch
 
 from bissl_fast.bilevel.operators import Operator
+from bissl_fast.bilevel.solvers.events import Event
 from bissl_fast.bilevel.solvers.recycling import Recycler
-from bissl_fast.bilevel.solvers.solution import Event, Solution, flags, scale_free
+from bissl_fast.bilevel.solvers.solution import Solution, flags, scale_free
 from bissl_fast.ops.krylov import dot, norm
 
 

@@ -1,6 +1,5 @@
 """What a solver returns, and what it has to say about how it went."""
 
-import enum
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -9,35 +8,10 @@ from typing import Any, TypeVar, cast
 import torch
 
 from bissl_fast.bilevel.operators import Operator
+from bissl_fast.bilevel.solvers.events import SENTENCES, Event
 from bissl_fast.ops.krylov import check_tensors, norm
 
 Solve = TypeVar("Solve", bound=Callable[..., "Solution"])
-
-
-class Event(enum.IntFlag):
-    """What may happen to a solver on its way; none of it stops one, and none of it is hidden."""
-
-    NEGATIVE_CURVATURE = 1
-    NEGATIVE_STEP = 2
-    BREAKDOWN = 4
-    DIVERGENCE = 8
-    NON_FINITE = 16
-    SHORTENED = 32
-    UNREFINED = 64
-
-
-SENTENCES = {
-    Event.NEGATIVE_CURVATURE: "negative curvature: d·Ad < 0 along a direction d, so A is not positive definite and "
-    "conjugate gradients have no ground to stand on; raise the damping, or use `minimal_residual`",
-    Event.NEGATIVE_STEP: "a layer-wise step length was negative: (d·Ad) < 0 within a segment, which happens where A is "
-    "indefinite, and also where it is not but couples segments strongly",
-    Event.BREAKDOWN: "breakdown: a direction with d·Ad = 0 was met before the system was solved",
-    Event.DIVERGENCE: "divergence: the residual is larger than that of x = 0",
-    Event.NON_FINITE: "the residual or the solution is not finite",
-    Event.SHORTENED: "a rough solve's answer would have raised the true residual: only as much was taken as lowers it",
-    Event.UNREFINED: "the true residual asked for was not reached with all corrections spent; raise their number, that "
-    "of the products of each, or the damping",
-}
 
 
 @dataclass(frozen=True)

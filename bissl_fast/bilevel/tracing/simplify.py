@@ -69,7 +69,11 @@ def is_exact(cast: fx.Node) -> bool:
 
 def is_like(first: fx.Node, second: fx.Node) -> bool:
     """Whether two nodes have one shape, dtype, device and layout."""
-    a, b = first.meta["val"], second.meta["val"]
+    return is_alike(first.meta["val"], second.meta["val"])
+
+
+def is_alike(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """The same of tensors."""
     return (a.shape, a.dtype, a.device, a.stride()) == (b.shape, b.dtype, b.device, b.stride())
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from bissl_fast.bilevel.checks.graphs import COMPILED, WRONG_ALONG_TANGENTS, found_in
+from bissl_fast.bilevel.checks.graphs import COMPILED, WRONG_ALONG_TANGENTS, WRONG_WITHIN, found_in, nodes
 
 NOT_TRACEABLE = (
     "the loss cannot be traced ({reason}). A loss for traced products is a function of the module and the batch alone, "
@@ -19,6 +19,10 @@ NOT_TRACEABLE = (
 CAPTURED = (
     "the loss holds on to a parameter of its own accord instead of taking it from the module that it is called with, "
     "so the trace would take it for a constant; read it from the module"
+)
+COMPUTED_BEFORE = (
+    "it takes a tensor that was computed from the parameters before, whose derivatives no trace sees: detach() it, or "
+    "compute it in the loss"
 )
 MUTATES = "it writes into its batch, or into a tensor from elsewhere ({name})"
 RANDOM = "it draws random numbers: {name}"
@@ -66,9 +70,13 @@ def refuse_no_loss(value: Any) -> None:
 
 def refuse_wrong(values: Iterable[Any]) -> None:
     """Raise if forward derivatives of values would be wrong without an error."""
-    reason = found_in([value for value in values if isinstance(value, torch.Tensor)], WRONG_ALONG_TANGENTS)
+    tensors = [value for value in values if isinstance(value, torch.Tensor)]
+    reason = found_in(tensors, WRONG_ALONG_TANGENTS)
     if reason is not None:
         raise LossError(NOT_TRACEABLE.format(reason=reason))
+    reason = found_in(tensors, WRONG_WITHIN)
+    if reason is not None:
+        raise LossError(reason)
 
 
 def written_down(
@@ -83,12 +91,17 @@ def written_down(
     """
     from torch._subclasses.fake_tensor import is_fake
 
+    from bissl_fast.bilevel.tracing.writes import rewrite_writes, writes  # imports fake tensors
+
     traced = trace(function, inputs, tangents)
     traced.graph.eliminate_dead_code()
     refuse_communication(traced)
     refuse(traced, "data_dependent_output", VALUES_LEAVE)
     refuse(traced, "nondeterministic_seeded", RANDOM)
+    rewrite_writes(traced.graph)
+    traced.graph.eliminate_dead_code()
     if any(writes(node) for node in traced.graph.nodes):
+        traced.recompile()
         traced = trace(torch.func.functionalize(traced, remove="mutations"), inputs, tangents)
     for node in traced.graph.nodes:
         if writes(node):  # what is left writes into inputs
@@ -101,6 +114,9 @@ def written_down(
     own = {t.untyped_storage().data_ptr() for t in inputs[: len(tangents)] if t.numel() > 0}
     if any(constant.untyped_storage().data_ptr() in own for constant in constants):
         raise ValueError(NOT_TRACEABLE.format(reason=CAPTURED))
+    leaves = [node.variable for node in nodes(constants) if hasattr(node, "variable")]
+    if any(leaf.untyped_storage().data_ptr() in own for leaf in leaves):
+        raise ValueError(NOT_TRACEABLE.format(reason=COMPUTED_BEFORE))
     return traced, constants
 
 
@@ -150,11 +166,6 @@ def refuse_communication(traced: fx.GraphModule) -> None:
     for node in traced.graph.nodes:
         if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "c10d":
             raise ValueError(COMMUNICATES.format(name=node.target))
-
-
-def writes(node: fx.Node) -> bool:
-    """Whether a node writes into one of its arguments: such nodes can neither be left out nor run twice."""
-    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
 def refuse(traced: fx.GraphModule, tag: str, reason: str) -> None:

@@ -4,13 +4,11 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import tyro
-from rich.console import Console
 
-from bissl_fast.cli.bench.tables import keep, machine_of, make_place, markdown_of, table_of
+from bissl_fast.cli.bench.tables import Cells, Page, machine_of, make_place
 from bissl_fast.data.sets.catalogue import list_unlabelled, load_pretext
 from bissl_fast.data.views.presets import vicreg_views
 from bissl_fast.errors import UserError
@@ -19,7 +17,6 @@ from bissl_fast.measuring.views import Rates, enlarged, measure_rates, torch_thr
 from bissl_fast.methods.checks import require
 from bissl_fast.methods.presets import preset_config
 from bissl_fast.methods.settings import Preset
-from bissl_fast.training.console import say
 from bissl_fast.training.precision import find_device
 
 LARGEST = 1024  # side of a view in pixels: the CUDA kernel's limit
@@ -28,7 +25,6 @@ FEEDING_NOTE = (
     "step share cores, a step is longer by more than that."
 )
 BUILDING_NOTE = "Building is reading, hashing, writing and flushing to the disk; the best of the turns counts."
-Cells = tuple[list[str], list[list[str]]]
 
 
 @dataclass(frozen=True)
@@ -78,26 +74,17 @@ def run(arguments: Sequence[str]) -> None:
     threads = settings.threads or cores()
     source = list_unlabelled(settings.dataset, settings.data_root)  # before anything is decoded
     images = load_pretext(settings.dataset, settings.data_root, settings.cache_size, settings.cache_dir)
-    console = Console()
     with torch_threads(threads):
         machine = machine_of(device.type)
-    say(console, machine)
-    text = [f"# Data\n\n{machine}\n"]
     sizes = {name: getattr(settings, name) for name in ("dataset", "size", "cache_size", "batch_size", "seconds")}
-    record: dict[str, Any] = {"machine": machine, "threads": threads, **sizes}
-
-    def show(title: str, cells: Cells, note: str, **numbers: Any) -> None:
-        console.print(table_of(*cells, title, 1))
-        say(console, note)
-        text.extend([markdown_of(*cells, title, 1), f"{note}\n"])
-        record.update(numbers)
-        keep(settings.output, text, record)
+    page = Page("Data", machine, settings.output, threads=threads, **sizes)
 
     large = enlarged(images, settings.cache_size)
     views = vicreg_views(settings.size)
     rates = measure_rates(large, views, settings.batch_size, settings.seconds, device, threads)
     title = f"VICReg's two views, {settings.size} px of {large.size} px, {settings.batch_size} images ({large.name})"
-    show(title, cells_of_rates(rates), note_on(rates, device), rates=asdict(rates))
+    page.add(title, cells_of_rates(rates), {"rates": asdict(rates)}, 1)
+    page.tell(note_on(rates, device))
 
     preset = settings.preset or ("paper" if device.type == "cuda" else "quick")
     config = preset_config(preset, settings.dataset)
@@ -107,11 +94,13 @@ def run(arguments: Sequence[str]) -> None:
     batch = min(config.pretrain.batch_size, len(images))
     fed = measure_feeding(images, config.views, batch, settings.seconds, device, threads)
     title = f"A pretext step of resnet18, preset {preset}: 2 x {batch} views of {config.images.size} px"
-    show(title, cells_of_feeding(fed), FEEDING_NOTE, step=asdict(fed) | {"preset": preset, "batch_size": batch})
+    page.add(title, cells_of_feeding(fed), {"step": asdict(fed) | {"preset": preset, "batch_size": batch}}, 1)
+    page.tell(FEEDING_NOTE)
 
     built = measure_building(source, settings.cache_size, settings.seconds, settings.cache_dir)
     title = f"Building a cache of {built.size} px from {built.images} images, {built.workers} threads ({source.name})"
-    show(title, cells_of_building(built), BUILDING_NOTE, cache=asdict(built))
+    page.add(title, cells_of_building(built), {"cache": asdict(built)}, 1)
+    page.tell(BUILDING_NOTE)
 
 
 def cores() -> int:

@@ -6,12 +6,10 @@ from pathlib import Path
 
 import torch
 import tyro
-from rich.console import Console
 
-from bissl_fast.cli.bench.tables import keep, machine_of, make_place, markdown_of, measured, table_of
+from bissl_fast.cli.bench.tables import Cells, Page, machine_of, make_place, measured
 from bissl_fast.errors import UserError
 from bissl_fast.measuring import nt_xent as bench
-from bissl_fast.training.console import say
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 
@@ -50,19 +48,12 @@ def run(arguments: Sequence[str]) -> None:
 
 def measure_sizes(settings: NTXentSettings, sizes: Sequence[tuple[int, int]], device: str) -> None:
     """All sizes, one after the other; what is known is kept at once."""
-    console = Console()
-    machine = machine_of(device)
-    say(console, machine)
-    kept: list[bench.Row] = []
-    text = [f"# NT-Xent beside its peers\n\n{machine}\n"]
+    page, kept = Page("NT-Xent beside its peers", machine_of(device), settings.output), list[bench.Row]()
     for pairs, width in sizes:
         rows = list(bench.measure(pairs, width, settings.rounds, device, DTYPES[settings.precision]))
-        title = f"2 x {pairs} x {width}, {settings.precision}"
-        headings, cells = cells_of(rows)
-        console.print(table_of(headings, cells, title))
-        text.append(markdown_of(headings, cells, title))
         kept += rows
-        keep(settings.output, text, {"machine": machine, "rows": [asdict(row) for row in kept]})
+        title = f"2 x {pairs} x {width}, {settings.precision}"
+        page.add(title, cells_of(rows), {"rows": [asdict(row) for row in kept]})
 
 
 def parse_size(size: str) -> tuple[int, int]:
@@ -73,7 +64,7 @@ def parse_size(size: str) -> tuple[int, int]:
     return int(pairs), int(width)
 
 
-def cells_of(rows: Sequence[bench.Row]) -> tuple[list[str], list[list[str]]]:
+def cells_of(rows: Sequence[bench.Row]) -> Cells:
     """Headings and cells: times, how many times longer than ours, and the share of the roofline."""
     on_gpu = any(row.launches is not None for row in rows)
     headings = ["task", "loss", "ms", "times ours", "roofline ms", "of roofline"]

@@ -9,7 +9,7 @@ import tyro
 from rich.console import Console
 
 from bissl_fast.bilevel.products.hessian import ProductsDtype
-from bissl_fast.cli.bench.tables import keep, machine_of, make_place, markdown_of, measured, table_of
+from bissl_fast.cli.bench.tables import Cells, keep, machine_of, make_place, markdown_of, measured, table_of
 from bissl_fast.measuring.products import Cost, measure, problem
 from bissl_fast.methods.checks import require
 from bissl_fast.training.console import say
@@ -65,7 +65,7 @@ def run(arguments: Sequence[str]) -> None:
     console.print(table_of(headings, cells, title, 1))
 
 
-def cells_of(rows: Sequence[Cost], views: int) -> tuple[list[str], list[list[str]]]:
+def cells_of(rows: Sequence[Cost], views: int) -> Cells:
     """Headings and cells: times in milliseconds and in gradients, arithmetic, and memory per view."""
     headings = ["", "ms", "gradients", "operations, in gradients", "of matrix-product rate", "kept, MB per view"]
     return headings, [cell_row(row, rows[0].flops, views) for row in rows]

@@ -3,14 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import tyro
-from rich.console import Console
 
 from bissl_fast.cli.bench.data import cores
-from bissl_fast.cli.bench.tables import keep, machine_of, make_place, markdown_of, table_of
+from bissl_fast.cli.bench.tables import Cells, Page, machine_of, make_place
 from bissl_fast.measuring.forecast import (
     ALTERNATION,
     CHANGES,
@@ -33,9 +31,7 @@ from bissl_fast.measuring.traffic import Line, Traffic
 from bissl_fast.methods.checks import require
 from bissl_fast.methods.config import TrainConfig
 from bissl_fast.methods.presets import preset_config
-from bissl_fast.training.console import say
 
-Cells = tuple[list[str], list[list[str]]]
 """Headings and rows."""
 
 
@@ -78,52 +74,30 @@ def run(arguments: Sequence[str]) -> None:
     settings = tyro.cli(ScalingSettings, prog="bissl-fast bench scaling", args=arguments)
     make_place(settings.output)
     gpus = gpus_of(settings.machine)
-    page = Page(settings)
+    machine = machine_of("cpu").replace(f"{torch.get_num_threads()} threads", f"{cores()} cores")
+    page = Page("Many ranks", machine, settings.output, settings={**asdict(settings), "output": None})
     case = Case(settings.backbone, settings.size, settings.rounds)
     traffics = recorded_traffic(case)
     kept = {unit: asdict(traffic) for unit, traffic in traffics.items()}
-    page.add(f"What one rank sends: {settings.backbone}", sent_cells(traffics), kept, 3)
+    page.add(f"What one rank sends: {settings.backbone}", sent_cells(traffics), {"What one rank sends": kept}, 3)
     add_forecasts(page, gpus, traffics, settings)
     if settings.check:
         add_check(page, case, traffics, settings.pairs)
-    page.close()
+    page.tell(NOTE)
 
 
-def add_check(page: "Page", case: Case, traffics: Traffics, pairs: int) -> None:
+def add_check(page: Page, case: Case, traffics: Traffics, pairs: int) -> None:
     """The tables of this machine."""
     local = measured_apart(case, pairs, cores())
     links = [[*key, asdict(link)] for key, link in local.links.items()]
-    page.add(f"Collectives: gloo, {local.cores} cores", link_cells(local), links, 1)
+    page.add(f"Collectives: gloo, {local.cores} cores", link_cells(local), {"Collectives": links}, 1)
     curves = {unit: [local.alone[unit].points, local.as_rank[unit].points] for unit in UNITS}
     kept = {"curves": curves, "crowding": local.crowding, "cores": local.cores}
     title = f"Computing: one thread, {case.size} px; {local.crowding:.2f} times as long while all cores do"
-    page.add(title, curve_cells(local), kept, 1)
+    page.add(title, curve_cells(local), {"Computing": kept}, 1)
     rows = list(checked(case, pairs, local, traffics))
-    page.add(f"Predicted, then run: {case.size} px, {pairs} pairs", checked_cells(rows), list(map(asdict, rows)), 2)
-
-
-class Page:
-    """Tables on the terminal and in the file, one after the other."""
-
-    def __init__(self, settings: ScalingSettings) -> None:
-        self._output, self._console = settings.output, Console()
-        self._machine = machine_of("cpu").replace(f"{torch.get_num_threads()} threads", f"{cores()} cores")
-        self._text = [f"# Many ranks\n\n{self._machine}\n"]
-        self._record: dict[str, Any] = {"machine": self._machine, "settings": {**asdict(settings), "output": None}}
-        say(self._console, self._machine)
-
-    def add(self, title: str, cells: Cells, numbers: Any, texts: int) -> None:
-        """A table, and its numbers for the .json."""
-        self._text.append(markdown_of(*cells, title, texts))
-        self._record[title.split(":")[0]] = numbers
-        self._console.print(table_of(*cells, title, texts))
-        keep(self._output, self._text, self._record)
-
-    def close(self) -> None:
-        """What the tables mean."""
-        self._text.append(f"{NOTE}\n")
-        keep(self._output, self._text, self._record)
-        say(self._console, NOTE)
+    told = {"Predicted, then run": list(map(asdict, rows))}
+    page.add(f"Predicted, then run: {case.size} px, {pairs} pairs", checked_cells(rows), told)
 
 
 NOTE = (
@@ -139,18 +113,17 @@ def add_forecasts(page: Page, gpus: Machine, traffics: Traffics, settings: Scali
     batch, downstream = paper.pretrain.batch_size, paper.finetune.batch_size
     plan = Plan(units_of(paper), batch, downstream, settings.local_pairs, settings.gpus)
     numbers = [[name, f"{n.value:.3g}", n.known, n.source] for name, n in gpus.numbers.items()]
-    page.add(
-        f"Numbers of {gpus.name}", (["number", "", "", "source"], numbers), list(map(asdict, gpus.numbers.values())), 4
-    )
+    title = f"Numbers of {gpus.name}"
+    page.add(title, (["number", "", "", "source"], numbers), {title: list(map(asdict, gpus.numbers.values()))}, 4)
     rows = list(forecast(gpus, traffics, plan))
     title = f"Forecast for {gpus.name}: strong {batch} pairs, weak {settings.local_pairs} a GPU"
-    page.add(title, forecast_cells(rows), list(map(asdict, rows)), 2)
+    page.add(title, forecast_cells(rows), {title.split(":")[0]: list(map(asdict, rows))})
     changed = {
         what: [row for row in forecast(gpus, traffics, plan, change) if row.what == ALTERNATION]
         for what, change in CHANGES.items()
     }
     kept = {what: list(map(asdict, found)) for what, found in changed.items()}
-    page.add("What would mend it: seconds of an alternation", change_cells(changed), kept, 1)
+    page.add("What would mend it: seconds of an alternation", change_cells(changed), {"What would mend it": kept}, 1)
 
 
 def units_of(config: TrainConfig) -> dict[Unit, int]:

@@ -9,7 +9,7 @@ import tyro
 from rich.console import Console
 
 from bissl_fast.cli.bench.data import cores
-from bissl_fast.cli.bench.tables import keep, machine_of, make_place, markdown_of, measured, table_of
+from bissl_fast.cli.bench.tables import Cells, keep, machine_of, make_place, markdown_of, measured, table_of
 from bissl_fast.data.sets.catalogue import load_pretext
 from bissl_fast.measuring.step import Case, Cost, measure_loops, measure_steps, steps_of
 from bissl_fast.measuring.views import enlarged
@@ -97,7 +97,7 @@ NOTE = (
 )
 
 
-def cells_of(rows: Sequence[Cost]) -> tuple[list[str], list[list[str]]]:
+def cells_of(rows: Sequence[Cost]) -> Cells:
     """Headings and cells: times, how many times as long as ours in the same precision, and shares."""
     ours = {row.precision: row.seconds for row in rows if row.what == rows[0].what}
     headings = ["step", "precision", "ms", "times ours", "images/s", "of floor", "waiting"]

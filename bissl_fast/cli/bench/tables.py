@@ -1,21 +1,26 @@
 """What every benchmark says of its machine, and how it shows and keeps its numbers."""
 
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from rich.table import Table
 
 from bissl_fast.errors import UserError
 from bissl_fast.ops import available_backends
+from bissl_fast.training.console import say
 from bissl_fast.training.environment import processor
 from bissl_fast.training.files import make_folder_of, write_atomic, write_json
 from bissl_fast.training.precision import find_device
 from bissl_fast.version import __version__
+
+Cells = tuple[list[str], list[list[str]]]
+"""Headings, and the lines under them."""
 
 
 @contextmanager
@@ -58,6 +63,35 @@ def keep(output: Path | None, text: Sequence[str], record: dict[str, Any]) -> No
     if output is not None:
         write_atomic(output, "\n".join(text).encode())
         write_json(output.with_suffix(".json"), record)
+
+
+class Page:
+    """Tables on the terminal and, one after the other, in a file, with their numbers as .json beside it.
+
+    Args:
+        title: of the file.
+        machine: as :func:`machine_of` tells it.
+        output: the file; none without a path.
+        record: what the .json tells beside the tables.
+    """
+
+    def __init__(self, title: str, machine: str, output: Path | None, **record: Any) -> None:
+        self._output, self._console = output, Console()
+        self._text, self._record = [f"# {title}\n\n{machine}\n"], {"machine": machine, **record}
+        say(self._console, machine)
+
+    def add(self, title: str, cells: Cells, numbers: Mapping[str, Any], texts: int = 2) -> None:
+        """A table whose first ``texts`` columns hold words, and its numbers; kept at once."""
+        self._console.print(table_of(*cells, title, texts))
+        self._text.append(markdown_of(*cells, title, texts))
+        self._record |= numbers
+        keep(self._output, self._text, self._record)
+
+    def tell(self, note: str) -> None:
+        """Words below the tables so far."""
+        say(self._console, note)
+        self._text.append(f"{note}\n")
+        keep(self._output, self._text, self._record)
 
 
 def table_of(headings: Sequence[str], cells: Sequence[Sequence[str]], title: str, texts: int = 2) -> Table:

@@ -56,7 +56,7 @@ def stratified_holdout(
     return np.flatnonzero(~held), np.flatnonzero(held)
 
 
-def fixed_per_class(labels: Labels, count: int, seed: int = TRAIN_SEED) -> tuple[Indices, Indices]:
+def fixed_per_class(labels: Labels, count: int) -> tuple[Indices, Indices]:
     """Choose the same number of positions from every class, as Caltech-101's 30 per class (BiSSL, Appendix B.1).
 
     A class of n <= count images gives n - 1 of them, so that one is left, and a class of one image gives that one.
@@ -64,7 +64,6 @@ def fixed_per_class(labels: Labels, count: int, seed: int = TRAIN_SEED) -> tuple
     Args:
         labels: `(N,)` int64.
         count: Positions to choose per class.
-        seed: Key of the hash that chooses.
 
     Returns:
         Chosen positions and the others, both sorted, int64.
@@ -74,7 +73,7 @@ def fixed_per_class(labels: Labels, count: int, seed: int = TRAIN_SEED) -> tuple
         >>> len(chosen), len(rest)
         (60, 771)
     """
-    chosen = _drawn_by_class(labels, lambda members: min(count, max(members - 1, 1)), seed)
+    chosen = _drawn_by_class(labels, lambda members: min(count, max(members - 1, 1)), TRAIN_SEED)
     return np.flatnonzero(chosen), np.flatnonzero(~chosen)
 
 
@@ -96,12 +95,11 @@ def labelled_share(labels: Labels, share: float, seed: int) -> Indices:
     return np.flatnonzero(_drawn_by_class(labels, lambda members: max(1, round(share * members)), seed))
 
 
-def cross_classes(superclass: Labels, seed: int = CROSS_SEED) -> npt.NDArray[np.bool_]:
+def cross_classes(superclass: Labels) -> npt.NDArray[np.bool_]:
     """Halve the classes of every superclass (FUSSL, "Cross-class/cluster learning").
 
     Args:
         superclass: `(classes,)` int64, of every class.
-        seed: Key of the hash that chooses.
 
     Returns:
         `(classes,)` bool, the half that is pre-trained on. Of an odd number of classes a random half of the
@@ -113,9 +111,9 @@ def cross_classes(superclass: Labels, seed: int = CROSS_SEED) -> npt.NDArray[np.
         [0, 0, 10, 10]
     """
     groups = int(superclass.max()) + 1
-    order = np.argsort(splitmix64(seed + 1, np.arange(groups, dtype=np.uint64)))
+    order = np.argsort(splitmix64(CROSS_SEED + 1, np.arange(groups, dtype=np.uint64)))
     generous = set(order[: groups // 2].tolist())
-    ranks = splitmix64(seed, np.arange(len(superclass), dtype=np.uint64))
+    ranks = splitmix64(CROSS_SEED, np.arange(len(superclass), dtype=np.uint64))
     chosen = np.zeros(len(superclass), dtype=bool)
     for group in range(groups):
         members = np.flatnonzero(superclass == group)

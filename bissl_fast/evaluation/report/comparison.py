@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import numpy as np
-from matplotlib.ticker import MaxNLocator
 
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.arms import listed
 from bissl_fast.evaluation.comparison import Compared, comparison_table, read_comparison
 from bissl_fast.evaluation.plan import Plan, read_plan
-from bissl_fast.evaluation.report.drawing import INK, MUTED, RULE, blank, looks, png, style
+from bissl_fast.evaluation.report.drawing import INK, MUTED, looks, png, rows
 from bissl_fast.evaluation.report.page import (
     Section,
     again,
@@ -91,12 +90,7 @@ def scores(compared: Compared) -> Figure:
     over = compared.over_pretext_seeds
     metric = over.metrics[0]
     drawn = looks({arm.name: arm.title for arm in over.arms})
-    canvas = blank(1.1 + 0.45 * len(over.arms))
-    axes = canvas.subplots()
-    style(axes, f"test {metric.words} (%)", "")
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=8))
-    axes.grid(axis="x", color=RULE, linewidth=0.8)
-    axes.grid(visible=False, axis="y")
+    figure, axes = rows(1.1 + 0.45 * len(over.arms), f"test {metric.words} (%)")
     for place, arm in enumerate(over.arms):
         colour, mean = drawn[arm.name].colour, arm.scores[metric.key]
         seeds = len(mean.scores)
@@ -109,9 +103,8 @@ def scores(compared: Compared) -> Figure:
                 axes.plot([fine.mean - interval, fine.mean + interval], [at, at], color=colour, alpha=0.5, linewidth=1)
         axes.errorbar(mean.mean, place, xerr=mean.std, color=INK, marker="|", markersize=16, capsize=4, linewidth=1.4)
     axes.set_yticks(range(len(over.arms)), [drawn[arm.name].title for arm in over.arms])
-    axes.invert_yaxis()
     axes.axvline(over.reference.scores[metric.key].mean, color=MUTED, linewidth=0.8, linestyle=":", zorder=0)
-    return canvas
+    return figure
 
 
 def _scores_told(compared: Compared) -> str:

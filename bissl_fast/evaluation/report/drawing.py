@@ -105,6 +105,18 @@ def style(axes: Axes, xlabel: str, ylabel: str) -> None:
     axes.spines["bottom"].set_color(MUTED)
 
 
+def rows(height: float, xlabel: str) -> tuple[Figure, Axes]:
+    """A figure with one row above the other, the first on top."""
+    figure = blank(height)
+    axes = figure.subplots()
+    style(axes, xlabel, "")
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=7))
+    axes.grid(axis="x", color=RULE, linewidth=0.8)
+    axes.grid(visible=False, axis="y")
+    axes.invert_yaxis()
+    return figure, axes
+
+
 def legend(axes: Axes) -> None:
     """The names of the curves, above the axes, side by side where they are short."""
     longest = max((len(str(label)) for label in axes.get_legend_handles_labels()[1]), default=1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,8 @@ from bissl_fast.evaluation.arms import BASELINE, reference_first
 from bissl_fast.evaluation.confusion import confused
 from bissl_fast.evaluation.grid import Grid
 from bissl_fast.evaluation.report import by_class, figures, mapped
-from bissl_fast.evaluation.report.drawing import looks, png
+from bissl_fast.evaluation.report.drawing import Records, looks, png
+from bissl_fast.evaluation.report.figures import PretextStage
 from bissl_fast.evaluation.report.page import Section, page, plate
 from bissl_fast.evaluation.report.pretext_stages import pretext_stages
 from bissl_fast.evaluation.report.svg import svg
@@ -102,24 +103,14 @@ def write_report(run: Path) -> Path:
     return report
 
 
-def _pretext_losses(run: RunFolder) -> Figure:
-    return figures.pretext_losses(pretext_stages(run, looks(run.titles())))
+def _of_pretext(draw: Callable[[Sequence[PretextStage]], Figure]) -> Callable[[RunFolder], Figure]:
+    """A figure of the pretext stages."""
+    return lambda run: draw(pretext_stages(run, looks(run.titles())))
 
 
-def _embedding_collapse(run: RunFolder) -> Figure:
-    return figures.embedding_collapse(pretext_stages(run, looks(run.titles())))
-
-
-def _upper_level(run: RunFolder) -> Figure:
-    return figures.upper_level(run.metrics("bissl"))
-
-
-def _largest_curvature(run: RunFolder) -> Figure:
-    return figures.largest_curvature(run.metrics("bissl"))
-
-
-def _solver_residuals(run: RunFolder) -> Figure:
-    return figures.solver_residuals(run.metrics("bissl"))
+def _of_bissl(draw: Callable[[Records], Figure]) -> Callable[[RunFolder], Figure]:
+    """A figure of what the stage `bissl` has logged."""
+    return lambda run: draw(run.metrics("bissl"))
 
 
 def _finetuning_curves(run: RunFolder) -> Figure:
@@ -198,7 +189,7 @@ PLATES = (
         "BiSSL curve may rise where its stage begins, because a new learning-rate schedule starts and the backbone is "
         "pulled towards the downstream task. "
         "Stages of Figure 1 of the paper; no figure there shows the losses.",
-        _pretext_losses,
+        _of_pretext(figures.pretext_losses),
         pretext=True,
     ),
     Plate(
@@ -208,7 +199,7 @@ PLATES = (
         "standard deviation per dimension times the root of the number of dimensions, 0 where all images have the "
         "same embedding and at most 1. Effective rank: how many directions they use. A spread near 0 or a rank near 1 "
         "means that they have collapsed. Not in the paper; after Chen and He (2021), and Roy and Vetterli (2007).",
-        _embedding_collapse,
+        _of_pretext(figures.embedding_collapse),
         pretext=True,
         optional=True,
     ),
@@ -220,7 +211,7 @@ PLATES = (
         "lower level: its pretext loss, mean over the steps of an alternation. Bottom: the distance between the "
         "backbones, which the lower-level regulariser holds down; it should stay bounded. "
         "Equations 2 and 3 and Algorithm 1 of the paper; not plotted there.",
-        _upper_level,
+        _of_bissl(figures.upper_level),
         arm="bissl",
     ),
     Plate(
@@ -231,7 +222,7 @@ PLATES = (
         "lines that drift upwards mean that the system gets harder, and more products or more damping would help. "
         "Above the dotted line at 1 the solver is further off than where it started. "
         "Section B.3 of the paper; not plotted there.",
-        _solver_residuals,
+        _of_bissl(figures.solver_residuals),
         arm="bissl",
     ),
     Plate(
@@ -241,7 +232,7 @@ PLATES = (
         "system have shown (their largest Ritz value): a lower bound of λ_max, at no further product. The system is "
         "harder the further it lies above λ + λ_damp, where more products or more damping help. "
         "Not in the paper.",
-        _largest_curvature,
+        _of_bissl(figures.largest_curvature),
         arm="bissl",
         optional=True,
     ),

@@ -12,19 +12,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from matplotlib.ticker import MaxNLocator
-
 from bissl_fast.errors import UserError
 from bissl_fast.evaluation.arms import listed
 from bissl_fast.evaluation.grid import Cell, Grid, ResultTable
 from bissl_fast.evaluation.plan import is_comparison
-from bissl_fast.evaluation.report.drawing import INK, RULE, blank, looks, plain, style
+from bissl_fast.evaluation.report import drawing
+from bissl_fast.evaluation.report.drawing import INK, looks, plain
 from bissl_fast.evaluation.report.facts import command, differing, facts
 from bissl_fast.evaluation.report.page import Section, document, missing, plate, scrolling, section, tables
 from bissl_fast.evaluation.report.svg import svg
-from bissl_fast.evaluation.results import ALPHA, ArmResult, Results
+from bissl_fast.evaluation.results import ArmResult, Results
 from bissl_fast.evaluation.run_folder import RunFolder
-from bissl_fast.evaluation.statistics import Comparison, difference_words, p_words
+from bissl_fast.evaluation.statistics import Comparison, difference_words, p_cell
 from bissl_fast.evaluation.table import INTERVAL
 from bissl_fast.evaluation.verdict import verdict
 from bissl_fast.training.files import make_folder_of, write_atomic
@@ -67,9 +66,7 @@ class Member:
         """Its arms, those but the reference with their comparison by the first metric."""
         if self.results is None:
             return []
-        metric = self.results.metrics[0]
-        names = [arm.name for arm in self.results.having(metric)]
-        found = dict(zip(names, self.results.comparisons(metric), strict=True))
+        found = self.results.comparisons(self.results.metrics[0])
         return [(arm, found.get(arm.name)) for arm in self.results.arms]
 
 
@@ -104,9 +101,7 @@ def claim(members: Sequence[Member]) -> str:
     some = "" if ended == len(members) else f", {ended} of them with results"
     if not tests:
         return f"{len(members)} runs{some}, none with two arms to compare."
-    better, worse = (
-        sum(found.significant(ALPHA) and sign * found.difference > 0 for found in tests) for sign in (1, -1)
-    )
+    better, worse = (sum(found.significant() and sign * found.difference > 0 for found in tests) for sign in (1, -1))
     return (
         f"{len(members)} runs{some}: of {len(tests)} comparisons with the reference of the same run, the arm is "
         f"significantly better in {better or 'none'} and worse in {worse or 'none'}, each tested by itself."
@@ -119,25 +114,19 @@ def scores(members: Sequence[Member]) -> Figure:
     Raises:
         UserError: if no run has results yet.
     """
-    rows = [(member, arm) for member in members for arm, _ in member.compared()]
-    if not rows:
+    found = [(member, arm) for member in members for arm, _ in member.compared()]
+    if not found:
         raise UserError("No run has results yet.")
-    drawn = looks({arm.name: arm.title for _, arm in rows})
-    canvas = blank(0.9 + 0.34 * len(rows))
-    axes = canvas.subplots()
-    style(axes, "test score (%)", "")
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=7))
-    axes.grid(axis="x", color=RULE, linewidth=0.8)
-    axes.grid(visible=False, axis="y")
-    for place, (member, arm) in enumerate(rows):
+    drawn = looks({arm.name: arm.title for _, arm in found})
+    figure, axes = drawing.rows(0.9 + 0.34 * len(found), "test score (%)")
+    for place, (member, arm) in enumerate(found):
         assert member.results is not None
         score, colour = arm.scores[member.results.metrics[0].key], drawn[arm.name].colour
         axes.scatter(score.scores, [place] * len(score.scores), s=20, color=colour, alpha=0.8, linewidths=0, zorder=3)
         axes.errorbar(score.mean, place, xerr=score.std, color=INK, marker="|", markersize=12, capsize=3, linewidth=1.2)
-    names = [f"{plain(member.name)}: {drawn[arm.name].title}" for member, arm in rows]
-    axes.set_yticks(range(len(rows)), names, fontsize=8)
-    axes.invert_yaxis()
-    return canvas
+    names = [f"{plain(member.name)}: {drawn[arm.name].title}" for member, arm in found]
+    axes.set_yticks(range(len(found)), names, fontsize=8)
+    return figure
 
 
 def scores_table(members: Sequence[Member]) -> ResultTable:
@@ -190,9 +179,7 @@ def members_of(runs: Sequence[Path]) -> list[Member]:
 def _compared(found: Comparison | None) -> tuple[str, str]:
     if found is None:
         return ("", "")
-    p = found.p if found.corrected is None else found.corrected
-    mark = " *" if found.significant(ALPHA) else ""
-    return difference_words(found), "—" if p is None else p_words(p).removeprefix("= ") + mark
+    return difference_words(found), p_cell(found, found.p if found.corrected is None else found.corrected)
 
 
 def _page(members: Sequence[Member], beside: Path) -> str:

@@ -29,7 +29,7 @@ from bissl_fast.ops.collectives import (
 )
 from bissl_fast.ops.krylov import dot, norm
 from bissl_fast.pretext.collapse import diagnose
-from bissl_fast.training.loop import Values
+from bissl_fast.training.loop import Values, is_logged
 from bissl_fast.training.precision import Forward
 from bissl_fast.training.supervised import DownstreamLoss, downstream_loss
 
@@ -114,7 +114,7 @@ class ABRLTask:
         self.optimizer.step()
         average_statistics(self.ranks, self.network)
         values["lr"] = rate
-        return values | (self._end_epoch(index + 1) if self._ends_epoch(index) else {})
+        return values | (self._end_epoch(index + 1) if is_logged(self, index) else {})
 
     def _hypergradient(self, index: int, training: Batch, validation: Batch) -> dict[str, Any]:
         """Leave dL_outer/dθ in ``.grad`` and φ_K in the head."""
@@ -162,7 +162,7 @@ class ABRLTask:
         loss = supervised + self.settings.weight * penalty
         values = {"outer_loss": loss, "outer_loss_downstream": validation, "covariance_distance": penalty}
         told = {name: value.detach() for name, value in values.items()}
-        return loss, told | (diagnose(seen.rows) if self._ends_epoch(index) else {})
+        return loss, told | (diagnose(seen.rows) if is_logged(self, index) else {})
 
     def _comparison(
         self, features: Features, term: torch.Tensor, start: torch.Tensor, seen: Features
@@ -218,9 +218,6 @@ class ABRLTask:
     def _phi(self) -> torch.Tensor:
         """φ as one vector, with its graph."""
         return self.phi.flatten(self.phi.tensors)
-
-    def _ends_epoch(self, index: int) -> bool:
-        return (index + 1) % self.log_every == 0 or index + 1 == self.steps
 
     def _end_epoch(self, done: int) -> dict[str, float]:
         result = self.choose(self.network)

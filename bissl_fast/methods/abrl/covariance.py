@@ -53,11 +53,10 @@ class RunningCovariance:
     Args:
         momentum: m, in [0, 1); 0 has no memory.
         matrix: ``(D, D)``, C̄ at first.
-        seen: batches so far.
     """
 
-    def __init__(self, momentum: float, matrix: torch.Tensor, seen: int = 0) -> None:
-        self.momentum, self.matrix, self.seen = momentum, matrix, seen
+    def __init__(self, momentum: float, matrix: torch.Tensor) -> None:
+        self.momentum, self.matrix, self.seen = momentum, matrix, 0
 
     def update(self, batch: torch.Tensor) -> torch.Tensor:
         """C̄ with a batch's covariance ``(D, D)`` in it, differentiable as if all of it were that batch's.

@@ -89,7 +89,7 @@ class ABRL:
         """All stages; the last holds encoder and head."""
         start = None
         if self.settings.start == "pretext":
-            start = self.pretext.train(run, "pretext-warmup", self._warmup_steps(run))
+            start = self.pretext.train(run, "pretext-warmup", self.pretext.warmup_steps(run))
         steps = self._steps(run)
 
         def body(folder: Path) -> None:
@@ -132,12 +132,8 @@ class ABRL:
 
     def _inputs(self, run: Run, start: StageOutput | None) -> Mapping[str, str]:
         splits = run.data.splits
-        inputs = {"images": splits.train.content_hash, "validation": splits.val.content_hash}
-        if start is not None:
-            inputs["backbone"] = start.hash
-        elif run.weights is not None:
-            inputs["weights"] = run.weights.digest
-        return inputs
+        first = run.start if start is None else {"backbone": start.hash}
+        return {"images": splits.train.content_hash, "validation": splits.val.content_hash, **first}
 
     def _halves(self, run: Run) -> Halves:
         return Halves(run.data.splits.train, self.settings.validation_share, run.seed("abrl-halves"))
@@ -149,9 +145,6 @@ class ABRL:
     def _steps(self, run: Run) -> int:
         return self.settings.steps or max(1, round(self.settings.epochs * self._epoch(run)))
 
-    def _warmup_steps(self, run: Run) -> int:
-        return self.pretext.steps(run, self.pretext.settings.epochs)
-
     def _warmup_cost(self, run: Run) -> Cost:
-        steps = self._warmup_steps(run) if self.settings.start == "pretext" else 0
+        steps = self.pretext.warmup_steps(run) if self.settings.start == "pretext" else 0
         return steps_cost(steps, self.pretext.settings.batch_size)

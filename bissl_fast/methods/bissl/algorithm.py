@@ -7,8 +7,9 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 
 from bissl_fast.bilevel import Operator, ParameterVector, RitzValues, frozen_buffers
+from bissl_fast.bilevel.solvers.events import event_shares
 from bissl_fast.data.pipelines.loader import Batch, Loader
-from bissl_fast.methods.bilevel import BilevelSettings, Hessian, PhaseSolver, event_shares
+from bissl_fast.methods.bilevel import BilevelSettings, Hessian, PhaseSolver
 from bissl_fast.methods.bissl.settings import BiSSLSettings
 from bissl_fast.methods.stages.sgd import SGDSettings
 from bissl_fast.models import Network, forward_each

@@ -6,8 +6,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from bissl_fast.bilevel.solvers.events import troubles
 from bissl_fast.errors import UserError
-from bissl_fast.methods.bilevel import BilevelSettings, troubles
+from bissl_fast.methods.bilevel import BilevelSettings
 from bissl_fast.methods.bissl.algorithm import BiSSLTask
 from bissl_fast.methods.bissl.settings import BiSSLSettings
 from bissl_fast.methods.costs.cost import Cost, steps_cost
@@ -56,7 +57,7 @@ class BiSSL:
         self.bilevel.require_device(run.device)
         usual, own = self.pretext.rising_steps(run), self.settings.warmup_steps
         rising = usual if own is None else own
-        tell_rising(run, "pretext-warmup", usual, self._warmup_steps(run))
+        tell_rising(run, "pretext-warmup", usual, self.pretext.warmup_steps(run))
         tell_rising(run, "bissl", rising, self.settings.alternations * self.settings.lower_steps)
         self.downstream.epoch_steps(run)
         pretext = self.pretext.settings
@@ -69,7 +70,7 @@ class BiSSL:
         settings = self.settings
         lower = settings.alternations * settings.lower_steps
         upper = settings.alternations * settings.upper_steps
-        pretext = steps_cost(self._warmup_steps(run) + lower, self.pretext.settings.batch_size)
+        pretext = steps_cost(self.pretext.warmup_steps(run) + lower, self.pretext.settings.batch_size)
         downstream = steps_cost(2 * upper, self.downstream.settings.batch_size)  # at θ_P and at θ_D
         phase = self.bilevel.most_products(settings.solver_iterations, settings.upper_steps)
         products = settings.alternations * phase * settings.stored_batches
@@ -81,7 +82,7 @@ class BiSSL:
         Raises:
             UserError: if they do not allow one.
         """
-        warmup = self._warmup_steps(run) * self.pretext.settings.batch_size
+        warmup = self.pretext.warmup_steps(run) * self.pretext.settings.batch_size
         alternation = (self.cost(run).images - warmup) // self.settings.alternations
         if warmup + alternation > images:
             raise UserError(
@@ -92,12 +93,9 @@ class BiSSL:
 
     def backbone(self, run: Run) -> StageOutput:
         """All stages; the last holds θ_P, and θ_D and φ_D beside it."""
-        warmup = self.pretext.train(run, "pretext-warmup", self._warmup_steps(run))
+        warmup = self.pretext.train(run, "pretext-warmup", self.pretext.warmup_steps(run))
         head = warm_head(run, self.downstream, warmup, self.head, self.upper)
         return self._alternate(run, warmup, head)
-
-    def _warmup_steps(self, run: Run) -> int:
-        return self.pretext.steps(run, self.pretext.settings.epochs)
 
     def _alternate(self, run: Run, warmup: StageOutput, head: StageOutput) -> StageOutput:
         """The stage ``bissl``: Algorithm 1."""

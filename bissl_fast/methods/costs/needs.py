@@ -171,12 +171,12 @@ class Probe(Run):
         settings: Mapping[str, Any],
         inputs: Mapping[str, str],
         body: Callable[[Path], None],
-        outputs: tuple[str, ...] = ("weights.safetensors",),
-        alone: bool = False,
+        *others: Any,
+        **named: Any,
     ) -> StageOutput:
         """As :class:`Run`; takes down what the stage needs, once if arms share it."""
         if name in self.done:
-            return super().stage(name, settings, inputs, body, outputs, alone)
+            return super().stage(name, settings, inputs, body, *others, **named)
         super().say(f"{name}: a few steps are measured", "dim")
         began, peak = time.monotonic(), [0]
 
@@ -184,7 +184,7 @@ class Probe(Run):
             body(folder)
             peak[0] = peak_of_process()
 
-        output = super().stage(name, settings, inputs, watched, outputs, alone)
+        output = super().stage(name, settings, inputs, watched, *others, **named)
         wall = time.monotonic() - began
         loop = self.loops.get(name, Loop(0, 0.0, 0.0, 0.0, 0, 0))
         kept = sum(file.stat().st_size for file in output.folder.rglob("*") if file.is_file() and not _is_log(file))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from bissl_fast.training.log import Metrics
-from bissl_fast.training.loop import Task
+from bissl_fast.training.loop import Task, is_logged
 
 PROBE_SECONDS = 3.0
 """Steady steps of a loop are taken for so long, two at least."""
@@ -44,15 +44,12 @@ class Timer:
     logged: list[float] = field(default_factory=list)
     lines: int = 0
 
-    def is_logged(self, index: int) -> bool:
-        return (index + 1) % self.task.log_every == 0 or index + 1 == self.task.steps
-
     def step(self, index: int) -> float:
         """Seconds of a step."""
         began = time.monotonic()
         values = {name: v.tolist() if isinstance(v, torch.Tensor) else v for name, v in self.task.step(index).items()}
         self.wait()
-        if self.is_logged(index):
+        if is_logged(self.task, index):
             self.metrics.write(index + 1, {**values, "images_per_second": 0.0})
             self.lines += 1
         return time.monotonic() - began
@@ -73,7 +70,7 @@ def measured_steps(task: Task, metrics: Metrics, wait: Callable[[], None]) -> tu
     first, began, index = timer.step(0), time.monotonic(), 1
     fewest = 2 if first > LONG else 3
     while index < task.steps and (index < fewest or time.monotonic() - began < PROBE_SECONDS):
-        (timer.logged if timer.is_logged(index) else timer.plain).append(timer.step(index))
+        (timer.logged if is_logged(task, index) else timer.plain).append(timer.step(index))
         index += 1
     if not timer.logged and index < task.steps and first <= LONG:
         timer.logged.append(timer.step(min((index // task.log_every + 1) * task.log_every, task.steps) - 1))

@@ -226,8 +226,7 @@ class FUSSL:
             **recipe,
             "steps": (number * first, first, total),
         }
-        inputs = {"images": run.data.unlabelled.content_hash}
-        inputs |= {} if run.weights is None else {"weights": run.weights.digest}
+        inputs = {"images": run.data.unlabelled.content_hash, **run.start}
         if before is not None:
             inputs |= {name: stage.hash for name, stage in vars(before).items()}
         return run.stage(name, key, inputs, body)

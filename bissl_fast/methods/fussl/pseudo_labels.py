@@ -15,7 +15,7 @@ from bissl_fast.models.together import in_chunks
 from bissl_fast.ops.batch_norm import average_statistics, share_statistics
 from bissl_fast.ops.collectives import Ranks, all_gather, all_mean, all_reduce, gradients_of_all
 from bissl_fast.pretext.collapse import diagnose
-from bissl_fast.training.loop import Values
+from bissl_fast.training.loop import Values, is_logged
 from bissl_fast.training.optimizers import build_optimizer, set_rate
 from bissl_fast.training.precision import Forward
 
@@ -78,7 +78,7 @@ class PseudoLabelTask:
         scores, loss = self._backward(batch.views[0], votes, memberships)
         self._optimizer.step()
         average_statistics(self.ranks, *self._moving())
-        logged = (index + 1) % self.log_every == 0 or index + 1 == self.steps
+        logged = is_logged(self, index)
         met = all_mean(share_met(scores, votes, memberships), self.ranks)
         spread = diagnose(all_gather(scores, self.ranks)) if logged else {}
         return {"label_loss": loss, "lr": rate, "labels_met": met, **spread}

@@ -26,7 +26,7 @@ from bissl_fast.pretext.divergences import DIVERGENCES
 from bissl_fast.pretext.drawing import drawing
 from bissl_fast.pretext.instances import Instances, InstanceTask
 from bissl_fast.pretext.learner import Views
-from bissl_fast.training.loop import Values
+from bissl_fast.training.loop import Values, is_logged
 
 COMPARED = "cos_through"
 """How the cosine to the gradient of `through` is logged."""
@@ -89,7 +89,7 @@ class GeSSLTask:
         learner.hold(index)
         self.optimizer.step()  # θ ← θ − β Σ_l ∇_θ L(f^l; D^l)
         learner.advance(index / self.steps)
-        shown = (index + 1) % self.log_every == 0 or index + 1 == self.steps
+        shown = is_logged(self, index)
         spread = learner.diagnostics() if shown else {}
         return {**logs, "outer_gradient_norm": norm(gradient), "lr": rate, **spread}
 

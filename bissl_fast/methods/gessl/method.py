@@ -131,8 +131,7 @@ class GeSSL:
             "pretext": self.pretext.task,
             "views": run.views,
         }
-        start = {} if run.weights is None else {"weights": run.weights.digest}
-        return run.stage("gessl", key, {"images": run.data.unlabelled.content_hash, **start}, body)
+        return run.stage("gessl", key, {"images": run.data.unlabelled.content_hash, **run.start}, body)
 
     def _steps(self, run: Run) -> int:
         """Outer steps.

@@ -16,7 +16,7 @@ from bissl_fast.methods.run import Run
 from bissl_fast.ops.collectives import Ranks
 from bissl_fast.pretext import Learner, OptimizerSettings, PretextTask
 from bissl_fast.training.files import save_weights
-from bissl_fast.training.loop import Values
+from bissl_fast.training.loop import Values, is_logged
 from bissl_fast.training.optimizers import build_optimizer, restore, set_rate, state_of
 from bissl_fast.training.schedules import warmup_cosine
 from bissl_fast.training.stage import StageOutput
@@ -142,7 +142,7 @@ class PretrainTask:
             clip_grad_norm_(learner.network.parameters(), clip)
         self._optimizer.step()
         learner.advance(index / self.steps)
-        logged = (index + 1) % self.log_every == 0 or index + 1 == self.steps
+        logged = is_logged(self, index)
         return {"loss": loss, "lr": self._rate(index), **(learner.diagnostics() if logged else {})}
 
     def state(self) -> dict[str, Any]:
@@ -171,6 +171,10 @@ class Pretext:
         require_parts(self.settings.batch_size, "pretrain.batch-size", run.ranks)
         require_parts(self.settings.chunk or 0, "pretrain.chunk", run.ranks)
         return self.steps_on(len(run.data.unlabelled), epochs)
+
+    def warmup_steps(self, run: Run) -> int:
+        """Steps of the pretext warm-up, which methods share."""
+        return self.steps(run, self.settings.epochs)
 
     def steps_on(self, images: int, epochs: float) -> int:
         """The same on so many unlabelled images.
@@ -232,8 +236,7 @@ class Pretext:
 
         own = self.settings.deciding()
         settings = {**self.key, "views": run.views, **own, "steps": steps, "warmup": warmup}
-        start = {} if run.weights is None else {"weights": run.weights.digest}
-        return run.stage(name, settings, {"images": run.data.unlabelled.content_hash, **start}, body)
+        return run.stage(name, settings, {"images": run.data.unlabelled.content_hash, **run.start}, body)
 
     @property
     def key(self) -> Mapping[str, Any]:

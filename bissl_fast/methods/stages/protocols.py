@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from bissl_fast.evaluation import protocols
-from bissl_fast.evaluation.protocols import PAPERS, ProtocolName, ProtocolSettings, Score, Scores, Subject
+from bissl_fast.evaluation.protocols import PAPERS, ProtocolName, Score, Scores, Subject
 from bissl_fast.methods.run import Run
 from bissl_fast.training.files import write_json
 from bissl_fast.training.stage import StageOutput
@@ -21,21 +21,14 @@ WORK = "work"
 """Where protocols that train keep what they have begun; gone when they have ended."""
 
 
-def score(
-    run: Run,
-    name: str,
-    backbone: StageOutput,
-    chosen: Sequence[ProtocolName],
-    settings: ProtocolSettings = PAPERS,
-) -> Scores:
+def score(run: Run, name: str, backbone: StageOutput, chosen: Sequence[ProtocolName]) -> Scores:
     """The stage ``name``: scores of a backbone on the run's test split, in percent, by key.
 
     Args:
         run: the run.
         name: of the stage.
         backbone: the stage that has left it.
-        chosen: the protocols.
-        settings: of them.
+        chosen: the protocols, with their papers' settings.
 
     Raises:
         UserError: if the run's set cannot serve one of them.
@@ -44,14 +37,14 @@ def score(
 
     def body(folder: Path) -> None:
         subject = subject_of(run, backbone)
-        outcomes = [protocols.run(name, subject, settings, folder / WORK) for name in chosen]
+        outcomes = [protocols.run(name, subject, PAPERS, folder / WORK) for name in chosen]
         found = {key: made for outcome in outcomes for key, made in outcome.scores.items()}
         write_json(folder / "results.json", {key: asdict(made) for key, made in found.items()})
         shutil.rmtree(folder / WORK, ignore_errors=True)
 
     key = {
         "format": FORMAT,
-        "protocols": {protocol: settings.of(protocol) for protocol in chosen},
+        "protocols": {protocol: PAPERS.of(protocol) for protocol in chosen},
         "views": (images.evaluation_view, images.finetune_view),
     }
     inputs = {"backbone": backbone.hash, "train": splits.train.content_hash, "test": splits.test.content_hash}

@@ -15,10 +15,10 @@ import torch
 from bissl_fast.errors import UserError
 from bissl_fast.methods.run import Run
 from bissl_fast.methods.search.settings import SearchSettings, Trial, choose, counted
+from bissl_fast.methods.search.workers import workers
 from bissl_fast.methods.stages.downstream import Downstream
 from bissl_fast.methods.stages.finetune import finetuning, finetuning_key
 from bissl_fast.methods.stages.sgd import SGDSettings
-from bissl_fast.methods.stages.workers import workers
 from bissl_fast.plain import parse_json
 from bissl_fast.training.console import ProgressBar
 from bissl_fast.training.files import write_atomic, write_json

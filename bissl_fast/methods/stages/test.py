@@ -14,8 +14,8 @@ from bissl_fast.evaluation.answers import Answers, Rankings, told
 from bissl_fast.evaluation.confusion import Predictions, examples, most_confused
 from bissl_fast.evaluation.features import extract_features, reestimate_batch_norm
 from bissl_fast.methods.run import Run
-from bissl_fast.methods.samples import sample_views, stored_images
 from bissl_fast.methods.stages.downstream import Downstream
+from bissl_fast.methods.stages.samples import sample_views, stored_images
 from bissl_fast.models import Network, place
 from bissl_fast.training.files import load_weights, write_arrays, write_json
 from bissl_fast.training.stage import StageOutput

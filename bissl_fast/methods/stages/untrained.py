@@ -31,5 +31,4 @@ def untrained(run: Run) -> StageOutput:
         save_weights(folder / "weights.safetensors", tensors)
 
     key = {"statistics": STATISTICS, "batch_size": size, "views": run.views[:1]}
-    start = {} if run.weights is None else {"weights": run.weights.digest}
-    return run.stage("untrained", key, {"images": images.content_hash, **start}, body, alone=True)
+    return run.stage("untrained", key, {"images": images.content_hash, **run.start}, body, alone=True)

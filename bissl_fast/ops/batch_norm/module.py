@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
@@ -39,7 +40,6 @@ class BatchNormAct(_BatchNorm):
 
     groups = 1
     ranks: Ranks | None = None
-    later: "list[Statistics] | None" = None
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1, **options: Any) -> None:
         super().__init__(num_features, eps, momentum, affine=True, **options)
@@ -59,18 +59,8 @@ class BatchNormAct(_BatchNorm):
         )
         if self.training and self.running_mean is not None:
             size = 1 if self.ranks is None else self.ranks.size
-            self._track(Statistics(self, mean, rstd, size * (x.numel() // mean.numel())))
+            track(Statistics(self, mean, rstd, size * (x.numel() // mean.numel())))
         return out
-
-    def _track(self, found: "Statistics") -> None:
-        """Move the running statistics, or leave that to the end of the pass."""
-        if self.later is None:
-            move_statistics([found])
-            return
-        if any(earlier.layer is self for earlier in self.later):  # met twice in a pass
-            move_statistics(self.later)
-            self.later.clear()
-        self.later.append(found)
 
     def _by_running_statistics(self, x: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
         out = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
@@ -86,6 +76,22 @@ class Statistics(NamedTuple):
     mean: Tensor
     rstd: Tensor
     values: int
+
+
+_later: ContextVar[list[Statistics] | None] = ContextVar("bissl_fast_statistics", default=None)
+"""What the layers have found in the present block of :func:`statistics_at_once`."""
+
+
+def track(found: Statistics) -> None:
+    """Move a layer's running statistics, or leave that to the end of the block."""
+    later = None if torch.compiler.is_compiling() else _later.get()
+    if later is None:
+        move_statistics([found])
+        return
+    if any(earlier.layer is found.layer for earlier in later):  # a second batch, which comes after the first
+        move_statistics(later)
+        later.clear()
+    later.append(found)
 
 
 @torch.no_grad()
@@ -115,32 +121,24 @@ def move_statistics(found: Sequence[Statistics]) -> None:
 
 
 @contextmanager
-def statistics_at_once(module: nn.Module) -> Iterator[None]:
-    """Let the running statistics of all batch norms of ``module`` move at the end of the block, by the same numbers.
+def statistics_at_once() -> Iterator[None]:
+    """Let running statistics move at the end of the block, or when their layer is met again, by the same numbers.
 
     A few launches then do what are seven for each layer otherwise. Outputs do not depend on it.
 
-    Args:
-        module: its :class:`BatchNormAct` take part; a layer that is met again in the block moves in between.
-
     Example:
         >>> network = BatchNormAct(3)
-        >>> with statistics_at_once(network):
+        >>> with statistics_at_once():
         ...     out = network(torch.randn(8, 3, 4, 4))
     """
-    layers = [layer for layer in module.modules() if isinstance(layer, BatchNormAct)]
-    before, found = [layer.later for layer in layers], list[Statistics]()
-    for layer in layers:
-        layer.later = found
+    found: list[Statistics] = []
+    token = _later.set(found)
     try:
         yield
-        if found:
-            move_statistics(found)
     finally:
-        for layer, earlier in zip(layers, before, strict=True):
-            layer.later = earlier
-            if earlier is None:
-                del layer.later  # one more attribute would have products traced again
+        _later.reset(token)
+    if found:
+        move_statistics(found)
 
 
 def mixing(module: nn.Module) -> str | None:

@@ -125,7 +125,8 @@ def check_tensors(vectors: Mapping[str, object]) -> None:
     for name, vector in vectors.items():
         if not isinstance(vector, torch.Tensor):
             found = f"{type(vector).__module__}.{type(vector).__name__}"
-            raise ValueError(f"{name} must be a torch.Tensor, found {found}; torch.as_tensor({name}) makes one.")
+            made = "ParameterVector.flatten" if isinstance(vector, list | tuple) else "torch.as_tensor"
+            raise ValueError(f"{name} must be a torch.Tensor, found {found}; {made}({name}) makes one.")
 
 
 def check_like(first_name: str, first: torch.Tensor, name: str, vector: torch.Tensor) -> None:

@@ -41,6 +41,7 @@ from bissl_fast.ops.triton import batch_norm_tiles as tiles
 from bissl_fast.ops.triton import batch_norm_values as values
 from bissl_fast.ops.triton import plans
 from bissl_fast.ops.triton.device import on_device_of_first
+from bissl_fast.ops.triton.handles import launch
 
 
 class Problem:
@@ -96,9 +97,9 @@ class Problem:
         matrix, cut = self.matrix, tiles.cut(self.matrix, tile or tiles.TILE)
         blocks, steps = cut.shared(plans.describe(self.device).processors)
         out = torch.empty((planes, blocks, matrix.statistics), dtype=self.wide, device=self.device)
-        kernel[cut.columns * blocks,](
-            *operands, out, matrix.rows, matrix.channels, matrix.run, blocks, steps, matrix.statistics,
-            **cut.sides, num_warps=tiles.WARPS,
+        launch(
+            kernel, (cut.columns * blocks,), *operands, out, matrix.rows, matrix.channels, matrix.run, blocks, steps,
+            matrix.statistics, **cut.sides, num_warps=tiles.WARPS,
         )  # fmt: skip
         return out
 
@@ -109,14 +110,15 @@ class Problem:
     def over_statistics(self, kernel: Any, *operands: Tensor | None, **settings: Any) -> None:
         """Let ``kernel`` work on what is there once per group and channel."""
         statistics = self.matrix.statistics
-        kernel[-(-statistics // tiles.JOIN["COLUMNS"]),](*operands, statistics=statistics, **settings)
+        grid = (-(-statistics // tiles.JOIN["COLUMNS"]),)
+        launch(kernel, grid, *operands, statistics=statistics, **settings)
 
     def write(self, kernel: Any, *operands: Tensor | None, tile: int | None = None, **settings: Any) -> None:
         """Let ``kernel`` write every value once."""
         matrix, cut = self.matrix, tiles.cut(self.matrix, tile or tiles.TILE)
-        kernel[cut.columns * cut.tiles,](
-            *operands, matrix.rows, matrix.channels, matrix.run, cut.tiles, **settings, **cut.sides,
-            num_warps=tiles.WARPS,
+        launch(
+            kernel, (cut.columns * cut.tiles,), *operands, matrix.rows, matrix.channels, matrix.run, cut.tiles,
+            **settings, **cut.sides, num_warps=tiles.WARPS,
         )  # fmt: skip
 
 

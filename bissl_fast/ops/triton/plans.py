@@ -1,7 +1,7 @@
 """Tile shapes, from a table and the device's shared memory.
 
 Never from timing: no first call is slow, and the same device gives the same bits. The table holds what
-compiles without spilling, or nearly so, with the most reuse per byte; `benchmarks/gpu_nt_xent.py --sweep`
+compiles without spilling, or nearly so, with the most reuse per byte; `benchmarks/gpu_nt_xent.py --sweep all`
 times others.
 """
 
@@ -32,7 +32,7 @@ class Tile:
 SMALL_TILES = (Tile(64, 32, 4, 2), Tile(64, 32, 4, 1), Tile(32, 32, 4, 1), Tile(16, 16, 4, 1))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Table:
     """Tiles in order of preference, by (split, tangent): each of the two doubles the operands of a tile.
 
@@ -84,7 +84,7 @@ COMPACT = Table(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Device:
     """What a plan depends on."""
 
@@ -122,6 +122,7 @@ class Plan:
     out: int
 
 
+@cache
 def sum_plan(width: int, split: bool, tangent: bool, device: Device) -> Plan:
     """Plan of `similarity_sums` for packed rows of ``width``: rows are streamed past columns."""
     row = 2 * parts(split, tangent) * width  # bytes
@@ -132,6 +133,7 @@ def sum_plan(width: int, split: bool, tangent: bool, device: Device) -> Plan:
     return Plan(tile, width if stays else STREAMED_CHUNK, width)
 
 
+@cache
 def weight_plan(width: int, split: bool, tangent: bool, device: Device) -> Plan:
     """Plan of `weighted_rows` for packed rows of ``width``: columns are streamed past rows."""
     row = 2 * parts(split, tangent) * width  # bytes

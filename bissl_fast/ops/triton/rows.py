@@ -38,6 +38,33 @@ def store_matrix(x, row, exists, width, value, WIDTH: tl.constexpr):
 
 
 @triton.jit
+def load_views(first, second, place, padded, exists, width, WIDTH: tl.constexpr):
+    """`load_matrix` of the view that the program works on, from two matrices of one view each."""
+    row = place - tl.program_id(1) * padded
+    if tl.program_id(1) == 0:
+        x = load_matrix(first, row, exists, width, WIDTH)
+    else:
+        x = load_matrix(second, row, exists, width, WIDTH)
+    return x
+
+
+@triton.jit
+def store_views(first, second, place, padded, exists, width, value, cotangent, inv_norm, eps, WIDTH: tl.constexpr):
+    """``cotangent · value`` to the matrix of the program's view. The derivative of a zero row has a factor 1/ε, which
+    float16 does not hold: there it saturates, to stay finite; elsewhere an overflow is infinite, as gradient scalers
+    want to see it."""
+    row = place - tl.program_id(1) * padded
+    value *= tl.load(cotangent).to(tl.float32)
+    if first.dtype.element_ty == tl.float16:
+        held = tl.clamp(value, -65504.0, 65504.0, propagate_nan=tl.PropagateNan.ALL)
+        value = tl.where((inv_norm >= 0.999 / eps)[:, None], held, value)
+    if tl.program_id(1) == 0:
+        store_matrix(first, row, exists, width, value, WIDTH)
+    else:
+        store_matrix(second, row, exists, width, value, WIDTH)
+
+
+@triton.jit
 def store_packed(packed, part, place, high, low, WIDTH: tl.constexpr, SPLIT: tl.constexpr):
     """Write two float16 terms into consecutive parts."""
     at = packed + place.to(tl.int64)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
@@ -74,11 +101,7 @@ def normalise_rows(
 ):  # fmt: skip
     """Unit rows, the inverse norms, and the packed operands of the tiles."""
     row, _, place, exists = positions(batch, padded, ROWS)
-    inside = place - tl.program_id(1) * padded
-    if tl.program_id(1) == 0:
-        z = load_matrix(z1, inside, exists, width, WIDTH)
-    else:
-        z = load_matrix(z2, inside, exists, width, WIDTH)
+    z = load_views(z1, z2, place, padded, exists, width, WIDTH)
     norm = tl.sqrt_rn(tl.sum(z * z, 1))
     inv_norm = tl.div_rn(1.0, tl.maximum(norm, eps, propagate_nan=tl.PropagateNan.ALL))
     unit = (z * inv_norm[:, None]).to(units.dtype.element_ty)
@@ -171,10 +194,10 @@ def row_maxima(sums, shifts, batch, padded, panels, ROWS: tl.constexpr):
 
 @triton.jit
 def row_losses(
-    sums, shifts, units, others, losses, complements, batch, padded, panels, width, scale, inv_temperature,
+    sums, shifts, units, others, values, batch, padded, panels, width, scale, inv_temperature,
     ROWS: tl.constexpr, WIDTH: tl.constexpr, ONE_EXP: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """The sum over all but the partner (see `launch`), the loss, and 1 − P of the partner, of each row."""
+    """The sum over all but the partner (see `launch`) of each row; its loss and 1 − P of the partner in ``values``."""
     row, partner, place, exists = positions(batch, padded, ROWS)
     total = tl.where(exists, total_of(sums, place, panels, 2 * padded, False), 1.0)
     u = load_matrix(units, row, exists, width, WIDTH)
@@ -189,17 +212,34 @@ def row_losses(
     slope = tl.log(rounded) / tl.where(rounded == 1.0, 1.0, rounded - 1.0)  # log(1 + x) / x undoes the rounding
     small = tl.where(rounded == 1.0, odds, odds * slope)
     tl.store(others + row, total, mask=exists)
-    tl.store(complements + row, share_of_others(odds), mask=exists)
-    tl.store(losses + row, tl.where(odds < 1.0, small, loss), mask=exists)
+    tl.store(values + row, tl.where(odds < 1.0, small, loss), mask=exists)
+    tl.store(values + 2 * batch + row, share_of_others(odds), mask=exists)
+
+
+@triton.jit
+def sum_and_largest(values, total, largest, count, factor, BLOCK: tl.constexpr):
+    """``factor`` times the sum of ``values[0]``, and the largest of ``values[1]``, which is positive; ``(2, count)``.
+
+    One program, so that nothing but the order of its lanes decides the bits.
+    """
+    sums = tl.zeros((BLOCK,), tl.float64)
+    most = tl.zeros((BLOCK,), tl.float32)
+    for first in range(0, count, BLOCK):
+        at = first + tl.arange(0, BLOCK)
+        sums += tl.load(values + at, mask=at < count, other=0.0).to(tl.float64)
+        value = tl.load(values + count + at, mask=at < count, other=0.0)
+        most = tl.maximum(most, value, propagate_nan=tl.PropagateNan.ALL)
+    tl.store(total, tl.sum(sums, 0) * factor)
+    tl.store(largest, tl.where(tl.max((most != most).to(tl.int32), 0) > 0, float("nan"), tl.max(most, 0)))
 
 
 @triton.jit
 def row_means(
-    sums, units, changes, largest, others, peak, factors, means, pulls, batch, padded, panels, width,
+    sums, units, changes, largest, others, peak, factors, means, values, batch, padded, panels, width,
     scale, inv_gain,
     ROWS: tl.constexpr, WIDTH: tl.constexpr, ONE_EXP: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """Tangents of the row log-sums, as the tiles need them, and of P of the partner (``pulls``)."""
+    """Tangents of the row log-sums, as the tiles need them, and of P of the partner (``values[3]``)."""
     row, partner, place, exists = positions(batch, padded, ROWS)
     u = load_matrix(units, row, exists, width, WIDTH)
     w = load_matrix(units, partner, exists, width, WIDTH)
@@ -213,7 +253,7 @@ def row_means(
     if ONE_EXP:
         rest *= factor
     mean = rest + p * t
-    tl.store(pulls + row, p * (share_of_others(odds) * t - rest), mask=exists)
+    tl.store(values + 6 * batch + row, p * (share_of_others(odds) * t - rest), mask=exists)
     tl.store(means + place, tl.where(exists, mean * factor if ONE_EXP else mean, 0.0))
 
 
@@ -226,16 +266,19 @@ def through_norm(change, u, inv_norm, eps):
 
 @triton.jit
 def unit_tangents(
-    tangents, units, inv_norms, changes, lengths, batch, padded, width, eps,
+    v1, v2, units, inv_norms, grad, changes, values, batch, padded, width, eps,
     ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """``u̇ = J v`` and its row lengths."""
-    row, _, _, exists = positions(batch, padded, ROWS)
+    """``u̇ = J v``; in ``values[:3]``, for each row, ``grad·v``, the length of ``u̇``, and ``u·v / n``."""
+    row, _, place, exists = positions(batch, padded, ROWS)
     u = load_matrix(units, row, exists, width, WIDTH)
-    v = load_matrix(tangents, row, exists, width, WIDTH)
-    change = through_norm(v, u, tl.load(inv_norms + row, mask=exists, other=1.0), eps)
+    v = load_views(v1, v2, place, padded, exists, width, WIDTH)
+    inv_norm = tl.load(inv_norms + row, mask=exists, other=1.0)
+    change = through_norm(v, u, inv_norm, eps)
     store_matrix(changes, row, exists, width, change, WIDTH)
-    tl.store(lengths + row, tl.sqrt_rn(tl.sum(change * change, 1)), mask=exists)
+    tl.store(values + row, tl.sum(load_matrix(grad, row, exists, width, WIDTH) * v, 1), mask=exists)
+    tl.store(values + 2 * batch + row, tl.sqrt_rn(tl.sum(change * change, 1)), mask=exists)
+    tl.store(values + 4 * batch + row, tl.sum(u * v, 1) * inv_norm, mask=exists)
 
 
 @triton.jit
@@ -251,11 +294,14 @@ def sum_shares(out, part, place, shares, WIDTH: tl.constexpr):
 
 @triton.jit
 def finish_gradient(
-    out, units, inv_norms, others, peak, grad, radials, part, batch, padded, width, shares,
+    out, units, inv_norms, others, peak, cotangent, g1, g2, grad, radials, part, batch, padded, width, shares,
     scale, inv_gain, weight, eps,
     ROWS: tl.constexpr, WIDTH: tl.constexpr, ONE_EXP: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """``grad = J G`` and ``radial = u·G`` with ``G = weight · (Σ shares − (2 − P − Pᵀ) u_partner)``."""
+    """``grad = J G``, ``cotangent`` times it, and ``radial = u·G``.
+
+    ``G = weight · (Σ shares − (2 − P − Pᵀ) u_partner)``.
+    """
     row, partner, place, exists = positions(batch, padded, ROWS)
     u = load_matrix(units, row, exists, width, WIDTH)
     w = load_matrix(units, partner, exists, width, WIDTH)
@@ -263,22 +309,25 @@ def finish_gradient(
     inv_gain *= above_weights(peak)
     change = weight * (sum_shares(out, part, place, shares, WIDTH) * inv_gain - away[:, None] * w)
     inv_norm = tl.load(inv_norms + row, mask=exists, other=1.0)
-    store_matrix(grad, row, exists, width, through_norm(change, u, inv_norm, eps), WIDTH)
+    gradient = through_norm(change, u, inv_norm, eps)
+    store_matrix(grad, row, exists, width, gradient, WIDTH)
+    store_views(g1, g2, place, padded, exists, width, gradient, cotangent, inv_norm, eps, WIDTH)
     tl.store(radials + row, tl.sum(u * change, 1), mask=exists)
 
 
 @triton.jit
 def finish_product(
-    out, units, inv_norms, others, peak, grad, radials, tangents, changes, largest, pulls, product,
+    out, units, inv_norms, others, peak, grad, radials, changes, largest, values, cotangent, h1, h2,
     part, batch, padded, width, shares, scale, inv_gain, weight, inv_temperature, eps,
     ROWS: tl.constexpr, WIDTH: tl.constexpr, ONE_EXP: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """The Hessian times the tangent, by the formula of :mod:`bissl_fast.ops.schemas`."""
+    """``cotangent`` times the Hessian times the tangent, by the formula of :mod:`bissl_fast.ops.schemas`."""
     row, partner, place, exists = positions(batch, padded, ROWS)
     u = load_matrix(units, row, exists, width, WIDTH)
     w = load_matrix(units, partner, exists, width, WIDTH)
     away = both_shares(others, row, partner, exists, cosines(u, w, SPLIT), scale, ONE_EXP)
     unscale = power_of_two(tl.load(largest))
+    pulls = values + 6 * batch
     pull = tl.load(pulls + row, mask=exists, other=0.0) + tl.load(pulls + partner, mask=exists, other=0.0)
     pull *= unscale * inv_temperature
     inv_gain *= above_weights(peak)
@@ -290,7 +339,7 @@ def finish_product(
     radial = tl.where(clamped, 0.0, tl.load(radials + row, mask=exists, other=0.0))
     g = load_matrix(grad, row, exists, width, WIDTH)
     along = tl.where(clamped, 0.0, tl.sum(g * change, 1))
-    stretch = tl.where(clamped, 0.0, tl.sum(u * load_matrix(tangents, row, exists, width, WIDTH), 1) * inv_norm)
+    stretch = tl.where(clamped, 0.0, tl.load(values + 4 * batch + row, mask=exists, other=0.0))
     result = through_norm(curved - radial[:, None] * change, u, inv_norm, eps)
     result -= u * along[:, None] + g * stretch[:, None]
-    store_matrix(product, row, exists, width, result, WIDTH)
+    store_views(h1, h2, place, padded, exists, width, result, cotangent, inv_norm, eps, WIDTH)

@@ -45,6 +45,8 @@ def everything(folder: Path) -> dict[str, str]:
         ("path,class", "{path},{label}", "utf-8-sig"),
         ("id;Label;File", "7;{label};{path}", "utf-8"),
         ("filename\tclass", '"{path}"\t{label}', "utf-8"),
+        (",filepath,target", "3,{path},{label}", "utf-8"),  # as pandas writes its index
+        ("width,Image Path,class_name,label", "640,.\\{path},{label},0", "utf-8"),  # as from Windows
     ],
 )
 def test_columns_stand_in_their_order_or_under_their_names(
@@ -56,7 +58,16 @@ def test_columns_stand_in_their_order_or_under_their_names(
     parts = (listing.train, listing.val, listing.test)
     assert {path: label for part in parts for path, label in classes_of(part).items()} == expected
     assert [part.count for part in parts] == [14, 2, 4]
-    assert "names no splits: 14 images train, 2 validate, 4 test" in listing.notes[0]
+    assert any("names no splits: 14 images train, 2 validate, 4 test" in note for note in listing.notes)
+
+
+def test_columns_that_are_not_read_are_told(folder: Path) -> None:
+    lines = [f"{index},{path},{label},{index % 5}" for index, (path, label) in enumerate(everything(folder).items())]
+    listing = list_labelled(f"folder:{folder}", None, table(folder, [",file,label,fold", *lines]))
+    assert f"Of {folder.parent / 'labels.csv'} file and label are read, and not fold." in listing.notes
+    named = [f"{path},{label}" for path, label in everything(folder).items()]
+    listing = list_labelled(f"folder:{folder}", None, table(folder, ["path,class", *named]))
+    assert not any("are read" in note for note in listing.notes)
 
 
 def test_splits_of_the_table_are_kept(folder: Path) -> None:
@@ -131,7 +142,13 @@ def test_photographs_stand_upright_as_in_a_folder_of_classes(tmp_path: Path) -> 
         (["day0/00.png,cat,later"], "the split is 'later'; known are train, val, test"),
         (["day0/00.png,cat,train", "day0/02.png,dog,"], "names the split of some files and not of others"),
         (["day0/00.png,cat,train", "day0/02.png,dog,train"], "has no images for test"),
-        (["nowhere.png,cat", f"{'x' * 300}.png,dog"], "None of the 2 files that .* lists is in"),
+        (
+            ["nowhere.png,cat", f"{'x' * 300}.png,dog"],
+            "None of the 2 files .* the first was looked for as .*nowhere.png",
+        ),
+        (["where,width,height,what", "day0/00.png,9,9,cat"], "names no columns .* found where, width, height, what"),
+        (["where,width,what", "day0/00.png,9,cat"], "line 1: the split is 'what'.* path, class and split above them"),
+        ([",where,what", "0,day0/00.png,cat"], "line 1: .*path, class and split above them"),
         (["day0/00.png,cat", "day0/02.png,cat"], "has the class 'cat' alone"),
     ],
 )

@@ -146,12 +146,13 @@ def test_every_ending_that_can_be_read_is_taken(tmp_path, ending):
 
 def test_endings_that_cannot_be_read_are_counted_and_named(tmp_path):
     trees.class_folders(tmp_path, {"a": 5, "b": 5})
-    for name in ("IMG_1.heic", "IMG_2", "raw.dng"):
+    for name in ("IMG_1.HEIC", "IMG_2", "raw.dng"):
         (tmp_path / "a" / name).write_bytes(b"")
     for notes in (image_folder(tmp_path).notes, loose_images(tmp_path).notes):
         sentence = note(notes, "their names do not end")
-        assert sentence.startswith("3 of what lies in")
-        assert sentence.endswith("a/IMG_1.heic, a/IMG_2, a/raw.dng.")
+        assert sentence.startswith("1 of what lies in")
+        assert sentence.endswith("a/IMG_2.")
+        assert note(notes, "save them as JPEG or PNG").endswith("a/IMG_1.HEIC, a/raw.dng.")
 
 
 def test_the_sentence_on_a_folder_without_images_names_what_it_holds(tmp_path):

@@ -17,7 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from bissl_fast.data.sets.dataset import Labels
-from bissl_fast.data.sets.readers.source import Listing, Source, from_array, with_validation
+from bissl_fast.data.sets.readers.from_arrays import from_array
+from bissl_fast.data.sets.readers.holdout import with_validation
+from bissl_fast.data.sets.readers.source import Listing, Source
 from bissl_fast.data.sets.readers.text import read_text, require
 from bissl_fast.data.sets.splits import cross_classes
 from bissl_fast.errors import UserError

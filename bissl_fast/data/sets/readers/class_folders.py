@@ -10,14 +10,9 @@ import numpy.typing as npt
 
 from bissl_fast.data.sets.readers.decode import printable
 from bissl_fast.data.sets.readers.folder import images_below
-from bissl_fast.data.sets.readers.source import (
-    Listing,
-    Source,
-    class_notes,
-    from_files,
-    from_lists,
-    with_validation,
-)
+from bissl_fast.data.sets.readers.from_files import class_notes, from_files, from_lists
+from bissl_fast.data.sets.readers.holdout import with_validation
+from bissl_fast.data.sets.readers.source import Listing, Source
 from bissl_fast.data.sets.readers.text import read_rows, require
 from bissl_fast.data.sets.splits import fixed_per_class
 from bissl_fast.errors import UserError

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from bissl_fast.data.sets.readers.class_folders import class_names
 from bissl_fast.data.sets.readers.folder import images_below
-from bissl_fast.data.sets.readers.source import Listing, from_lists
+from bissl_fast.data.sets.readers.from_files import from_lists
+from bissl_fast.data.sets.readers.source import Listing
 from bissl_fast.data.sets.readers.text import read_text, require
 from bissl_fast.errors import UserError
 

@@ -9,7 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from bissl_fast.data.sets.readers.decode import printable
-from bissl_fast.data.sets.readers.source import Listing, Source, carve, from_files, listed, split_in_three
+from bissl_fast.data.sets.readers.from_files import from_files
+from bissl_fast.data.sets.readers.holdout import carve, split_in_three
+from bissl_fast.data.sets.readers.source import Listing, Source, listed
 from bissl_fast.data.sets.readers.stacks import extensions
 from bissl_fast.data.sets.readers.tree import AN_ARRAY, BESIDE, WITHOUT_IMAGES, Tree, subfolders
 from bissl_fast.errors import UserError

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bissl_fast.data.sets.readers.source import Listing, from_lists
+from bissl_fast.data.sets.readers.from_files import from_lists
+from bissl_fast.data.sets.readers.source import Listing
 from bissl_fast.data.sets.readers.text import label_of, read_rows, read_text, require
 from bissl_fast.errors import UserError
 from bissl_fast.plain import parse_json

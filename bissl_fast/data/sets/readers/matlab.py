@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bissl_fast.data.sets.readers.from_files import from_lists
 from bissl_fast.data.sets.readers.mat_file import read_variable
-from bissl_fast.data.sets.readers.source import Listing, from_lists
+from bissl_fast.data.sets.readers.source import Listing
 from bissl_fast.data.sets.readers.text import label_of, require
 from bissl_fast.errors import UserError
 

@@ -15,7 +15,10 @@ from bissl_fast.data.sets.dataset import Images
 from bissl_fast.data.sets.readers.class_folders import class_names, from_class_folders
 from bissl_fast.data.sets.readers.decode import printable
 from bissl_fast.data.sets.readers.folder import images_below
-from bissl_fast.data.sets.readers.source import Listing, Source, carve, class_notes, digest, from_array
+from bissl_fast.data.sets.readers.from_arrays import from_array
+from bissl_fast.data.sets.readers.from_files import class_notes
+from bissl_fast.data.sets.readers.holdout import carve
+from bissl_fast.data.sets.readers.source import Listing, Source, digest
 from bissl_fast.data.sets.splits import TEST_SEED
 from bissl_fast.errors import UserError
 from bissl_fast.plain import load_arrays

@@ -10,20 +10,23 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bissl_fast.data.sets.readers.decode import printable
-from bissl_fast.data.sets.readers.source import (
-    Listing,
-    Source,
-    absent_notes,
-    from_files,
-    listed,
-    split_in_three,
-    with_validation,
-)
+from bissl_fast.data.sets.readers.from_files import absent_notes, from_files
+from bissl_fast.data.sets.readers.holdout import split_in_three, with_validation
+from bissl_fast.data.sets.readers.source import Listing, Source, listed
 from bissl_fast.data.sets.readers.stacks import extensions
 from bissl_fast.data.sets.readers.tree import Tree
 from bissl_fast.errors import UserError
 
-HEADS = {"path": ("path", "file", "filename", "image"), "class": ("class", "label"), "split": ("split", "set")}
+HEADS = {
+    "path": (
+        *("path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path", "imagepath"),
+        *("image_file", "image_name", "img", "img_path"),
+    ),
+    "class": ("class", "class_name", "classname", "category", "label", "target"),
+    "split": ("split", "set", "subset", "partition"),
+}
+"""What columns may be called, in any case and with blanks or hyphens; of several for one thing the first counts."""
+NAME_THEM = "if its columns have names or another order, write path, class and split above them"
 SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "dev"), "test": ("test", "testing")}
 
 
@@ -82,14 +85,20 @@ def read_table(root: Path, table: Path) -> list[Row]:
     Args:
         root: what paths are relative to.
         table: text in UTF-8, columns separated by comma, semicolon or tab: path, class and optionally split, in this
-            order, or in any order and among others under a first line that names them.
+            order, or in any order and among others under a first line that names them (:data:`HEADS`).
 
     Raises:
         UserError: if it cannot be read, a line lacks something, a file lies outside the folder or has two classes.
     """
-    lines = _cells(table)
+    return _rows(root, table, _cells(table))
+
+
+def _rows(root: Path, table: Path, lines: Sequence[Sequence[str]]) -> list[Row]:
     columns = _columns(lines[0])
     named = columns is not None
+    if columns is None and len(lines[0]) > len(HEADS):
+        heads = listed([cell for cell in lines[0] if cell])
+        raise UserError(f"{table} names no columns that are known, found {heads}: {NAME_THEM}.")
     columns = columns or {name: place for place, name in enumerate(HEADS) if place < len(lines[0])}
     found: dict[Path, Row] = {}
     for number, cells in enumerate(lines[named:], start=1 + named):
@@ -121,7 +130,7 @@ def _cells(table: Path) -> list[list[str]]:
 
 def _columns(first: Sequence[str]) -> dict[str, int] | None:
     """Where the columns are, if the first line names them."""
-    heads = [cell.lower() for cell in first]
+    heads = [cell.lower().replace(" ", "_").replace("-", "_") for cell in first]
     places = {name: next((heads.index(word) for word in words if word in heads), -1) for name, words in HEADS.items()}
     if places["path"] < 0 or places["class"] < 0:
         return None
@@ -130,9 +139,13 @@ def _columns(first: Sequence[str]) -> dict[str, int] | None:
 
 def _row(root: Path, table: Path, number: int, cells: Sequence[str], columns: dict[str, int]) -> Row:
     values = {name: cells[place] if place < len(cells) else "" for name, place in columns.items()}
+    help = f"; {NAME_THEM}" if number == 1 else ""
     if not values.get("path") or not values.get("class"):
-        raise UserError(f"{table}, line {number}: a path and a class are expected, found {', '.join(cells)!r}.")
-    file = Path(os.path.normpath(root / values["path"]))
+        raise UserError(f"{table}, line {number}: a path and a class are expected, found {', '.join(cells)!r}{help}.")
+    path = values["path"]
+    if "\\" in path and not os.path.exists(root / path):  # of Windows; in names of Linux it is a letter like others
+        path = path.replace("\\", "/")
+    file = Path(os.path.normpath(root / path))
     if not file.is_relative_to(root):  # or is, by another name: through a symbolic link, or without one
         folder, real = Path(os.path.realpath(file.parent)), Path(os.path.realpath(root))
         file = root / folder.relative_to(real) / file.name if folder.is_relative_to(real) else file
@@ -141,19 +154,37 @@ def _row(root: Path, table: Path, number: int, cells: Sequence[str], columns: di
     word = values.get("split", "").lower()
     split = next((name for name, words in SPLITS.items() if word in words), "")
     if word and not split:
-        raise UserError(f"{table}, line {number}: the split is {word!r}; known are {', '.join(SPLITS)}.")
+        raise UserError(f"{table}, line {number}: the split is {word!r}; known are {', '.join(SPLITS)}{help}.")
     return Row(file, values["class"], split)
 
 
 def _present(root: Path, table: Path, channels: int) -> tuple[list[Row], tuple[str, ...]]:
     """The lines whose files are there, and notes on the others and on the images that no line names."""
-    rows = read_table(root, table)
+    lines = _cells(table)
+    rows = _rows(root, table, lines)
     present = [row for row in rows if os.path.isfile(row.file)]  # false, too, for names that no file can have
     if not present:
-        raise UserError(f"None of the {len(rows)} files that {table} lists is in {root}: paths are relative to it.")
+        raise UserError(
+            f"None of the {len(rows)} files that {table} lists is in {root}: paths are relative to it, and the first "
+            f"was looked for as {rows[0].file}."
+        )
     there = {row.file for row in present}
     absent = [row.file.relative_to(root).as_posix() for row in rows if row.file not in there]
-    return present, (*absent_notes(table.name, absent), *_unnamed_notes(root, table, there, channels))
+    notes = (
+        *_unread_notes(table, lines[0]),
+        *absent_notes(table.name, absent),
+        *_unnamed_notes(root, table, there, channels),
+    )
+    return present, notes
+
+
+def _unread_notes(table: Path, first: Sequence[str]) -> tuple[str, ...]:
+    """A note on the named columns that mean nothing here, as a split by another word."""
+    columns = _columns(first) or {}
+    unread = [head for place, head in enumerate(first) if head and place not in columns.values()] if columns else []
+    read = " and ".join(printable(first[place]) for place in columns.values())
+    shown = printable(listed(unread))
+    return (f"Of {printable(table)} {read} are read, and not {shown}.",) if unread else ()
 
 
 def _unnamed_notes(root: Path, table: Path, named: set[Path], channels: int) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from bissl_fast.data.sets.readers.decode import EXTENSIONS, printable
 from bissl_fast.data.sets.readers.source import listed
 
 NOT_AN_IMAGE = "their names do not end as those of images do that are read here"
+A_CAMERAS = "they are photographs in a format that is not read here (save them as JPEG or PNG)"
 AN_ARRAY = "arrays are images of other than 3 channels, which --channels has to name (of train: --images.channels)"
 BESIDE = "they lie beside the class folders"
 WITHOUT_IMAGES = "these folders hold no image"
@@ -20,6 +21,9 @@ _NO_FILE = "they are pipes, devices or broken links"
 _CLOSED = "they cannot be opened"
 _RUN = "they are runs of bissl-fast"
 _CACHE = "they are entries of bissl-fast's cache"
+
+
+_OF_CAMERAS = {".heic", ".heif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw"}
 
 
 class Tree:
@@ -109,7 +113,8 @@ class Tree:
         """Why a file is not read; empty if it is, and taken from then on."""
         path = Path(entry.path)
         if path.suffix.lower() not in self.extensions:
-            return AN_ARRAY if path.suffix.lower() == ".npy" else NOT_AN_IMAGE
+            kind = path.suffix.lower()
+            return AN_ARRAY if kind == ".npy" else A_CAMERAS if kind in _OF_CAMERAS else NOT_AN_IMAGE
         if not entry.is_file():
             return _NO_FILE
         if entry.is_symlink() and self._is_read(path.resolve()):

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from bissl_fast.data.sets.readers.source import Listing, Source, absent_notes, from_files, leaves
+from bissl_fast.data.sets.readers.from_files import absent_notes, from_files, leaves
+from bissl_fast.data.sets.readers.source import Listing, Source
 from bissl_fast.data.sets.readers.text import read_rows
 from bissl_fast.errors import UserError
 
