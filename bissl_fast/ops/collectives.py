@@ -255,9 +255,8 @@ def _summed_pieces(given: Sequence[Tensor], ranks: Ranks) -> list[Tensor]:
 
 
 def dense(x: Tensor) -> Tensor:
-    """A tensor that lies in memory without gaps, channels last or in its own order of axes; else a copy that does."""
-    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim(), torch.contiguous_format)
-    return x if x.is_contiguous() or x.is_contiguous(memory_format=last) else x.contiguous()
+    """A tensor that lies in memory without gaps, whatever the order of its axes there; else a copy that does."""
+    return x if x.is_contiguous() or x.permute(x.dim_order()).is_contiguous() else x.contiguous()
 
 
 def in_memory(x: Tensor) -> Tensor:

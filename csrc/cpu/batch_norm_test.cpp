@@ -116,13 +116,13 @@ struct Kernels {
   std::vector<T> x;
   std::vector<W> weight, bias;
   std::vector<T> residual, out;
-  std::vector<W> mean, rstd, sum_g, sum_gx;
+  std::vector<W> mean, rstd, sums;
 
   Kernels(const BatchNormShape& shape, const Point& at, bool relu)
       : shape(shape), relu(relu), x(as<T>(at.x)), weight(as<W>(at.weight)), bias(as<W>(at.bias)),
         residual(as<T>(at.residual)), out(shape.size()), mean(shape.groups * shape.channels), rstd(mean.size()),
-        sum_g(mean.size()), sum_gx(mean.size()) {
-    batch_norm(shape, inputs(), kEps, mean.data(), rstd.data(), out.data());
+        sums(2 * mean.size()) {
+    batch_norm<T>(shape, inputs(), nullptr, kEps, mean.data(), rstd.data(), out.data());
   }
   bissl_fast::cpu::ForwardInputs<T> inputs() const {
     return {x.data(), weight.data(), bias.data(), residual.data(), relu};
@@ -130,10 +130,11 @@ struct Kernels {
   bissl_fast::cpu::Normalisation<T> saved() const {
     return {relu ? out.data() : nullptr, x.data(), weight.data(), mean.data(), rstd.data()};
   }
-  // Sums (G, C) over the groups.
-  Values total(const std::vector<W>& sums) const {
+  // A plane of sums (2, G, C) over the groups.
+  Values total(const std::vector<W>& planes, int64_t plane) const {
     Values all(shape.channels);
-    for (size_t k = 0; k < sums.size(); ++k) all[k % shape.channels] += sums[k];
+    const W* sums = planes.data() + plane * shape.statistics();
+    for (int64_t k = 0; k < shape.statistics(); ++k) all[k % shape.channels] += sums[k];
     return all;
   }
 
@@ -145,15 +146,14 @@ struct Kernels {
   Point backward(const Values& grad_out, bool known_sums = false) {
     const std::vector<T> g = as<T>(grad_out);
     std::vector<T> dx(g.size()), dresidual(g.size());
-    batch_norm_backward<T>(shape, saved(), g.data(), known_sums,
-                           {dx.data(), dresidual.data(), sum_g.data(), sum_gx.data()});
-    return {loaded(dx), total(sum_gx), total(sum_g), loaded(dresidual)};
+    batch_norm_backward<T>(shape, saved(), g.data(), known_sums, {dx.data(), dresidual.data(), sums.data()});
+    return {loaded(dx), total(sums, 1), total(sums, 0), loaded(dresidual)};
   }
   Values tangent(const Point& along) const {
     const std::vector<T> x_t = as<T>(along.x), residual_t = as<T>(along.residual);
     const std::vector<W> weight_t = as<W>(along.weight), bias_t = as<W>(along.bias);
     std::vector<T> out_t(out.size());
-    batch_norm_tangent<T>(shape, saved(), {x_t.data(), weight_t.data(), bias_t.data(), residual_t.data()},
+    batch_norm_tangent<T>(shape, saved(), {x_t.data(), weight_t.data(), bias_t.data(), residual_t.data()}, nullptr,
                           out_t.data());
     return loaded(out_t);
   }
@@ -163,13 +163,12 @@ struct Kernels {
     const std::vector<T> x_t = as<T>(along ? along->x : Values());
     const std::vector<W> w_t = as<W>(along ? along->weight : Values());
     std::vector<T> dx(g.size()), dresidual(g.size());
-    std::vector<W> sum_g_t(sum_g.size()), sum_gx_t(sum_g.size());
-    batch_norm_backward_tangent<T>(shape, saved(), g.data(), sum_g.data(), sum_gx.data(),
+    std::vector<W> sums_t(sums.size());
+    batch_norm_backward_tangent<T>(shape, saved(), g.data(), {sums.data(), nullptr, nullptr, nullptr},
                                    grad_out_t ? g_t.data() : nullptr, along ? x_t.data() : nullptr,
                                    along ? w_t.data() : nullptr,
-                                   {dx.data(), grad_out_t ? dresidual.data() : nullptr, sum_g_t.data(),
-                                    sum_gx_t.data()});
-    return {loaded(dx), total(sum_gx_t), total(sum_g_t), loaded(dresidual)};
+                                   {dx.data(), grad_out_t ? dresidual.data() : nullptr, sums_t.data()});
+    return {loaded(dx), total(sums_t, 1), total(sums_t, 0), loaded(dresidual)};
   }
 };
 
@@ -224,6 +223,75 @@ void check_second_order(const BatchNormShape& shape, bool relu) {
   Kernels<float> single(shape, at, relu);
   expect(error(single.backward(g).x, kernels.backward(g).x) <= 1e-4, "float agrees with double", shape, 0);
   expect(error(single.backward_tangent(g, &g_t, &along).x, product.x) <= 1e-3, "so in second order", shape, 0);
+}
+
+// Two ranks with half of the rows each give the halves of what one process gives, and shares of its sums.
+void check_ranks(const BatchNormShape& whole, bool relu) {
+  const BatchNormShape half{1, whole.rows / 2, whole.channels, whole.run, 2};
+  const int64_t size = half.size(), plane = half.statistics();
+  const Point at = Point::random(whole, 1), along = Point::random(whole, 11);
+  const Values g = random_values(whole.size(), 21), g_t = random_values(whole.size(), 22);
+  Kernels<double> one(whole, at, relu);
+  const Point gradient = one.backward(g), product = one.backward_tangent(g, &g_t, &along);
+  const Values tangent = one.tangent(along);
+
+  Values out(whole.size()), dx(out), dresidual(out), out_t(out), dx_t(out), dresidual_t(out);
+  Values every(4 * plane), mean(plane), rstd(plane);
+  // Of each rank, and behind these of both.
+  Values sums(6 * plane), moments(6 * plane), turned(15 * plane), sums_t(4 * plane);
+  const auto add_up = [&](Values& planes, int64_t count) {
+    for (int64_t k = 0; k < count * plane; ++k) planes[2 * count * plane + k] = planes[k] + planes[count * plane + k];
+  };
+  const auto saved = [&](int64_t from) {
+    return bissl_fast::cpu::Normalisation<double>{relu ? out.data() + from : nullptr, at.x.data() + from,
+                                                  at.weight.data(), mean.data(), rstd.data()};
+  };
+  for (const int64_t rank : {0, 1}) {
+    batch_norm_statistics<double>(half, at.x.data() + rank * size, every.data() + 2 * plane * rank);
+  }
+  for (const int64_t from : {int64_t{0}, size}) {
+    batch_norm<double>(half, {at.x.data() + from, at.weight.data(), at.bias.data(), at.residual.data() + from, relu},
+                       every.data(), kEps, mean.data(), rstd.data(), out.data() + from);
+  }
+  for (const int64_t rank : {0, 1}) {
+    const int64_t from = rank * size;
+    auto unmasked = saved(from);
+    unmasked.mask = nullptr;
+    batch_norm_moments<double>(half, saved(from), g.data() + from, sums.data() + 2 * plane * rank);
+    batch_norm_moments<double>(half, unmasked, along.x.data() + from, moments.data() + 2 * plane * rank);
+    batch_norm_tangent_moments<double>(half, saved(from), g.data() + from, g_t.data() + from, along.x.data() + from,
+                                       turned.data() + 5 * plane * rank);
+  }
+  add_up(sums, 2);
+  add_up(moments, 2);
+  add_up(turned, 5);
+  for (const int64_t rank : {0, 1}) {
+    const int64_t from = rank * size;
+    double* all = sums.data() + 4 * plane;
+    batch_norm_backward<double>(half, saved(from), g.data() + from, true,
+                                {dx.data() + from, dresidual.data() + from, all});
+    batch_norm_tangent<double>(
+        half, saved(from),
+        {along.x.data() + from, along.weight.data(), along.bias.data(), along.residual.data() + from},
+        moments.data() + 4 * plane, out_t.data() + from);
+    batch_norm_backward_tangent<double>(
+        half, saved(from), g.data() + from,
+        {all, sums.data() + 2 * plane * rank, turned.data() + 10 * plane, turned.data() + 5 * plane * rank},
+        g_t.data() + from, along.x.data() + from, along.weight.data(),
+        {dx_t.data() + from, dresidual_t.data() + from, sums_t.data() + 2 * plane * rank});
+  }
+  Values dbias_t(plane), dweight_t(plane);
+  for (int64_t c = 0; c < plane; ++c) {
+    dbias_t[c] = sums_t[c] + sums_t[2 * plane + c];
+    dweight_t[c] = sums_t[plane + c] + sums_t[3 * plane + c];
+  }
+  expect(error(out, one.out) <= 1e-12, "two ranks give the output of one process", whole, error(out, one.out));
+  expect(error(dx, gradient.x) <= 1e-11, "its gradient", whole, error(dx, gradient.x));
+  expect(dresidual == gradient.residual, "that of the residual", whole, 0);
+  expect(error(out_t, tangent) <= 1e-11, "its tangent", whole, error(out_t, tangent));
+  expect(error(dx_t, product.x) <= 1e-11, "its product", whole, error(dx_t, product.x));
+  expect(error(dweight_t, product.weight) <= 1e-11, "so for the weight", whole, error(dweight_t, product.weight));
+  expect(error(dbias_t, product.bias) <= 1e-11, "so for the bias", whole, error(dbias_t, product.bias));
 }
 
 // What is shaped like x is rounded once, and sums not at all.
@@ -292,6 +360,7 @@ int main() {
             check_first_order(shape, relu);
             if (shape.values() <= 3) continue;  // two values are always at -1 and 1: flat
             check_second_order(shape, relu);
+            if (groups == 1 && rows % 2 == 0) check_ranks(shape, relu);
             check_half<BFloat16>(shape, relu, std::ldexp(1, -8));
             check_half<Half>(shape, relu, std::ldexp(1, -11));
           }

@@ -113,21 +113,24 @@ template <class T>
 std::vector<T> batch_norm(const cpu::BatchNormShape& shape, const std::vector<double>& values, bool relu, int given) {
   const int64_t count = shape.size(), channels = shape.channels, statistics = shape.groups * channels;
   const std::vector<T> x = as<T>(values), weight(channels, T{0.5}), bias(channels, T{0.25});
-  std::vector<T> out(count), mean(statistics), rstd(statistics), sum_g(statistics), sum_gx(statistics);
-  std::vector<T> dx(count), dresidual(count), tangent(count), sum_g_t(statistics), sum_gx_t(statistics);
+  std::vector<T> out(count), mean(statistics), rstd(statistics), sums(2 * statistics), every(2 * statistics);
+  std::vector<T> dx(count), dresidual(count), tangent(count), sums_t(2 * statistics), moments(5 * statistics);
   const cpu::ForwardInputs<T> inputs{x.data(), weight.data(), bias.data(), given & 1 ? x.data() : nullptr, relu};
-  cpu::batch_norm(shape, inputs, 1e-5, mean.data(), rstd.data(), out.data());
+  cpu::batch_norm_statistics<T>(shape, x.data(), every.data());
+  cpu::batch_norm<T>(shape, inputs, given & 1 ? every.data() : nullptr, 1e-5, mean.data(), rstd.data(), out.data());
   cpu::batch_norm_apply(shape, inputs, mean.data(), rstd.data(), out.data());
   const cpu::Normalisation<T> saved{relu ? out.data() : nullptr, x.data(), weight.data(), mean.data(), rstd.data()};
   T* residual = given & 1 ? dresidual.data() : nullptr;
-  cpu::batch_norm_backward(shape, saved, x.data(), false, {dx.data(), residual, sum_g.data(), sum_gx.data()});
-  cpu::batch_norm_tangent(shape, saved,
-                          {given & 2 ? x.data() : nullptr, given & 4 ? bias.data() : nullptr,
-                           given & 8 ? bias.data() : nullptr, given & 1 ? x.data() : nullptr},
-                          tangent.data());
-  cpu::batch_norm_backward_tangent(shape, saved, x.data(), sum_g.data(), sum_gx.data(), x.data(),
-                                   given & 2 ? x.data() : nullptr, given & 4 ? bias.data() : nullptr,
-                                   {tangent.data(), residual, sum_g_t.data(), sum_gx_t.data()});
+  cpu::batch_norm_backward<T>(shape, saved, x.data(), false, {dx.data(), residual, sums.data()});
+  cpu::batch_norm_tangent<T>(shape, saved,
+                             {given & 2 ? x.data() : nullptr, given & 4 ? bias.data() : nullptr,
+                              given & 8 ? bias.data() : nullptr, given & 1 ? x.data() : nullptr},
+                             nullptr, tangent.data());
+  const T* moved = given & 2 ? x.data() : nullptr;
+  cpu::batch_norm_tangent_moments<T>(shape, saved, x.data(), x.data(), moved, moments.data());
+  const T *own_sums = given & 8 ? sums.data() : nullptr, *known = given & 8 ? moments.data() : nullptr;
+  cpu::batch_norm_backward_tangent<T>(shape, saved, x.data(), {sums.data(), own_sums, known, known}, x.data(), moved,
+                                      given & 4 ? bias.data() : nullptr, {tangent.data(), residual, sums_t.data()});
   return out;
 }
 

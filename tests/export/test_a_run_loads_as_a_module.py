@@ -66,6 +66,16 @@ def test_scores_are_those_of_the_classifier_on_the_backbones_features(run: Path)
     torch.testing.assert_close(whole.probabilities(whole(images)).sum(1), torch.ones(4))
 
 
+@pytest.mark.parametrize(
+    "images", [torch.zeros(3, 16, 16), torch.zeros(2, 1, 16, 16), torch.zeros(2, 3, 16, 16, dtype=torch.uint8)]
+)
+def test_images_that_are_no_normalised_batch_are_refused(run: Path, images: torch.Tensor) -> None:
+    with pytest.raises(UserError, match=r"must be a batch \(N, 3, S, S\) of normalised numbers, found \("):
+        bissl_fast.load(run)(images)
+    with pytest.raises(UserError, match="a file or an open one of PIL, found Tensor"):
+        bissl_fast.load(run).transform(images)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("channels", [3, 1])
 @pytest.mark.parametrize("whole", [False, True])
 def test_an_image_is_shown_as_the_run_shows_it(tmp_path: Path, channels: int, whole: bool) -> None:

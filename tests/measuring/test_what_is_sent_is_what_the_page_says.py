@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,14 @@ from bissl_fast.bilevel import HessianOperator, ParameterVector
 from bissl_fast.data.pipelines.loader import Batch
 from bissl_fast.measuring.rank_work import CLASSES, RankWork, noise
 from bissl_fast.measuring.scaling import KINDS, Message, Sent
-from bissl_fast.measuring.traffic import recorded, rehearsal, traffic_of
+from bissl_fast.measuring.traffic import Recorder, recorded, rehearsal, traffic_of
 from bissl_fast.methods.bilevel import BilevelSettings
 from bissl_fast.methods.bissl.algorithm import BiSSLTask
 from bissl_fast.methods.bissl.settings import BiSSLSettings
 from bissl_fast.methods.stages.sgd import SGDSettings
 from bissl_fast.models import Network, build_projector, fuse_batch_norm
-from bissl_fast.ops import Ranks
-from bissl_fast.ops.collectives import all_gather, gathered, reduce_scatter
+from bissl_fast.ops import Ranks, batch_norm_act
+from bissl_fast.ops.collectives import all_gather, gathered, least, reduce_scatter, require_same
 from bissl_fast.pretext import BYOL, BarlowTwins, Learner, MoCo, OptimizerSettings, PretextTask, SimCLR
 from tests.ranks import Processes
 
@@ -209,3 +209,59 @@ def test_a_scatter_counts_what_a_rank_gets() -> None:
             ("scatter", 10): 1,
         }
         assert numbers(recorded(lambda: reduce_scatter(torch.ones(6, 5), ranks))) == {("scatter", 10): 1}
+
+
+def passes(ranks: Ranks | None) -> dict[str, Callable[[], object]]:
+    """A batch norm's passes, each behind those that it needs."""
+    given = torch.randn(8, 3, 4, 4), torch.ones(3), torch.zeros(3)
+
+    def run(*given: torch.Tensor) -> torch.Tensor:
+        return batch_norm_act(*given, relu=True, groups=2, ranks=ranks)[0]
+
+    def gradient(*given: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return torch.func.vjp(run, *given)[1](torch.ones(8, 3, 4, 4))
+
+    return {
+        "forward": lambda: run(*given),
+        "backward": lambda: gradient(*given),
+        "tangent": lambda: torch.func.jvp(run, given, given),
+        "tangent of the backward": lambda: torch.func.jvp(gradient, given, given),
+    }
+
+
+def test_each_pass_of_a_batch_norm_calls_one_kernel_and_one_collective_more_over_ranks() -> None:
+    """One kernel forms the sums, one does the rest; a collective is two calls: it is sent, and waited for."""
+    alone = {name: recorded(call) for name, call in passes(None).items()}
+    with rehearsal(RANKS) as ranks:
+        over = {name: recorded(call) for name, call in passes(ranks).items()}
+    for name, behind in {"forward": 0, "backward": 1, "tangent": 1, "tangent of the backward": 3}.items():
+        assert len(over[name].messages) == 1 + behind, name
+        assert over[name].calls - alone[name].calls == 3 * (1 + behind), name
+
+
+class NothingOfTheHost(Recorder):
+    """Refuses collectives of tensors that nobody has placed: while "meta" is the default, they are there."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "_c10d_functional":
+            assert args[0].device.type == "cpu", f"{func} of a tensor that is not where the network is"
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+
+def test_steps_and_products_send_nothing_that_is_not_where_the_network_is() -> None:
+    """A group of GPUs takes no tensor of the host, and none is made there by default."""
+    with rehearsal(RANKS) as ranks:
+        assert ranks is not None
+        working, views, here = learner(ranks, SimCLR()), noise(IMAGES, SIDE, 2), torch.device("cpu")
+        theta = ParameterVector(working.network, "backbone.")
+        vector, batches = torch.ones(len(theta)), [working.given([views])]
+        hessian = HessianOperator(working.product_loss, theta, batches, "linearized", ranks=ranks, check_every=1)
+        with torch.device("meta"), NothingOfTheHost() as found:
+            working.backward(views)
+            hessian.update(batches)
+            hessian.matvec(vector)
+            least(1, ranks, here)
+            require_same(0, ranks, here, "numbers")
+            assert len(found.messages) > 20
+            with pytest.raises(AssertionError, match="not where the network is"):
+                gathered(torch.zeros(2), ranks)

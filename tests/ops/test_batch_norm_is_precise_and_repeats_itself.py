@@ -99,3 +99,16 @@ def test_not_a_number_stays_visible_in_its_channel(dtype: torch.dtype) -> None:
     for name in ("out 0", "gradient 0", "reverse_over_reverse 0", "tangent 0", "forward_over_reverse 0"):
         assert found[name][:, 2].isnan().any()
         assert torch.isfinite(found[name][:, :2]).all()
+
+
+def test_statistics_of_four_ranks_keep_their_digits_where_means_are_far_from_zero_or_apart() -> None:
+    """In float32, where a difference of two mean squares would leave nothing."""
+    ops, noise = torch.ops.bissl_fast, torch.randn(64, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    apart = noise.clone()
+    apart[16:] += 1e4
+    for x in (noise + 1e4, apart):
+        every = torch.cat([ops.batch_norm_statistics(part, 1) for part in x.chunk(4)])
+        _, mean, rstd = ops.batch_norm_fwd(x[:16], torch.ones(3), torch.zeros(3), None, 1, False, 1e-5, every)
+        wide = x.double().transpose(0, 1).flatten(1)
+        assert relative_error(mean, wide.mean(1)[None]) < 1e-6
+        assert relative_error(rstd, (wide.var(1, unbiased=False) + 1e-5).rsqrt()[None]) < 1e-4

@@ -10,7 +10,15 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from bissl_fast.ops import collectives
-from bissl_fast.ops.collectives import Ranks, checksum, enter, leave, require_same
+from bissl_fast.ops.collectives import (
+    Ranks,
+    checksum,
+    enter,
+    gradients_of_all,
+    leave,
+    require_same,
+    summed_together,
+)
 from tests.ranks import SIZE, Processes
 
 MAPS: dict[str, Callable[[list[Tensor]], list[Tensor]]] = {
@@ -150,3 +158,31 @@ def test_one_process_is_left_alone() -> None:
     functions = (*MAPS, "enter", "leave")
     assert all(getattr(collectives, name)(x, None) is x for name in functions)
     assert Ranks.present() is None
+
+
+def laid_out(rank: int) -> list[Tensor]:
+    """Tensors of every layout that gradients have, and one with gaps."""
+    generator = torch.Generator().manual_seed(rank)
+    square = torch.randn(3, 4, 2, 2, generator=generator)
+    gaps = torch.randn(3, 8, generator=generator)[:, ::2]
+    last = square.to(memory_format=torch.channels_last)
+    return [last, square, gaps, square[0, 0].t(), square[0, 0, 0, 0]]
+
+
+def summed_in_their_layouts(ranks: Ranks) -> tuple[list[Tensor], list[Tensor]]:
+    """Sums of tensors; and gradients of parameters of which one has an earlier gradient and one none at all."""
+    own = laid_out(ranks.rank)
+    parameters = [torch.zeros_like(t).requires_grad_() for t in [*own, own[0]]]
+    parameters[1].grad = torch.ones_like(parameters[1])
+    with gradients_of_all(parameters, ranks):
+        torch.autograd.backward([(p * t).sum() for p, t in zip(parameters, own, strict=False)])
+    assert parameters[-1].grad is None
+    assert all(p.grad is not None and p.grad.stride() == p.stride() for p in parameters[:-1])
+    return summed_together(own, ranks), [p.grad for p in parameters[:-1] if p.grad is not None]
+
+
+def test_tensors_are_summed_together_whatever_their_layouts(two_ranks: Processes) -> None:
+    expected = [a + b for a, b in zip(*map(laid_out, range(SIZE)), strict=True)]
+    for together, gradients in two_ranks(summed_in_their_layouts):
+        assert all(map(torch.equal, together, expected))
+        assert all(map(torch.equal, gradients, [expected[0], expected[1] + 1, *expected[2:]]))

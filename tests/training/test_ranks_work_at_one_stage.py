@@ -15,7 +15,7 @@ from bissl_fast.ops.collectives import summed
 from bissl_fast.training.files import write_json
 from bissl_fast.training.interruption import Interrupted
 from bissl_fast.training.loop import LoopSettings, NonFiniteError, Values, run_loop
-from bissl_fast.training.ranks.agreement import anywhere, lead_first, led
+from bissl_fast.training.ranks.agreement import DistributedSettings, anywhere, lead_first, led
 from bissl_fast.training.ranks.lead import is_lead
 from bissl_fast.training.stage import run_stage
 from tests.ranks import Processes
@@ -167,3 +167,21 @@ def written(ranks: Ranks, folder: Path) -> None:
 def test_of_all_that_write_the_same_only_the_first_does(two_ranks: Processes, tmp_path: Path) -> None:
     two_ranks(written, tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["0.json"]
+
+
+def waiting(ranks: Ranks) -> list[float]:
+    """Seconds that collectives wait as --distributed.timeout says, by either name that torch has for it."""
+    c10d, found = torch.distributed.distributed_c10d, []
+    for absent, seconds in (("_set_pg_timeout", 501.0), ("set_timeout", 502.0)):
+        with pytest.MonkeyPatch.context() as patch:
+            if absent == "set_timeout" and hasattr(c10d, "set_timeout"):
+                patch.setattr(c10d, "_set_pg_timeout", c10d.set_timeout)
+            patch.delattr(c10d, absent, raising=False)
+            DistributedSettings(timeout=seconds).ranks()
+        found.append(c10d._get_default_group()._get_backend(CPU).options._timeout.total_seconds())
+    DistributedSettings().ranks()
+    return found
+
+
+def test_the_time_that_ranks_wait_is_set_under_older_and_newer_torch(two_ranks: Processes) -> None:
+    assert two_ranks(waiting) == [[501.0, 502.0]] * 2

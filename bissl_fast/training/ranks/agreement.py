@@ -53,8 +53,14 @@ class DistributedSettings:
         """The ranks that there are, with batch norms as they are wanted; ``None`` for one process."""
         found = Ranks.present()
         if found is not None:
-            dist.set_timeout(datetime.timedelta(seconds=self.timeout))
+            set_timeout(datetime.timedelta(seconds=self.timeout))
         return None if found is None else replace(found, own_statistics=self.batch_norm == "rank")
+
+
+def set_timeout(timeout: datetime.timedelta) -> None:
+    """How long collectives of the group of all ranks wait; torch has a public name for it from 2.14 on."""
+    c10d = dist.distributed_c10d
+    (c10d.set_timeout if hasattr(c10d, "set_timeout") else c10d._set_pg_timeout)(timeout)
 
 
 LONG = datetime.timedelta(days=30)

@@ -41,6 +41,13 @@ def test_a_second_load_decodes_nothing_and_gives_the_same(tmp_path):
     assert first.labels.tolist() == [0, 1] * 5
 
 
+def test_an_entry_is_open_to_whom_the_folder_of_the_cache_is(tmp_path):
+    load(make_source(), tmp_path / "cache")
+    (entry,) = (tmp_path / "cache").iterdir()
+    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "cache", entry)}
+    assert len(modes) == 1, modes
+
+
 def test_images_are_a_read_only_memory_map(tmp_path):
     images = load(make_source(), tmp_path).images
     assert isinstance(images, np.memmap)

@@ -11,6 +11,9 @@ def test_a_folder_that_is_not_there(tmp_path):
     for read in (image_folder, loose_images):
         with pytest.raises(UserError, match=r"There is no folder .*nowhere"):
             read(tmp_path / "nowhere")
+        (tmp_path / "leaf.jpg").touch()
+        with pytest.raises(UserError, match=r"leaf\.jpg is a file: give the path of a folder of images, as "):
+            read(tmp_path / "leaf.jpg")
 
 
 def test_an_empty_folder(tmp_path):
