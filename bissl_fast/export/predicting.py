@@ -39,7 +39,10 @@ class Predictions:
         classes, which are the user's own, stay as they are.
         """
         text = io.StringIO(newline="")
-        table = csv.writer(text, lineterminator="\n")
+        strange = any(
+            "\r" in word for path, name, _ in self.rows for word in (path, name)
+        )  # unquoted before Python 3.13
+        table = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL if strange else csv.QUOTE_MINIMAL)
         table.writerow(COLUMNS)
         table.writerows((harmless(path), name, f"{probability:.6f}") for path, name, probability in self.rows)
         return text.getvalue().encode("utf-8", "surrogateescape")

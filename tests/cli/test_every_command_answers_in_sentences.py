@@ -84,6 +84,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         (["embed", "run", ".", "--output", "/dev"], "/dev could not be written, a folder stands where a file"),
         (["bench", "nt-xent", "--output", "/dev"], "/dev could not be written, a folder stands where a file"),
         (["report", "nowhere"], "is not a run folder"),
+        (["report", "nowhere", "--output", "page.html"], "--output is for the page of several runs"),
         (["export", "nowhere", "--format", "hf"], "nowhere is not a run folder"),
         (["predict", "nowhere", "."], "nowhere is not a run folder"),
         (["bench", "everything"], "there is no benchmark 'everything'"),
@@ -208,6 +209,7 @@ def test_a_reader_that_has_seen_enough_ends_a_command_in_silence() -> None:
     command = [sys.executable, "-m", "bissl_fast.cli", "--help"]
     reading, writing = os.pipe()
     os.close(reading)
-    ended = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
+    buffered = os.environ | {"PYTHONUNBUFFERED": ""}
+    ended = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, env=buffered)
     os.close(writing)
     assert (ended.returncode, ended.stderr) == (141, "")

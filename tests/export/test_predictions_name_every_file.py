@@ -108,10 +108,11 @@ def test_names_that_are_no_utf8_keep_their_bytes_and_commas_are_quoted() -> None
 
 
 def test_no_path_is_a_formula_to_a_spreadsheet_and_each_still_names_its_file() -> None:
-    names = ("=1+1.png", "@a.png", "-b/c.png", "+d.png", "e=f.png")
-    rows = list(csv.reader(Predictions(tuple((n, "moss", 1.0) for n in names), 5, (), ()).csv().decode().splitlines()))
+    names = ("=1+1.png", "@a.png", "-b/c.png", "+d.png", "\tg.png", "\rh.png", "e=f.png")
+    table = Predictions(tuple((n, "moss", 1.0) for n in names), 7, (), ()).csv().decode()
+    rows = list(csv.reader(io.StringIO(table, newline="")))
     found = [path for path, *_ in rows[1:]]
-    assert found == ["./=1+1.png", "./@a.png", "./-b/c.png", "./+d.png", "e=f.png"]
+    assert found == ["./=1+1.png", "./@a.png", "./-b/c.png", "./+d.png", "./\tg.png", "./\rh.png", "e=f.png"]
     assert [os.path.normpath(path) for path in found] == list(names)
 
 

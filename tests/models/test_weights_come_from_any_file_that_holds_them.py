@@ -14,7 +14,7 @@ from torch import nn
 
 from bissl_fast.errors import UserError
 from bissl_fast.models import backbone_weights, build_backbone
-from bissl_fast.models.weights import timm_normalisation, weights_file
+from bissl_fast.models.weights import digest_of, timm_normalisation, weights_file
 
 NAME = "test_resnet"
 
@@ -158,6 +158,8 @@ def test_the_digest_follows_values_and_not_the_file(tmp_path: Path) -> None:
     torch.save(tensors(6), tmp_path / "c.pt")
     a, b, c = (read(str(tmp_path / name)).digest for name in ("a.pt", "b.safetensors", "c.pt"))
     assert a == b != c
+    wide, high, whole = torch.zeros(2, 3), torch.zeros(3, 2), torch.zeros(2, 3, dtype=torch.int32)
+    assert len({digest_of({"weight": tensor}) for tensor in (wide, high, whole)}) == 3
 
 
 def changed(fault: str) -> dict[str, torch.Tensor]:
