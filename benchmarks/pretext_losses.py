@@ -6,7 +6,6 @@ makes cannot be differentiated twice). Contenders take turns in every round; a r
     python -m benchmarks.pretext_losses --output docs/results/pretext_losses_cpu    # 6 minutes on one core
 """
 
-import argparse
 import json
 import multiprocessing
 import time
@@ -18,12 +17,11 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves
 
+from benchmarks.record import begun, keep, machine, options
 from bissl_fast.models import Network, build_backbone, forward_each
 from bissl_fast.pretext import WMSE, BarlowTwins, PretextTask, SimCLR, SwAV, VICReg
 from bissl_fast.pretext.barlow import EPSILON as BARLOW_EPSILON
 from bissl_fast.pretext.vicreg import EPSILON as VICREG_EPSILON
-from bissl_fast.training.environment import describe_environment
-from bissl_fast.training.files import write_atomic, write_json
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Row = dict[str, Any]
@@ -37,7 +35,7 @@ SECONDS, MOST_ROUNDS = 1.2, 25
 
 PAGE = """# Losses of pretext tasks
 
-bissl-fast {version}, torch {torch}, Python {python}, {threads} thread(s) of {processor}, {date}; seed 0, float32.
+{machine}; float32.
 
 ## Beside the plain formula
 
@@ -71,24 +69,20 @@ which `pretext/statistics.py` makes smaller instead. So there is none."""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, help="writes .json and .md")
+    parser = options(__doc__)
     parser.add_argument("--images", type=int, default=256, help="of the steps")
     parser.add_argument("--size", type=int, default=96, help="of their large views in pixels")
     parser.add_argument("--quick", action="store_true", help="small sizes only, to see it run")
     arguments = parser.parse_args()
     sizes = [(64, 64), (32, 128)] if arguments.quick else SIZES
     tasks = [BarlowTwins(), VICReg()]
-    record: dict[str, Any] = {
-        "environment": describe_environment(torch.device("cpu")),
-        "settings": {"images": arguments.images, "size": arguments.size, "seed": 0},
+    record = begun(arguments) | {
         "times": [row for size in sizes for task in tasks for row in times(task, *size)],
         "memory": [memory(task.name, *size) for size in sizes[-2:] for task in tasks],
     }
     steps = small() if arguments.quick else [kind() for kind in IN_STEPS]
     record["shares"] = [share(task, arguments.images, arguments.size) for task in steps]
-    write_json(arguments.output.with_suffix(".json"), record)
-    write_atomic(arguments.output.with_suffix(".md"), page(record).encode())
+    keep(arguments.output, record, page(record))
     print(json.dumps(record["shares"], indent=1))
 
 
@@ -262,11 +256,10 @@ def page(record: dict[str, Any]) -> str:
 
     milliseconds = {f"{name} ms": ".2f" for name in ("ours", "eager", "compiled")}
     ratios = {f"{name} / ours": ".2f" for name in ("eager", "compiled")}
-    environment, shares = record["environment"], record["shares"]
+    shares = record["shares"]
     found = {"ours": max(r["share"] for r in shares), "plain": max(r.get("plain share", 0) for r in shares)}
     return PAGE.format(
-        version=environment["bissl-fast"],
-        torch=environment["packages"]["torch"],
+        machine=machine(record),
         times=lines(
             record["times"], lambda row: f"{shape(row)} | {row['of']}", {**milliseconds, **ratios, "rounds": "d"}
         ),
@@ -278,7 +271,6 @@ def page(record: dict[str, Any]) -> str:
         ),
         verdict=VERDICT.format(**found),
         **record["settings"],
-        **{name: environment[name] for name in ("python", "threads", "processor", "date")},
     )
 
 

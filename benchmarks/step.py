@@ -67,6 +67,8 @@ def measure(arguments: argparse.Namespace) -> None:
     report = Report(where, "A pretext step: `python -m benchmarks.step`", device, arguments, arguments.budget_seconds)
     for precision in arguments.precisions:
         for name, mode in PEERS.items():
+            if mode == "reduce-overhead" and device.type != "cuda":  # which is about CUDA graphs
+                continue
             run = partial(beside, arguments, device, precision, mode)
             report.row("step", run, precision=precision, peer=name)
             if mode is not None or not arguments.fed:

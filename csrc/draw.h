@@ -1,4 +1,4 @@
-// One row of the table of view parameters drawn, as bissl_fast/data/views/parameters.py defines it: the same words of the
+// A row of the table of view parameters, drawn as bissl_fast/data/views/parameters.py defines it: the same words of the
 // same generator, and the same roundings of the same doubles. So a row has the definition's bits, but for the last one
 // of exp, which libraries differ in: it counts where a side lies within 1e-14 of half a pixel.
 #pragma once
@@ -12,7 +12,8 @@
 
 namespace bissl_fast {
 
-inline constexpr int kDecisions = 3;  // blocks before the attempts: flip, jitter, order, gray | four factors | blur, sigma, solarise
+// Blocks of four words before the attempts: flip, jitter, order, gray | factors | blur, sigma, solarise, unused.
+inline constexpr int kDecisions = 3;
 inline constexpr int kCropAttempts = 10;
 
 // The numbers of bissl_fast/ops/draw_views/function.py, in its order.
@@ -98,9 +99,8 @@ inline void draw_row(const DrawRecipe& recipe, const DrawCounter& at, uint32_t i
   const auto choices = uniforms(at, 0, item), factors = uniforms(at, 1, item), last = uniforms(at, 2, item);
   CropBox box{};
   int attempt = 0;
-  while (attempt < kCropAttempts && !attempt_crop(recipe, uniforms(at, kDecisions + attempt, item), rows, columns, box)) {
-    ++attempt;
-  }
+  const auto fits = [&] { return attempt_crop(recipe, uniforms(at, kDecisions + attempt, item), rows, columns, box); };
+  while (attempt < kCropAttempts && !fits()) ++attempt;
   if (attempt == kCropAttempts) box = central_crop(recipe, rows, columns);
   integers = {static_cast<int32_t>(box.top), static_cast<int32_t>(box.left), static_cast<int32_t>(box.height),
               static_cast<int32_t>(box.width), choices[0] < recipe.flip, choices[3] < recipe.gray,
@@ -110,7 +110,8 @@ inline void draw_row(const DrawRecipe& recipe, const DrawCounter& at, uint32_t i
     const double factor = between(recipe.factor_low[colour], recipe.factor_range[colour], factors[colour]);
     numbers.factors[colour] = choices[1] < recipe.jitter ? static_cast<float>(factor) : neutral_factor(colour);
   }
-  numbers.sigma = last[0] < recipe.blur ? static_cast<float>(between(recipe.sigma_low, recipe.sigma_range, last[1])) : 0;
+  const double sigma = between(recipe.sigma_low, recipe.sigma_range, last[1]);
+  numbers.sigma = last[0] < recipe.blur ? static_cast<float>(sigma) : 0;
 }
 
 }  // namespace bissl_fast

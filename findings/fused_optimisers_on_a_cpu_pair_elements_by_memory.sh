@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
 # One would guess: fused=True takes the steps of fused=False, whatever the strides of a parameter and its gradient are. On a
-# GPU it refuses strides that differ, with an error.
+# GPU it refuses strides that differ, with an error (pytorch#106951).
 # What happens: on a CPU the kernels of SGD, Adam, AdamW and Adagrad run through memory from the first element on. A gradient
 # that is row-major beside a weight in channels_last goes to other elements; and a parameter that is a slice of columns
 # (factors of a decomposition cut to their rank) leaves most of itself as it was and moves columns that are no part of it.
 # Whom it costs: who assembles gradients himself (hypergradients cut from one vector), and low-rank parameters.
-# Versions: torch 2.14.1 (and 2.11.0) on a CPU. Date: 2026-11-28.
+# Versions: torch 2.14.1 on a CPU. Date: 2026-11-28.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 "${PYTHON:-python3}" -m venv "$folder/env"
-"$folder/env/bin/pip" install --quiet --no-cache-dir "torch==${TORCH:-2.14.1}" numpy==2.4.6
+"$folder/env/bin/pip" install --quiet --no-cache-dir torch==2.14.1 numpy==2.4.6
 "$folder/env/bin/python" - <<'EOF'
 import torch
 from torch import nn

@@ -20,15 +20,30 @@ class Operator(Protocol):
     def matvec(self, vector: torch.Tensor) -> torch.Tensor: ...
 
 
+def require_operator(given: object) -> None:
+    """Raise unless it can be multiplied: other libraries' solvers take a function or a matrix in its place.
+
+    Raises:
+        ValueError: if it has no ``matvec``.
+    """
+    if not hasattr(given, "matvec"):
+        found = f"{type(given).__module__}.{type(given).__name__}"
+        raise ValueError(f"an operator is expected, with matvec(vector) and segments as HessianOperator, found {found}")
+
+
 class ShiftedOperator:
     """``v + scale · A v``: the identity that makes an implicit gradient's system well posed.
 
     Args:
         operator: A.
         scale: the factor, 1/(λ + λ_damp) in BiSSL (Algorithm 2, line 7).
+
+    Raises:
+        ValueError: if A is no operator.
     """
 
     def __init__(self, operator: Operator, scale: float) -> None:
+        require_operator(operator)
         self._operator = operator
         self._scale = scale
 

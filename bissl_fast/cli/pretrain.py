@@ -1,5 +1,6 @@
 """`bissl-fast pretrain`."""
 
+import shlex
 from dataclasses import replace
 
 from rich.console import Console
@@ -36,4 +37,5 @@ def pretrain_command(arguments: list[str]) -> None:
     with resumable("pretrain", *arguments):
         folder = pretrain(config, console)
     say(console, f"Backbone: {folder / 'weights.safetensors'}")
-    say(console, f"Go on with `bissl-fast train --weights {folder}` or `bissl-fast embed {folder} IMAGES`.")
+    run = shlex.quote(str(folder))
+    say(console, f"Go on with `bissl-fast train --weights {run}` or `bissl-fast embed {run} IMAGES`.")

@@ -1,6 +1,7 @@
 """`bissl-fast train`."""
 
 import argparse
+import shlex
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -51,6 +52,9 @@ def train_command(given: list[str]) -> None:
         folder = train(config, console, partial(print_results, console=console))
         for kind in formats if is_lead(Ranks.present()) else ():
             say(console, f"Export: {export(load(folder), kind)}")
+    if any(folder.glob("finetune-*")):
+        run = shlex.quote(str(folder))
+        say(console, f"Go on with `bissl-fast predict {run} IMAGES` or `bissl-fast export {run} --format timm`.")
 
 
 def wanted_exports(arguments: list[str]) -> tuple[list[Format], list[str]]:

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 from bissl_fast.evaluation.grid import Cell, Grid
 from bissl_fast.experiments.paper_runs import Found, PaperRun
-from bissl_fast.methods.costs.probe import Measured
+from bissl_fast.methods.costs.units import Measured
 from bissl_fast.methods.costs.work import Work, stages_of
 
 Kind = Literal["Pretext", "BiSSL", "Search", "Tuning", "Features"]

@@ -12,7 +12,7 @@ from bissl_fast.experiments.expected import Expected, planned, short_duration
 from bissl_fast.experiments.paper_runs import Asked, Lay, PaperRun, present, runs_of
 from bissl_fast.experiments.reproduction_page import NO_POINTS, Reproduced, write_reproduction
 from bissl_fast.methods.config import is_of
-from bissl_fast.methods.costs.probe import measure
+from bissl_fast.methods.costs.units import measure
 from bissl_fast.methods.run import Run
 from bissl_fast.methods.train import train, train_backbones
 from bissl_fast.training.console import say

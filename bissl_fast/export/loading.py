@@ -52,6 +52,17 @@ class TrainedModel(nn.Module):
         self.eval()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Features or scores of normalised images, as :meth:`transform` makes them.
+
+        Raises:
+            UserError: if they are no floating-point batch of the run's channels.
+        """
+        channels = len(self.view.mean)
+        if images.dim() != 4 or images.shape[1] != channels or not images.is_floating_point():
+            raise UserError(
+                f"Images must be a batch (N, {channels}, S, S) of normalised numbers, found {tuple(images.shape)} of "
+                f"{images.dtype}: torch.stack([model.transform(image)]) makes one."
+            )
         outputs: torch.Tensor = self.network(images)
         return outputs
 
@@ -66,11 +77,16 @@ class TrainedModel(nn.Module):
             ``(C, S, S)`` float32, normalised.
 
         Raises:
-            UserError: if the file cannot be read.
+            UserError: if the file cannot be read, or it is neither a file nor an open image.
         """
+        from PIL import Image
+
         channels = len(self.view.mean)
         if isinstance(image, str | Path):
             pixels, sides = self._read(Path(image).expanduser(), channels)
+        elif not isinstance(image, Image.Image):
+            kind = type(image).__name__  # type: ignore[unreachable]
+            raise UserError(f"An image is a file or an open one of PIL, found {kind}: PIL.Image.fromarray makes one.")
         else:
             if channels not in (1, 3):
                 raise UserError(f"An open image is RGB or gray, and this model takes {channels} channels: give a file.")

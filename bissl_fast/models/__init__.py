@@ -5,7 +5,7 @@ from bissl_fast.models.fused import fuse_batch_norm
 from bissl_fast.models.heads import Network, PredictorHead, build_classifier, build_mlp, build_projector
 from bissl_fast.models.small_maps import quick_on_small_maps
 from bissl_fast.models.together import forward_each
-from bissl_fast.models.twice import differentiable_twice
+from bissl_fast.models.twice_differentiable import differentiable_twice
 from bissl_fast.models.weights import BackboneWeights, backbone_weights
 
 __all__ = [

@@ -9,7 +9,7 @@ from torch import nn
 from bissl_fast.errors import UserError
 from bissl_fast.models.fused import fuse_batch_norm
 from bissl_fast.models.small_maps import quick_on_small_maps
-from bissl_fast.models.twice import differentiable_twice
+from bissl_fast.models.twice_differentiable import differentiable_twice
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 

@@ -1,4 +1,4 @@
-// The drawing of view parameters as a PyTorch op, over PyTorch's threads: tensors in, tensors out, through the stable ABI.
+// Drawing view parameters as a PyTorch op, over PyTorch's threads: tensors in, tensors out, through the stable ABI.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -36,13 +36,15 @@ std::tuple<Tensor, Tensor> draw_views_op(const Tensor& samples, const Tensor& si
                   "epoch and view must be integers of 32 and 16 bits");
   const auto* items = data<const int64_t>(samples);
   const auto* sides = data<const int64_t>(sizes);
-  for (int64_t k = 0; k < n; ++k) STD_TORCH_CHECK(items[k] >= 0 && items[k] <= UINT32_MAX, "sample ", items[k], " has more than 32 bits");
+  for (int64_t k = 0; k < n; ++k) {
+    STD_TORCH_CHECK(items[k] >= 0 && items[k] <= UINT32_MAX, "sample ", items[k], " has more than 32 bits");
+  }
   for (int64_t k = 0; k < sizes.numel(); ++k) {
     STD_TORCH_CHECK(sides[k] > 0 && sides[k] <= kLargestSide, "images must have 1 to 2^30 pixels a side");
   }
-  const std::array<int64_t, 2> shape{n, kViewIntegers}, other{n, kViewNumbers};
-  const Tensor integers = torch::stable::empty(shape, ScalarType::Int), numbers = torch::stable::empty(other, ScalarType::Float);
-  const auto& numbers_of_recipe = *data<const DrawRecipe>(recipe);
+  const Tensor integers = torch::stable::empty(std::array<int64_t, 2>{n, kViewIntegers}, ScalarType::Int);
+  const Tensor numbers = torch::stable::empty(std::array<int64_t, 2>{n, kViewNumbers}, ScalarType::Float);
+  const auto& drawn_by = *data<const DrawRecipe>(recipe);
   const DrawCounter counter{static_cast<uint64_t>(seed), static_cast<uint32_t>(view), static_cast<uint32_t>(epoch)};
   auto* to_integers = data<ViewIntegers>(integers);
   auto* to_numbers = data<ViewNumbers>(numbers);
@@ -50,7 +52,8 @@ std::tuple<Tensor, Tensor> draw_views_op(const Tensor& samples, const Tensor& si
   torch::stable::parallel_for(0, n, kRowsPerThread, [&](int64_t begin, int64_t end) {
     for (int64_t k = begin; k < end; ++k) {
       const int64_t* side = sides + k * stride;
-      draw_row(numbers_of_recipe, counter, static_cast<uint32_t>(items[k]), side[0], side[1], to_integers[k], to_numbers[k]);
+      const auto item = static_cast<uint32_t>(items[k]);
+      draw_row(drawn_by, counter, item, side[0], side[1], to_integers[k], to_numbers[k]);
     }
   });
   return {integers, numbers};

@@ -49,7 +49,7 @@ checked() { # checked TOOL: this package's CUDA kernels under compute-sanitizer
 }
 
 small=() pairs=1024
-[ "$DEVICE" = cpu ] && small=(--quick) pairs=4
+[ "$DEVICE" = cpu ] && small=(--quick) pairs=8
 paper=(--device "$DEVICE" --pairs "$pairs")
 [ "$DEVICE" = cpu ] && paper+=(--size 32)
 SMOKE="(65-128-0.5 or 129-256-0.01 or 1500-256-0.5-dtype1 or 33-100-0.5 or 129-2500-0.005 or 1-True-True-shape2

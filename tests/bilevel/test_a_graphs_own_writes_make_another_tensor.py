@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from bissl_fast.bilevel import HessianOperator, ParameterVector, written
+from bissl_fast.bilevel import HessianOperator, ParameterVector
+from bissl_fast.bilevel.tracing import written
 from bissl_fast.bilevel.tracing.writes import rewrite_writes, writes
 
 

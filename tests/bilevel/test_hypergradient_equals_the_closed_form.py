@@ -1,5 +1,7 @@
 """On quadratic levels the implicit gradient is known exactly."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -74,6 +76,15 @@ def test_damping_enters_the_operator_beside_the_weight() -> None:
     expected = torch.linalg.solve(torch.eye(12, dtype=torch.float64) + lower.H / (WEIGHT + 10), v)
     found = implicit_gradient(hessian, v, WEIGHT, damping=10.0, iterations=12)
     torch.testing.assert_close(found.x, expected, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("matrix", [lambda v: 2 * v, torch.eye(12)], ids=["a function", "a matrix"])
+def test_what_other_libraries_solvers_take_for_an_operator_is_refused(matrix: Any) -> None:
+    sentence = r"an operator is expected, with matvec\(vector\).*, found "
+    with pytest.raises(ValueError, match=sentence):
+        conjugate_gradient(matrix, torch.ones(12))
+    with pytest.raises(ValueError, match=sentence):
+        implicit_gradient(matrix, torch.ones(12), 1.0)
 
 
 @pytest.mark.parametrize(("weight", "damping"), [(-1.0, 3.0), (3.0, -1.0), (0.0, 0.0), (float("nan"), 1.0)])

@@ -192,6 +192,26 @@ def test_gauss_newton_equals_the_jacobians_written_out_and_is_positive_for_a_con
         HessianOperator(lambda m, b: criterion(outputs(m, b)), theta, batches(1), "gauss_newton")
 
 
+def test_gauss_newton_refuses_complex_outputs_and_takes_them_as_real_ones() -> None:
+    def spectrum(module: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
+        return [module(x), torch.fft.rfft(module(x))]
+
+    def criterion(outputs: list[torch.Tensor]) -> torch.Tensor:
+        return outputs[0].exp().sum() + outputs[1].abs().square().sum()
+
+    def as_real(module: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
+        return [module(x), torch.view_as_real(torch.fft.rfft(module(x)))]
+
+    layer, x = nn.Linear(2, 2, bias=False).double(), torch.eye(2, dtype=torch.float64)
+    theta = ParameterVector(layer)
+    with pytest.raises(ValueError, match=r"takes real outputs, found complex ones.*view_as_real"):
+        HessianOperator(CompositeLoss(spectrum, criterion), theta, [x], "gauss_newton")
+    composite = CompositeLoss(as_real, lambda out: criterion([out[0], torch.view_as_complex(out[1])]))
+    v = torch.ones(len(theta), dtype=torch.float64)
+    expected = HessianOperator(composite, theta, [x]).matvec(v)  # the layer is linear: both matrices are one
+    torch.testing.assert_close(HessianOperator(composite, theta, [x], "gauss_newton").matvec(v), expected)
+
+
 def test_finite_differences_agree_on_a_smooth_loss_and_along_zero() -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3)).double()

@@ -194,8 +194,15 @@ def test_an_implicit_gradient_is_that_of_float64_whatever_the_products_dtype(
     check(found, right, torch.eye(91) + hessian / 300.001)
 
 
-@pytest.mark.parametrize("recycle", [False, True], ids=["plain", "recycled"])
-@pytest.mark.parametrize("solver", ["cg", "minimal-residual"])
+@pytest.mark.parametrize(
+    ("solver", "recycle"),
+    [
+        ("minimal-residual", False),
+        ("cg", True),
+        pytest.param("minimal-residual", True, marks=pytest.mark.slow),
+        pytest.param("cg", False, marks=pytest.mark.slow),
+    ],
+)
 def test_an_indefinite_implicit_gradient_of_bfloat16_products_is_that_of_float64(
     hessian: torch.Tensor, solver: Any, recycle: bool
 ) -> None:

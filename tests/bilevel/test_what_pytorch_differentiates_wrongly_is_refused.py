@@ -235,6 +235,8 @@ def operators() -> Iterator[Any]:
         sys.modules["expecttest"] = stub
     from torch.testing._internal.common_methods_invocations import op_db
 
+    vars(torch.backends)["__allow_nonbracketed_mutation_flag"] = True  # which that import has taken from later tests
+
     for op in op_db:
         known = op.supports_autograd and torch.float64 in op.supported_dtypes("cpu")
         if known and op.formatted_name not in UNDEFINED:

@@ -59,11 +59,12 @@ def test_several_arms_are_corrected_by_holm_over_pretext_seeds_and_within_each(t
 
 
 def test_scatter_between_and_within_pretext_seeds_is_told_apart(tmp_path: Path) -> None:
-    told = read_comparison(write_comparison_of(tmp_path / "c", {"bissl": BISSL, "baseline": BASE})).to_json()
+    scattered = [[53.0, 55.0], [50.0, 52.0], [51.0, 53.0, 55.0]]  # of the last one model more
+    told = read_comparison(write_comparison_of(tmp_path / "c", {"bissl": scattered, "baseline": BASE})).to_json()
     scores = told["arms"]["bissl"]["scores"]["top1"]
     assert scores["between"] == pytest.approx((7 / 3) ** 0.5)
-    assert scores["within"] == pytest.approx(((2 + 2 + 0) / 3) ** 0.5)
-    assert scores["fine_tuned"] == BISSL
+    assert scores["within"] == pytest.approx(((2 + 2 + 8) / 4) ** 0.5)
+    assert scores["fine_tuned"] == scattered
     assert scores["means"] == [54.0, 51.0, 53.0]
 
 
@@ -100,6 +101,11 @@ def test_controls_stand_beside_the_arms_over_the_pretext_seeds(tmp_path: Path) -
     assert "| Untrained | 22.0 ± 2.0 |" in table
     for shown in (table, report):
         assert "bissl 30.7 points above and baseline 28.0 points above untrained (22.0" in shown
+    file = folder / "seed-2" / "results.json"
+    results = json.loads(file.read_text())
+    del results["controls"]
+    file.write_text(json.dumps(results))
+    assert read_comparison(folder).over_pretext_seeds.controls == ()  # a mean over other seeds would be no match
 
 
 @pytest.mark.parametrize(("score", "shown"), [(20.0, True), (21.0, False)])
@@ -127,9 +133,14 @@ def test_a_seed_that_has_not_run_for_every_arm_is_left_out_and_told(tmp_path: Pa
     assert not (nothing / "compare.json").exists()
 
 
-def test_time_is_that_of_the_arms_stages_and_the_mean_over_the_seeds(tmp_path: Path) -> None:
+def test_time_is_the_mean_over_the_seeds_and_memory_the_largest_of_them(tmp_path: Path) -> None:
     folder = write_comparison_of(tmp_path / "c", {"bissl": BISSL, "baseline": BASE})
-    assert read_comparison(folder).to_json()["arms"]["bissl"]["cost"]["seconds"] == 20.0
+    for seed, held in enumerate((2e9, 3e9, 1e9)):
+        (folder / f"seed-{seed}" / "bissl" / "seconds.json").write_text(
+            json.dumps({"seconds": 10.0 * (seed + 1), "peak_memory": held})
+        )
+    told = read_comparison(folder).to_json()["arms"]["bissl"]["cost"]
+    assert (told["seconds"], told["memory"]) == (20.0, 3e9)
     (folder / "seed-1" / "bissl" / "seconds.json").unlink()  # as of an earlier version
     costs = {arm.name: arm.cost.seconds for arm in read_comparison(folder).over_pretext_seeds.arms}
     assert costs == {"bissl": None, "baseline": 20.0}

@@ -40,6 +40,16 @@ def test_the_more_features_tell_the_smaller_it_is() -> None:
     assert found[2].accuracy > 90
 
 
+def test_the_weaker_its_penalty_the_surer_a_classifier_is_of_features_that_tell() -> None:
+    features = np.eye(6, dtype=np.float32)[LABELS]
+    strong, usual, weak = (sigma(features, LABELS, SigmaSettings(4, 3, 5, 4, c)).value for c in (0.1, 1.0, 10.0))
+    assert strong > usual > weak
+
+
+def test_a_class_that_has_just_the_images_of_a_task_is_drawn() -> None:
+    assert sigma(np.ones((120, 2), np.float32), LABELS, SigmaSettings(6, 5, 15, 2)).uniform == math.log(6)
+
+
 def test_tasks_are_the_same_for_every_backbone_and_their_interval_shrinks_with_their_number() -> None:
     features = np.random.default_rng(1).standard_normal((120, 6)).astype(np.float32)
     assert sigma(features, LABELS, FEW, 1) == sigma(2 * features, LABELS, FEW, 1)  # unit length

@@ -1,5 +1,5 @@
 """Experiments are made of the runs that the methods are tested by, on the same images."""
 
-from tests.methods.conftest import small_data
+from tests.methods.conftest import no_pixels, small_data
 
-__all__ = ["small_data"]
+__all__ = ["no_pixels", "small_data"]

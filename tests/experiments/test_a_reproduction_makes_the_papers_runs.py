@@ -29,7 +29,7 @@ from bissl_fast.experiments.paper_runs import Asked, Found, PaperRun, runs_of
 from bissl_fast.experiments.reproduction_page import Reproduced
 from bissl_fast.methods.bissl.algorithm import BiSSLTask
 from bissl_fast.methods.config import TrainConfig, load_config
-from bissl_fast.methods.costs.probe import Measured, measure
+from bissl_fast.methods.costs.units import Measured, measure
 from bissl_fast.methods.costs.work import UNITS, Sizes, stages_of
 from bissl_fast.methods.loading import RunData
 from bissl_fast.methods.presets import TABLE_2_BASELINE, TABLE_4_AFTER_BISSL

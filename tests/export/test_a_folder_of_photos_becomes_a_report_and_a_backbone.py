@@ -45,7 +45,9 @@ def test_one_command_goes_from_a_folder_to_a_report_and_an_exported_backbone(
     command = ["train", *sets, "--output", str(tmp_path), "--name", "run", *SMALL, "--export", "hf"]
     assert main(command) == 0
     run = tmp_path / "run"
-    assert "broken.jpg" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "broken.jpg" in told
+    assert told.endswith(f"Go on with `bissl-fast predict {run} IMAGES` or `bissl-fast export {run} --format timm`.\n")
     assert "BiSSL" in (run / "report.html").read_text()
     images = torch.randn(2, 3, 16, 16)
     backbone = timm.create_model(f"local-dir:{run / 'export' / 'bissl-hf'}", pretrained=True).eval()

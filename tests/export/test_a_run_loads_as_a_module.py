@@ -33,6 +33,7 @@ def tensor(model: TrainedModel, name: str = "bn1.weight") -> torch.Tensor:
         ({}, "bissl"),
         ({"arm": "baseline"}, "pretext-baseline"),
         ({"stage": "pretext"}, "pretext-warmup"),
+        ({"stage": "pretext", "arm": "baseline"}, "pretext-baseline"),
         ({"stage": "finetuned"}, "finetune-bissl-1"),  # the better one on the validation images
         ({"stage": "finetune-bissl-0"}, "finetune-bissl-0"),
         ({"stage": "finetuned", "arm": "baseline"}, "finetune-baseline-0"),
@@ -63,6 +64,16 @@ def test_scores_are_those_of_the_classifier_on_the_backbones_features(run: Path)
         features = whole.network.backbone(images)
         torch.testing.assert_close(whole(images), features @ head["head.weight"].T + head["head.bias"])
     torch.testing.assert_close(whole.probabilities(whole(images)).sum(1), torch.ones(4))
+
+
+@pytest.mark.parametrize(
+    "images", [torch.zeros(3, 16, 16), torch.zeros(2, 1, 16, 16), torch.zeros(2, 3, 16, 16, dtype=torch.uint8)]
+)
+def test_images_that_are_no_normalised_batch_are_refused(run: Path, images: torch.Tensor) -> None:
+    with pytest.raises(UserError, match=r"must be a batch \(N, 3, S, S\) of normalised numbers, found \("):
+        bissl_fast.load(run)(images)
+    with pytest.raises(UserError, match="a file or an open one of PIL, found Tensor"):
+        bissl_fast.load(run).transform(images)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("channels", [3, 1])
@@ -129,6 +140,9 @@ def test_folders_that_are_no_run_or_not_finished_are_sentences(tmp_path: Path) -
     (run / "bissl" / "DONE").unlink()
     with pytest.raises(UserError, match="no stage of it has ended: wait for the run"):
         bissl_fast.load(run)
+    (run / "finetune-bissl-0" / "DONE").unlink()
+    with pytest.raises(UserError, match="has no finished stage finetune-bissl-0 with weights"):
+        bissl_fast.load(run, stage="finetune-bissl-0")
     for number in (0, 1):
         (run / f"finetune-bissl-{number}" / "weights.safetensors").unlink()
     with pytest.raises(UserError, match="no fine-tuned model of bissl: no fine-tuning of it has ended"):

@@ -281,6 +281,16 @@ def views(draw: random.Random) -> bool:
     return not refused and found is not None
 
 
+def draws(draw: random.Random) -> bool:
+    """Drawing a table of views, by a good or an odd recipe."""
+    n = draw.choice((1, 2, 5))
+    samples, sizes = torch.arange(n), torch.tensor([[draw.choice((1, 9, 2**30)), 5]] * draw.choice((1, n)))
+    recipe = numbers(draw, (22,), torch.float64)
+    arguments = perturbed(draw, [samples, sizes, recipe, draw.choice((0, -1, 2**63 - 1)), 3, 1], 0.5)
+    found, refused = called(torch.ops.bissl_fast.draw_views, arguments)
+    return not refused and found is not None
+
+
 def raw(draw: random.Random) -> bool:
     """The raw kernels of the losses and of batch norm, whose arguments are each other's results."""
     dtype, shape = draw.choice(FLOATS[:2]), (draw.choice(SIZES[1:]), draw.choice(SIZES[1:]))
@@ -342,6 +352,7 @@ OPS: dict[str, Callable[[random.Random], bool]] = {
     "op-vectors": vectors,
     "op-lars": lars,
     "op-views": views,
+    "op-draws": draws,
     "op-raw": raw,
     "op-raw-vectors": raw_vectors,
 }

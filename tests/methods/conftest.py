@@ -1,11 +1,13 @@
 """A data set and settings so small that the whole pipeline runs in seconds."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from bissl_fast.evaluation.report import run as report
 from bissl_fast.methods.stages.downstream import Downstream
 from bissl_fast.methods.stages.head import warm_head
 from bissl_fast.methods.stages.pretrain import Pretext
@@ -40,6 +42,15 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_images(root / "labelled" / f"class{level}", 20, level, level)
     write_images(root / "loose", 48, 1, 9)
     return root
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_pixels() -> Iterator[None]:
+    """Reports without pictures in files beside them, half of what a small run's report takes: `tests/evaluation` and
+    the runs that are processes of their own have them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "png", lambda figure: b"")
+        yield
 
 
 def train_arguments(data: Path, output: Path, *more: str) -> list[str]:

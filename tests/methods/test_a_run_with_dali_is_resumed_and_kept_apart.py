@@ -33,6 +33,7 @@ def pretext(data: Path, output: Path, pipeline: Any = "dali", steps: int = 2, be
         device="cpu",
         threads=1,
         backbone="test_resnet",
+        methods=("baseline",),  # no products are tried
         images=replace(base.images, size=16, pipeline=pipeline),
         pretrain=PretrainSettings(epochs=1, batch_size=16, warmup_epochs=0),
         finetune=FineTuneSettings(batch_size=8),

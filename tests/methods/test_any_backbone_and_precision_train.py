@@ -17,7 +17,12 @@ from bissl_fast.methods.train import Training
 
 
 @pytest.mark.parametrize(
-    ("backbone", "precision"), [("test_efficientnet", "fp32"), ("test_resnet", "bf16"), ("test_resnet", "tf32")]
+    ("backbone", "precision"),
+    [
+        ("test_efficientnet", "fp32"),
+        ("test_resnet", "bf16"),
+        pytest.param("test_resnet", "tf32", marks=pytest.mark.slow),  # on a CPU as fp32
+    ],
 )
 def test_bissl_and_fine_tuning_run_on(small_data: Path, tmp_path: Path, backbone: str, precision: Any) -> None:
     base = preset_config("quick", f"folder:{small_data / 'labelled'}")
@@ -28,7 +33,7 @@ def test_bissl_and_fine_tuning_run_on(small_data: Path, tmp_path: Path, backbone
         output=tmp_path,
         backbone=backbone,
         precision=precision,
-        images=replace(base.images, size=48),
+        images=replace(base.images, size=32),
         pretrain=PretrainSettings(epochs=1, batch_size=16, warmup_epochs=0),
         head=HeadSettings(epochs=1),
         bissl=BiSSLSettings(alternations=1, lower_steps=1, upper_steps=1, solver_iterations=1, stored_batches=1),

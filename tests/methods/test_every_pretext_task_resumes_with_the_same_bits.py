@@ -41,7 +41,17 @@ def assert_same_weights(first: Path, second: Path) -> set[str]:
 IN_CHUNKS = ("--pretrain.chunk", "6")
 
 
-@pytest.mark.parametrize(("name", "more"), [*((name, ()) for name in SMALL_TASKS), ("dino", IN_CHUNKS)])
+ALIKE = ("simsiam", "barlow", "vicreg")
+"""What they keep between steps is what SimCLR keeps: a network and its optimiser."""
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        *(pytest.param(name, (), marks=[pytest.mark.slow] * (name in ALIKE)) for name in SMALL_TASKS),
+        ("dino", IN_CHUNKS),
+    ],
+)
 def test_a_pretext_stage(
     small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, more: tuple[str, ...]
 ) -> None:

@@ -24,12 +24,16 @@ from bissl_fast.methods.stages.sgd import SGDSettings
 from bissl_fast.methods.train import Training, train
 from bissl_fast.ops import Ranks
 from bissl_fast.pretext import TASKS, SimCLR
+from bissl_fast.training.ranks.agreement import DistributedSettings
 from tests.methods.conftest import write_images
 
 
 @pytest.mark.parametrize(
     ("settings", "values", "sentence"),
     [
+        (DistributedSettings, {"check_every": -1}, "--distributed.check-every must be 0 or more, found -1"),
+        (DistributedSettings, {"timeout": 0.0}, "--distributed.timeout must be positive, found 0.0"),
+        (DistributedSettings, {"timeout": float("nan")}, "--distributed.timeout must be positive, found nan"),
         (BiSSLSettings, {"proximity": -1.0}, r"--bissl.proximity \(λ\) must be positive, found -1.0"),
         (BiSSLSettings, {"proximity": float("nan")}, r"\(λ\) must be finite and positive, found nan"),
         (BiSSLSettings, {"damping": -0.1}, r"\(λ_damp\) must be 0 or more"),

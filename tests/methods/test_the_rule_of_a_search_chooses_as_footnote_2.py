@@ -39,8 +39,16 @@ def test_balanced_takes_the_lowest_loss_within_one_standard_error_of_the_highest
 
 @pytest.mark.parametrize("rule", ["accuracy", "balanced"])
 def test_equal_ones_are_settled_whatever_their_order(rule: Rule) -> None:
-    ties = [trial(5, 100.0, 0.3), trial(4, 100.0, 0.2), trial(2, 100.0, 0.2), trial(0, 99.9, 0.0)]
+    ties = [trial(1, 100.0, 0.3), trial(4, 100.0, 0.2), trial(2, 100.0, 0.2), trial(0, 99.9, 0.0)]
     assert {choose(ties[k:] + ties[:k], rule, 50)[0].number for k in range(4)} == {2}
+
+
+def test_of_equal_losses_within_a_standard_error_the_higher_score_is_taken() -> None:
+    assert choose([trial(0, 79.0, 0.5), trial(1, 80.0, 0.5)], "balanced", 400)[0].number == 1
+
+
+def test_a_score_above_100_by_rounding_is_one_of_100() -> None:
+    assert choose([trial(0, 100.000008, 0.2), trial(1, 99.9, 0.1)], "balanced", 400)[0].number == 0
 
 
 @pytest.mark.parametrize("rule", ["accuracy", "balanced"])

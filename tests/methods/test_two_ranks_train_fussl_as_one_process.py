@@ -17,7 +17,7 @@ from bissl_fast.models.stacked import Stack
 from bissl_fast.ops import Ranks
 from bissl_fast.ops.collectives import own_rows
 from bissl_fast.pretext import BYOL, Learner, MoCo, OptimizerSettings, PretextTask, SwAV
-from tests.methods.test_fussl_trains_blocks_alone_and_one_on_their_labels import drawn
+from tests.methods.fussl_tasks import drawn
 from tests.ranks import Processes
 
 IMAGES, STEPS = 8, 2

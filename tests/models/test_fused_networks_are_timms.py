@@ -66,13 +66,13 @@ def assert_same_numbers(plain: nn.Module, fused: nn.Module, size: int = 64) -> N
 def joined(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Of each pass through a fused batch norm in train mode: whether a ReLU was part of it."""
     calls: list[bool] = []
-    real = layers_module.batch_norm_act
+    real = layers_module.normalised
 
     def counted(*tensors: Tensor, relu: bool, **settings: float) -> tuple[Tensor, ...]:
         calls.append(relu)
         return real(*tensors, relu=relu, **settings)
 
-    monkeypatch.setattr(layers_module, "batch_norm_act", counted)
+    monkeypatch.setattr(layers_module, "normalised", counted)
     return calls
 
 

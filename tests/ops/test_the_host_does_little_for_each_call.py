@@ -10,6 +10,7 @@ import pytest
 import torch
 from contrastive_cases import needs_native
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from bissl_fast import nt_xent_loss
 from bissl_fast.ops import batch_norm_act
@@ -79,6 +80,18 @@ def test_a_loss_on_a_gpu_launches_its_kernels_and_nothing_beside_them(recorded: 
     assert recorded == [*FIRST, *SECOND, *THIRD, "finish_product"]
     operations = {event.name for event in profile.function_events if event.name.startswith("aten::")}
     assert operations <= ALLOCATING | FIRST_COTANGENT
+
+
+@pytest.mark.parametrize("mode", ["real", "fake"])
+def test_a_traced_product_holds_the_kernels_of_a_gpu_whole(recorded: list[str], mode: str) -> None:
+    def product(z: Tensor, v: Tensor) -> Tensor:
+        gradient = torch.func.grad(lambda z: nt_xent_loss(z[:4], z[4:]))
+        return torch.func.jvp(gradient, (z,), (v,))[1]
+
+    traced = make_fx(product, tracing_mode=mode)(torch.randn(8, 16), torch.randn(8, 16))
+    kernels = {str(node.target) for node in traced.graph.nodes if "bissl_fast" in str(node.target)}
+    assert kernels == {f"bissl_fast.triton_contrastive_{name}.default" for name in ("fwd", "bwd", "bwd_bwd")}
+    assert bool(recorded) == (mode == "real")  # a fake runs nothing
 
 
 @pytest.fixture

@@ -78,9 +78,15 @@ def constants_of(kernel: Any, matrix: tiles.Matrix, absent: tuple[str, ...] = ()
     return {name: value for name, value in constants.items() if name in kernel.arg_names}
 
 
-@pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize(  # each two of dtype, layout and device meet
+    ("dtype", "layout", "capability"),
+    [
+        ("fp32", "channels-last", 80),
+        ("bf16", "contiguous", 80),
+        ("fp32", "contiguous", 90),
+        ("bf16", "channels-last", 90),
+    ],
+)
 def test_kernels_over_tensors_read_16_bytes_at_a_time(dtype: str, layout: str, capability: int) -> None:
     for kernel in OVER_TENSORS:
         built = compiled(kernel, capability, dtype, constants_of(kernel, LAYOUTS[layout]))

@@ -20,10 +20,10 @@ ROUNDING = 1e-7  # of a cosine in float32, which τ divides
 TF32 = 1e-3  # what tf32 costs PyTorch itself
 
 
-@pytest.fixture(scope="module")
-def interpreted() -> dict[str, Any]:
+@pytest.fixture(scope="module", params=["turns", pytest.param("all", marks=pytest.mark.slow)])
+def interpreted(request: pytest.FixtureRequest) -> dict[str, Any]:
     script = Path(__file__).with_name("triton_interpreted.py")
-    command = [sys.executable, "-W", "ignore", str(script)]
+    command = [sys.executable, "-W", "ignore", str(script), request.param]
     package = str(Path(bissl_fast.__file__).parents[1])
     environment = os.environ | {"PYTHONPATH": package, "OMP_NUM_THREADS": "1"}
     run = subprocess.run(command, capture_output=True, text=True, timeout=560, env=environment)

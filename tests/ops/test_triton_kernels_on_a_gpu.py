@@ -116,3 +116,16 @@ def test_can_be_captured_in_a_cuda_graph() -> None:
         replayed = nt_xent_loss(z1, z2)
     graph.replay()
     assert torch.equal(replayed, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_embeddings_at_odd_addresses_run_other_code_than_aligned_ones_before_them(dtype: torch.dtype) -> None:
+    memory = torch.randn(4, 33 * 64 + 1, device="cuda").to(dtype)
+    shifted = [row[1:].view(33, 64) for row in memory]
+    aligned = [view.clone() for view in shifted]
+    for views in (aligned, shifted, aligned):  # kernels are remembered by what the first calls were given
+        found = all_orders(nt_xent_loss, tuple(views[:2]), tuple(views[2:]), 0.5)
+        wide = [view.double() for view in views]
+        expected = all_orders(nt_xent.nt_xent_loss, tuple(wide[:2]), tuple(wide[2:]), 0.5)
+        for f, e in zip(found, expected, strict=True):
+            torch.testing.assert_close(f.double(), e, rtol=0.02, atol=0.02 * float(e.abs().max()))

@@ -94,6 +94,29 @@ def test_as_many_are_kept_as_are_asked_for_and_the_youngest_is_told_by_its_name(
         LoopSettings(checkpoints=0)
 
 
+def test_of_many_the_youngest_whole_one_serves(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, kept=12, console=Console(file=io.StringIO()))
+    for step in range(12):
+        checkpoints.save({"done": step})
+    for file in FILES:
+        harm(tmp_path / file, HARMS["emptied"])
+    newest = checkpoints.newest(CPU)
+    assert newest is not None
+    assert newest["done"] == 9  # of checkpoint-2, and not of checkpoint-10
+
+
+def test_a_rank_that_does_not_write_leaves_a_damaged_one_where_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken_off(tmp_path, 5)
+    harm(tmp_path / "checkpoint.pt", HARMS["emptied"])
+    monkeypatch.setattr(checkpoint, "writes", lambda: False)
+    newest = Checkpoints(tmp_path, console=Console(file=io.StringIO())).newest(CPU)
+    assert newest is not None
+    assert newest["done"] == 4
+    assert (tmp_path / "checkpoint.pt").exists()
+
+
 @pytest.mark.parametrize("renames", [0, 1], ids=["before the first", "between the two"])
 def test_a_crash_between_renames_leaves_a_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renames: int

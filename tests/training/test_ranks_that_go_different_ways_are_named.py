@@ -83,6 +83,13 @@ def test_a_state_that_differs_ends_all_ranks_at_the_next_comparison(
         assert "were found on rank 1" in sentence
 
 
+def test_the_last_step_is_compared_whatever_its_number(two_ranks: Processes, tmp_path: Path) -> None:
+    for rank in range(2):
+        (tmp_path / str(rank)).mkdir()
+    for done, sentence in two_ranks(drifted, tmp_path, 4, "bit", 4):
+        assert (done, sentence.count("step 6: ")) == (6, 1)
+
+
 def test_states_that_are_the_same_and_those_that_nobody_compares_pass(two_ranks: Processes, tmp_path: Path) -> None:
     for rank in range(2):
         (tmp_path / str(rank)).mkdir()

@@ -227,7 +227,7 @@ class DifferenceProducts:
 def value_of(
     loss: Loss, parameters: ParameterVector, batch: Any, seed: int, dtype: torch.dtype = torch.float32
 ) -> torch.Tensor:
-    """The loss at the parameters, with random numbers of its own, by every generator, and copies of all buffers."""
+    """The loss at the parameters' values, with random numbers of its own and copies of all buffers."""
     device = parameters.tensors[0].device
     with ExitStack() as stack:
         stack.enter_context(frozen_buffers(*(p for p in modules_of(loss, parameters) if isinstance(p, nn.Module))))

@@ -37,6 +37,10 @@ OPAQUE = (
     "a batch for traced products is made of tensors and numbers in tuples, lists and dicts, found {kind}; take it "
     "apart, or use mode='reverse', which passes a batch on as it is"
 )
+COMPLEX = (
+    "mode 'gauss_newton' takes real outputs, found complex ones: let outputs return torch.view_as_real of them, and "
+    "the criterion torch.view_as_complex"
+)
 NOT_IN_HALF = (
     "PyTorch has no forward derivative in {dtype} of a layer of this network ({error}); use dtype='float32', "
     "mode='reverse', or for batch norms bissl_fast.models.fused.fuse_batch_norm"
@@ -168,7 +172,10 @@ class TracedProducts:
             except ValueError:
                 self._raise_what_the_loss_raises(spec, inputs)
                 raise
-            refuse_restless(*(self._value(spec, inputs) for _ in range(2)))
+            value = self._value(spec, inputs)  # what is imported by and by may have drawn until here
+            with draws_refused():
+                again = self._value(spec, inputs)
+            refuse_restless(value, again)
         from bissl_fast.bilevel.tracing.liveness import peak_bytes
         from bissl_fast.bilevel.tracing.partition import split
 
@@ -211,7 +218,7 @@ class TracedProducts:
         state = dict(zip(moving, theta, strict=True))
         state |= {t: value.clone() if t in buffers else value for t, value in rest}  # forward passes move buffers
         batch = tree_unflatten(inputs[len(moving) + len(constants) :], spec)
-        with replaced(places(module, state)), StopsHold(), draws_refused():
+        with replaced(places(module, state)), StopsHold():
             return function(module, batch)
 
     def _hessian_product(self, spec: TreeSpec, inputs: list[Any], tangents: list[torch.Tensor]) -> Any:
@@ -232,6 +239,8 @@ class TracedProducts:
         def outputs(theta: Tensors) -> list[torch.Tensor]:
             leaves, form = tree_flatten(self._call(loss.outputs, spec, theta, inputs))
             refuse_wrong(leaves)
+            if any(t.is_complex() and t.requires_grad for t in leaves):
+                raise LossError(COMPLEX)
             fixed.update(form=form, leaves=[None if t.is_floating_point() else t for t in leaves])
             return [t for t in leaves if t.is_floating_point()]
 

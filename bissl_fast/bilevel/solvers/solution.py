@@ -7,7 +7,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 
-from bissl_fast.bilevel.operators import Operator
+from bissl_fast.bilevel.operators import Operator, require_operator
 from bissl_fast.bilevel.solvers.events import SENTENCES, Event
 from bissl_fast.ops.krylov import check_tensors, norm
 
@@ -82,6 +82,7 @@ def scale_free(solve: Solve) -> Solve:
 
     @functools.wraps(solve)
     def scaled(A: Operator, b: torch.Tensor, x0: torch.Tensor | None = None, **settings: Any) -> Solution:
+        require_operator(A)
         if settings.get("iterations", 0) < 0:
             raise ValueError(f"iterations must be 0 or more, found {settings['iterations']}")
         check_tensors({"b": b} if x0 is None else {"b": b, "x0": x0})

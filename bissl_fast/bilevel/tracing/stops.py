@@ -35,7 +35,8 @@ class LossWatched(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         refuse_hooks(func, args)
-        refuse_tangents(func, kwargs or {}, 0)
+        if not torch.compiler.is_compiling():  # Dynamo traces this, and goes wrong where it cannot
+            refuse_tangents(func, kwargs or {}, 0)
         if func == DATA:
             return args[0].detach()
         return func(*args, **(kwargs or {}))

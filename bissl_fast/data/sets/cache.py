@@ -11,9 +11,10 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
+import secrets
 import shutil
-import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -139,7 +140,8 @@ def _build(source: Source, size: int, entry: Path, progress: bool) -> None:
     folder = entry.parent
     folder.mkdir(parents=True, exist_ok=True)
     _remove_stale(entry)
-    scratch = Path(tempfile.mkdtemp(prefix=f"{entry.name}.building-", dir=folder))
+    scratch = folder / f"{entry.name}.building-{secrets.token_hex(8)}"
+    scratch.mkdir()  # mkdtemp's would stay closed to others, who may share the cache
     try:
         kept, skipped, remarks, hashed = _write_images(source, size, scratch / "images.npy", progress)
         if not kept:
@@ -274,7 +276,7 @@ def _explain(error: OSError, folder: Path, source: Source, size: int) -> UserErr
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         megabytes = source.count * source.side(size) ** 2 * source.channels / 1e6
         return UserError(
-            f"The disk is full: {source.name} needs {megabytes:,.0f} MB in {folder}; free some space, or set "
+            f"The disk is full: {source.name} needs {math.ceil(megabytes):,} MB in {folder}; free some space, or set "
             f"{FOLDER_VARIABLE} to a folder on another disk."
         )
     return UserError(

@@ -57,6 +57,16 @@ def test_an_incomplete_last_batch_can_be_kept_if_it_has_statistics(n_samples: in
         assert batches[0][1].tolist() == whole.indices(epoch * whole.batches_per_epoch)[1].tolist()
 
 
+def test_an_incomplete_batch_without_equal_parts_is_every_ranks_as_a_whole() -> None:
+    orders = [BatchOrder(47, 8, seed=0, rank=rank, ranks=2, keep_last=True) for rank in range(2)]
+    whole = orders[0].whole(5)[1]
+    assert len(whole) == 7
+    for order in orders:
+        assert not order.shared(5)
+        assert order.indices(5)[1].tolist() == whole.tolist()
+    assert np.concatenate([order.indices(4)[1] for order in orders]).tolist() == orders[0].whole(4)[1].tolist()
+
+
 def test_an_incomplete_batch_has_no_place_in_phases() -> None:
     with pytest.raises(UserError, match="no place in phases of batches"):
         BatchOrder(50, 8, seed=0, keep_last=True, phase_length=2)

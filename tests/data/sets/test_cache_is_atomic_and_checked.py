@@ -41,6 +41,13 @@ def test_a_second_load_decodes_nothing_and_gives_the_same(tmp_path):
     assert first.labels.tolist() == [0, 1] * 5
 
 
+def test_an_entry_is_open_to_whom_the_folder_of_the_cache_is(tmp_path):
+    load(make_source(), tmp_path / "cache")
+    (entry,) = (tmp_path / "cache").iterdir()
+    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "cache", entry)}
+    assert len(modes) == 1, modes
+
+
 def test_images_are_a_read_only_memory_map(tmp_path):
     images = load(make_source(), tmp_path).images
     assert isinstance(images, np.memmap)
@@ -123,8 +130,8 @@ def test_what_a_killed_build_left_is_removed_once_it_is_old(tmp_path):
     old, fresh = tmp_path / f"{name}.building-old", tmp_path / f"{name}.building-fresh"
     for folder in (old, fresh):
         folder.mkdir()
-    (old / "images.npy").write_bytes(b"half")
-    for path in (old / "images.npy", old):
+        (folder / "images.npy").write_bytes(b"half")
+    for path in (old / "images.npy", old, fresh):  # which has been there as long, and is written to
         os.utime(path, (time.time() - 3600,) * 2)
     load(make_source(), tmp_path)
     assert not old.exists()
@@ -135,6 +142,7 @@ def test_what_a_killed_build_left_is_removed_once_it_is_old(tmp_path):
     ("number", "sentence"),
     [
         (errno.ENOSPC, r"The disk is full: toy/train needs \d+ MB in .*BISSL_FAST_CACHE"),
+        (errno.EDQUOT, "The disk is full"),
         (errno.EROFS, r"cannot be written \(Read-only file system\): set BISSL_FAST_CACHE"),
         (errno.EACCES, r"cannot be written \(Permission denied\): set BISSL_FAST_CACHE"),
     ],

@@ -70,6 +70,10 @@ def test_another_seed_holds_out_other_images():
     assert not np.array_equal(stratified_holdout(labels)[1], stratified_holdout(labels, seed=1)[1])
 
 
+def test_a_share_that_rounding_has_made_smaller_is_whole():
+    assert len(stratified_holdout(np.zeros(100, dtype=np.int64), fraction=0.29)[1]) == 29  # 28.999999999999996 of 100
+
+
 def test_a_fraction_outside_the_unit_interval_is_refused():
     with pytest.raises(ValueError, match="between 0 and 1"):
         stratified_holdout(np.zeros(5, dtype=np.int64), fraction=1.0)

@@ -27,9 +27,9 @@ def test_the_defaults_are_gessls() -> None:
     assert settings.epochs == 50
 
 
-def test_labels_of_one_and_ten_percent_of_every_class_are_used() -> None:
+def test_labels_of_one_and_ten_percent_of_every_class_are_used_and_of_each_one_at_least() -> None:
     train = data().train
-    for share, each in ((0.01, 1), (0.1, 10)):
+    for share, each in ((0.004, 1), (0.01, 1), (0.1, 10)):
         part = semi.labelled_part(train, share, 3)
         assert np.bincount(part.labels).tolist() == [each] * 4
         rows = labelled_share(train.labels, share, 3)

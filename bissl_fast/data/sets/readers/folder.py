@@ -155,6 +155,8 @@ def require_folder(root: Path) -> Path:
     Raises:
         UserError: It is not.
     """
+    if root.is_file():
+        raise UserError(f"{root} is a file: give the path of a folder of images, as {root.parent}.")
     if not root.is_dir():
         raise UserError(f"There is no folder {root}: give the path of a folder of images.")
     return root

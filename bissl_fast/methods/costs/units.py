@@ -78,12 +78,12 @@ def measure(run: Run, config: TrainConfig, classes: int, multilabel: bool, secon
         UserError: for settings that cannot be trained with.
     """
     keep_freed_memory()
-    probe = _Probe(run, config, classes, multilabel, seconds)
-    found = probe.pretext() | probe.levels() | probe.downstream()
-    return Measured({unit: found[unit] for unit in UNITS}, probe.product_bytes, probe.pairs)
+    units = _Units(run, config, classes, multilabel, seconds)
+    found = units.pretext() | units.levels() | units.downstream()
+    return Measured({unit: found[unit] for unit in UNITS}, units.product_bytes, units.pairs)
 
 
-class _Probe:
+class _Units:
     """One run's settings, made small, and what they take."""
 
     def __init__(self, run: Run, config: TrainConfig, classes: int, multilabel: bool, seconds: float) -> None:
