@@ -47,6 +47,10 @@ WHOLE = {"adaptation_every": 1, "damping": 1e6}
 """Of a whole one: with the preset's damping of 10 the layer-wise solver diverges on these 12 images of noise, and one
 process whose weights are changed by 1e-15 ends with another implicit gradient altogether."""
 
+LESS = {"wmse": 1e4, "wmse, Euclid": 1e2}
+"""How many times the rounding of other tasks' ResNet-18 theirs may be: they whiten 12 images. One process whose weights
+are changed by 1e-15 differs from itself as ranks do: in W-MSE by 1.3e-8 of a tensor's norm, ranks by 1.8e-8."""
+
 Found = dict[str, torch.Tensor]
 
 
@@ -113,11 +117,13 @@ def of_paper(ranks: Ranks | None, name: str, resnet: bool, changed: dict[str, An
     return alternated(ranks, task_of(name, ranks, replace(paper, **changed), "reverse", resnet), 1)
 
 
-def assert_one_process(found: list[Found], expected: Found) -> None:
+def assert_one_process(found: list[Found], expected: Found, less: float = 1.0) -> None:
     for name, value in expected.items():
         first, *others = (state[name] for state in found)
         assert all(torch.equal(first, other) for other in others), name
-        torch.testing.assert_close(first, value, rtol=1e-10, atol=1e-11, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            first, value, rtol=1e-10 * less, atol=1e-11 * less, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 @pytest.mark.parametrize("mode", ["reverse", "linearized"])
@@ -149,7 +155,7 @@ def test_so_are_those_of_resnet18_on_two_ranks_and_on_four(
 ) -> None:
     expected = of_paper(None, name, resnet=True)
     for processes in (two_ranks, four_ranks):
-        assert_one_process(processes(of_paper, name, True), expected)
+        assert_one_process(processes(of_paper, name, True), expected, LESS.get(name, 1.0))
 
 
 @pytest.mark.slow
