@@ -81,11 +81,8 @@ class Captured(Generic[Found]):
         """What the work returns; from the second call on in memory that the next one writes over."""
         at = self._point()
         if not self._given or at != self._at:
-            self._given, self._graph, self._found = (
-                (),
-                None,
-                None,
-            )  # frees a graph's memory before another takes its own
+            self._given = ()
+            self._graph = self._found = None  # frees a graph's memory before another takes its own
             found = self._work(*given)
             self._at, self._given = at, tuple(tensor.detach().clone() for tensor in given)
             return found
