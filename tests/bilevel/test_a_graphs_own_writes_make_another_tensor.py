@@ -24,6 +24,10 @@ def unread(x: torch.Tensor) -> torch.Tensor:
     return x.cos()
 
 
+def raised(x: torch.Tensor) -> torch.Tensor:
+    return x.sin().pow_(2) + 1  # pow_.Scalar is pow.Tensor_Scalar, not pow.Scalar, which raises a number
+
+
 def through_a_view(x: torch.Tensor) -> torch.Tensor:
     y = x.sin()
     y[1:].add_(1)
@@ -59,7 +63,7 @@ def into_what_is_given(x: torch.Tensor) -> torch.Tensor:
     return x.add_(1) * 2
 
 
-@pytest.mark.parametrize("function", [read_before_and_after, unread])
+@pytest.mark.parametrize("function", [read_before_and_after, unread, raised])
 def test_plain_writes_are_gone(function: Callable[[torch.Tensor], torch.Tensor]) -> None:
     assert rewritten_writes(function) == 0
 

@@ -70,9 +70,13 @@ class ReverseProducts:
         self._loss, self._parameters, self._dtype = loss, parameters, dtype
         self._unused: set[Names] = set()
         self._verified: deque[int] = deque(maxlen=1024)
-        self._seen: dict[int, torch.Tensor] = {}
+        self._seen: dict[int, torch.Tensor | None] = {}
         self.graph_bytes = 0
         """Bytes that the graph of the last linearisation holds beside parameters."""
+
+    def begin_update(self) -> None:
+        """Values of the loss are compared within an update, in which parameters and batches stay."""
+        self._seen = {}
 
     def from_elsewhere(self, batch: Any) -> tuple[()]:
         """None are known; a product raises where a kept graph has read one that changed."""
@@ -97,9 +101,7 @@ class ReverseProducts:
                     raise
                 raise ValueError(TRANSFORMS) from error
             gradient = torch.autograd.grad(value, theta, create_graph=True, allow_unused=True)
-        if seed in self._seen:  # of a batch that keeps no graph, which would be that of another function
-            refuse_restless(self._seen[seed], value.detach())
-        self._seen = {**dict([*self._seen.items()][-1023:]), seed: value.detach()}
+        self._require_one_function(value.detach(), seed)
         refusal = found_in([value], WRONG_WITHIN) or found_in([value, *(g for g in gradient if g is not None)], ONCE)
         if refusal is not None:
             raise ValueError(refusal)
@@ -114,6 +116,13 @@ class ReverseProducts:
         own = {tensor.untyped_storage()._cdata for tensor in theta}
         self.graph_bytes = sum(size for storage, size in held.items() if storage not in own)
         return gradient
+
+    def _require_one_function(self, value: torch.Tensor, seed: int) -> None:
+        """Raise if a batch that keeps no graph has another value in its second pass; later ones wait for no device."""
+        before = self._seen.get(seed, value)
+        if before is not None and before is not value:
+            refuse_restless(before, value)
+        self._seen[seed] = None if seed in self._seen else value
 
     def product(self, gradient: Gradient, tangents: Sequence[torch.Tensor], last: bool) -> Gradient:
         """The product with a tangent; the graph is freed with the ``last`` one."""
@@ -160,6 +169,9 @@ class DifferenceProducts:
         self._loss, self._parameters, self._step = loss, parameters, step
         self._unused: set[Names] = set()
         self._settled: deque[int] = deque(maxlen=1024)
+
+    def begin_update(self) -> None:
+        """Nothing is kept."""
 
     def from_elsewhere(self, batch: Any) -> tuple[()]:
         """None are known, and none looked for."""

@@ -58,11 +58,11 @@ def makes_another(node: fx.Node) -> bool:
 
 def functional_twin(node: fx.Node) -> Any:
     """The op that returns what a node leaves in its first argument, in the same dtype and layout, if there is one."""
-    op: Any = node.target
-    namespace, _, name = op._schema.name.partition("::")
-    twin = getattr(getattr(getattr(torch.ops, namespace), name.removesuffix("_"), None), op._overloadname, None)
     written = written_by(node)
-    if twin is None or twin._schema.is_mutable or written != [node.args[0]] or not is_own(written[0], node):
+    if written != [node.args[0]] or not is_own(written[0], node):
+        return None
+    twin = with_the_same_arguments(node.target)
+    if twin is None:
         return None
     values = [argument.meta.get("val") for argument in node.all_input_nodes]
     modes = {value.fake_mode for value in values if isinstance(value, FakeTensor)}
@@ -72,3 +72,17 @@ def functional_twin(node: fx.Node) -> Any:
     with modes.pop():
         made = twin(*args, **kwargs)
     return twin if is_alike(made, written[0].meta["val"]) else None
+
+
+def with_the_same_arguments(op: Any) -> Any:
+    """The op without a trailing ``_`` that takes what one takes: ``pow_.Scalar`` is ``pow.Tensor_Scalar``."""
+    namespace, _, name = op._schema.name.partition("::")
+    packet = getattr(getattr(torch.ops, namespace), name.removesuffix("_"), None)
+    if packet is None:
+        return None
+    found = (getattr(packet, overload) for overload in packet.overloads())
+    return next((twin for twin in found if not twin._schema.is_mutable and taken(twin) == taken(op)), None)
+
+
+def taken(op: Any) -> list[tuple[str, str]]:
+    return [(argument.name, str(argument.type)) for argument in op._schema.arguments]
