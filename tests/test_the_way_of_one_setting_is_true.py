@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -43,17 +44,15 @@ def test_every_step_names_files_that_exist_and_what_stands_in_them() -> None:
 @pytest.mark.parametrize("way", ["loss", "product"])
 def test_the_temperature_of_the_command_line_is_that_of_the_kernel(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[float] = []
-    real = contrastive.kernels
+    real = contrastive.raw
 
-    class Watched:
-        def __init__(self, backend: str) -> None:
-            self.kernels = real(backend)
-
-        def fwd(self, z1: torch.Tensor, z2: torch.Tensor, temperature: float, cross_view: bool) -> object:
+    def watched(backend: str, name: str, *arguments: Any) -> object:
+        if name == "fwd":
+            _, _, temperature, _ = arguments
             given.append(temperature)
-            return self.kernels.fwd(z1, z2, temperature, cross_view)
+        return real(backend, name, *arguments)
 
-    monkeypatch.setattr(contrastive, "kernels", Watched)
+    monkeypatch.setattr(contrastive, "raw", watched)
     config = parse_config(["--pretext.temperature", "0.2"])
     baseline, _ = methods_of(config)["baseline"]
     assert isinstance(baseline, Baseline)

@@ -20,7 +20,8 @@ from bissl_fast.experiments import comparison
 from bissl_fast.experiments.comparison import Experiment, compare, of_methods
 from bissl_fast.experiments.studies import STUDIES
 from bissl_fast.methods.config import ComparisonConfig
-from bissl_fast.methods.stages.protocols import score, subject_of
+from bissl_fast.methods.stages import protocols as stage
+from bissl_fast.methods.stages.protocols import subject_of
 from bissl_fast.methods.train import Training, train
 from bissl_fast.training.stage import StageOutput
 from tests.experiments.comparisons import Killed, Work
@@ -62,7 +63,7 @@ FEW = replace(
 @pytest.fixture(autouse=True, scope="module")
 def few_episodes() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(score, "__defaults__", (FEW,))
+        monkeypatch.setattr(stage, "PAPERS", FEW)
         yield
 
 

@@ -108,7 +108,7 @@ def test_a_killed_command_leaves_the_rows_that_it_had(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:1"])
 def test_a_time_on_a_gpu_ends_when_the_device_is_done(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
-    waited: list[str] = []
+    waited: list[torch.device] = []
     monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
     bench.best_of({"work": lambda: None}, 1, device)
-    assert waited == [device] * 4
+    assert waited == [torch.device(device)] * 4

@@ -129,7 +129,7 @@ def test_stretched_boxes_stay_inside_and_have_a_pixel() -> None:
         assert (table.box[:, 2:] >= 1).all()
         assert (table.box[:, :2] + table.box[:, 2:] <= 16).all()
     corners = np.concatenate((sizes - 1, np.ones_like(sizes)), axis=1)
-    assert replace(table, box=corners).stretched(sizes, 16).box[1].tolist() == [15, 0, 1, 16]
+    assert table.changed(box=corners).stretched(sizes, 16).box[1].tolist() == [15, 0, 1, 16]
 
 
 def test_sets_of_one_native_size_are_as_they_are(tmp_path: Path) -> None:
