@@ -187,6 +187,8 @@ class HessianOperator:
         refuse_meta(self._modules, batches)
         self._compare_ranks(batches, weights)
         self.release()
+        if isinstance(self._products, ReverseProducts):
+            self._products.forget()
         self._buffers = buffer_copies(self._parameters.module)
         with self._surroundings(), self._attributes.passing():
             stored = [tree_map(usable, batch) for batch in batches]

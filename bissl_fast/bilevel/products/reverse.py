@@ -74,6 +74,10 @@ class ReverseProducts:
         self.graph_bytes = 0
         """Bytes that the graph of the last linearisation holds beside parameters."""
 
+    def forget(self) -> None:
+        """What the loss was so far is no more to be compared with: the parameters or batches are others."""
+        self._seen.clear()
+
     def from_elsewhere(self, batch: Any) -> tuple[()]:
         """None are known; a product raises where a kept graph has read one that changed."""
         return ()
@@ -99,7 +103,7 @@ class ReverseProducts:
             gradient = torch.autograd.grad(value, theta, create_graph=True, allow_unused=True)
         if seed in self._seen:  # of a batch that keeps no graph, which would be that of another function
             refuse_restless(self._seen[seed], value.detach())
-        self._seen = {**dict([*self._seen.items()][-1023:]), seed: value.detach()}
+        self._seen[seed] = value.detach()
         refusal = found_in([value], WRONG_WITHIN) or found_in([value, *(g for g in gradient if g is not None)], ONCE)
         if refusal is not None:
             raise ValueError(refusal)
