@@ -135,6 +135,20 @@ def test_a_loss_that_is_another_each_time_it_is_called_is_refused(mode: Any, ret
         multiply_twice()
 
 
+@pytest.mark.parametrize("retain", [1, 0])
+def test_an_update_elsewhere_that_draws_the_same_seed_is_no_other_call_of_one_function(retain: int) -> None:
+    theta = ParameterVector(mlp())
+    torch.manual_seed(0)
+    operator = HessianOperator(squares, theta, [batch()], retain=retain)
+    operator.matvec(ones(theta))
+    theta.assign(1.5 * theta.values())
+    torch.manual_seed(0)
+    operator.update([batch()])
+    torch.testing.assert_close(
+        operator.matvec(ones(theta)), HessianOperator(squares, theta, [batch()]).matvec(ones(theta))
+    )
+
+
 MATMUL, CUDNN = torch.backends.cuda.matmul, torch.backends.cudnn
 NEWER = (MATMUL, CUDNN.conv, CUDNN.rnn, torch.backends.mkldnn.matmul)
 OLDER: tuple[Callable[[], Any], ...] = (

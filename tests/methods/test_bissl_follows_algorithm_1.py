@@ -232,6 +232,30 @@ def test_every_parameter_after_four_alternations_equals_the_literal_algorithm(ch
             torch.testing.assert_close(parameter.data, expected[name], rtol=1e-9, atol=1e-10, msg=f"{level} {name}")
 
 
+def test_a_parameter_that_no_loss_depends_on_has_a_gradient_of_zero() -> None:
+    ours, other = task(SETTINGS), task(SETTINGS)
+    for network in (other.pretext, other.downstream):
+        network.backbone.register_parameter("idle", nn.Parameter(torch.zeros(2, dtype=torch.float64)))
+    idle = BiSSLTask(
+        Learner(SimCLR(0.5), other.pretext),
+        other.downstream,
+        *[Draws(1, 2), Draws(2, 1), None],  # type: ignore[arg-type]
+        SETTINGS,
+        BilevelSettings("reverse"),
+        LARS,
+        SGD,
+        nullcontext,
+    )
+    for t in range(2):
+        ours.step(t)
+        idle.step(t)
+    for here, there in ((ours.pretext, idle.pretext), (ours.downstream, idle.downstream)):
+        found = dict(there.named_parameters())
+        assert found.pop("backbone.idle").tolist() == [0, 0]
+        for name, parameter in here.named_parameters():
+            torch.testing.assert_close(found[name], parameter, rtol=1e-9, atol=1e-10)
+
+
 def test_the_upper_phase_leaves_theta_p_phi_p_and_their_batch_norm_buffers_bit_equal() -> None:
     ours = task(SETTINGS)
     stored, _ = ours._lower_level(0)

@@ -74,6 +74,13 @@ def test_labels_do_not_depend_on_the_order_of_blocks(kind: str) -> None:
     assert all(members(order) == expected for order in permutations(range(4)))
 
 
+def test_sums_that_differ_by_the_order_of_their_terms_alone_are_equal() -> None:
+    votes, confidences = torch.tensor([[6, 6, 6, 2, 2, 2]]), torch.tensor([[0.1, 0.1, 0.5, 0.1, 0.1, 0.5]])
+    for order in permutations(range(6)):
+        row = votes[:, order]
+        assert row[fuzzy_labels(row, confidences[:, order], "hard") == 1].tolist() == [2]
+
+
 def test_the_gradient_of_the_loss_is_softmax_less_label() -> None:
     generator = torch.Generator().manual_seed(0)
     scores = torch.randn(5, 6, generator=generator, dtype=torch.float64, requires_grad=True)

@@ -29,8 +29,6 @@ ProductsDtype = Literal["float32", "tf32", "bfloat16"]
 class Products(Protocol):
     """A mode: linearise at the present point, then multiply as often as wanted."""
 
-    def begin_update(self) -> None: ...
-
     def from_elsewhere(self, batch: Any) -> Sequence[torch.Tensor]: ...
 
     def linearise(self, batch: Any, seed: int) -> Any: ...
@@ -189,11 +187,12 @@ class HessianOperator:
         refuse_meta(self._modules, batches)
         self._compare_ranks(batches, weights)
         self.release()
+        if isinstance(self._products, ReverseProducts):
+            self._products.forget()
         self._buffers = buffer_copies(self._parameters.module)
         with self._surroundings(), self._attributes.passing():
             stored = [tree_map(usable, batch) for batch in batches]
             traced = isinstance(self._products, TracedProducts)
-            self._products.begin_update()
             seeds = [0] * len(stored) if traced else torch.randint(2**62, (len(stored),)).tolist()
             self._from_elsewhere = [t for batch in stored for t in self._products.from_elsewhere(batch)]
             state, watch = self._state(stored), Watch(self._watched(stored))

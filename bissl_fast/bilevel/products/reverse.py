@@ -74,9 +74,9 @@ class ReverseProducts:
         self.graph_bytes = 0
         """Bytes that the graph of the last linearisation holds beside parameters."""
 
-    def begin_update(self) -> None:
-        """Values of the loss are compared within an update, in which parameters and batches stay."""
-        self._seen = {}
+    def forget(self) -> None:
+        """What the loss was so far is no more to be compared with: the parameters or batches are others."""
+        self._seen.clear()
 
     def from_elsewhere(self, batch: Any) -> tuple[()]:
         """None are known; a product raises where a kept graph has read one that changed."""
@@ -169,9 +169,6 @@ class DifferenceProducts:
         self._loss, self._parameters, self._step = loss, parameters, step
         self._unused: set[Names] = set()
         self._settled: deque[int] = deque(maxlen=1024)
-
-    def begin_update(self) -> None:
-        """Nothing is kept."""
 
     def from_elsewhere(self, batch: Any) -> tuple[()]:
         """None are known, and none looked for."""

@@ -127,9 +127,6 @@ class TracedProducts:
         """The program for batches like this one; traced if there is none yet."""
         return self._program(*self._inputs(batch))
 
-    def begin_update(self) -> None:
-        """Programs outlast updates."""
-
     def from_elsewhere(self, batch: Any) -> list[torch.Tensor]:
         """Tensors from elsewhere that the loss reads for batches like this one, and that have to stay as they are."""
         return self.program(batch).constants

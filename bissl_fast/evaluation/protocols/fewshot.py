@@ -133,8 +133,9 @@ def accuracies(
         seed: of the draws; episode e is the same whatever backbone is scored and however many episodes there are.
         track: shows progress.
     """
-    lengths = np.linalg.norm(test.features, axis=1, keepdims=True)
-    unit = test.features / np.maximum(lengths, np.finfo(np.float32).tiny)
+    wide = test.features.astype(np.float64)  # float32 does not hold the squares of what it holds
+    lengths = np.linalg.norm(wide, axis=1, keepdims=True)
+    unit = (wide / np.maximum(lengths, np.finfo(np.float64).tiny)).astype(np.float32)
     members = _members(test.labels.astype(np.int64, copy=False), shots + settings.queries)
     episodes = track(range(settings.episodes), settings.episodes, f"{ways}-way {shots}-shot, episodes")
     return np.array(

@@ -212,7 +212,7 @@ class BiSSLTask:
         protected = [] if self.settings.leak_statistics else [self.pretext.backbone]
         with frozen_buffers(*protected):
             loss = self._downstream_loss(self.pretext.backbone, batch)
-        own = torch.autograd.grad(loss, [*self.theta_p.tensors, *self.phi_d])
+        own = torch.autograd.grad(loss, [*self.theta_p.tensors, *self.phi_d], materialize_grads=True)
         loss, *gradients = summed_together([loss.detach(), *own], self.ranks)
         backbone = len(self.theta_p.tensors)
         return loss, self.theta_p.flatten(gradients[:backbone]), gradients[backbone:]

@@ -42,7 +42,8 @@ def fuzzy_labels(
     """
     same = votes[:, :, None] == votes[:, None, :]  # (N, m, m)
     first = ~same.tril(-1).any(2)  # no block before votes for it
-    counts, summed = same.sum(2), (same * confidences[:, None, :]).sum(2)
+    counts = same.sum(2)
+    summed = (same * confidences[:, None, :]).sort(2).values.sum(2)  # one order, so that equal sums are equal
     most = counts.amax(1, keepdim=True)
     leading = first & (counts == most)
     single = highest(leading, summed, votes)

@@ -106,6 +106,16 @@ def test_an_accuracy_is_that_of_scikit_learns_regression_on_unit_features() -> N
         assert accuracy == pytest.approx(100 * right.mean())
 
 
+def test_features_whose_squares_float32_does_not_hold_have_unit_length_too() -> None:
+    labels, _ = members(4, 20)
+    rng = np.random.default_rng(2)
+    features = (np.eye(4, 6)[labels] + rng.standard_normal((80, 6))).astype(np.float32)
+    scaled = features * 2.0 ** rng.choice([-100, 0, 100], (80, 1)).astype(np.float32)
+    settings = FewShotSettings(queries=9, episodes=5)
+    found, expected = (fewshot.accuracies(Labelled(given, labels), 3, 4, settings, 0) for given in (scaled, features))
+    assert found.tolist() == expected.tolist()
+
+
 def test_a_feature_of_length_zero_is_no_error() -> None:
     labels, _ = members(4, 20)
     features = np.zeros((80, 3), np.float32)
