@@ -21,7 +21,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from benchmarks.gpu_report import Report, place
+from benchmarks.gpu_report import Report
 from benchmarks.stub_driver import StubDriver, stub_driver
 from bissl_fast.ops import nt_xent_loss
 
@@ -36,7 +36,7 @@ def main() -> None:
     cpu = torch.device("cpu")
     torch.set_num_threads(1)
     title = "The host in NT-Xent on a GPU: `python -m benchmarks.host_nt_xent`"
-    report = Report(place(options.out, "host_nt_xent", cpu), title, cpu, options)
+    report = Report(options.out / "host_nt_xent_cpu", title, cpu, options)
     with on_a_stub() as driver:
         for dtype in (torch.float32, torch.bfloat16):
             drawn = torch.randn(4, 64, 256).to(dtype)
