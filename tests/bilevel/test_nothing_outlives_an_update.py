@@ -49,7 +49,7 @@ def held():
 
 for mode, name in pairs:
     operator = HessianOperator(loss, theta, stored, mode)
-    for step in range(80):
+    for step in range(200):
         operator.update(stored)
         SOLVERS[name](ShiftedOperator(operator, 0.1), b)
         if step == 20:

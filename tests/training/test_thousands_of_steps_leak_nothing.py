@@ -104,7 +104,7 @@ needs_glibc = pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), re
 
 
 @needs_glibc
-@pytest.mark.parametrize("steps", [100, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("steps", [200, pytest.param(2000, marks=pytest.mark.slow)])
 def test_memory_and_open_files_stay_as_they_were_after_a_fifth_of_the_steps(tmp_path: Path, steps: int) -> None:
     task = looped(tmp_path, steps)
     assert len(task.in_use) == 10
